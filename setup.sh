@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Sets up everything that the scripts need: .venv/ (pinned packages and tic_clip itself) and open_clip/ (the pinned
+# OpenCLIP with open_clip.patch applied). Again is a few seconds. Needs python3 >= 3.11, git and a package index.
+#
+#   bash setup.sh
+#
+# OpenCLIP is release 2.24.0, whose wheel holds the sources of commit 73fa7f03a33da53653f61841eb6d69aef161e521. A clone
+# of that commit in open_clip/ is taken as it is, and patched if it is not yet.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+PYTHON=${PYTHON:-python3}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
+
+[ $# -eq 0 ] || fail "unknown argument $1 (setup.sh takes none)"
+command -v git >/dev/null || fail "git is needed and was not found"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$PYTHON is older than 3.11; set PYTHON=/path/to/python3.11"
+
+# 1. Packages. The stamp is written last, so an interrupted installation is done again.
+stamp=$(cat requirements.txt pyproject.toml | sha256 | cut -d' ' -f1)
+if [ "$(cat .venv/tic-clip.stamp 2>/dev/null)" != "$stamp" ]; then
+    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    say "installing the packages of requirements.txt into .venv (several GB with torch's CUDA libraries)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    printf '%s\n' "$stamp" > .venv/tic-clip.stamp
+fi
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+
+# 2. OpenCLIP's source: copied from the wheel's files only if each of them is what was recorded.
+if [ ! -e open_clip ]; then
+    root=$PWD
+    (cd "$site" && sha256 --check --quiet "$root/open_clip.sha256") >&2 ||
+        fail "these files of open_clip_torch 2.24.0 are not the released ones; nothing was patched. To reinstall: .venv/bin/python -m pip install --force-reinstall --no-deps open_clip_torch==2.24.0"
+    say "unpacking OpenCLIP 2.24.0 into open_clip/"
+    rm -rf open_clip.tmp && mkdir -p open_clip.tmp/src
+    cut -c67- open_clip.sha256 | tar -C "$site" -cf - -T - | tar -C open_clip.tmp/src -xf -
+    git -C open_clip.tmp init --quiet && git -C open_clip.tmp add --all
+    mv open_clip.tmp open_clip
+fi
+
+# 3. The patch. applied.patch remembers what was applied, so a newer patch replaces it and edits by hand are kept.
+[ -d open_clip/.git ] || fail "open_clip/ is not a git checkout; delete it and run setup.sh again"
+changes() { git -C open_clip diff --no-ext-diff -U1 -- src | sed '/^index /d'; }
+applied=open_clip/.git/applied.patch
+if ! cmp --silent open_clip.patch <(changes); then
+    if [ -s "$applied" ] && cmp --silent "$applied" <(changes); then
+        git -C open_clip checkout --quiet -- src
+    elif [ -n "$(changes)" ]; then
+        fail "open_clip/ has edits that are not in open_clip.patch: keep them as CONTRIBUTING.md says, or delete open_clip/"
+    fi
+    git -C open_clip apply ../open_clip.patch || fail "open_clip.patch does not fit open_clip/: is it commit 73fa7f03?"
+fi
+cp open_clip.patch "$applied"
+
+# 4. The patched source goes before the wheel's for every Python of .venv.
+printf 'import sys; sys.path.insert(0, %s)\n' "'$PWD/open_clip/src'" > "$site/tic_clip_open_clip.pth"
+say "ready: .venv/ and open_clip/ (patched)"
