@@ -1,0 +1,30 @@
+"""The shell around every script's ``main``: errors of the user as one line, Ctrl-C as status 130, progress bars."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from tic_clip import TicError
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C."""
+    try:
+        sys.exit(main())
+    except (TicError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield ``items`` under a progress bar with the time left; on the first process of several only."""
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    yield from tqdm(items, desc=description, total=total, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5)

@@ -1,0 +1,77 @@
+"""Local paths and cloud URLs as one thing: ``to_path``, atomic writes, JSON.
+
+Nothing is ever visible under its final name before it is whole: local files are written beside it and renamed, cloud
+objects appear only when their upload is complete (cloudpathlib uploads on close).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tic_clip import TicError
+
+
+def is_remote(path: object) -> bool:
+    """Whether ``path`` is a cloud URL such as ``s3://bucket/key``."""
+    return "://" in str(path)
+
+
+def to_path(path: object) -> Any:
+    """``path`` as a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface."""
+    if not is_remote(path):
+        return Path(str(path))
+    from cloudpathlib import AnyPath  # boto3 costs half a second, so only where a URL is given
+    from cloudpathlib.exceptions import InvalidPrefixError
+
+    try:
+        return AnyPath(str(path))
+    except InvalidPrefixError as error:
+        raise TicError(f"{path} is no local path and no s3://, gs:// or az:// URL") from error
+
+
+@contextmanager
+def atomic_open(path: object, mode: str = "wb") -> Iterator[IO]:
+    """Open ``path`` for writing so that it changes only when the block ends without an error."""
+    path = to_path(path)
+    if is_remote(path):
+        with path.open(mode) as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: object, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    with atomic_open(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: object, value: object) -> None:
+    """Write ``value`` to ``path`` atomically, as indented JSON with a newline at its end."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: object) -> Any:
+    """The JSON value in ``path``.
+
+    Raises:
+        TicError: ``path`` is missing or holds no JSON.
+    """
+    try:
+        return json.loads(to_path(path).read_text())
+    except FileNotFoundError:
+        raise TicError(f"{path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise TicError(f"{path} is not valid JSON: {error}") from None

@@ -1,0 +1,150 @@
+"""The steps, years and months of each benchmark, as frozen tables.
+
+    python -m tic_clip.timeline emoji        # the names of its training steps, one a line
+
+A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+from tic_clip import TicError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One time step: the training splits whose data are new in it, and the evaluation periods that belong to it."""
+
+    name: str
+    splits: tuple[str, ...]
+    periods: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A dataset split by time. ``tasks`` maps a task's directory name to its kind: retrieval or classification."""
+
+    name: str
+    dataset: str
+    cadence: str
+    title: str
+    steps: tuple[Step, ...]
+    tasks: dict[str, str]
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in self.steps]
+        assert len(set(names)) == len(names), f"{self.name}: a step's name is used twice"
+
+    @property
+    def root(self) -> str:
+        """The benchmark's folder below ``data_dir``."""
+        return f"tic/{self.dataset}/{self.cadence}"
+
+    @property
+    def periods(self) -> tuple[str, ...]:
+        """All evaluation periods in order of time."""
+        return tuple(period for step in self.steps for period in step.periods)
+
+    def step_index(self, name: str) -> int:
+        """The position of the step called ``name``.
+
+        Raises:
+            TicError: no step has that name; the message lists those that exist.
+        """
+        names = [step.name for step in self.steps]
+        if name not in names:
+            raise TicError(f"unknown step {name!r} of {self.name}; its steps are {', '.join(names)}")
+        return names.index(name)
+
+
+def _single(*names: str) -> tuple[Step, ...]:
+    return tuple(Step(name=name, splits=(name,), periods=(name,)) for name in names)
+
+
+MONTHS = tuple(
+    f"{year}{month:02d}"
+    for year, months in {
+        2014: (3, 4, 7, 8, 9, 10, 11, 12),
+        2015: (1, 2, 3, 4, 5, 6, 7, 8, 10, 11),
+        2016: (2, 4, 5, 6, 7, 8, 9, 10, 12),
+        **dict.fromkeys((2017, 2018, 2019, 2020, 2021), range(1, 13)),
+        2022: (1, 5, 6, 7, 8, 9, 10, 11, 12),
+        2023: (1, 2, 3, 4, 5, 6),
+    }.items()
+    for month in months
+)
+"""The 102 months of TiC-DataComp; they are crawl dumps, so some calendar months do not exist."""
+
+_FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
+_DATACOMP_TASKS = {"retrieval": "retrieval", "datacompnet": "classification"}
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            name="datacomp",
+            dataset="datacomp",
+            cadence="yearly",
+            title="TiC-DataComp",
+            steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
+            tasks=_DATACOMP_TASKS,
+        ),
+        Benchmark(
+            name="datacomp_monthly",
+            dataset="datacomp",
+            cadence="monthly",
+            title="TiC-DataComp (monthly)",
+            steps=_single(*MONTHS),
+            tasks=_DATACOMP_TASKS,
+        ),
+        Benchmark(
+            name="yfcc15m",
+            dataset="yfcc15m",
+            cadence="yearly",
+            title="TiC-YFCC15M",
+            steps=_single("2004-2008", "2009-2010", "2011-2012", "2013-2014"),
+            tasks={"retrieval": "retrieval"},
+        ),
+        Benchmark(
+            name="yfcc15m_2011",
+            dataset="yfcc15m_2011",
+            cadence="yearly",
+            title="TiC-YFCC15M (2008-2011 first)",
+            steps=_single("2008-2011", "2012", "2013", "2014"),
+            tasks={"retrieval": "retrieval"},
+        ),
+        Benchmark(
+            name="redcaps",
+            dataset="redcaps",
+            cadence="yearly",
+            title="TiC-RedCaps",
+            steps=_single("2011-2017", "2018", "2019", "2020"),
+            tasks={"retrieval": "retrieval"},
+        ),
+        Benchmark(
+            name="emoji",
+            dataset="emoji",
+            cadence="yearly",
+            title="TiC-Emoji",
+            steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
+            tasks={"retrieval": "retrieval", "emojinet": "classification"},
+        ),
+    )
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark called ``name``.
+
+    Raises:
+        TicError: there is none; the message lists those that exist.
+    """
+    if name not in BENCHMARKS:
+        raise TicError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Print the names of a benchmark's steps.")
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    print(*(step.name for step in BENCHMARKS[parser.parse_args().benchmark].steps), sep="\n")
