@@ -1,0 +1,94 @@
+"""UIDs as arrays: a UID is 128 bits, written as 32 hex digits; a UID file is a sorted ``.npy`` of (high, low) words.
+
+``UID`` is DataComp's dtype, so its files are read and written byte for byte the same (128 bytes of header, 16 a UID).
+Files are memory-mapped: nothing here copies a whole list of UIDs.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tic_clip import TicError
+from tic_clip.storage import atomic_open
+
+UID = np.dtype([("f0", "<u8"), ("f1", "<u8")])
+"""High and low 64 bits; sorting by (f0, f1) is sorting by the hex digits."""
+
+CLASSES = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("class_id", "<i4")])
+"""A UID and the class that its sample shows, sorted by UID."""
+
+_HEX = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
+
+
+def make_uid(text: str) -> str:
+    """The UID of a sample that has none yet: the first 128 bits of the SHA-256 of ``text``, as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_uid(text: object) -> bool:
+    """Whether ``text`` is 32 hex digits, of either case."""
+    return isinstance(text, str) and _HEX.fullmatch(text) is not None
+
+
+def parse_uids(texts: Iterable[str]) -> np.ndarray:
+    """The UIDs written in ``texts`` in their order, as a ``UID`` array of shape (N,).
+
+    Raises:
+        TicError: one of them is not 32 hex digits.
+    """
+    texts = list(texts)
+    for text in texts:
+        if not is_uid(text):
+            raise TicError(f"{text!r} is not a UID (32 hex digits)")
+    words = np.frombuffer(bytes.fromhex("".join(texts)), dtype=">u8").reshape(-1, 2)
+    uids = np.empty(len(texts), dtype=UID)
+    uids["f0"], uids["f1"] = words[:, 0], words[:, 1]
+    return uids
+
+
+def format_uid(uid: np.void) -> str:
+    """One element of a ``UID`` array as 32 lower-case hex digits."""
+    return f"{int(uid['f0']):016x}{int(uid['f1']):016x}"
+
+
+def save_uids(path: object, rows: np.ndarray) -> None:
+    """Sort ``rows`` (dtype ``UID`` or ``CLASSES``) by UID and write them to the ``.npy`` file ``path``, atomically."""
+    rows = rows[np.lexsort((rows["f1"], rows["f0"]))]
+    with atomic_open(path) as file:
+        np.save(file, rows)
+
+
+def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
+    """The rows of a ``.npy`` file, memory-mapped and read-only.
+
+    Raises:
+        TicError: the file is missing, is no ``.npy``, or has another dtype.
+    """
+    if not Path(str(path)).is_file():
+        raise TicError(f"{path} is missing")
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise TicError(f"{path} is no NumPy file of UIDs: {error}") from None
+    if rows.dtype != dtype or rows.ndim != 1:
+        raise TicError(f"{path} has dtype {rows.dtype}, not {dtype.descr}")
+    return rows
+
+
+def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, both (N,).
+
+    The high words are searched first; the few UIDs that share theirs with another are told apart by the low words.
+    """
+    high = subset["f0"]
+    first = np.searchsorted(high, uids["f0"], side="left")
+    last = np.searchsorted(high, uids["f0"], side="right")
+    for i in np.flatnonzero(last > first):
+        low = subset["f1"][first[i] : last[i]]
+        start = first[i]
+        first[i] = start + np.searchsorted(low, uids["f1"][i], side="left")
+        last[i] = start + np.searchsorted(low, uids["f1"][i], side="right")
+    return first, last - first
