@@ -1,7 +1,8 @@
 """tic-clip trains CLIP through time and measures what that does.
 
 The way of the data: ``reshard`` cuts a pool into one split a time step, ``methods`` and ``sampling`` say what a step
-trains on, ``training`` runs OpenCLIP, ``evaluation`` scores every checkpoint on every year, ``report`` draws the matrix.
+trains on, ``training`` runs OpenCLIP, ``evaluation`` scores every checkpoint on every year, ``report`` draws the
+matrix.
 Importing this package loads no model and no torch.
 """
 

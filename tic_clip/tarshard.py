@@ -159,8 +159,9 @@ def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]]) -
     """Write (key, {suffix: data}) samples as the tar ``path``, atomically; returns their number."""
     count = 0
     with atomic_open(path) as file:
-        for count, (key, data) in enumerate(content, 1):
+        for key, data in content:
             for suffix, value in data.items():
                 write_member(file, f"{key}.{suffix}", value)
+            count += 1
         file.write(END)
     return count

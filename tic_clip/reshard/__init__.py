@@ -1,0 +1,184 @@
+"""Cut a pool of tar shards into splits: index (which sample is where) -> plan (which goes where) -> copy (move bytes).
+
+One pass over the pool serves any number of subsets. The plan is pure and depends on the pool and the subsets alone, so
+the bytes written are the same whatever the number of processes. ``meta.json`` is written last: a split that has one is
+whole.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, uids
+from tic_clip.cli import progress
+from tic_clip.reshard import copy, engine, index, plan
+from tic_clip.shards import SIZES, STATS, list_tars
+from tic_clip.storage import atomic_open, read_json, to_path, write_json
+
+SHARD_FORMAT = "{:08d}.tar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What one subset became. ``wanted`` counts the UIDs asked for, ``num_samples`` those found in the pool."""
+
+    name: str
+    path: str
+    wanted: int
+    num_samples: int
+    num_shards: int
+    reused: bool = False
+
+
+def find_subsets(path: object) -> dict[str, str]:
+    """The subset files that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own.
+
+    Raises:
+        TicError: there is none.
+    """
+    path = to_path(path)
+    if not path.is_dir():
+        uids.open_uids(path)
+        return {"": str(path)}
+    files = {str(file.relative_to(path).with_suffix("")): str(file) for file in sorted(path.rglob("*.npy"))}
+    if not files:
+        raise TicError(f"{path} holds no .npy file of UIDs")
+    return files
+
+
+def reshard(
+    pool: str,
+    output: str,
+    subsets: str,
+    *,
+    classes: str | None = None,
+    num_workers: int = 1,
+    shard_size: int = 10_000,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> list[Split]:
+    """Write the samples of ``pool`` that are in each subset as splits under ``output``; returns one ``Split`` each.
+
+    Args:
+        pool: folder of ``*.tar`` shards with a ``json`` member (that has ``uid``) in each sample.
+        output: the split itself for one subset file, or the folder of the splits for a folder of subsets.
+        subsets: a ``.npy`` of sorted UIDs, or a folder of them; a UID that is there n times gives n copies.
+        classes: ``.npy`` of ``uids.CLASSES``; a sample listed there gets a ``cls`` member with its class id.
+        num_workers: processes.
+        shard_size: the most samples in a shard.
+        overwrite: replace splits that were made with other arguments.
+        dry_run: plan and count, write nothing.
+
+    Raises:
+        TicError: no pool, no subset, a shard that can't be read, or a split made with other arguments.
+    """
+    if shard_size < 1 or num_workers < 1:
+        raise TicError("the shard size and the number of workers must be at least 1")
+    tars, files = list_tars(pool), find_subsets(subsets)
+    arguments = {name: _arguments(pool, file, classes, shard_size) for name, file in files.items()}
+    done = {name: _finished(to_path(output) / name, arguments[name], overwrite) for name in files}
+    todo = {name: file for name, file in files.items() if done[name] is None}
+    if not todo:
+        return [_reused(name, to_path(output) / name, done[name]) for name in files]
+
+    jobs = [index.Job(path=tar, subsets=tuple(todo.values())) for tar in tars]
+    found = list(progress(engine.run(index.index_shard, jobs, num_workers), "index", len(jobs), "shard"))
+    dropped = sum((shard.dropped for shard in found), Counter())
+    shards = {
+        name: list(plan.cut(tars, [shard.matches[i] for shard in found], shard_size)) for i, name in enumerate(todo)
+    }
+    splits = {
+        name: Split(
+            name=name,
+            path=str(to_path(output) / name),
+            wanted=len(uids.open_uids(todo[name])),
+            num_samples=sum(shard.num_samples for shard in shards[name]),
+            num_shards=len(shards[name]),
+        )
+        for name in todo
+    }
+    if not dry_run:
+        for split in splits.values():
+            _clear(to_path(split.path))
+        copies = [
+            copy.Job(output=split.path, shard=shard, classes=classes)
+            for name, split in splits.items()
+            for shard in shards[name]
+        ]
+        for _ in progress(engine.run(copy.copy_shard, copies, num_workers), "copy", len(copies), "shard"):
+            pass
+        read = sum(shard.num_read for shard in found)
+        for name, split in splits.items():
+            _finish(split, shards[name], todo[name], arguments[name], read, dropped)
+    return [splits[name] if name in splits else _reused(name, to_path(output) / name, done[name]) for name in files]
+
+
+def _arguments(pool: str, subset: str, classes: str | None, shard_size: int) -> dict[str, Any]:
+    return {"input_dir": pool, "subset_file": subset, "cls_file": classes, "shard_size": shard_size}
+
+
+def _finished(path: Path, arguments: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The ``meta.json`` of a split that was finished with the same arguments, or None if it must be made."""
+    if not (path / "meta.json").exists():
+        if not overwrite and path.is_dir() and any(path.glob("*.tar")) and not (path / "started.json").exists():
+            raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
+        return None
+    meta = read_json(path / "meta.json")
+    different = [key for key, value in arguments.items() if meta.get("arguments", {}).get(key) != value]
+    if not different:
+        return meta
+    if not overwrite:
+        key = different[0]
+        was, now = meta.get("arguments", {}).get(key), arguments[key]
+        raise TicError(f"{path} was made with {key} {was}, not {now}; give --overwrite to replace it")
+    return None
+
+
+def _reused(name: str, path: Path, meta: dict[str, Any]) -> Split:
+    return Split(
+        name=name,
+        path=str(path),
+        wanted=meta["subset_count"],
+        num_samples=meta["output_count"],
+        num_shards=meta["output_shard_count"],
+        reused=True,
+    )
+
+
+def _split_files(path: Path) -> Iterator[Path]:
+    """The files of a split of ours (or DataComp's), so that nothing else is ever deleted."""
+    for pattern in ("meta.json", SIZES, "sample_ids.npy", "[0-9]*.tar", "[0-9]*_stats.json"):
+        yield from path.glob(pattern)
+
+
+def _clear(path: Path) -> None:
+    """Remove what an unfinished or replaced split left, and mark the folder as one that reshard is filling."""
+    for file in list(_split_files(path)) if path.exists() else []:
+        file.unlink()
+    write_json(path / "started.json", {})
+
+
+def _finish(
+    split: Split, shards: list[plan.Shard], subset: str, arguments: dict[str, Any], read: int, dropped: Counter
+) -> None:
+    """Write the tables beside a split's shards; ``meta.json`` last."""
+    path = to_path(split.path)
+    for shard in shards:
+        write_json(path / STATS.format(shard.number), {"successes": shard.num_samples})
+    write_json(path / SIZES, {SHARD_FORMAT.format(shard.number): shard.num_samples for shard in shards})
+    with atomic_open(path / "sample_ids.npy") as file, open(subset, "rb") as source:
+        while block := source.read(1 << 24):
+            file.write(block)
+    meta = {
+        "output_shard_count": split.num_shards,
+        "output_count": split.num_samples,
+        "output_shard_format": SHARD_FORMAT,
+        "subset_count": split.wanted,
+        "processed_count": read,
+        "dropped": dict(sorted(dropped.items())),
+        "arguments": arguments,
+    }
+    write_json(path / "meta.json", meta)
+    (path / "started.json").unlink()

@@ -1,0 +1,43 @@
+"""Cut a pool of tar shards into splits, all of them in one pass.
+
+    python dataset_creation/reshard.py -i data/emoji/pool -o data/emoji/tic/emoji/yearly -s data/emoji/uids -j 2
+
+SUBSETS is one .npy of UIDs (then OUT is the split), or a folder of {name}.npy (then OUT/{name}/ are the splits). Writes
+{:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json in each split.
+"""
+
+import argparse
+
+from tic_clip.cli import run
+from tic_clip.reshard import reshard
+
+
+def main() -> None:
+    """Parse the flags, reshard, and print one line a split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--input-dir", required=True, help="the pool: a folder of .tar shards")
+    parser.add_argument("-o", "--output-dir", required=True, help="the split, or the folder of the splits")
+    parser.add_argument("-s", "--subset-file", required=True, help="a .npy of UIDs, or a folder of them")
+    parser.add_argument("-c", "--cls-file", help="a .npy of UIDs and class ids: adds a cls member to those samples")
+    parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="most samples in a shard (default: 10000)")
+    parser.add_argument("--overwrite", action="store_true", help="replace splits made with other arguments")
+    parser.add_argument("--dry-run", action="store_true", help="count, write nothing")
+    args = parser.parse_args()
+    splits = reshard(
+        args.input_dir,
+        args.output_dir,
+        args.subset_file,
+        classes=args.cls_file,
+        num_workers=args.num_workers,
+        shard_size=args.shard_size,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+    )
+    for split in splits:
+        state = "would write " if args.dry_run else "already there: " if split.reused else ""
+        print(f"{split.path}: {state}{split.num_samples} of {split.wanted} UIDs in {split.num_shards} shards")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+"""Model, batch, learning rate, samples and warm-up of each scale, as frozen tables. Samples are per time step."""
+
+from dataclasses import dataclass
+
+from tic_clip import TicError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How one step is trained; ``batch_size`` is the global batch, ``warmup`` and ``next_warmup`` are iterations."""
+
+    name: str
+    model: str
+    batch_size: int
+    samples_per_step: int
+    learning_rate: float
+    warmup: int  # of the first step, and of every step that starts from random weights
+    next_warmup: int = 0  # of a step that starts from a trained model
+    weight_decay: float = 0.2
+    beta2: float = 0.98
+    checkpoints: int = 5  # a step
+    keep_all: bool = True  # False: only the newest checkpoint of a step stays
+    grad_checkpointing: bool = True
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        assert self.samples_per_step >= self.batch_size * self.checkpoints, f"{self.name}: less than a batch"
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="tic_tiny",
+            model="ViT-Tiny-8-48",
+            batch_size=64,
+            samples_per_step=9_984,
+            learning_rate=1e-3,
+            warmup=30,
+            next_warmup=15,
+            weight_decay=0.1,
+            checkpoints=2,
+            keep_all=False,
+            grad_checkpointing=False,
+            workers=0,
+        ),
+        Scale(
+            name="tic_debug",
+            model="ViT-B-32",
+            batch_size=1024,
+            samples_per_step=1_024_000,
+            learning_rate=1e-4,
+            warmup=500,
+        ),
+        Scale(
+            name="tic_medium",
+            model="ViT-B-16",
+            batch_size=4096,
+            samples_per_step=18_432_000,
+            learning_rate=5e-4,
+            warmup=500,
+        ),
+        Scale(
+            name="tic_large",
+            model="ViT-B-16",
+            batch_size=8192,
+            samples_per_step=184_320_000,
+            learning_rate=5e-4,
+            warmup=500,
+        ),
+        Scale(
+            name="tic_xlarge",
+            model="ViT-B-16",
+            batch_size=90_112,
+            samples_per_step=1_847_296_000,
+            learning_rate=1e-3,
+            warmup=10_000,
+        ),
+    )
+}
+
+
+def get_scale(name: str) -> Scale:
+    """The scale called ``name``.
+
+    Raises:
+        TicError: there is none; the message lists those that exist.
+    """
+    if name not in SCALES:
+        raise TicError(f"unknown scale {name!r}; the scales are {', '.join(SCALES)}")
+    return SCALES[name]
