@@ -1,0 +1,52 @@
+"""The exact stream as a torch loader: what OpenCLIP's training loop iterates over."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tic_clip.cli import progress
+from tic_clip.sampling import stream
+
+
+class ExactDataset(IterableDataset):
+    """Batches of one rank: images (B, 3, H, W) and tokens (B, L); ``epoch`` is OpenCLIP's shared counter."""
+
+    def __init__(self, plan: dict[str, Any], epoch: Any, rank: int, world_size: int, transforms: tuple) -> None:
+        self.plan, self.epoch, self.rank, self.world_size, self.transforms = plan, epoch, rank, world_size, transforms
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the batches of this loader worker."""
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        items = stream(
+            self.plan, self.epoch.get_value(), self.rank, self.world_size, worker, num_workers, self.transforms
+        )
+        while batch := list(itertools.islice(items, self.plan["batch_size"] // self.world_size)):
+            images, texts = zip(*batch, strict=True)
+            yield torch.stack(images), torch.stack(texts)
+
+
+class Loader:
+    """The dataset behind ``workers`` processes and a progress bar; ``num_batches`` is that of a checkpoint interval."""
+
+    def __init__(
+        self, plan: dict[str, Any], epoch: Any, rank: int, world_size: int, workers: int, transforms: tuple
+    ) -> None:
+        self.plan, self.epoch = plan, epoch
+        self.num_batches = plan["iterations"] // plan["checkpoints"]
+        self.num_samples = self.num_batches * plan["batch_size"]
+        self.batches = DataLoader(
+            ExactDataset(plan, epoch, rank, world_size, transforms),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the batches of the current checkpoint interval."""
+        where = f"train {self.plan['step']}, {self.epoch.get_value() + 1} of {self.plan['checkpoints']}"
+        yield from progress(self.batches, where, self.num_batches, "batch")

@@ -1,0 +1,92 @@
+"""Checkpoints: atomic saving, safe loading, and what OpenCLIP's ``main`` asks when it starts from one."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tic_clip import TicError
+from tic_clip.storage import atomic_open
+
+
+def save(checkpoint: dict[str, Any], path: str) -> None:
+    """``torch.save``, but the file appears only when it is whole."""
+    with atomic_open(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a training checkpoint or a bare state dict, without DDP's prefix; never runs code from the file.
+
+    Raises:
+        TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise TicError(f"checkpoint {path} is missing")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ... for a bad file
+        raise TicError(f"{path} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}") from None
+    return state_dict(checkpoint, path)
+
+
+def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
+    """The state dict in what ``torch.load`` gave, without DDP's ``module.`` prefix."""
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise TicError(f"{path} holds no state dict")
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> str | None:
+    """How ``weights`` differ from a model's state dict ``wanted`` in names or shapes, or None if they fit."""
+    for name in wanted.keys() | weights.keys():
+        if name not in weights or name not in wanted:
+            return f"{name} is only in {'the model' if name in wanted else 'the checkpoint'}"
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            return f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
+    return None
+
+
+def fingerprint(path: str) -> str:
+    """The SHA-256 of a checkpoint file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The hooks of open_clip.patch.
+
+
+def start_from(args: Any, own: str | None) -> str | None:
+    """``--resume`` for OpenCLIP: this experiment's ``own`` newest checkpoint if there is one; that is no new run.
+
+    Without ``--new-run`` it is ``own``, as in stock OpenCLIP's ``--resume latest``.
+    """
+    if not args.new_run:
+        return own
+    args.new_run = own is None
+    return own or (None if args.resume == "latest" else args.resume)
+
+
+def fit(checkpoint: dict[str, Any], model: torch.nn.Module, args: Any) -> dict[str, Any]:
+    """Check that a checkpoint is one of ``model``, whatever number of ranks saved it; a new run gets the weights only.
+
+    Raises:
+        TicError: it is of another architecture; the message names the first difference.
+    """
+    wanted = model.state_dict()
+    prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
+    weights = {prefix + name: value for name, value in state_dict(checkpoint, args.resume).items()}
+    difference = mismatch(weights, wanted)
+    if difference:
+        raise TicError(f"checkpoint {args.resume} is not of {args.model}: {difference}")
+    if args.new_run or "state_dict" not in checkpoint:
+        return weights
+    return {**checkpoint, "state_dict": weights}
+
+
+def device_ids(device: torch.device) -> list[torch.device] | None:
+    """What DDP takes as ``device_ids``: none for a module on the CPU."""
+    return [device] if device.type == "cuda" else None
