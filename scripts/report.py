@@ -1,6 +1,6 @@
 """Draw the step x period matrix of one run, or compare several, from their eval_results.jsonl.
 
-    scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
+    python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
 
 Writes summary.json, matrix.csv, table.md, table.tex, heatmap.png and report.html and prints the table.
 """

@@ -128,10 +128,10 @@ def test_text_of_one_run(tmp_path, two_runs):
         "TiC-YFCC15M, cumulative: retrieval, mean_recall@1 in per cent",
         "",
         "trained up to  2004-2008  2009-2010  2011-2012  2013-2014",
-        "2004-2008          50.0*      10.0       10.0       10.0",
-        "2009-2010          40.0       50.0*      10.0       10.0",
-        "2011-2012          40.0       40.0       50.0*      10.0",
-        "2013-2014          40.0       40.0       40.0       70.0*",
+        "2004-2008           50.0*      10.0       10.0       10.0",
+        "2009-2010           40.0       50.0*      10.0       10.0",
+        "2011-2012           40.0       40.0       50.0*      10.0",
+        "2013-2014           40.0       40.0       40.0       70.0*",
         "",
         "ID 55.0, backward 40.0, forward 10.0 (*: a step's model on the step's own periods)",
     ]
@@ -269,7 +269,6 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
         ({"step": None}, "no step: a released model"),
         ({"key": "imagenet1k"}, "no result on a time period"),
         ({"method": None}, "one method, these are of none"),
-        ({"benchmark": "nope"}, "unknown benchmark 'nope'"),
     ],
 )
 def test_results_that_cannot_be_reported(tmp_path, change, message):
@@ -278,6 +277,13 @@ def test_results_that_cannot_be_reported(tmp_path, change, message):
         report([run], tmp_path / "out")
     assert str(run / RESULTS) in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_an_unknown_benchmark(tmp_path):
+    results = write_run(tmp_path, CUMULATIVE) / RESULTS
+    results.write_text(results.read_text().replace('"yfcc15m"', '"nope"'))
+    with pytest.raises(TicError, match="unknown benchmark 'nope'"):
+        report([tmp_path], tmp_path)
 
 
 def test_one_folder_with_two_methods(tmp_path):

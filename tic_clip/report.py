@@ -1,6 +1,6 @@
 """Tables, a figure and one self-contained HTML page from the results of one run, or of several to compare.
 
-    scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
+    python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
 
 Reads ``R/eval_results.jsonl`` of each run R. Writes summary.json, matrix.csv, table.md, table.tex, heatmap.png and
 report.html. Everything is drawn from the summary, so equal results give equal bytes.

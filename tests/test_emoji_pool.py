@@ -1,0 +1,274 @@
+"""TiC-Emoji, built twice and read back with Python's own tarfile and with PIL."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tic_clip import TicError
+from tic_clip.uids import CLASSES, UID, format_uid
+
+SCRIPT = Path(__file__).parents[1] / "dataset_creation/tic-emoji/create_pool.py"
+STEPS = {"2014": 858, "2015": 776, "2016": 755, "2017-2018": 400, "2019": 398, "2020": 334, "2021-2025": 432}
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("emoji_create_pool", SCRIPT)
+    module = sys.modules["emoji_create_pool"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+create_pool = load_script()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emoji") / "data/emoji"
+    create_pool.create_pool(folder, create_pool.installed_versions())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(built):
+    """UID to (caption, record, PNG) as tarfile reads them; members of a sample follow each other."""
+    found = {}
+    for shard in sorted((built / "pool").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = [(member.name, tar.extractfile(member).read()) for member in tar]
+        for (png_name, png), (json_name, record), (txt_name, txt) in zip(*[iter(members)] * 3, strict=True):
+            record = json.loads(record)
+            key = record["key"]
+            assert (png_name, json_name, txt_name) == (f"{key}.png", f"{key}.json", f"{key}.txt")
+            found[record["uid"]] = (txt.decode(), record, png)
+    return found
+
+
+def read_uids(path):
+    rows = np.load(path)
+    assert rows.dtype == UID
+    return [format_uid(row) for row in rows]
+
+
+def all_files(folder):
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run_script(folder):
+    return subprocess.run([sys.executable, SCRIPT, "--output_dir", folder], capture_output=True, text=True)
+
+
+def test_pool_counts(built, samples):
+    sizes = json.loads((built / "pool/sizes.json").read_text())
+    assert list(sizes.values()) == [500] * 7 + [453]
+    assert sum(STEPS.values()) == len(samples) == 3953
+    stats = [json.loads(path.read_text())["successes"] for path in sorted((built / "pool").glob("*_stats.json"))]
+    assert stats == list(sizes.values())
+    assert list(samples) == sorted(samples)
+    assert [record["key"] for _, record, _ in samples.values()] == [f"{i:08d}" for i in range(3953)]
+    done = json.loads((built / "pool/done.json").read_text())
+    assert (done["pictures"], done["left_out_without_name"]) == (3953, 542)
+
+
+def test_pictures_and_records(samples):
+    for caption, record, png in samples.values():
+        assert record["caption"] == caption
+        assert record["sha256"] == hashlib.sha256(png).hexdigest()
+    for _, _, png in list(samples.values())[::40]:
+        image = Image.open(io.BytesIO(png))
+        assert (image.format, image.size) == ("PNG", (64, 64))
+        assert image.convert("RGBA").getpixel((0, 0))[3] == 255
+        assert len(image.convert("RGB").getcolors(64 * 64)) > 1
+    assert len({caption for caption, _, _ in samples.values()}) == 3953
+
+
+@pytest.mark.parametrize(
+    ("codepoints", "caption", "year"),
+    [
+        ("1F600", "grinning face", 2015),
+        ("1F408-200D-2B1B", "black cat", 2020),
+        ("1F1E6-1F1E9", "flag: Andorra", 2015),
+        ("1F3F4-E0067-E0062-E0073-E0063-E0074-E007F", "flag: Scotland", 2017),
+        ("1F3F4-200D-2620-FE0F", "pirate flag", 2018),
+        ("1FACD", "orca", 2025),
+        ("2764", "red heart", 2014),
+    ],
+)
+def test_known_samples(samples, codepoints, caption, year):
+    uid = hashlib.sha256(f"openmoji-17.0.0/{codepoints}".encode()).hexdigest()[:32]
+    found, record, _ = samples[uid]
+    assert (found, record["codepoints"], record["year"]) == (caption, codepoints, year)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_split_of_step(built, samples, step):
+    train, held_out, emojinet = (
+        read_uids(built / f"uids/{split}/{step}.npy") for split in ("train", "eval/retrieval", "eval/emojinet")
+    )
+    first, last = int(step[:4]), int(step[-4:])
+    of_step = {uid for uid, (_, record, _) in samples.items() if first <= record["year"] <= last}
+    assert len(train) + len(held_out) == STEPS[step]
+    assert set(train) | set(held_out) == of_step
+    assert not set(train) & set(held_out)
+    assert set(emojinet) <= set(held_out)
+    assert 0.15 < len(held_out) / STEPS[step] < 0.25
+    counts = json.loads((built / "pool/done.json").read_text())["counts"][step]
+    assert counts == {"train": len(train), "retrieval": len(held_out), "emojinet": len(emojinet)}
+
+
+def test_uid_files_are_sorted_and_as_long_as_datacomps(built):
+    paths = sorted((built / "uids").rglob("*.npy"))
+    assert len(paths) == 21
+    for path in paths:
+        uids = read_uids(path)
+        assert uids == sorted(set(uids))
+        assert path.stat().st_size == 128 + 16 * len(uids)
+
+
+def test_classes(built):
+    rows = np.load(built / "classes.npy")
+    assert rows.dtype == CLASSES
+    class_of = {format_uid(row): row["class_id"] for row in rows}
+    names = (built / "eval_files/emojinet/classnames.txt").read_text().splitlines()
+    templates = (built / "eval_files/emojinet/zeroshot_classification_templates.txt").read_text().splitlines()
+    assert all("{c}" in template for template in templates)
+    assert len(names) == len(set(names)) == 24
+    assert min(np.bincount(rows["class_id"], minlength=len(names))) >= 8
+    by_step = [read_uids(built / f"uids/eval/emojinet/{step}.npy") for step in STEPS]
+    assert sorted(class_of) == sorted(uid for uids in by_step for uid in uids)
+    assert all(len({class_of[uid] for uid in uids}) >= 5 for uids in by_step)
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        ("flag: Andorra", "flag"),
+        ("flag: Turkey", "flag"),
+        ("open mailbox with raised flag", None),
+        ("flag in hole", "sport or a game"),
+        ("cat face", "animal"),
+        ("smiling cat with heart-eyes", "animal"),
+        ("hot dog", "drink or food"),
+        ("fish cake with swirl", "drink or food"),
+        ("ear of corn", "plant"),
+        ("ear with hearing aid dark skin tone", "part of the body"),
+        ("mahjong red dragon", "sport or a game"),
+        ("teddy bear", None),
+        ("kiss mark", None),
+        ("kiss man man", "couple with a heart"),
+        ("smiling face with heart-eyes", "face"),
+        ("new moon face", "cloud, the sun, the moon or a star"),
+        ("woman raising hand", "woman"),
+        ("woman and man holding hands", "pair of people"),
+        ("woman’s hat", "thing to wear"),
+        ("man medium-dark skin tone bald", "man"),
+        ("man’s shoe", "thing to wear"),
+        ("artist palette", None),
+        ("artist", "person"),
+        ("children crossing", None),
+        ("baby medium skin tone", "family or a child"),
+        ("hand with fingers splayed", "hand"),
+        ("folding hand fan", None),
+        ("palm tree", "plant"),
+        ("face with open eyes and hand over mouth", "face"),
+        ("one o’clock", "object in a room"),
+        ("seven-thirty", "object in a room"),
+        ("heart suit", "shape"),
+        ("counterclockwise arrows button", "button"),
+        ("left luggage", None),
+        ("bus stop", None),
+    ],
+)
+def test_class_of_caption(caption, name):
+    found = create_pool.find_class(caption)
+    names = [re.sub(" such as .*", "", entry["name"]) for entry in create_pool.emojinet()["classes"]]
+    assert (None if found is None else names[found]) == name
+
+
+def test_what_is_drawn_alike_for_two_classes_has_none():
+    def picture(uid, caption, png):
+        return create_pool.Picture(codepoints="", caption=caption, emoji_version=1, uid=uid, png=png)
+
+    pictures = [picture("a", "cook", b"1"), picture("b", "man cook", b"1"), picture("c", "man bowing", b"2")]
+    names = [entry["name"] for entry in create_pool.emojinet()["classes"]]
+    assert create_pool.find_classes(pictures) == {"c": names.index("man")}
+
+
+def test_license(built):
+    text = (built / "LICENSE.txt").read_text()
+    assert "OpenMoji" in text
+    assert "CC BY-SA 4.0" in text
+
+
+def test_two_builds_are_the_same_bytes_and_a_third_run_does_nothing(built, tmp_path):
+    folder = tmp_path / "again"
+    leftover = tmp_path / ".again.building/pool/00000099.tar"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("half")
+    result = run_script(folder)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(STEPS)
+    first, second = all_files(built), all_files(folder)
+    assert list(first) == list(second)
+    assert all(first[name].read_bytes() == second[name].read_bytes() for name in first)
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    times = {name: path.stat().st_mtime_ns for name, path in second.items()}
+    result = run_script(folder)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{folder}: already there\n", "")
+    assert {name: path.stat().st_mtime_ns for name, path in all_files(folder).items()} == times
+
+
+def test_killed_build_leaves_nothing_under_the_final_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(create_pool, "draw", lambda svg: b"png")
+    monkeypatch.setattr(create_pool, "write_texts", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        create_pool.create_pool(tmp_path / "emoji", create_pool.installed_versions())
+    assert [path.name for path in tmp_path.iterdir()] == [".emoji.building"]
+
+
+def test_output_dir_is_a_file(tmp_path):
+    path = tmp_path / "emoji"
+    path.write_text("mine")
+    result = run_script(path)
+    assert (result.returncode, result.stderr) == (1, f"error: {path} is a file, not a folder\n")
+    assert path.read_text() == "mine"
+
+
+def test_output_dir_is_a_url():
+    result = run_script("s3://bucket/emoji")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: s3://bucket/emoji is not local")
+
+
+def test_folder_of_other_versions(tmp_path):
+    done = tmp_path / "pool/done.json"
+    done.parent.mkdir()
+    done.write_text('{"versions": {"emoji": "1.0.0"}}')
+    with pytest.raises(TicError, match=r"other versions .*; delete it"):
+        create_pool.is_done(tmp_path, create_pool.installed_versions())
+
+
+def test_folder_of_something_else(tmp_path):
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(TicError, match="something other than TiC-Emoji"):
+        create_pool.is_done(tmp_path, {})
+
+
+def test_missing_package_names_setup(monkeypatch):
+    monkeypatch.setattr(create_pool, "PACKAGES", ("no-such-package-of-emoji",))
+    with pytest.raises(TicError, match=r"no-such-package-of-emoji is not installed; run: bash setup\.sh"):
+        create_pool.installed_versions()
+
+
+def test_help_shows_an_example():
+    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert "python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji" in result.stdout
