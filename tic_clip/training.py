@@ -181,7 +181,7 @@ def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int,
         "dist-backend": "nccl" if cuda else "gloo",
     }
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    arguments += ["--new-run", "--local-loss", "--gather-with-grad"]
+    arguments += ["--new-run", "--fused-adamw", "--local-loss", "--gather-with-grad"]
     arguments += ["--grad-checkpointing"] * scale.grad_checkpointing
     arguments += ["--delete-previous-checkpoint"] * (not scale.keep_all)
     arguments += ["--resume", plan["start"]] if plan["start"] else []
@@ -255,6 +255,7 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
     from training.logger import setup_logging
 
     setup_logging(path, level, include_host)
-    for handler in logging.root.handlers:
+    loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
