@@ -20,11 +20,12 @@ from tic_clip.cli import progress
 from tic_clip.results import append_result, read_results
 from tic_clip.shards import SIZES, list_tars, split_sizes
 from tic_clip.storage import read_json, to_path
-from tic_clip.tarshard import IMAGES, open_shard, samples
+from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.training import MODEL_CONFIGS, pins
 
 RESULTS = "eval_results.jsonl"
+CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
 
 
@@ -135,6 +136,8 @@ def evaluate(
     Raises:
         TicError: a task's data are missing or not as many as its table says, or a checkpoint does not fit.
     """
+    if batch_size < 1 or workers < 0:
+        raise TicError(f"batch size {batch_size} and {workers} workers: at least 1 and 0")
     path = to_path(output_dir) / RESULTS
     known = read_results(path) if path.exists() else []
     there = {(line["model"]["sha256"], line["key"], line["data"]) for line in known}
@@ -145,9 +148,11 @@ def evaluate(
         for task in tasks
         if (sha, task.key, data[task.key]) not in there
     ]
-    encoder = None
+    if not todo:
+        return 0
+    encoder = Encoder(todo[0][0], batch_size, workers)  # before the progress bar, as an unfit model is a likely mistake
     for model, sha, task in progress(todo, "evaluate", len(todo), "task"):
-        if encoder is None or encoder.model != model:
+        if encoder.model != model:
             encoder = Encoder(model, batch_size, workers)
         numbers, num_samples = encoder.score(task)
         result = {
@@ -165,7 +170,9 @@ def evaluate(
 
 
 def data_fingerprint(task: Task) -> str:
-    """The SHA-256 of a task's list of samples: the UIDs if they are there, and the shards' sizes.
+    """The SHA-256 of what a task is made of: its UIDs, its shards' sizes, its class names and templates.
+
+    Where there is neither a table of sizes nor one of UIDs, each shard's name and bytes in all stand for them.
 
     Raises:
         TicError: the task has no data.
@@ -174,9 +181,13 @@ def data_fingerprint(task: Task) -> str:
     if not folder.is_dir():
         raise TicError(f"no data for {task.key}: {folder} is missing")
     digest = hashlib.sha256()
-    for file in (folder / SIZES, folder / "sample_ids.npy"):
-        if file.exists():
-            digest.update(file.read_bytes())
+    tables = [file for file in (folder / SIZES, folder / "sample_ids.npy") if file.exists()]
+    for file in tables:
+        digest.update(file.read_bytes())
+    for shard in [] if tables else map(to_path, list_tars(folder)):
+        digest.update(f"{shard.name} {shard.stat().st_size}\n".encode())
+    for name in (CLASSNAMES, TEMPLATES) if task.kind == "classification" else ():
+        digest.update("\n".join(_read_lines(folder, name)).encode())
     return digest.hexdigest()
 
 
@@ -189,37 +200,59 @@ def _read_lines(folder: Path, name: str) -> list[str]:
 
 
 class EvalSet:
-    """The samples of an evaluation split for a torch loader, in the order of its shards."""
+    """The samples of an evaluation split for a torch loader, in the order of its shards.
+
+    Raises:
+        TicError: it has no sample, not as many as its table says, or one without an image or a label.
+    """
 
     def __init__(self, folder: str, preprocess: Any, tokenizer: Any, kind: str) -> None:
-        self.preprocess, self.tokenizer, self.kind = preprocess, tokenizer, kind
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.label = "txt" if kind == "retrieval" else "cls"
         sizes = split_sizes(folder) if (to_path(folder) / SIZES).exists() else dict.fromkeys(list_tars(folder))
-        self.samples = [(path, sample) for path in sizes for sample in self._index(path, sizes[path])]
+        self.samples = [self._locate(path, sample) for path in sizes for sample in self._index(path, sizes[path])]
+        if not self.samples:
+            raise TicError(f"{folder} holds no sample")
 
-    def _index(self, path: str, wanted: int | None) -> list[Any]:
+    def _index(self, path: str, wanted: int | None) -> list[Sample]:
         with open_shard(path) as shard:
             found = list(samples(shard))
         if wanted is not None and len(found) != wanted:
             raise TicError(f"{path} holds {len(found)} samples, its {SIZES} says {wanted}")
         return found
 
+    def _locate(self, path: str, sample: Sample) -> tuple[str, str, tuple[int, int], tuple[int, int]]:
+        """(shard, key, place of the image, place of the label)."""
+        image = next((suffix for suffix in IMAGES if suffix in sample.members), "image")
+        for suffix in (image, self.label):
+            if suffix not in sample.members:
+                raise TicError(f"{path}: sample {sample.key} has no {suffix}")
+        return path, sample.key, sample.members[image], sample.members[self.label]
+
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[Any, Any]:
-        """(image (3, H, W), tokens (L,) or class id) of sample ``i``."""
+        """(image (3, H, W), tokens (num_captions, L) or class id) of sample ``i``; each line is a caption."""
         from PIL import Image
 
-        path, sample = self.samples[i]
-        image = next((suffix for suffix in IMAGES if suffix in sample.members), "image")
-        label = "txt" if self.kind == "retrieval" else "cls"
-        for suffix in (image, label):
-            if suffix not in sample.members:
-                raise TicError(f"{path}: sample {sample.key} has no {suffix}")
+        path, key, *places = self.samples[i]
         with open(to_path(path), "rb") as file:
-            data = [os.pread(file.fileno(), size, at) for at, size in (sample.members[image], sample.members[label])]
-        picture = self.preprocess(Image.open(io.BytesIO(data[0])).convert("RGB"))
-        return picture, self.tokenizer(data[1].decode())[0] if label == "txt" else int(data[1])
+            image, label = (os.pread(file.fileno(), size, at) for at, size in places)
+        try:
+            picture = Image.open(io.BytesIO(image)).convert("RGB")
+            target = self.tokenizer(label.decode().splitlines()) if self.label == "txt" else int(label)
+        except (OSError, ValueError) as error:
+            raise TicError(f"{path}: sample {key} has a bad image or {self.label}: {error}") from None
+        return self.preprocess(picture), target
+
+
+def _collate(batch: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    """(images (B, 3, H, W), tokens of all captions, captions of each image) of a batch of pairs."""
+    import torch
+
+    images, tokens = zip(*batch, strict=True)
+    return torch.stack(images), torch.cat(tokens), torch.tensor([len(captions) for captions in tokens])
 
 
 class Encoder:
@@ -240,22 +273,28 @@ class Encoder:
         data = EvalSet(task.folder, self.preprocess, self.tokenizer, task.kind)
         with torch.inference_mode():
             if task.kind == "retrieval":
-                images, texts = (np.concatenate(part) for part in zip(*self._pairs(data), strict=True))
-                return metrics.retrieval(images, texts), len(images)
-            classifier = self.classifier(Path(task.folder))
+                images, texts, counts = (np.concatenate(part) for part in zip(*self._pairs(data), strict=True))
+                return metrics.retrieval(images, texts, np.repeat(np.arange(len(images)), counts)), len(images)
+            classifier = self.classifier(to_path(task.folder))
             images, labels = (np.concatenate(part) for part in zip(*self._labelled(data), strict=True))
         if labels.min() < 0 or labels.max() >= len(classifier):
-            raise TicError(f"{task.key}: class ids go to {labels.max()}, there are {len(classifier)} class names")
+            ids = f"class ids are {labels.min()} to {labels.max()}"
+            raise TicError(f"{task.key}: {ids}, there are {len(classifier)} class names")
         return metrics.classification(images, classifier, labels), len(images)
 
-    def _batches(self, data: EvalSet) -> Any:
+    def _batches(self, data: EvalSet) -> Iterator[Any]:
         from torch.utils.data import DataLoader
 
-        return DataLoader(data, batch_size=self.batch_size, num_workers=self.workers)
+        collate = _collate if data.label == "txt" else None
+        try:
+            yield from DataLoader(data, batch_size=self.batch_size, num_workers=self.workers, collate_fn=collate)
+        except TicError as error:  # a worker's comes with its traceback, the message last
+            message = str(error).strip().splitlines()[-1]
+            raise TicError(message.removeprefix(f"{TicError.__module__}.TicError: ")) from None
 
-    def _pairs(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for images, texts in self._batches(data):
-            yield self._images(images), self._texts(texts)
+    def _pairs(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for images, tokens, counts in self._batches(data):
+            yield self._images(images), self._texts(tokens), counts.numpy()
 
     def _labelled(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for images, labels in self._batches(data):
@@ -269,8 +308,8 @@ class Encoder:
 
     def classifier(self, folder: Path) -> np.ndarray:
         """The zero-shot classifier (C, D) of a task: the normalised mean over the templates of each class name."""
-        names = _read_lines(folder, "classnames.txt")
-        templates = _read_lines(folder, "zeroshot_classification_templates.txt")
+        names = _read_lines(folder, CLASSNAMES)
+        templates = _read_lines(folder, TEMPLATES)
         key = (tuple(names), tuple(templates))
         if key not in self.classifiers:
             rows = [self._texts(self.tokenizer([template.format(c=name) for template in templates])) for name in names]

@@ -15,8 +15,9 @@ KS = (1, 5, 10)
 def ranks(queries: np.ndarray, keys: np.ndarray, targets: np.ndarray, chunk: int = 1024) -> np.ndarray:
     """How many keys score above each query's own: (Q,) integers, 0 is a hit at 1.
 
-    Keys that tie with the target count as above it where they come before it, as in a stable sort. Scores are computed
-    ``chunk`` queries at a time, so memory is O(keys · chunk).
+    Keys that tie with the target count as above it where they come before it, as in a stable sort; a score that is no
+    number counts as above, so that a diverged model finds nothing. Scores are computed ``chunk`` queries at a time, so
+    memory is O(keys · chunk).
 
     Args:
         queries: (Q, D) normalised features.
@@ -30,7 +31,7 @@ def ranks(queries: np.ndarray, keys: np.ndarray, targets: np.ndarray, chunk: int
         scores = queries[rows] @ keys.T
         own = targets[rows, None]
         target_scores = np.take_along_axis(scores, own, axis=1)
-        above = (scores > target_scores).sum(axis=1)
+        above = (~(scores <= target_scores)).sum(axis=1)
         tied = ((scores == target_scores) & (np.arange(len(keys)) < own)).sum(axis=1)
         result[rows] = above + tied
     return result
@@ -47,7 +48,7 @@ def retrieval(images: np.ndarray, texts: np.ndarray, text_image: np.ndarray | No
     """
     text_image = np.arange(len(texts)) if text_image is None else text_image
     by_text = ranks(texts, images, text_image)
-    best = np.full(len(images), len(texts), dtype=np.int64)
+    best = np.full(len(images), np.iinfo(np.int64).max)  # an image without a text is never found
     np.minimum.at(best, text_image, ranks(images[text_image], texts, np.arange(len(texts))))
     recalls = {f"image_retrieval_recall@{k}": float((by_text < k).mean()) for k in KS}
     recalls |= {f"text_retrieval_recall@{k}": float((best < k).mean()) for k in KS}

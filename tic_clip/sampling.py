@@ -204,24 +204,26 @@ def decoded(
         TicError: none of the range can be decoded.
     """
     need, bad = stop - start, Counter()
-    while need:
-        before = need
-        for raw in read_line(source, seed, start, stop, buffer):
-            try:
-                item = decode(raw, *transforms)
-            except (OSError, ValueError, SyntaxError) as error:
-                if not bad:
-                    logging.warning("%s is left out (%s); others of this split will only be counted", raw.where, error)
-                bad[str(error) if raw.image is None or raw.text is None else "undecodable"] += 1
-                continue
-            yield item
-            need -= 1
-            if not need:
-                break
-        if need == before:
-            raise TicError(f"{source.name}: no sample can be used ({dict(bad)})")
-    if bad:
-        logging.warning("%s: samples left out and replaced: %s", source.name, dict(bad))
+    try:
+        while need:
+            before = need
+            for raw in read_line(source, seed, start, stop, buffer):
+                try:
+                    item = decode(raw, *transforms)
+                except (OSError, ValueError, SyntaxError) as error:
+                    if not bad:
+                        logging.warning("%s is left out: %s", raw.where, error)
+                    bad["undecodable" if raw.image and raw.text else str(error)] += 1
+                    continue
+                need -= 1
+                yield item
+                if not need:
+                    return
+            if need == before:
+                raise TicError(f"{source.name}: no sample can be used ({dict(bad)})")
+    finally:
+        if bad:
+            logging.warning("%s: samples left out and replaced: %s", source.name, dict(bad))
 
 
 def merged(streams: list[Iterator[T]], counts: list[int]) -> Iterator[T]:

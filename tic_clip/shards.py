@@ -1,6 +1,7 @@
 """A split's tables: ``sizes.json`` (shard -> samples), stats, and the two layouts (flat, and in parts)."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 
@@ -37,7 +38,7 @@ def read_sizes(folder: str) -> dict[str, int]:
     if not path.exists():
         raise TicError(f"{folder} has no {SIZES}: is the split there and finished?")
     sizes = read_json(path)
-    if not isinstance(sizes, dict) or not all(isinstance(n, int) and n >= 0 for n in sizes.values()):
+    if not isinstance(sizes, dict) or not all(type(n) is int and n >= 0 for n in sizes.values()):
         raise TicError(f"{path} is no table of shard name -> number of samples")
     return sizes
 
@@ -86,12 +87,17 @@ def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
         TicError: a folder has no table, or its table lacks a shard; the message names it.
     """
     shards = list(shards)
-    total = 0
-    for folder in dict.fromkeys(os.path.dirname(shard) for shard in shards):
-        names = [os.path.basename(shard) for shard in shards if os.path.dirname(shard) == folder]
+    names_in, total = defaultdict(list), 0
+    for shard in shards:
+        folder, name = os.path.split(shard)
+        names_in[folder].append(name)
+    for folder, names in names_in.items():
         length = to_path(folder) / "__len__"
         if not (to_path(folder) / SIZES).exists() and length.exists():
-            total += int(length.read_text())
+            text = length.read_text()
+            if not text.strip().isdecimal():
+                raise TicError(f"{length} holds no number")
+            total += int(text)
             continue
         sizes = read_sizes(folder)
         for name in names:

@@ -1,11 +1,12 @@
 """Local paths and cloud URLs as one thing: ``to_path``, atomic writes, JSON.
 
 Nothing is ever visible under its final name before it is whole: local files are written beside it and renamed, cloud
-objects appear only when their upload is complete (cloudpathlib uploads on close).
+objects are written to a local file and uploaded when that is complete.
 """
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,11 @@ def to_path(path: object) -> Any:
     """``path`` as a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface."""
     if not is_remote(path):
         return Path(str(path))
-    from cloudpathlib import AnyPath  # boto3 costs half a second, so only where a URL is given
+    from cloudpathlib import CloudPath  # boto3 costs half a second, so only where a URL is given
     from cloudpathlib.exceptions import InvalidPrefixError
 
     try:
-        return AnyPath(str(path))
+        return CloudPath(str(path))
     except InvalidPrefixError as error:
         raise TicError(f"{path} is no local path and no s3://, gs:// or az:// URL") from error
 
@@ -36,9 +37,13 @@ def to_path(path: object) -> Any:
 def atomic_open(path: object, mode: str = "wb") -> Iterator[IO]:
     """Open ``path`` for writing so that it changes only when the block ends without an error."""
     path = to_path(path)
-    if is_remote(path):
-        with path.open(mode) as file:
-            yield file
+    if is_remote(path):  # not path.open: it uploads what there is even if the block raises
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / "object"
+            with open(temporary, mode) as file:
+                yield file
+            path.upload_from(temporary, force_overwrite_to_cloud=True)
+        path.clear_cache()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -69,9 +74,10 @@ def read_json(path: object) -> Any:
     Raises:
         TicError: ``path`` is missing or holds no JSON.
     """
+    file = to_path(path)
     try:
-        return json.loads(to_path(path).read_text())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         raise TicError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise TicError(f"{path} is not valid JSON: {error}") from None

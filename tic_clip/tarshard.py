@@ -45,15 +45,23 @@ def _number(field: bytes) -> int:
     return int(field.rstrip(b" \0") or b"0", 8)
 
 
+def _text(name: bytes) -> str:
+    """A name's bytes up to the first NUL as text; bytes that are no UTF-8 survive, as in Python's tarfile."""
+    return name.partition(b"\0")[0].decode(errors="surrogateescape")
+
+
 def _pax_path(records: bytes) -> str | None:
     """The path in PAX records ("length key=value\\n"), if they have one."""
     path, start = None, 0
     while start < len(records):
-        length, _, _ = records[start:].partition(b" ")
-        record = records[start + len(length) + 1 : start + int(length) - 1]
-        start += int(length)
+        digits, _, _ = records[start:].partition(b" ")
+        length = int(digits)
+        if length <= len(digits):
+            raise ValueError("PAX record without an end")
+        record = records[start + len(digits) + 1 : start + length - 1]
+        start += length
         if record.startswith(b"path="):
-            path = record[5:].decode()
+            path = _text(record[5:])
     return path
 
 
@@ -61,7 +69,7 @@ def members(shard: Buffer) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset of the data, size) of each regular file in a tar, in its order.
 
     Raises:
-        TicError: a header's checksum is wrong, or the tar ends inside a member.
+        TicError: a header is damaged, or the tar ends inside a member or without the block of zeros that ends a tar.
     """
     position, name = 0, None
     while position + BLOCK <= len(shard):
@@ -79,18 +87,22 @@ def members(shard: Buffer) -> Iterator[tuple[str, int, int]]:
         if start + size > len(shard):
             raise TicError(f"truncated: a member at byte {start} ends at {start + size} of {len(shard)}")
         if kind == b"L":  # GNU: the next member's long name
-            name = shard[start : start + size].rstrip(b"\0").decode()
+            name = _text(shard[start : start + size])
         elif kind == b"x":
-            name = _pax_path(shard[start : start + size]) or name
+            try:
+                name = _pax_path(shard[start : start + size]) or name
+            except ValueError:
+                raise TicError(f"damaged PAX header at byte {start}") from None
         elif kind in b"0\0":
             if name is None:
-                name = header[:100].rstrip(b"\0").decode()
+                name = _text(header[:100])
                 if header[257:262] == b"ustar" and header[345]:
-                    name = header[345:500].rstrip(b"\0").decode() + "/" + name
+                    name = _text(header[345:500]) + "/" + name
             yield name, start, size
             name = None
         elif kind != b"g":
             name = None
+    raise TicError(f"truncated: no end of the tar after byte {position}")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -136,7 +148,7 @@ def open_shard(path: object) -> Iterator[Buffer]:
 
 def header(name: str, size: int) -> bytes:
     """The ustar header of a regular file; owner, mode and time are fixed so that equal data give equal tars."""
-    encoded = name.encode()
+    encoded = name.encode(errors="surrogateescape")
     if len(encoded) > 100:
         raise TicError(f"member name longer than 100 bytes: {name}")
     block = bytearray(BLOCK)

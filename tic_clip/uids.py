@@ -78,6 +78,22 @@ def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
     return rows
 
 
+def fingerprint(path: object) -> str:
+    """The SHA-256 of a UID file's rows, read in blocks.
+
+    Raises:
+        TicError: the file is no sorted file of UIDs.
+    """
+    rows, block, digest = open_uids(path), 1 << 20, hashlib.sha256()
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block + 1]  # one more, to compare across the border
+        high, low = part["f0"], part["f1"]
+        if ((high[1:] < high[:-1]) | (high[1:] == high[:-1]) & (low[1:] < low[:-1])).any():
+            raise TicError(f"{path} is not sorted")
+        digest.update(part[:block].tobytes())
+    return digest.hexdigest()
+
+
 def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, both (N,).
 

@@ -72,11 +72,15 @@ def reshard(
         dry_run: plan and count, write nothing.
 
     Raises:
-        TicError: no pool, no subset, a shard that can't be read, or a split made with other arguments.
+        TicError: no pool, no subset, a file that can't be read, a split made with other arguments, or one in the pool.
     """
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
     tars, files = list_tars(pool), find_subsets(subsets)
+    if classes is not None:
+        uids.open_uids(classes, uids.CLASSES)
+    if any((to_path(output) / name).resolve() == to_path(pool).resolve() for name in files):
+        raise TicError(f"{pool} is the pool; give another output folder")
     arguments = {name: _arguments(pool, file, classes, shard_size) for name, file in files.items()}
     done = {name: _finished(to_path(output) / name, arguments[name], overwrite) for name in files}
     todo = {name: file for name, file in files.items() if done[name] is None}
@@ -116,7 +120,13 @@ def reshard(
 
 
 def _arguments(pool: str, subset: str, classes: str | None, shard_size: int) -> dict[str, Any]:
-    return {"input_dir": pool, "subset_file": subset, "cls_file": classes, "shard_size": shard_size}
+    return {
+        "input_dir": pool,
+        "subset_file": subset,
+        "subset_sha256": uids.fingerprint(subset),  # the file may hold other UIDs by the next run
+        "cls_file": classes,
+        "shard_size": shard_size,
+    }
 
 
 def _finished(path: Path, arguments: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -149,15 +159,15 @@ def _reused(name: str, path: Path, meta: dict[str, Any]) -> Split:
 
 def _split_files(path: Path) -> Iterator[Path]:
     """The files of a split of ours (or DataComp's), so that nothing else is ever deleted."""
-    for pattern in ("meta.json", SIZES, "sample_ids.npy", "[0-9]*.tar", "[0-9]*_stats.json"):
+    for pattern in ("meta.json", SIZES, "sample_ids.npy", "[0-9]*.tar", "[0-9]*_stats.json", ".[0-9]*.tmp"):
         yield from path.glob(pattern)
 
 
 def _clear(path: Path) -> None:
-    """Remove what an unfinished or replaced split left, and mark the folder as one that reshard is filling."""
-    for file in list(_split_files(path)) if path.exists() else []:
-        file.unlink()
+    """Mark the folder as one that reshard is filling, and remove what an unfinished or replaced split left in it."""
     write_json(path / "started.json", {})
+    for file in list(_split_files(path)):
+        file.unlink()
 
 
 def _finish(

@@ -35,6 +35,8 @@ def copy_piece(file: IO[bytes], piece: Piece, classes: str | None) -> None:
         for position, uid, copy, label in zip(piece.samples, piece.uids, piece.copies, labels, strict=True):
             key = f"{uids.format_uid(uid)}-{copy}"
             for suffix in found[position].members:
+                if suffix == "cls" and label is not None:
+                    continue  # the table's class replaces the pool's
                 write_member(file, f"{key}.{suffix}", found[position].read(shard, suffix))
             if label is not None:
                 write_member(file, f"{key}.cls", b"%d" % label)

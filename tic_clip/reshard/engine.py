@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import TypeVar
 
 from tic_clip import TicError
@@ -20,7 +21,8 @@ def run(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) ->
     if num_workers == 1:
         yield from map(work, jobs)
         return
-    with ProcessPoolExecutor(num_workers) as pool:
+    context = get_context("spawn")  # a fork would share the parent's open connections to a cloud
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         waiting = deque()
         try:
             for job in jobs:

@@ -1,0 +1,93 @@
+"""What several test files share: a tiny pool in DataComp's format, and an S3 of this machine's own."""
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+
+@dataclass
+class Pool:
+    """``path`` holds ``{:08d}.tar``; ``samples`` maps a UID to its members {suffix: data}, in the pool's order."""
+
+    path: str
+    samples: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def uids(self):
+        return list(self.samples)
+
+
+def picture(number):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (number % 256, number // 256, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path, members):
+    """Write (name, data) pairs with Python's own tarfile."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def make_pool(tmp_path):
+    """Build a pool of shards with ``counts`` samples: ``make_pool((3, 2), "pool", edit)``, returns a ``Pool``.
+
+    ``edit(number, members)``, if given, changes the members of a sample in place before they are written.
+    """
+
+    def build(counts=(3, 2), name="pool", edit=None):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        pool, number = Pool(str(folder)), 0
+        for shard, count in enumerate(counts):
+            written = []
+            for i in range(count):
+                key, caption = f"{shard:05d}{i:04d}", f"picture {number} of {name}"
+                uid = hashlib.sha256(caption.encode()).hexdigest()[:32]
+                record = {"uid": uid, "caption": caption, "key": key}
+                members = {"png": picture(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
+                if edit:
+                    edit(number, members)
+                pool.samples[uid] = members
+                written += [(f"{key}.{suffix}", data) for suffix, data in members.items()]
+                number += 1
+            write_tar(folder / f"{shard:08d}.tar", written)
+            (folder / f"{shard:08d}_stats.json").write_text(json.dumps({"successes": count}))
+        return pool
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The URL of an empty bucket of a server on this machine, which cloudpathlib reaches through the environment."""
+    import boto3
+    from cloudpathlib import S3Client
+
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setattr(S3Client, "_default_client", None)
+    bucket = boto3.resource("s3").create_bucket(Bucket="tic-test")
+    yield "s3://tic-test"
+    bucket.objects.delete()
+    bucket.delete()

@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def call(body, **environment):
+    """Run ``main``, whose body is given, in a process of its own."""
+    code = f"from tic_clip import TicError, cli\ndef main():\n    {body}\ncli.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment or None)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [("return None", 0), ("return 0", 0), ("return 3", 3), ("print('done')", 0)]
+)
+def test_the_status_is_what_main_returns(body, status):
+    assert call(body) == (status, "done\n" if "print" in body else "", "")
+
+
+def test_an_error_of_the_user_is_one_line():
+    assert call("raise TicError('no data in x')") == (1, "", "error: no data in x\n")
+
+
+def test_so_is_an_error_of_the_system():
+    status, _, stderr = call("open('/nowhere/at/all')")
+    assert (status, stderr) == (1, "error: [Errno 2] No such file or directory: '/nowhere/at/all'\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    status, _, stderr = call("return {}['x']")
+    assert status == 1
+    assert stderr.startswith("Traceback")
+
+
+def test_interrupted():
+    status, _, stderr = call("raise KeyboardInterrupt")
+    assert status == 130
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("interrupted")
+
+
+def test_only_the_first_process_shows_progress():
+    body = "print(list(cli.progress(iter('abc'), 'letters', 3)))"
+    first, second = call(body, RANK="0"), call(body, RANK="1")
+    assert first[:2] == second[:2] == (0, "['a', 'b', 'c']\n")
+    assert "letters: 100%" in first[2]
+    assert second[2] == ""

@@ -1,0 +1,192 @@
+"""Each hunk of open_clip.patch, and that without a flag of ours OpenCLIP trains as the wheel does."""
+
+import csv
+import json
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from tic_clip import TicError
+from tic_clip.storage import write_json
+from tic_clip.tarshard import write_shard
+from tic_clip.training import MODEL_CONFIGS
+
+ROOT = Path(__file__).parent.parent
+PATCH = (ROOT / "open_clip.patch").read_text()
+ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
+ARGUMENTS += ["--warmup", "0"]
+
+
+def openclip(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return __import__(f"training.{module}", fromlist=[""])
+
+
+def stock_run(folder, *arguments):
+    """A run of the wheel's OpenCLIP in its own process: {"file": its main.py, "losses": […]}."""
+    out = folder / "losses.json"
+    command = [sys.executable, ROOT / "tests/stock_losses.py", out, *ARGUMENTS, "--logs", folder / "stock", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def patched_run(folder, *arguments):
+    """The losses of a run of the patched OpenCLIP in this process."""
+    losses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openclip("main"), "setup_logging", lambda *_: None)
+        patch.setattr(openclip("train"), "backward", lambda loss, _: losses.append(loss.item()) or loss.backward())
+        open_clip.add_model_config(MODEL_CONFIGS)
+        openclip("main").main([*ARGUMENTS, "--logs", str(folder / "patched"), *map(str, arguments)])
+    return losses
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A CSV of 24 noise pictures with captions, OpenCLIP's simplest dataset."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    with open(folder / "pictures.csv", "w") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["filepath", "title"])
+        for i in range(24):
+            Image.fromarray(noise.integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            table.writerow([folder / f"{i}.png", f"picture number {i}"])
+    return ["--train-data", str(folder / "pictures.csv")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, pictures):
+    """A run of two epochs in ``first/``, stock and patched, with no flag of ours: their folder and their losses."""
+    folder = tmp_path_factory.mktemp("runs")
+    arguments = (*pictures, "--name", "first")
+    return folder, stock_run(folder, *arguments), patched_run(folder, *arguments)
+
+
+def test_the_patch_quotes_one_line_around_a_change_and_adds_few():
+    runs = re.findall(r"(?:^ .*\n)+", PATCH, re.MULTILINE)
+    assert max(block.count("\n") for block in runs) <= 2  # one after a change, one before the next
+    assert len(re.findall(r"^\+(?!\+\+)", PATCH, re.MULTILINE)) < 100
+
+
+def test_without_a_flag_of_ours_training_is_stock(runs):
+    _, stock, patched = runs
+    assert "site-packages" in stock["file"]
+    assert Path(openclip("main").__file__) == ROOT / "open_clip/src/training/main.py"
+    assert len(patched) == 6
+    assert patched == stock["losses"]
+
+
+def test_our_checkpoints_load_safely_and_stocks_do_not(runs):
+    """Once stock's load too, the learning-rate hunk can go."""
+    folder, *_ = runs
+    checkpoint = "first/checkpoints/epoch_1.pt"
+    assert torch.load(folder / "patched" / checkpoint, weights_only=True)["epoch"] == 1
+    with pytest.raises(pickle.UnpicklingError, match="numpy"):
+        torch.load(folder / "stock" / checkpoint, weights_only=True)
+
+
+def test_new_run_takes_the_weights_only_and_goes_on_from_its_own(runs, pictures):
+    folder, *_ = runs
+    last = folder / "patched/first/checkpoints/epoch_2.pt"
+    new = [*pictures, "--name", "second", "--resume", last, "--new-run"]
+    assert len(patched_run(folder, *new)) == 6  # from epoch 0, although the checkpoint says 2
+    (folder / "patched/second/checkpoints/epoch_2.pt").unlink()
+    assert len(patched_run(folder, *new)) == 3  # from its own epoch 1
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, pictures):
+    torch.save({"epoch": 1, "state_dict": {"logit_scale": torch.ones(3)}}, tmp_path / "other.pt")
+    with pytest.raises(TicError, match=r"other.pt is not of ViT-Tiny-8-48: "):
+        patched_run(tmp_path, *pictures, "--name", "x", "--resume", tmp_path / "other.pt", "--new-run")
+
+
+def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
+    from tic_clip import weights
+
+    saved = []
+    monkeypatch.setattr(weights, "save", lambda checkpoint, path: saved.append(Path(path).name) or Path(path).touch())
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--save-most-recent"]
+    patched_run(tmp_path, *arguments, "--name", "run")
+    assert saved == ["epoch_1.pt", "tmp.pt"]
+
+
+def test_the_end_of_a_shard_is_no_sample():
+    files = [{"fname": "a.txt", "data": b"x", "__url__": "u"}, {}, {"fname": "b.txt", "data": b"y", "__url__": "u"}]
+    assert [s["__key__"] for s in openclip("data").group_by_keys_nothrow(files)] == ["a", "b"]
+
+
+def make_shards(folder, sizes):
+    for i, size in enumerate(sizes):
+        content = [(f"{folder.name}{i}{j}", {"png": b"", "txt": b""}) for j in range(size)]
+        write_shard(folder / f"{i:08d}.tar", content)
+    write_json(folder / "sizes.json", {f"{i:08d}.tar": size for i, size in enumerate(sizes)})
+    return f"{folder}/{{00000000..{len(sizes) - 1:08d}}}.tar"
+
+
+def wds_args(train_data):
+    return SimpleNamespace(
+        train_data=train_data,
+        train_num_samples=None,
+        dataset_resampled=True,
+        train_data_upsampling_factors=None,
+        seed=0,
+        batch_size=1,
+        world_size=1,
+        workers=0,
+    )
+
+
+def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
+    data = openclip("data")
+    urls = "::".join([make_shards(tmp_path / "a", [3, 4]), make_shards(tmp_path / "b", [5, 6])])
+    assert data.get_wds_dataset(wds_args(urls), None, True).dataloader.num_samples == 18
+    (tmp_path / "b" / "sizes.json").unlink()
+    from tic_clip.shards import read_sizes
+
+    read_sizes.cache_clear()
+    with pytest.raises(TicError, match=rf"{tmp_path}/b has no sizes.json"):
+        data.get_wds_dataset(wds_args(urls), None, True)
+
+
+def test_exact_sampling_is_a_dataset_type():
+    from tic_clip.sampling import get_exact_dataset
+
+    assert openclip("data").get_dataset_fn("plan.json", "exact") is get_exact_dataset
+    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw"])
+    assert (args.dataset_type, args.new_run, args.fused_adamw) == ("exact", True, True)
+    args = openclip("params").parse_args([])
+    assert (args.new_run, args.fused_adamw) == (False, None)
+
+
+def test_the_learning_rate_is_a_plain_float():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    openclip("scheduler").cosine_lr(optimizer, 0.1, 0, 10)(5)
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_nothing_deprecated_is_used():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        for precision in ("amp", "amp_bf16"):
+            assert openclip("precision").get_autocast(precision)
+        assert openclip("main").GradScaler is torch.amp.GradScaler
+        warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
+        for precision in ("amp", "amp_bf16"):
+            with openclip("precision").get_autocast(precision)():
+                pass
+    code = "import warnings; warnings.simplefilter('error', FutureWarning); import open_clip"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

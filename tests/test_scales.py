@@ -1,0 +1,49 @@
+import dataclasses
+
+import pytest
+
+from tic_clip import TicError
+from tic_clip.scales import SCALES, get_scale
+
+TABLE = """
+tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500
+tic_medium  ViT-B-16   4,096   4,500     18,432,000  5e-4     500
+tic_large   ViT-B-16   8,192  22,500    184,320,000  5e-4     500
+tic_xlarge  ViT-B-16  90,112  20,500  1,847,296,000  1e-3  10,000
+"""
+
+
+@pytest.mark.parametrize("row", TABLE.strip().splitlines())
+def test_the_table_of_the_benchmark(row):
+    name, model, batch, iterations, samples, lr, warmup = row.replace(",", "").split()
+    scale = get_scale(name)
+    assert scale.model == model
+    assert scale.batch_size == int(batch)
+    assert scale.samples_per_step == int(samples) == int(batch) * int(iterations)
+    assert scale.learning_rate == float(lr)
+    assert (scale.warmup, scale.next_warmup) == (int(warmup), 0)
+    assert (scale.weight_decay, scale.beta2, scale.checkpoints) == (0.2, 0.98, 5)
+    assert scale.grad_checkpointing
+    assert scale.keep_all
+
+
+def test_the_embedded_default():
+    scale = get_scale("tic_tiny")
+    assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 156 * 64)
+    assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.next_warmup) == (1e-3, 0.1, 30, 15)
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_samples_are_whole_batches(scale):
+    assert scale.samples_per_step % scale.batch_size == 0
+    assert scale.warmup < scale.samples_per_step // scale.batch_size
+
+
+def test_an_unknown_scale_lists_the_valid_ones():
+    with pytest.raises(TicError, match=r"'medium'.*tic_tiny, tic_debug, tic_medium, tic_large, tic_xlarge"):
+        get_scale("medium")
+
+
+def test_a_scale_without_a_batch_for_each_checkpoint_is_refused():
+    with pytest.raises(AssertionError, match="tic_debug"):
+        dataclasses.replace(get_scale("tic_debug"), samples_per_step=4 * 1024)

@@ -1,0 +1,291 @@
+"""The plan of a step, and real training: restart after kill -9, two ranks, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tic_clip import TicError
+from tic_clip.shards import read_sizes
+from tic_clip.storage import read_json, write_json
+from tic_clip.tarshard import write_shard
+from tic_clip.timeline import get_benchmark
+from tic_clip.training import Request, check_same, describe, make_plan, open_clip_arguments, run_step
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
+
+
+def fake_split(folder, size):
+    write_json(folder / "sizes.json", {"00000000.tar": size})
+
+
+@pytest.fixture
+def fake_data(tmp_path):
+    """Tables without shards: all that a plan looks at."""
+    read_sizes.cache_clear()
+    for step, size in SIZES.items():
+        fake_split(tmp_path / "data/tic/emoji/yearly/train" / step, size)
+    return str(tmp_path / "data")
+
+
+def request(fake_data, **changes):
+    settings = {"benchmark": "emoji", "method": "cumulative", "scale": "tic_tiny", "step": "2016"}
+    return Request(**{**settings, "data_dir": fake_data, "output_dir": "out", "samples_per_step": 1280, **changes})
+
+
+def test_cumulative_reads_all_data_so_far_by_size(fake_data):
+    plan = make_plan(request(fake_data))
+    assert [(s["name"], s["size"], s["samples"]) for s in plan["sources"]] == [
+        ("2014", 300, 768),
+        ("2015", 100, 256),
+        ("2016", 100, 256),
+    ]
+    assert plan["sources"][0]["repeats"] == 2.56
+    assert plan["start"] == "out/2015/checkpoints/epoch_2.pt"
+    assert (plan["samples"], plan["iterations"], plan["samples_seen"], plan["warmup"]) == (1280, 20, 3840, 15)
+
+
+def test_sequential_reads_the_new_data(fake_data):
+    plan = make_plan(request(fake_data, method="sequential"))
+    assert [(s["name"], s["samples"]) for s in plan["sources"]] == [("2016", 1280)]
+    assert plan["start"] == "out/2015/checkpoints/epoch_2.pt"
+
+
+def test_oracle_starts_anew_and_spends_more(fake_data):
+    plan = make_plan(request(fake_data, method="oracle"))
+    assert [s["samples"] for s in plan["sources"]] == [2304, 768, 768]
+    assert (plan["start"], plan["samples"], plan["warmup"]) == (None, 3840, 30)
+    assert plan["samples_seen"] == (1 + 2 + 3) * 1280  # of the whole run: this step's model and the two before it
+
+
+def test_the_first_step_starts_from_random_weights(fake_data):
+    plan = make_plan(request(fake_data, step="2014"))
+    assert (plan["start"], plan["warmup"], plan["samples_seen"]) == (None, 30, 1280)
+
+
+def test_a_budget_is_rounded_down_to_whole_batches_for_each_checkpoint(fake_data):
+    assert make_plan(request(fake_data, samples_per_step=1400))["samples"] == 1280
+    with pytest.raises(TicError, match="a step of 127 samples is less than 2 checkpoints × a batch of 64 = 128"):
+        make_plan(request(fake_data, samples_per_step=127))
+
+
+def test_merged_years_are_sources_of_their_own(tmp_path):
+    read_sizes.cache_clear()
+    for year in ("2014", "2015", "2016"):
+        fake_split(tmp_path / "tic/datacomp/yearly/train" / year, 1000)
+    plan = make_plan(
+        request(str(tmp_path), benchmark="datacomp", scale="tic_medium", step="2014-2016", samples_per_step=None)
+    )
+    assert [s["name"] for s in plan["sources"]] == ["2014", "2015", "2016"]
+    assert plan["model"] == "ViT-B-16"
+
+
+def test_parts_of_a_split_are_one_source(tmp_path):
+    read_sizes.cache_clear()
+    for part in ("00", "01"):
+        fake_split(tmp_path / "tic/yfcc15m/yearly/train/2004-2008" / part, 40)
+    plan = make_plan(request(str(tmp_path), benchmark="yfcc15m", step="2004-2008"))
+    assert [(s["name"], s["size"]) for s in plan["sources"]] == [("2004-2008", 80)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'; the methods are cumulative, sequential, oracle"),
+        ({"scale": "tic_huge"}, "unknown scale 'tic_huge'; the scales are tic_tiny, tic_debug"),
+        ({"step": "1999"}, "unknown step '1999' of emoji; its steps are 2014, 2015, 2016"),
+        ({"benchmark": "laion"}, "unknown benchmark 'laion'; the benchmarks are datacomp"),
+        ({"data_dir": "nowhere"}, "nowhere/tic/emoji/yearly/train/2014 is missing"),
+        ({"step": "2019"}, "train/2019 is missing"),
+    ],
+)
+def test_bad_requests_are_refused(fake_data, change, message):
+    with pytest.raises(TicError, match=message):
+        make_plan(request(fake_data, **change))
+
+
+def test_a_split_without_sizes_is_named(fake_data):
+    (Path(fake_data) / "tic/emoji/yearly/train/2015/sizes.json").unlink()
+    with pytest.raises(TicError, match=r"train/2015 has no sizes.json"):
+        make_plan(request(fake_data))
+
+
+def test_a_step_can_be_gone_on_with_under_the_same_plan_only(fake_data):
+    plan = make_plan(request(fake_data))
+    check_same({**plan, "command": ["other"], "pins": {}}, plan, Path("out/2016"))
+    with pytest.raises(TicError, match="out/2016 was begun with seed 0, now it is 1"):
+        check_same(plan, make_plan(request(fake_data, seed=1)), Path("out/2016"))
+
+
+def test_a_step_needs_the_one_that_it_starts_from(fake_data, tmp_path):
+    with pytest.raises(TicError, match="that step is not done: train it first"):
+        run_step(request(fake_data, output_dir=str(tmp_path / "out")), rank=0, world_size=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_as_text(fake_data):
+    assert describe(make_plan(request(fake_data))).splitlines() == [
+        "2016: cumulative at tic_tiny, ViT-Tiny-8-48 from out/2015/checkpoints/epoch_2.pt, exact sampling",
+        "  1,280 samples = 20 × 64, 2 checkpoints, warm-up 15, seed 0; 3,840 samples seen after it",
+        "  2014: 60.0%, 768 samples of 300 (2.56 each)",
+        "  2015: 20.0%, 256 samples of 100 (2.56 each)",
+        "  2016: 20.0%, 256 samples of 100 (2.56 each)",
+    ]
+
+
+def test_arguments_of_open_clip(fake_data):
+    plan = make_plan(request(fake_data))
+    words = open_clip_arguments(plan, request(fake_data), 2, False)
+    assert words[words.index("--batch-size") + 1] == "32"
+    assert words[words.index("--train-data") + 1] == "out/2016/plan.json"
+    assert words[words.index("--dist-backend") + 1] == "gloo"
+    assert "--delete-previous-checkpoint" in words
+    assert "--grad-checkpointing" not in words
+    resampled = request(fake_data, resampled=True)
+    words = open_clip_arguments(make_plan(resampled), resampled, 1, True)
+    assert words[words.index("--train-num-samples") + 1] == "640"
+    assert words[words.index("--precision") + 1] == "amp"
+    assert "--dataset-resampled" in words
+    shards = words[words.index("--train-data") + 1].split("::")
+    assert [Path(shard).parent.name for shard in shards] == ["2014", "2015", "2016"]
+    with pytest.raises(TicError, match="the batch of 64 does not divide among 3 processes"):
+        open_clip_arguments(plan, request(fake_data), 3, False)
+
+
+# Real training, a few batches of noise pictures; each launch costs about ten seconds, most of it imports.
+
+FLAGS = ["--benchmark", "emoji", "--method", "cumulative", "--scale", "tic_tiny", "--samples_per_step", "384"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    noise = np.random.default_rng(0)
+    for step, count in (("2014", 90), ("2015", 70)):
+        split = folder / get_benchmark("emoji").root / "train" / step
+        content = []
+        for i in range(count):
+            Image.fromarray(noise.integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(folder / "picture.png")
+            caption = f"picture {i} of {step}"
+            content.append((f"{i:032x}-0", {"png": (folder / "picture.png").read_bytes(), "txt": caption.encode()}))
+        write_shard(split / "00000000.tar", content)
+        write_json(split / "sizes.json", {"00000000.tar": count})
+    return folder
+
+
+def command(data, out, step, *more, launcher=()):
+    script = [str(ROOT / "scripts/train.py"), *FLAGS, "--data_dir", str(data), "--output_dir", str(out)]
+    return [sys.executable, *launcher, *script, "--step", step, *more]
+
+
+def train(*args, **kwargs):
+    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, cwd=ROOT)
+
+
+def weights(out, step):
+    return torch.load(out / step / "checkpoints/epoch_2.pt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = train(data, out, "2014")
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_step_leaves_its_plan_one_checkpoint_and_done(undisturbed):
+    out, done = undisturbed
+    facts = read_json(out / "2014/done.json")
+    assert facts["plan"] == read_json(out / "2014/plan.json")
+    assert facts["samples_seen"] == 384
+    assert facts["plan"]["pins"]["open_clip_torch"] == "2.24.0"
+    assert [file.name for file in (out / "2014/checkpoints").iterdir()] == ["epoch_2.pt"]  # tic_tiny keeps the last
+    assert "train 2014, 2 of 2: 100%" in done.stderr
+    assert "INFO" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_a_step_that_is_done_is_skipped_before_anything_is_loaded(undisturbed, data):
+    out, _ = undisturbed
+    before = (out / "2014/done.json").stat().st_mtime_ns
+    done = train(data, out, "2014")
+    assert (done.returncode, done.stdout) == (0, "2014: done already\n")
+    assert (out / "2014/done.json").stat().st_mtime_ns == before
+    refused = train(data, out, "2014", "--seed", "1")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert "was begun with seed 0, now it is 1" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_killed_after_a_checkpoint_it_ends_with_the_same_weights(undisturbed, data, tmp_path):
+    out, _ = undisturbed
+    process = subprocess.Popen(
+        command(data, tmp_path, "2014"), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not (tmp_path / "2014/checkpoints/epoch_1.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "2014/done.json").exists()
+    assert train(data, tmp_path, "2014").returncode == 0
+    log = (tmp_path / "2014/out.log").read_text()
+    assert "resuming checkpoint" in log.rsplit("Running with a single process", 1)[1]
+    expected, found = weights(out, "2014"), weights(tmp_path, "2014")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_two_ranks_train_the_next_step_from_the_last_model(undisturbed, data):
+    """gloo on the CPU; the weights stay those of one model, and both ranks take the same number of batches."""
+    out, _ = undisturbed
+    port = 29500 + os.getpid() % 1000
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
+    done = train(data, out, "2015", launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = (out / "2015/out.log").read_text()
+    assert "loaded checkpoint" in log
+    assert "epoch 0" in log
+    assert "Start epoch 1" in log
+    assert read_json(out / "2015/done.json")["plan"]["start"] == str(out / "2014/checkpoints/epoch_2.pt")
+    first, second = weights(out, "2014"), weights(out, "2015")
+    assert any(not torch.equal(first[name], second["module." + name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--scale", "tic_huge"], "unknown scale 'tic_huge'"),
+        (["--step", "1999"], "unknown step '1999'"),
+        (["--data_dir", "/nowhere"], "/nowhere/tic/emoji/yearly/train/2014 is missing"),
+        (["--samples_per_step", "1"], "less than 2 checkpoints"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, more, message):
+    done = train(data, tmp_path / "out", "2014", *more)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
+    done = train(data, tmp_path / "out", "2015", "--dry_run")
+    assert "2014: 56.2%, 216 samples of 90 (2.40 each)" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_plans_are_json(undisturbed):
+    assert json.loads((undisturbed[0] / "2014/plan.json").read_text())["sampling"] == "exact"

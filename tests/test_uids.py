@@ -1,0 +1,167 @@
+import hashlib
+import random
+
+import numpy as np
+import pytest
+
+from tic_clip import TicError
+from tic_clip.uids import (
+    CLASSES,
+    UID,
+    find,
+    fingerprint,
+    format_uid,
+    is_uid,
+    make_uid,
+    open_uids,
+    parse_uids,
+    save_uids,
+)
+
+A = "00000000000000010000000000000002"
+B = "ffffffffffffffff8000000000000000"
+
+
+def of(*pairs):
+    return np.array(list(pairs), dtype=UID)
+
+
+def random_uids(rng, count, words):
+    """UIDs whose words are among a few, so that many share one and some are equal."""
+    return of(*((rng.choice(words), rng.choice(words)) for _ in range(count)))
+
+
+def test_hex_digits_are_two_words():
+    np.testing.assert_array_equal(parse_uids([B, A]), of((2**64 - 1, 2**63), (1, 2)))
+    assert [format_uid(uid) for uid in parse_uids([B, A])] == [B, A]
+
+
+def test_upper_case_is_read_and_lower_case_written():
+    assert [format_uid(uid) for uid in parse_uids([B.upper()])] == [B]
+
+
+def test_no_uids():
+    assert parse_uids([]).shape == (0,)
+    assert parse_uids([]).dtype == UID
+
+
+@pytest.mark.parametrize(
+    "text", ["", A[1:], A + "0", A[1:] + "g", A[1:] + " ", A + "\n", A[1:] + "١", "0x" + A[2:], None]
+)
+def test_what_is_no_uid(text):
+    assert not is_uid(text)
+    with pytest.raises(TicError, match="is not a UID") as error:
+        parse_uids([A, text])
+    assert repr(text) in str(error.value)
+
+
+def test_make_uid():
+    assert make_uid("größe") == hashlib.sha256("größe".encode()).hexdigest()[:32]
+    assert is_uid(make_uid(""))
+
+
+def test_file_is_sorted_as_the_hex_digits_are(tmp_path):
+    rng = random.Random(0)
+    texts = [f"{rng.getrandbits(128):032x}" for _ in range(99)] + [A, B, A[:16] + B[16:], B[:16] + A[16:], A]
+    save_uids(tmp_path / "x.npy", parse_uids(texts))
+    assert (tmp_path / "x.npy").stat().st_size == 128 + 16 * len(texts)
+    assert [format_uid(uid) for uid in np.load(tmp_path / "x.npy")] == sorted(texts)
+    assert np.load(tmp_path / "x.npy").dtype.descr == [("f0", "<u8"), ("f1", "<u8")]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_file_is_mapped_read_only(tmp_path, count):
+    save_uids(tmp_path / "x.npy", parse_uids([A] * count))
+    rows = open_uids(tmp_path / "x.npy")
+    assert isinstance(rows, np.memmap)
+    assert not rows.flags.writeable
+    assert rows.tolist() == [(1, 2)] * count
+
+
+def test_class_table(tmp_path):
+    rows = np.array([(2, 0, 7), (1, 9, 999), (1, 3, 0)], dtype=CLASSES)
+    save_uids(tmp_path / "x.npy", rows)
+    assert open_uids(tmp_path / "x.npy", CLASSES).tolist() == [(1, 3, 0), (1, 9, 999), (2, 0, 7)]
+    with pytest.raises(TicError, match=r"x.npy has dtype"):
+        open_uids(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros(3, ">u8,>u8"), np.zeros((2, 2), UID), np.zeros((), UID)])
+def test_another_dtype_or_shape(tmp_path, wrong):
+    np.save(tmp_path / "x.npy", wrong)
+    with pytest.raises(TicError, match=r"x.npy has dtype"):
+        open_uids(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00"])
+def test_no_numpy_file(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(TicError, match=r"x.npy is no NumPy file of UIDs"):
+        open_uids(tmp_path / "x.npy")
+
+
+def test_pickles_and_cut_off_files_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    save_uids(tmp_path / "y.npy", parse_uids([A, B]))
+    (tmp_path / "y.npy").write_bytes((tmp_path / "y.npy").read_bytes()[:-1])
+    for name in ("x.npy", "y.npy"):
+        with pytest.raises(TicError, match=f"{name} is no NumPy file of UIDs"):
+            open_uids(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", ["x.npy", "."])
+def test_missing_file(tmp_path, path):
+    with pytest.raises(TicError, match="is missing"):
+        open_uids(tmp_path / path)
+
+
+def test_fingerprint(tmp_path):
+    for count in (0, 5, 2**20, 2**20 + 1):
+        rows = np.zeros(count, dtype=UID)
+        rows["f0"], rows["f1"] = np.arange(count) // 3, np.arange(count) % 3
+        np.save(tmp_path / "x.npy", rows)
+        assert fingerprint(tmp_path / "x.npy") == hashlib.sha256((tmp_path / "x.npy").read_bytes()[128:]).hexdigest()
+    rows[2**20] = (0, 0)  # in the second block
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.raises(TicError, match=r"x.npy is not sorted"):
+        fingerprint(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("rows", [[(2, 0), (1, 9)], [(1, 1), (1, 0)], [(1, 1), (2, 1), (2, 0)]])
+def test_unsorted_file(tmp_path, rows):
+    np.save(tmp_path / "x.npy", of(*rows))
+    with pytest.raises(TicError, match=r"x.npy is not sorted"):
+        fingerprint(tmp_path / "x.npy")
+
+
+def test_find_by_hand():
+    subset = of((1, 5), (1, 7), (1, 7), (1, 7), (2, 0), (2**64 - 1, 2**64 - 1))
+    uids = of((1, 7), (2**64 - 1, 2**64 - 1), (1, 6), (0, 0), (2, 0), (1, 5), (1, 7))
+    first, repeats = find(subset, uids)
+    assert repeats.tolist() == [3, 1, 0, 0, 1, 1, 3]
+    assert first[repeats > 0].tolist() == [1, 5, 4, 0, 1]
+
+
+@pytest.mark.parametrize("words", [[7], [0, 1, 2**63, 2**64 - 1], range(40), range(10**6)])
+@pytest.mark.parametrize("dtype", [UID, CLASSES])
+def test_find_against_counting(tmp_path, words, dtype):
+    rng = random.Random(0)
+    rows = random_uids(rng, 300, words).astype(UID)
+    table = np.zeros(len(rows), dtype=dtype)
+    table["f0"], table["f1"] = rows["f0"], rows["f1"]
+    save_uids(tmp_path / "x.npy", table)
+    subset = open_uids(tmp_path / "x.npy", dtype)
+    uids = np.concatenate([random_uids(rng, 200, words), rows[:50]])
+    listed = [tuple(row)[:2] for row in subset.tolist()]
+    first, repeats = find(subset, uids)
+    assert repeats.tolist() == [listed.count(uid) for uid in uids.tolist()]
+    assert repeats.any()
+    assert [listed[i] for i in first[repeats > 0]] == uids[repeats > 0].tolist()
+    assert [listed.index(uid) for uid in uids[repeats > 0].tolist()] == first[repeats > 0].tolist()
+
+
+def test_find_in_nothing_and_of_nothing():
+    for subset, uids in ((of(), of((1, 2))), (of((1, 2)), of()), (of(), of())):
+        first, repeats = find(subset, uids)
+        assert len(first) == len(repeats) == len(uids)
+        assert not repeats.any()
