@@ -57,5 +57,5 @@ fi
 cp open_clip.patch "$applied"
 
 # 4. The patched source goes before the wheel's for every Python of .venv.
-printf 'import sys; sys.path.insert(0, %s)\n' "'$PWD/open_clip/src'" > "$site/tic_clip_open_clip.pth"
+printf 'import sys; sys.path.insert(0, r"""%s""")\n' "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
 say "ready: .venv/ and open_clip/ (patched)"

@@ -27,7 +27,7 @@ def test_json_comes_back(tmp_path):
     assert path.read_text().endswith("}\n")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00rubbish", b"[1] [2]"])
+@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00rubbish", b"[1] [2]", b'["\xff"]'])
 def test_rubbish_is_no_json(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)

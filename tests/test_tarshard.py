@@ -163,9 +163,12 @@ def test_equal_data_give_equal_tars(tmp_path):
 def test_cut_off_anywhere_is_seen(tmp_path):
     write_shard(tmp_path / "0.tar", CONTENT)
     shard = (tmp_path / "0.tar").read_bytes()
+    whole, read = list(members(shard)), []
     for cut in range(len(shard) - 512):
+        read.clear()
         with pytest.raises(TicError, match="truncated"):
-            list(members(shard[:cut]))
+            read.extend(members(shard[:cut]))
+        assert read == [(name, start, size) for name, start, size in whole if start + size <= cut]
     assert len(list(members(shard[:-512]))) == 7
 
 

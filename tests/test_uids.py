@@ -136,9 +136,9 @@ def test_unsorted_file(tmp_path, rows):
 
 def test_find_by_hand():
     subset = of((1, 5), (1, 7), (1, 7), (1, 7), (2, 0), (2**64 - 1, 2**64 - 1))
-    uids = of((1, 7), (2**64 - 1, 2**64 - 1), (1, 6), (0, 0), (2, 0), (1, 5), (1, 7))
+    uids = of((1, 7), (2**64 - 1, 2**64 - 1), (1, 6), (0, 0), (2, 0), (1, 5), (1, 7), (2, 1))
     first, repeats = find(subset, uids)
-    assert repeats.tolist() == [3, 1, 0, 0, 1, 1, 3]
+    assert repeats.tolist() == [3, 1, 0, 0, 1, 1, 3, 0]
     assert first[repeats > 0].tolist() == [1, 5, 4, 0, 1]
 
 

@@ -61,7 +61,13 @@ def test_a_checkpoint_never_runs_code(tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 and then nothing")
-    for name, message in (("missing.pt", "is missing"), ("list.pt", "no state dict"), ("damaged.pt", "loaded safely")):
+    (tmp_path / "empty.pt").touch()
+    for name, message in (
+        ("empty.pt", "safely: EOFError"),
+        ("missing.pt", "is missing"),
+        ("list.pt", "no state dict"),
+        ("damaged.pt", "loaded safely"),
+    ):
         with pytest.raises(TicError, match=rf"{name}.* {message}"):
             weights.load(str(tmp_path / name))
 

@@ -1,6 +1,7 @@
 """Checkpoints: atomic saving, safe loading, and what OpenCLIP's ``main`` asks when it starts from one."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ def load(path: str) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise TicError(f"checkpoint {path} is missing")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ... for a bad file
-        raise TicError(f"{path} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TicError(f"{path} is no checkpoint that can be loaded safely: {reason}") from None
     return state_dict(checkpoint, path)
 
 

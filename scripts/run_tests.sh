@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Linter and tests; arguments go to pytest. Needs no network once setup.sh has run.
+#
+#   bash scripts/run_tests.sh                  # everything, a few minutes on two cores
+#   bash scripts/run_tests.sh tests/test_uids.py
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest "$@"
