@@ -17,14 +17,13 @@ import numpy as np
 
 from tic_clip import TicError, metrics
 from tic_clip.cli import progress
-from tic_clip.results import append_result, read_results
+from tic_clip.results import RESULTS, append_result, read_results, task_key
 from tic_clip.shards import SIZES, list_tars, split_sizes
-from tic_clip.storage import read_json, to_path
+from tic_clip.storage import is_remote, read_json, to_path
 from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.training import MODEL_CONFIGS, pins
 
-RESULTS = "eval_results.jsonl"
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
 
@@ -64,7 +63,7 @@ def task_of(key: str, data_dir: str) -> Task:
     for benchmark in BENCHMARKS.values():
         for task, kind in benchmark.tasks.items():
             for period in benchmark.periods:
-                if key == f"tic/{benchmark.dataset}/{task}/{benchmark.cadence}/{period}":
+                if key == task_key(benchmark, task, period):
                     return _task(benchmark, task, kind, period, data_dir)
     raise TicError(f"unknown task {key!r}; keys are tic/{{dataset}}/{{task}}/{{cadence}}/{{period}}")
 
@@ -82,7 +81,7 @@ def _task(benchmark: Benchmark, task: str, kind: str, period: str, data_dir: str
     title = benchmark.title.split(" ")[0]
     label = f"{title}Net" if kind == "classification" else f"{title}-Retrieval"
     return Task(
-        key=f"tic/{benchmark.dataset}/{task}/{benchmark.cadence}/{period}",
+        key=task_key(benchmark, task, period),
         name=f"{label}-{benchmark.cadence.capitalize()}-{period}",
         kind=kind,
         folder=f"{data_dir.rstrip('/')}/{benchmark.root}/eval/{task}/{period}",
@@ -138,15 +137,17 @@ def evaluate(
     """
     if batch_size < 1 or workers < 0:
         raise TicError(f"batch size {batch_size} and {workers} workers: at least 1 and 0")
-    path = to_path(output_dir) / RESULTS
+    if is_remote(output_dir):
+        raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
+    path = Path(output_dir) / RESULTS
     known = read_results(path) if path.exists() else []
-    there = {(line["model"]["sha256"], line["key"], line["data"]) for line in known}
+    there = {(line["model"]["name"], line["model"]["sha256"], line["key"], line["data"]) for line in known}
     data = {task.key: data_fingerprint(task) for task in tasks}
     todo = [
         (model, sha, task)
         for model, sha in [(model, model.fingerprint()) for model in models]
         for task in tasks
-        if (sha, task.key, data[task.key]) not in there
+        if (model.name, sha, task.key, data[task.key]) not in there
     ]
     if not todo:
         return 0
