@@ -9,7 +9,8 @@ import argparse
 
 from tic_clip import TicError
 from tic_clip.cli import run
-from tic_clip.report import report, table_text
+from tic_clip.report import report
+from tic_clip.tables import table_text
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from tic_clip import TicError
-from tic_clip.report import heatmap, report, table_text, to_latex, to_markdown
+from tic_clip.figure import heatmap
+from tic_clip.report import report
 from tic_clip.results import RESULTS, task_key
+from tic_clip.tables import table_text, to_latex, to_markdown
 from tic_clip.timeline import get_benchmark
 
 FILES = {"summary.json", "matrix.csv", "table.md", "table.tex", "heatmap.png", "report.html"}

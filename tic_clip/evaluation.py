@@ -25,7 +25,6 @@ from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.training import MODEL_CONFIGS, pins
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,7 @@ def evaluate(
         result = {
             "key": task.key,
             "dataset": task.name,
-            "metrics": numbers | {"main_metric": numbers[MAIN_METRIC[task.kind]]},
+            "metrics": numbers | {"main_metric": numbers[metrics.MAIN_METRIC[task.kind]]},
             "num_samples": num_samples,
             **model.about,
             "model": {"name": model.name, "arch": model.arch, "sha256": sha},

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 
 KS = (1, 5, 10)
+MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
+"""The metric of each kind of task that stands in the matrix."""
 
 
 def ranks(queries: np.ndarray, keys: np.ndarray, targets: np.ndarray, chunk: int = 1024) -> np.ndarray:
