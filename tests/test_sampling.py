@@ -259,6 +259,15 @@ def test_open_clips_loader_gives_the_plan_as_batches(tmp_path, workers):
     assert len(counts) == 13
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_loader_process_is_one_line(tmp_path, workers):
+    split = make_split(tmp_path / "a", [2], bad={"a 0 0", "a 0 1"})
+    write_json(tmp_path / "plan.json", make_plan([split], [16], 8, 2))
+    args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=8, world_size=1, rank=0, workers=workers)
+    with pytest.raises(TicError, match=r"^a: no sample can be used \({'undecodable': 16}\)$"):
+        list(sampling.get_exact_dataset(args, to_tensor, True, 0, tokens).dataloader)
+
+
 def test_the_hook_refuses_another_global_batch(tmp_path):
     write_json(tmp_path / "plan.json", make_plan([make_split(tmp_path / "a", [4])], [8], 8, 1))
     args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=3, world_size=2, rank=0, workers=0)

@@ -124,6 +124,15 @@ def test_a_step_can_be_gone_on_with_under_the_same_plan_only(fake_data):
     check_same({**plan, "command": ["other"], "pins": {}}, plan, Path("out/2016"))
     with pytest.raises(TicError, match="out/2016 was begun with seed 0, now it is 1"):
         check_same(plan, make_plan(request(fake_data, seed=1)), Path("out/2016"))
+    other = {**plan, "sources": [{**source, "size": 1} for source in plan["sources"]]}
+    with pytest.raises(TicError, match=r"was begun with sources {'2014': '768 of 1'"):
+        check_same(other, plan, Path("out/2016"))
+
+
+def test_a_run_and_its_data_can_be_moved(fake_data, tmp_path):
+    before = make_plan(request(fake_data))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    check_same(before, make_plan(request(str(tmp_path / "moved"), output_dir="/else/where")), Path("out/2016"))
 
 
 def test_a_step_needs_the_one_that_it_starts_from(fake_data, tmp_path):

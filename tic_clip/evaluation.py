@@ -285,12 +285,12 @@ class Encoder:
     def _batches(self, data: EvalSet) -> Iterator[Any]:
         from torch.utils.data import DataLoader
 
+        from tic_clip.loader import batches_of
+
         collate = _collate if data.label == "txt" else None
-        try:
-            yield from DataLoader(data, batch_size=self.batch_size, num_workers=self.workers, collate_fn=collate)
-        except TicError as error:  # a worker's comes with its traceback, the message last
-            message = str(error).strip().splitlines()[-1]
-            raise TicError(message.removeprefix(f"{TicError.__module__}.TicError: ")) from None
+        yield from batches_of(
+            DataLoader(data, batch_size=self.batch_size, num_workers=self.workers, collate_fn=collate)
+        )
 
     def _pairs(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for images, tokens, counts in self._batches(data):

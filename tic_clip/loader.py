@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.sampling import stream
 
@@ -29,6 +30,19 @@ class ExactDataset(IterableDataset):
             yield torch.stack(images), torch.stack(texts)
 
 
+def batches_of(loader: DataLoader) -> Iterator[Any]:
+    """The batches of ``loader``; a user's error in one of its processes comes without that process's traceback.
+
+    Raises:
+        TicError: one was raised in the dataset.
+    """
+    try:
+        yield from loader
+    except TicError as error:  # a worker's comes with its traceback, the message last
+        message = str(error).strip().splitlines()[-1]
+        raise TicError(message.removeprefix(f"{TicError.__module__}.TicError: ")) from None
+
+
 class Loader:
     """The dataset behind ``workers`` processes and a progress bar; ``num_batches`` is that of a checkpoint interval."""
 
@@ -49,4 +63,4 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of the current checkpoint interval."""
         where = f"train {self.plan['step']}, {self.epoch.get_value() + 1} of {self.plan['checkpoints']}"
-        yield from progress(self.batches, where, self.num_batches, "batch")
+        yield from progress(batches_of(self.batches), where, self.num_batches, "batch")

@@ -120,7 +120,12 @@ def _last(checkpoints: int) -> Path:
     return Path("checkpoints") / f"epoch_{checkpoints}.pt"
 
 
-VOLATILE = ("command", "pins")  # what may differ when a step is gone on with
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same to go on with a step: all but the command, the versions and where the folders are."""
+    sources = {source["name"]: f"{source['samples']} of {source['size']}" for source in plan["sources"]}
+    start = "/".join(Path(plan["start"]).parts[-3:]) if plan["start"] else "random weights"
+    kept = {key: value for key, value in plan.items() if key not in ("command", "pins")}
+    return kept | {"sources": sources, "start": start}
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
@@ -129,10 +134,11 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     Raises:
         TicError: a setting differs; the message shows it.
     """
-    for key in new:
-        if key not in VOLATILE and old.get(key) != new[key]:
+    before, now = identity(old), identity(new)
+    for key in now:
+        if before.get(key) != now[key]:
             raise TicError(
-                f"{folder} was begun with {key} {old.get(key)}, now it is {new[key]}: "
+                f"{folder} was begun with {key} {before.get(key)}, now it is {now[key]}: "
                 "use the old setting, another output folder, or delete the step"
             )
 

@@ -1,0 +1,81 @@
+"""The README: its commands exist with the flags it gives, its numbers are those of the recorded run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tic_clip.methods import METHODS
+from tic_clip.scales import SCALES
+from tic_clip.tables import table_text, tables, to_markdown
+from tic_clip.timeline import BENCHMARKS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands():
+    """The commands of the README's bash blocks, comments and continuations taken away."""
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def recorded(name):
+    return json.loads((ROOT / "docs" / name).read_text())
+
+
+def between(mark):
+    return re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.DOTALL)[1]
+
+
+def test_the_readme_begins_with_a_figure_and_two_commands():
+    assert [words[:2] for words in commands()][:2] == [
+        ["bash", "scripts/run_emoji_cumulative.sh"],
+        ["bash", "scripts/run_tests.sh"],
+    ]
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_scripts_exist_with_their_flags():
+    checked = 0
+    for words in commands():
+        scripts = [word for word in words if word.endswith((".py", ".sh"))]
+        assert all((ROOT / script).is_file() for script in scripts), words
+        if scripts and scripts[0].endswith(".py"):
+            shown = subprocess.run([sys.executable, scripts[0], "--help"], cwd=ROOT, capture_output=True, text=True)
+            flags = [word for word in words if word.startswith("-")]
+            assert all(re.search(rf"(?<![\w-]){flag}\b", shown.stdout) for flag in flags), words
+            checked += 1
+    assert checked >= 5
+
+
+def test_its_table_is_that_of_the_recorded_run():
+    summary = recorded("emoji_cumulative.json")
+    assert between("table") == f"```\n{table_text(summary)}\n```\n"
+    assert between("comparison").strip() == to_markdown(tables(recorded("emoji_comparison.json"))).strip()
+
+
+def test_the_recorded_runs_are_the_default_ones_and_show_what_the_readme_says():
+    runs = recorded("emoji_comparison.json")["runs"]
+    assert runs["cumulative"] == recorded("emoji_cumulative.json")
+    budget = SCALES["tic_tiny"].samples_per_step
+    assert runs["cumulative"]["samples_seen"] == [budget * (t + 1) for t in range(7)]
+    assert runs["sequential"]["samples_seen"] == runs["cumulative"]["samples_seen"]
+    assert runs["oracle"]["samples_seen"][-1] == 28 * budget
+    recall = {name: run["tasks"]["retrieval"] for name, run in runs.items()}
+    chance = sum(1 / pictures for pictures in (156, 156, 143, 84, 84, 69, 89)) / 7
+    assert recall["cumulative"]["id"] > 10 * chance
+    assert recall["cumulative"]["backward"] > 2 * recall["sequential"]["backward"]
+
+
+@pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
+def test_it_names_every_row_of_the_tables(names):
+    assert all(f"`{name}`" in README for name in names)
