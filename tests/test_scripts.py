@@ -1,6 +1,7 @@
 """Every script: its help, its errors, the plans that DRY_RUN=1 prints."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,17 @@ def test_bash_parses_it_and_it_stops_at_the_first_error(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     if os.access(script, os.X_OK):
         assert "\nset -euo pipefail\n" in script.read_text()
+
+
+def test_no_flag_of_a_script_under_torchrun_is_taken_for_one_of_its_own():
+    """torchrun takes a prefix of its own flags, in the script's arguments too."""
+    from torch.distributed.run import get_args_parser
+
+    flags = re.findall(r'add_argument\("(--\w+)"', (ROOT / "scripts/train.py").read_text())
+    own = [option for action in get_args_parser()._actions for option in action.option_strings]
+    assert "--method" in flags
+    assert "--logs-specs" in own
+    assert [(flag, option) for flag in flags for option in own if option.startswith(flag)] == []
 
 
 def fake_splits(data_dir, benchmark, size):
