@@ -29,7 +29,7 @@ def test_the_table_of_the_benchmark(row):
 
 def test_the_embedded_default():
     scale = get_scale("tic_tiny")
-    assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 156 * 64)
+    assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 120 * 64)
     assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.next_warmup) == (1e-3, 0.1, 30, 15)
 
 

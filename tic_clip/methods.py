@@ -6,7 +6,7 @@ Steps are counted from 0 here; at step t a method sees the steps 0 … t. C is t
 from dataclasses import dataclass
 from typing import Literal
 
-from tic_clip import TicError
+from tic_clip import pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,5 @@ METHODS = {
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``.
-
-    Raises:
-        TicError: there is none; the message lists those that exist.
-    """
-    if name not in METHODS:
-        raise TicError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
-    return METHODS[name]
+    """The method called ``name``; a ``TicError`` names those that exist."""
+    return pick(METHODS, "method", name)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tic_clip import TicError
+from tic_clip import pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,5 @@ SCALES = {
 
 
 def get_scale(name: str) -> Scale:
-    """The scale called ``name``.
-
-    Raises:
-        TicError: there is none; the message lists those that exist.
-    """
-    if name not in SCALES:
-        raise TicError(f"unknown scale {name!r}; the scales are {', '.join(SCALES)}")
-    return SCALES[name]
+    """The scale called ``name``; a ``TicError`` names those that exist."""
+    return pick(SCALES, "scale", name)

@@ -8,7 +8,7 @@ A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{s
 import argparse
 from dataclasses import dataclass
 
-from tic_clip import TicError
+from tic_clip import TicError, pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +134,8 @@ BENCHMARKS = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``.
-
-    Raises:
-        TicError: there is none; the message lists those that exist.
-    """
-    if name not in BENCHMARKS:
-        raise TicError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    """The benchmark called ``name``; a ``TicError`` names those that exist."""
+    return pick(BENCHMARKS, "benchmark", name)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ the bytes written are the same whatever the number of processes. ``meta.json`` i
 whole.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,44 +80,57 @@ def reshard(
     tars, files = list_tars(pool), find_subsets(subsets)
     if classes is not None:
         uids.open_uids(classes, uids.CLASSES)
-    if any((to_path(output) / name).resolve() == to_path(pool).resolve() for name in files):
+    paths = {name: to_path(output) / name for name in files}
+    if any(path.resolve() == to_path(pool).resolve() for path in paths.values()):
         raise TicError(f"{pool} is the pool; give another output folder")
     arguments = {name: _arguments(pool, file, classes, shard_size) for name, file in files.items()}
-    done = {name: _finished(to_path(output) / name, arguments[name], overwrite) for name in files}
+    done = {name: _finished(path, arguments[name], overwrite) for name, path in paths.items()}
     todo = {name: file for name, file in files.items() if done[name] is None}
-    if not todo:
-        return [_reused(name, to_path(output) / name, done[name]) for name in files]
+    counters, shards = _plan(tars, todo, shard_size, num_workers)
+    splits = {name: _split(name, paths[name], todo[name], shards[name]) for name in todo}
+    if not dry_run:
+        for name in todo:
+            _clear(paths[name])
+        _copy(splits, shards, classes, num_workers)
+        for name, file in todo.items():
+            _finish(splits[name], shards[name], file, {**counters, "arguments": arguments[name]})
+    return [splits[name] if name in todo else _reused(name, paths[name], done[name]) for name in files]
 
-    jobs = [index.Job(path=tar, subsets=tuple(todo.values())) for tar in tars]
+
+def _plan(
+    tars: list[str], subsets: dict[str, str], shard_size: int, num_workers: int
+) -> tuple[dict[str, Any], dict[str, list[plan.Shard]]]:
+    """(counts of the pool's samples read and dropped, the output shards of each subset), in one pass over the pool."""
+    if not subsets:
+        return {}, {}
+    jobs = [index.Job(path=tar, subsets=tuple(subsets.values())) for tar in tars]
     found = list(progress(engine.run(index.index_shard, jobs, num_workers), "index", len(jobs), "shard"))
     dropped = sum((shard.dropped for shard in found), Counter())
-    shards = {
-        name: list(plan.cut(tars, [shard.matches[i] for shard in found], shard_size)) for i, name in enumerate(todo)
+    counters = {"processed_count": sum(shard.num_read for shard in found), "dropped": dict(sorted(dropped.items()))}
+    return counters, {
+        name: list(plan.cut(tars, [shard.matches[i] for shard in found], shard_size)) for i, name in enumerate(subsets)
     }
-    splits = {
-        name: Split(
-            name=name,
-            path=str(to_path(output) / name),
-            wanted=len(uids.open_uids(todo[name])),
-            num_samples=sum(shard.num_samples for shard in shards[name]),
-            num_shards=len(shards[name]),
-        )
-        for name in todo
-    }
-    if not dry_run:
-        for split in splits.values():
-            _clear(to_path(split.path))
-        copies = [
-            copy.Job(output=split.path, shard=shard, classes=classes)
-            for name, split in splits.items()
-            for shard in shards[name]
-        ]
-        for _ in progress(engine.run(copy.copy_shard, copies, num_workers), "copy", len(copies), "shard"):
-            pass
-        read = sum(shard.num_read for shard in found)
-        for name, split in splits.items():
-            _finish(split, shards[name], todo[name], arguments[name], read, dropped)
-    return [splits[name] if name in splits else _reused(name, to_path(output) / name, done[name]) for name in files]
+
+
+def _copy(splits: dict[str, Split], shards: dict[str, list[plan.Shard]], classes: str | None, num_workers: int) -> None:
+    """Write every output shard of every split."""
+    jobs = [
+        copy.Job(output=split.path, shard=shard, classes=classes)
+        for name, split in splits.items()
+        for shard in shards[name]
+    ]
+    for _ in progress(engine.run(copy.copy_shard, jobs, num_workers), "copy", len(jobs), "shard"):
+        pass
+
+
+def _split(name: str, path: Path, subset: str, shards: list[plan.Shard]) -> Split:
+    return Split(
+        name=name,
+        path=str(path),
+        wanted=len(uids.open_uids(subset)),
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_shards=len(shards),
+    )
 
 
 def _arguments(pool: str, subset: str, classes: str | None, shard_size: int) -> dict[str, Any]:
@@ -170,25 +184,20 @@ def _clear(path: Path) -> None:
         file.unlink()
 
 
-def _finish(
-    split: Split, shards: list[plan.Shard], subset: str, arguments: dict[str, Any], read: int, dropped: Counter
-) -> None:
+def _finish(split: Split, shards: list[plan.Shard], subset: str, counters: dict[str, Any]) -> None:
     """Write the tables beside a split's shards; ``meta.json`` last."""
     path = to_path(split.path)
     for shard in shards:
         write_json(path / STATS.format(shard.number), {"successes": shard.num_samples})
     write_json(path / SIZES, {SHARD_FORMAT.format(shard.number): shard.num_samples for shard in shards})
     with atomic_open(path / "sample_ids.npy") as file, open(subset, "rb") as source:
-        while block := source.read(1 << 24):
-            file.write(block)
+        shutil.copyfileobj(source, file, 1 << 24)
     meta = {
         "output_shard_count": split.num_shards,
         "output_count": split.num_samples,
         "output_shard_format": SHARD_FORMAT,
         "subset_count": split.wanted,
-        "processed_count": read,
-        "dropped": dict(sorted(dropped.items())),
-        "arguments": arguments,
+        **counters,
     }
     write_json(path / "meta.json", meta)
     (path / "started.json").unlink()
