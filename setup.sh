@@ -22,8 +22,8 @@ command -v git >/dev/null || fail "git is needed and was not found"
 # 1. Packages. The stamp is written last, so an interrupted installation is done again.
 stamp=$(cat requirements.txt pyproject.toml | sha256 | cut -d' ' -f1)
 if [ "$(cat .venv/tic-clip.stamp 2>/dev/null)" != "$stamp" ]; then
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-    say "installing the packages of requirements.txt into .venv (several GB with torch's CUDA libraries)"
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv .venv
+    say "installing the packages of requirements.txt into .venv: minutes, and 6 GB with torch's CUDA libraries"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
     printf '%s\n' "$stamp" > .venv/tic-clip.stamp
@@ -56,6 +56,6 @@ if ! cmp --silent open_clip.patch <(changes); then
 fi
 cp open_clip.patch "$applied"
 
-# 4. The patched source goes before the wheel's for every Python of .venv.
-printf 'import sys; sys.path.insert(0, r"""%s""")\n' "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
+# 4. This checkout's tic_clip and patched OpenCLIP go before all others for every Python of .venv, wherever it is moved.
+printf 'import sys; sys.path[:0] = [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
 say "ready: .venv/ and open_clip/ (patched)"

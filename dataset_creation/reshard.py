@@ -6,15 +6,13 @@ SUBSETS is one .npy of UIDs (then OUT is the split), or a folder of {name}.npy (
 {:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json in each split.
 """
 
-import argparse
-
-from tic_clip.cli import run
+from tic_clip.cli import Parser, run
 from tic_clip.reshard import reshard
 
 
 def main() -> None:
     """Parse the flags, reshard, and print one line a split."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("-i", "--input-dir", required=True, help="the pool: a folder of .tar shards")
     parser.add_argument("-o", "--output-dir", required=True, help="the split, or the folder of the splits")
     parser.add_argument("-s", "--subset-file", required=True, help="a .npy of UIDs, or a folder of them")

@@ -7,17 +7,15 @@ Appends one line a model and task to eval_results.jsonl in the output folder (by
 already is skipped.
 """
 
-import argparse
-
 from tic_clip import TicError
-from tic_clip.cli import run
+from tic_clip.cli import Parser, run
 from tic_clip.evaluation import RESULTS, Model, evaluate, models_of, read_tasklist, tasks_of
 from tic_clip.timeline import BENCHMARKS, get_benchmark
 
 
 def main() -> None:
     """Parse the flags and evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", help="a run of scripts/train.py: all its finished steps")
     which.add_argument("--use_model", metavar='"ARCH WEIGHTS"', help="an architecture and a checkpoint file or tag")

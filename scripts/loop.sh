@@ -15,22 +15,31 @@ flags=(--benchmark "$BENCHMARK" --method "$METHOD" --scale "$SCALE" --data_dir "
 [ -z "${WORKERS:-}" ] || flags+=(--workers "$WORKERS")
 [ "${RESAMPLED:-0}" = 0 ] || flags+=(--dataset_resampled)
 
+for variable in NPROC NNODES; do
+    [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || { echo "error: $variable is ${!variable}, not a whole number from 1" >&2; exit 1; }
+done
 launch=("$PYTHON")
 if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
-    launch=("$PYTHON" -m torch.distributed.run --nproc-per-node "$NPROC" --nnodes "$NNODES" --node-rank "$NODE_RANK"
-        --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}")
+    launch+=(-m torch.distributed.run --nproc-per-node "$NPROC")
+    if [ "$NNODES" = 1 ]; then
+        launch+=(--standalone)
+    else
+        launch+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+            --master-port "${MASTER_PORT:-29500}")
+    fi
     cores=$(getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
 fi
+plan() { WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$1" --dry_run; }
 
 for step in $("$PYTHON" -m tic_clip.timeline "$BENCHMARK"); do
     if [ "${DRY_RUN:-0}" != 0 ]; then
-        "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --dry_run
+        plan "$step"
         echo "  ${launch[*]} scripts/train.py ${flags[*]} --step $step"
         continue
     fi
     # A mistake in the settings is one line here, not one traceback a process below.
-    [ "${#launch[@]}" = 1 ] || "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --dry_run > /dev/null
+    [ "${#launch[@]}" = 1 ] || plan "$step" > /dev/null
     "${launch[@]}" scripts/train.py "${flags[@]}" --step "$step"
 done
 [ "${DRY_RUN:-0}" = 0 ] && [ "$NODE_RANK" = 0 ] || exit 0

@@ -5,17 +5,15 @@
 Writes summary.json, matrix.csv, table.md, table.tex, heatmap.png and report.html and prints the table.
 """
 
-import argparse
-
 from tic_clip import TicError
-from tic_clip.cli import run
+from tic_clip.cli import Parser, run
 from tic_clip.report import report
 from tic_clip.tables import table_text
 
 
 def main() -> None:
     """Parse the flags, write the report, print its table and where it is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="R", help="a run's folder, with its eval_results.jsonl")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default R, where there is only one")
     args = parser.parse_args()

@@ -7,10 +7,9 @@ Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A ste
 was cut off goes on from its own newest checkpoint.
 """
 
-import argparse
 import os
 
-from tic_clip.cli import run
+from tic_clip.cli import Parser, run
 from tic_clip.methods import METHODS
 from tic_clip.scales import SCALES
 from tic_clip.timeline import BENCHMARKS
@@ -19,7 +18,7 @@ from tic_clip.training import Request, describe, make_plan, run_step
 
 def main() -> None:
     """Parse the flags and train the step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--benchmark", default="datacomp", help=f"one of {', '.join(BENCHMARKS)} (default: datacomp)")
     parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--scale", required=True, help=f"one of {', '.join(SCALES)}")
@@ -35,11 +34,11 @@ def main() -> None:
     args = vars(parser.parse_args())
     dry_run, resampled = args.pop("dry_run"), args.pop("dataset_resampled")
     request = Request(**args, resampled=resampled)
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if dry_run:
-        print(describe(make_plan(request)))
+        print(describe(make_plan(request, world_size)))
         return
-    rank = int(os.environ.get("RANK", "0"))
-    trained = run_step(request, rank=rank, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    trained = run_step(request, rank=rank, world_size=world_size)
     if rank == 0 and not trained:
         print(f"{request.step}: done already")
 

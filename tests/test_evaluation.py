@@ -249,6 +249,17 @@ def test_another_checkpoint_is_evaluated(net, model, data, tmp_path):
     assert [line["model"]["name"] for line in lines(tmp_path)] == ["cumulative 2014", "other"]
 
 
+def test_weights_that_come_back_are_evaluated_again(net, model, data, tmp_path):
+    """The matrix takes a step's last line, so that must be of the weights that are there now."""
+    other = {name: value + 0.01 for name, value in net[0].state_dict().items()}
+    torch.save(other, tmp_path / "other.pt")
+    changed = Model(name=model.name, arch=ARCH, weights=str(tmp_path / "other.pt"), about=model.about)
+    for now in (model, changed, model):
+        assert evaluate([now], [task(data)], str(tmp_path)) == 1
+    first, second, third = (line["model"]["sha256"] for line in lines(tmp_path))
+    assert first == third != second
+
+
 @pytest.mark.parametrize("change", ["samples", "uids", "classnames", "templates", "bytes"])
 def test_changed_data_are_evaluated_anew(change, content, model, data, tmp_path):
     chosen = task(data, "emojinet")

@@ -263,12 +263,18 @@ def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
         "dropped": {},
         "arguments": {
             "input_dir": pool.path,
-            "subset_file": subset,
-            "subset_sha256": sha256(Path(subset).read_bytes()[128:]).hexdigest(),
             "cls_file": None,
             "shard_size": size,
+            "pool": sha256("".join(f"{t.name} {t.stat().st_size}\n" for t in tars_of(pool)).encode()).hexdigest(),
+            "classes": None,
+            "subset_file": subset,
+            "subset": sha256(Path(subset).read_bytes()[128:]).hexdigest(),
         },
     }
+
+
+def tars_of(pool):
+    return sorted(Path(pool.path).glob("*.tar"))
 
 
 def test_same_bytes_whatever_the_number_of_workers(make_pool, write_uids, tmp_path):
@@ -382,9 +388,9 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     Path(out, "notes.txt").write_text("mine")
     before = tree(out)
     for arguments, message in (
-        ((pool.path, out, other, None, 2), f"{out} was made with subset_file {subset}, not {other}"),
-        ((pool.path, out, subset, None, 3), f"{out} was made with shard_size 2, not 3; give --overwrite"),
-        ((make_pool(name="b").path, out, subset, None, 2), f"{out} was made with input_dir {pool.path}, not "),
+        ((pool.path, out, other, None, 2), f"{out} was made with another UID file; give --overwrite"),
+        ((pool.path, out, subset, None, 3), f"{out} was made with another shard size; give --overwrite"),
+        ((make_pool((4, 2), name="b").path, out, subset, None, 2), f"{out} was made with another pool; "),
     ):
         pool_path, output, subset_file, classes, size = arguments
         with pytest.raises(TicError, match=message):
@@ -402,10 +408,35 @@ def test_other_uids_under_the_same_name_are_refused(make_pool, write_uids, out, 
     pool = make_pool()
     reshard(pool.path, out, write_uids(pool.uids))
     subset = write_uids(change(pool.uids))
-    with pytest.raises(TicError, match=f"{out} was made with subset_sha256 [0-9a-f]*, not [0-9a-f]*; give --overwrite"):
+    with pytest.raises(TicError, match=f"{out} was made with another UID file; give --overwrite"):
         reshard(pool.path, out, subset)
     reshard(pool.path, out, subset, overwrite=True)
     assert read_tars(out) == slow_reshard(pool.path, change(pool.uids))
+
+
+def test_the_pool_may_be_moved_and_spelt_another_way(make_pool, write_uids, out, tmp_path):
+    pool = make_pool()
+    subset = write_uids(pool.uids)
+    reshard(pool.path, out, subset)
+    Path(pool.path).rename(tmp_path / "moved")
+    assert [split.reused for split in reshard(f"{tmp_path}//moved/", out, subset)] == [True]
+
+
+@pytest.mark.parametrize("lost", ["00000001.tar", "sizes.json"])
+def test_a_split_that_lost_a_file_is_made_again(make_pool, write_uids, out, lost):
+    pool = make_pool()
+    reshard(pool.path, out, write_uids(pool.uids), shard_size=2)
+    before = tree(out)
+    Path(out, lost).unlink()
+    assert [split.reused for split in reshard(pool.path, out, write_uids(pool.uids), shard_size=2)] == [False]
+    assert tree(out) == before
+
+
+def test_an_output_that_is_a_file_is_refused(make_pool, write_uids, tmp_path):
+    (tmp_path / "file").touch()
+    pool = make_pool()
+    with pytest.raises(TicError, match="file is no folder"):
+        reshard(pool.path, str(tmp_path / "file"), write_uids(pool.uids))
 
 
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
@@ -567,7 +598,7 @@ def test_script(make_pool, write_uids, tmp_path, out):
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
     done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: out/2014 was made with shard_size 3, not 9; give --overwrite to replace it\n"
+    assert done.stderr == "error: out/2014 was made with another shard size; give --overwrite to replace it\n"
     assert script(*arguments, "--shard-size", "9", "--overwrite", cwd=tmp_path).returncode == 0
     assert json.loads(Path(out, "2014/sizes.json").read_text()) == {"00000000.tar": 4}
 
@@ -590,7 +621,7 @@ def test_from_cloud_to_cloud(make_pool, write_uids, tmp_path, s3):
     local.pop("meta.json")
     assert down == local
     assert reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=4)[0].reused
-    with pytest.raises(TicError, match="was made with shard_size 4, not 3"):
+    with pytest.raises(TicError, match="was made with another shard size"):
         reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=3)
     reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=12, overwrite=True)
     assert split_sizes(f"{s3}/out") == {f"{s3}/out/00000000.tar": 11}

@@ -89,7 +89,7 @@ def test_the_medium_scripts_plan_what_the_table_says(method, tmp_path):
         assert sources == ([step.name] if method == "sequential" and t else [str(2014 + i) for i in range(t + 3)])
     launches = [line for line in lines if "torch.distributed.run" in line]
     assert len(launches) == 7
-    assert all("--nproc-per-node 8 --nnodes 1" in line and "--dataset_resampled" in line for line in launches)
+    assert all("--nproc-per-node 8 --standalone" in line and "--dataset_resampled" in line for line in launches)
 
 
 def test_exact_sampling_is_a_switch_of_the_medium_scripts(tmp_path):
@@ -97,6 +97,29 @@ def test_exact_sampling_is_a_switch_of_the_medium_scripts(tmp_path):
     text = dry_run("run_medium_basic_cumulative.sh", DATA_DIR=tmp_path, RESAMPLED=0)
     assert "exact sampling" in text
     assert "--dataset_resampled" not in text
+
+
+@pytest.mark.parametrize("setting", ["NPROC=0", "NPROC=abc", "NNODES=-1"])
+def test_a_number_of_processes_that_cannot_be_is_one_line(tmp_path, setting):
+    name, value = setting.split("=")
+    environment = {**os.environ, "DATA_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path / "out"), name: value}
+    done = subprocess.run(
+        ["bash", "scripts/run_medium_basic_cumulative.sh"], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
+    assert errors == [f"error: {name} is {value}, not a whole number from 1"]
+
+
+def test_processes_that_do_not_share_the_batch_are_one_line(tmp_path):
+    fake_splits(tmp_path, "datacomp", 1_000_000)
+    environment = {**os.environ, "DATA_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path / "out"), "NPROC": "3"}
+    done = subprocess.run(
+        ["bash", "scripts/run_medium_basic_cumulative.sh"], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: the batch of 4096 does not divide among 3 processes"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mistake_in_the_settings_of_a_loop_is_one_line(tmp_path):

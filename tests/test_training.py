@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.evaluation import models_of
 from tic_clip.shards import read_sizes
 from tic_clip.storage import read_json, write_json
 from tic_clip.tarshard import write_shard
@@ -166,8 +167,31 @@ def test_arguments_of_open_clip(fake_data):
     assert "--dataset-resampled" in words
     shards = words[words.index("--train-data") + 1].split("::")
     assert [Path(shard).parent.name for shard in shards] == ["2014", "2015", "2016"]
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_data, tmp_path):
+    out = str(tmp_path / "out")
     with pytest.raises(TicError, match="the batch of 64 does not divide among 3 processes"):
-        open_clip_arguments(plan, request(fake_data), 3, False)
+        run_step(request(fake_data, step="2014", output_dir=out), rank=0, world_size=3)
+    for change, message in (
+        ({"seed": -1}, "a seed is from 0"),
+        ({"seed": 2**32}, "a seed is from 0"),
+        ({"workers": -1}, "at least 0"),
+    ):
+        with pytest.raises(TicError, match=message):
+            run_step(request(fake_data, step="2014", output_dir=out, **change), rank=0, world_size=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "half a"])
+def test_a_damaged_done_json_is_named(fake_data, tmp_path, text):
+    wanted = request(fake_data, step="2014", output_dir=str(tmp_path))
+    write_json(tmp_path / "2014/plan.json", make_plan(wanted))
+    (tmp_path / "2014/done.json").write_text(text)
+    with pytest.raises(TicError, match=r"2014/done.json is (damaged|not valid JSON)"):
+        run_step(wanted, rank=0, world_size=1)
+    with pytest.raises(TicError, match=r"2014/done.json is (damaged|not valid JSON)"):
+        models_of(str(tmp_path))
 
 
 # Real training, a few batches of noise pictures; each launch costs about ten seconds, most of it imports.
@@ -271,9 +295,17 @@ def test_two_ranks_train_the_next_step_from_the_last_model(undisturbed, data):
     assert any(not torch.equal(first[name], second["module." + name]) for name in first)
 
 
+def test_sampling_with_replacement_has_a_progress_bar_too(data, tmp_path):
+    done = train(data, tmp_path, "2014", "--dataset_resampled", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "train 2014, 2 of 2: 100%" in done.stderr
+    assert read_json(tmp_path / "2014/done.json")["plan"]["sampling"] == "resampled"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--samples_per_step", "abc"], "invalid int value: 'abc' (--help shows the flags)"),
         (["--method", "magic"], "unknown method 'magic'"),
         (["--scale", "tic_huge"], "unknown scale 'tic_huge'"),
         (["--step", "1999"], "unknown step '1999'"),

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -99,27 +101,58 @@ def test_start_from(new_run, resume, own, start, still_new):
     assert args.new_run == still_new
 
 
-def test_a_new_run_gets_the_weights_only_and_a_resumed_one_everything(model):
+def resume(checkpoint, model, path, new_run=False):
+    torch.save(checkpoint, path)
+    return weights.checkpoint_for(model, SimpleNamespace(new_run=new_run, resume=str(path), model="M"))
+
+
+def test_a_new_run_gets_the_weights_only_and_a_resumed_one_everything(model, tmp_path):
     checkpoint = {"epoch": 3, "state_dict": model.state_dict(), "optimizer": {"state": {}}}
-    args = SimpleNamespace(new_run=True, resume="x.pt", model="M")
-    assert weights.fit(checkpoint, model, args).keys() == model.state_dict().keys()
-    args.new_run = False
-    assert weights.fit(checkpoint, model, args)["epoch"] == 3
+    assert resume(checkpoint, model, tmp_path / "x.pt", new_run=True).keys() == model.state_dict().keys()
+    assert resume(checkpoint, model, tmp_path / "x.pt")["epoch"] == 3
 
 
-def test_fit_takes_checkpoints_of_any_number_of_ranks(model):
+def test_checkpoints_of_any_number_of_ranks_fit(model, tmp_path):
     wrapped = torch.nn.ModuleDict({"module": model})
-    args = SimpleNamespace(new_run=False, resume="x.pt", model="M")
     for saved in (model, wrapped):
         for wanted in (model, wrapped):
-            fitted = weights.fit({"epoch": 1, "state_dict": saved.state_dict()}, wanted, args)
+            fitted = resume({"epoch": 1, "state_dict": saved.state_dict()}, wanted, tmp_path / "x.pt")
             assert str(wanted.load_state_dict(fitted["state_dict"])) == "<All keys matched successfully>"
 
 
-def test_fit_refuses_another_architecture(model):
-    args = SimpleNamespace(new_run=True, resume="x.pt", model="ViT-B-32")
-    with pytest.raises(TicError, match=r"checkpoint x.pt is not of ViT-B-32: 0.weight is \(2, 4\)"):
-        weights.fit({"state_dict": torch.nn.Sequential(torch.nn.Linear(4, 2)).state_dict()}, model[:1], args)
+def test_a_checkpoint_of_another_architecture_does_not_fit(model, tmp_path):
+    other = {"state_dict": torch.nn.Sequential(torch.nn.Linear(4, 2)).state_dict()}
+    with pytest.raises(TicError, match=r"x.pt is not of M: 0.weight is \(2, 4\), the model's is \(2, 3\)"):
+        resume(other, model[:1], tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_cut_off_checkpoint_is_one_line_that_says_what_to_do(model, tmp_path, size):
+    path = tmp_path / "epoch_1.pt"
+    weights.save({"epoch": 1, "state_dict": model.state_dict()}, str(path))
+    path.write_bytes(path.read_bytes()[:size])
+    args = SimpleNamespace(new_run=False, resume=str(path), model="M")
+    with pytest.raises(TicError, match=r"epoch_1.pt is no checkpoint .*; delete it to go on from the one before$"):
+        weights.checkpoint_for(model, args)
+
+
+def test_a_full_disk_is_one_line_that_names_the_checkpoint(tmp_path):
+    """torch turns the disk's OSError into a RuntimeError about its zip writer; here the process may write 8 KiB."""
+    code = f"""
+import resource, signal, torch
+from tic_clip import TicError, weights
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    weights.save({{"state_dict": {{"w": torch.zeros(100_000)}}}}, {str(tmp_path / "epoch_1.pt")!r})
+except (TicError, OSError) as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1, done.stderr
+    assert "epoch_1.pt" in done.stdout
+    assert "File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_device_ids():

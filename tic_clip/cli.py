@@ -1,15 +1,27 @@
 """The shell around every script's ``main``: errors of the user as one line, Ctrl-C as status 130, progress bars."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from tic_clip import TicError
 
 T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A script's flags; its module docstring is the help, and a wrong flag is one line."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the message alone."""
+        sys.exit(f"error: {message} (--help shows the flags)")
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -26,5 +38,5 @@ def run(main: Callable[[], int | None]) -> None:
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Yield ``items`` under a progress bar with the time left; on the first process of several only."""
-    quiet = int(os.environ.get("RANK", "0")) > 0
+    quiet = int(os.environ.get("RANK", "0")) > 0 or total == 0
     yield from tqdm(items, desc=description, total=total, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5)

@@ -1,6 +1,7 @@
 """A model on a list of tasks: it is loaded once, every task's images and texts are encoded once.
 
-Results are appended to ``eval_results.jsonl`` one by one; a task whose model and data have a line there is skipped.
+Results are appended to ``eval_results.jsonl`` one by one; a task whose last line there is of the same weights and data
+is skipped.
 Task keys are ``tic/{dataset}/{task}/{cadence}/{period}``; the data of a task lie in
 ``{data_dir}/tic/{dataset}/{cadence}/eval/{task}/{period}/``.
 """
@@ -19,10 +20,10 @@ from tic_clip import TicError, metrics
 from tic_clip.cli import progress
 from tic_clip.results import RESULTS, append_result, read_results, task_key
 from tic_clip.shards import SIZES, list_tars, split_sizes
-from tic_clip.storage import is_remote, read_json, to_path
+from tic_clip.storage import is_remote, to_path
 from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
-from tic_clip.training import MODEL_CONFIGS, pins
+from tic_clip.training import MODEL_CONFIGS, pins, read_done
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
@@ -110,7 +111,7 @@ def models_of(run: str) -> list[Model]:
     Raises:
         TicError: no step of it is finished.
     """
-    done = [read_json(path) for path in sorted(Path(run).glob("*/done.json"))]
+    done = [read_done(path) for path in sorted(Path(run).glob("*/done.json"))]
     if not done:
         raise TicError(f"{run} has no finished step (no STEP/done.json): run scripts/train.py first")
     steps = get_benchmark(done[0]["plan"]["benchmark"]).step_index
@@ -140,13 +141,13 @@ def evaluate(
         raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
     path = Path(output_dir) / RESULTS
     known = read_results(path) if path.exists() else []
-    there = {(line["model"]["name"], line["model"]["sha256"], line["key"], line["data"]) for line in known}
+    latest = {(line["model"]["name"], line["key"]): (line["model"]["sha256"], line["data"]) for line in known}
     data = {task.key: data_fingerprint(task) for task in tasks}
     todo = [
         (model, sha, task)
         for model, sha in [(model, model.fingerprint()) for model in models]
         for task in tasks
-        if (model.name, sha, task.key, data[task.key]) not in there
+        if latest.get((model.name, task.key)) != (sha, data[task.key])
     ]
     if not todo:
         return 0

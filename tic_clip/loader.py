@@ -44,12 +44,11 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
 
 
 class Loader:
-    """The dataset behind ``workers`` processes and a progress bar; ``num_batches`` is that of a checkpoint interval."""
+    """The dataset behind ``workers`` processes; ``num_batches`` is that of a checkpoint interval, of one rank."""
 
     def __init__(
         self, plan: dict[str, Any], epoch: Any, rank: int, world_size: int, workers: int, transforms: tuple
     ) -> None:
-        self.plan, self.epoch = plan, epoch
         self.num_batches = plan["iterations"] // plan["checkpoints"]
         self.num_samples = self.num_batches * plan["batch_size"]
         self.batches = DataLoader(
@@ -62,5 +61,26 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of the current checkpoint interval."""
-        where = f"train {self.plan['step']}, {self.epoch.get_value() + 1} of {self.plan['checkpoints']}"
-        yield from progress(batches_of(self.batches), where, self.num_batches, "batch")
+        yield from batches_of(self.batches)
+
+
+class WithProgress:
+    """A training loader of OpenCLIP's or ours behind a progress bar for each checkpoint interval."""
+
+    def __init__(self, info: Any, step: str, checkpoints: int) -> None:
+        self.loader, self.epoch, self.step, self.checkpoints = info.dataloader, info.shared_epoch, step, checkpoints
+        self.num_batches, self.num_samples = self.loader.num_batches, self.loader.num_samples
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of the current checkpoint interval."""
+        where = f"train {self.step}, {self.epoch.get_value() + 1} of {self.checkpoints}"
+        yield from progress(self.loader, where, self.num_batches, "batch")
+
+
+def get_data_with_progress(args: Any, *more: Any, **options: Any) -> dict[str, Any]:
+    """OpenCLIP's ``get_data`` with a progress bar for training; a run's name is its step's."""
+    from training.data import get_data
+
+    data = get_data(args, *more, **options)
+    data["train"].dataloader = WithProgress(data["train"], args.name, args.epochs)
+    return data

@@ -84,7 +84,8 @@ def _parse(line: bytes) -> dict | None:
     except ValueError:  # no JSON, or bytes that are no text
         return None
     whole = isinstance(result, dict) and isinstance(result.get("key"), str) and isinstance(result.get("metrics"), dict)
-    return result if whole else None
+    numbers = whole and all(isinstance(value, int | float | None) for value in result["metrics"].values())
+    return result if numbers else None
 
 
 def matrix(results: list[dict], benchmark: Benchmark, task: str, metric: str = "main_metric") -> np.ndarray:

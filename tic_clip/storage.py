@@ -53,6 +53,8 @@ def atomic_open(path: object, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

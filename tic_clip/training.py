@@ -50,14 +50,21 @@ def pins() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PINNED} | {"open_clip": OPEN_CLIP_COMMIT}
 
 
-def make_plan(request: Request) -> dict[str, Any]:
+def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
     """All that a step does, from the tables and the sizes of the splits; nothing is written or trained.
 
     Raises:
-        TicError: an unknown name, a split that is missing or unfinished, or a budget under one batch a checkpoint.
+        TicError: an unknown name, a split that is missing or unfinished, a budget under one batch a checkpoint, a batch
+            that does not divide among the processes, or a seed or a number of workers that can't be.
     """
     benchmark, method, scale = get_benchmark(request.benchmark), get_method(request.method), get_scale(request.scale)
     t = benchmark.step_index(request.step)
+    if not 0 <= request.seed < 2**32:
+        raise TicError(f"a seed is from 0 to 2**32 - 1, not {request.seed}")
+    if (request.workers or 0) < 0:
+        raise TicError(f"{request.workers} workers: at least 0")
+    if scale.batch_size % world_size:
+        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
     budget = scale.samples_per_step if request.samples_per_step is None else request.samples_per_step
     iterations = [_iterations(method.samples(i, budget), scale) for i in range(t + 1)]
     samples = iterations[t] * scale.batch_size
@@ -124,8 +131,8 @@ def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to go on with a step: all but the command, the versions and where the folders are."""
     sources = {source["name"]: f"{source['samples']} of {source['size']}" for source in plan["sources"]}
     start = "/".join(Path(plan["start"]).parts[-3:]) if plan["start"] else "random weights"
-    kept = {key: value for key, value in plan.items() if key not in ("command", "pins")}
-    return kept | {"sources": sources, "start": start}
+    kept = {key: value for key, value in plan.items() if key not in ("command", "pins", "sources", "start")}
+    return {**kept, "sources": sources, "start": start}
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
@@ -165,8 +172,6 @@ def describe(plan: dict[str, Any]) -> str:
 def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int, cuda: bool) -> list[str]:
     """The command line of OpenCLIP's ``training.main`` for a step; it is passed in process, so it may be long."""
     scale = get_scale(plan["scale"])
-    if plan["batch_size"] % world_size:
-        raise TicError(f"the batch of {plan['batch_size']} does not divide among {world_size} processes")
     flags = {
         "model": plan["model"],
         "logs": request.output_dir,
@@ -207,12 +212,13 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     Raises:
         TicError: as ``make_plan`` and ``check_same``; or OpenCLIP ended without the step's last checkpoint.
     """
-    plan = make_plan(request)
+    plan = make_plan(request, world_size)
     folder = _folder(request, plan["step"])
     begun, done = folder / "plan.json", folder / "done.json"
     if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(begun), plan, folder)
     if done.exists():
+        read_done(done)
         return False
     if plan["start"] and not (Path(plan["start"]).parents[1] / "done.json").exists():
         raise TicError(f"{plan['step']} starts from {plan['start']}, but that step is not done: train it first")
@@ -235,19 +241,33 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     return True
 
 
+def read_done(path: object) -> dict[str, Any]:
+    """The facts in a step's ``done.json``: its plan, its checkpoint, the samples seen.
+
+    Raises:
+        TicError: it is damaged.
+    """
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not {"plan", "checkpoint"} <= facts.keys():
+        raise TicError(f"{path} is damaged: delete the step to train it again")
+    return facts
+
+
 def train(plan: dict[str, Any], request: Request, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        import open_clip
-        import torch
-        import torch.distributed
-        from training import main as openclip_main
+    warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
+    import open_clip
+    import torch
+    import torch.distributed
+    from training import main as openclip_main
+
+    from tic_clip.loader import get_data_with_progress
 
     open_clip.add_model_config(MODEL_CONFIGS)
     if plan["model"] not in open_clip.list_models():
         raise TicError(f"OpenCLIP has no model {plan['model']!r}; `open_clip.list_models()` names those it has")
     openclip_main.setup_logging = log_to_file
+    openclip_main.get_data = get_data_with_progress
     arguments = open_clip_arguments(plan, request, world_size, torch.cuda.is_available())
     try:
         openclip_main.main(arguments)

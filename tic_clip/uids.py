@@ -78,13 +78,13 @@ def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
     return rows
 
 
-def fingerprint(path: object) -> str:
-    """The SHA-256 of a UID file's rows, read in blocks.
+def fingerprint(path: object, dtype: np.dtype = UID) -> str:
+    """The SHA-256 of the rows of a file of UIDs or classes, read in blocks.
 
     Raises:
         TicError: the file is no sorted file of UIDs.
     """
-    rows, block, digest = open_uids(path), 1 << 20, hashlib.sha256()
+    rows, block, digest = open_uids(path, dtype), 1 << 20, hashlib.sha256()
     for start in range(0, len(rows), block):
         part = rows[start : start + block + 1]  # one more, to compare across the border
         high, low = part["f0"], part["f1"]

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +12,16 @@ from tic_clip.storage import atomic_open
 
 
 def save(checkpoint: dict[str, Any], path: str) -> None:
-    """``torch.save``, but the file appears only when it is whole."""
-    with atomic_open(path) as file:
-        torch.save(checkpoint, file)
+    """``torch.save``, but the file appears only when it is whole.
+
+    Raises:
+        TicError: it could not be written, because the disk is full, say.
+    """
+    try:
+        with atomic_open(path) as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:  # what torch makes of the disk's OSError
+        raise TicError(f"{path} could not be written: {error.__context__ or error}".splitlines()[0]) from None
 
 
 def load(path: str) -> dict[str, torch.Tensor]:
@@ -23,16 +30,20 @@ def load(path: str) -> dict[str, torch.Tensor]:
     Raises:
         TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is no checkpoint.
     """
-    if not Path(path).is_file():
-        raise TicError(f"checkpoint {path} is missing")
+    return state_dict(_read(torch.load, path, map_location="cpu", weights_only=True), path)
+
+
+def _read(reader: Callable, path: str, **options: Any) -> Any:
+    """What ``reader`` (``torch.load``, or OpenCLIP's for URLs) makes of a checkpoint, which must be loadable safely."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return reader(path, **options)
+    except FileNotFoundError:
+        raise TicError(f"checkpoint {path} is missing") from None
     except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ... for a bad file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise TicError(f"{path} is no checkpoint that can be loaded safely: {reason}") from None
-    return state_dict(checkpoint, path)
 
 
 def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
@@ -45,7 +56,7 @@ def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
 
 def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> str | None:
     """How ``weights`` differ from a model's state dict ``wanted`` in names or shapes, or None if they fit."""
-    for name in wanted.keys() | weights.keys():
+    for name in dict.fromkeys([*wanted, *weights]):
         if name not in weights or name not in wanted:
             return f"{name} is only in {'the model' if name in wanted else 'the checkpoint'}"
     for name, value in wanted.items():
@@ -74,12 +85,19 @@ def start_from(args: Any, own: str | None) -> str | None:
     return own or (None if args.resume == "latest" else args.resume)
 
 
-def fit(checkpoint: dict[str, Any], model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """Check that a checkpoint is one of ``model``, whatever number of ranks saved it; a new run gets the weights only.
+def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
+    """The checkpoint ``--resume``, whatever number of ranks saved it; for a new run its weights only.
 
     Raises:
-        TicError: it is of another architecture; the message names the first difference.
+        TicError: it can't be loaded, or is of another architecture; the message names the file or the difference.
     """
+    from training.file_utils import pt_load
+
+    try:
+        checkpoint = _read(pt_load, args.resume, map_location="cpu")
+    except TicError as error:
+        hint = "" if args.new_run else "; delete it to go on from the one before"
+        raise TicError(f"{error}{hint}") from None
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     weights = {prefix + name: value for name, value in state_dict(checkpoint, args.resume).items()}

@@ -8,7 +8,6 @@ format, uids/train/, uids/eval/retrieval/ and uids/eval/emojinet/{step}.npy, cla
 last pool/done.json. The folder appears under its name when all of it is there.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cli import progress, run
+from tic_clip.cli import Parser, progress, run
 from tic_clip.storage import is_remote, read_json, write_json, write_text
 from tic_clip.tarshard import write_shard
 from tic_clip.timeline import get_benchmark
@@ -244,7 +243,7 @@ def create_pool(folder: Path, versions: dict[str, str]) -> dict[str, dict[str, i
 
 def main() -> None:
     """Parse the flag, build unless it is done, and print one line a step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", required=True, help="where to build: a new folder")
     output_dir = parser.parse_args().output_dir
     if is_remote(output_dir):

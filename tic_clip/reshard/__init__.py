@@ -5,6 +5,7 @@ the bytes written are the same whatever the number of processes. ``meta.json`` i
 whole.
 """
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -78,12 +79,16 @@ def reshard(
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
     tars, files = list_tars(pool), find_subsets(subsets)
-    if classes is not None:
-        uids.open_uids(classes, uids.CLASSES)
     paths = {name: to_path(output) / name for name in files}
     if any(path.resolve() == to_path(pool).resolve() for path in paths.values()):
         raise TicError(f"{pool} is the pool; give another output folder")
-    arguments = {name: _arguments(pool, file, classes, shard_size) for name, file in files.items()}
+    if to_path(output).exists() and not to_path(output).is_dir():
+        raise TicError(f"{output} is no folder")
+    inputs = {"input_dir": pool, "cls_file": classes, "shard_size": shard_size, "pool": _pool_fingerprint(tars)}
+    inputs["classes"] = uids.fingerprint(classes, uids.CLASSES) if classes is not None else None
+    arguments = {
+        name: {**inputs, "subset_file": file, "subset": uids.fingerprint(file)} for name, file in files.items()
+    }
     done = {name: _finished(path, arguments[name], overwrite) for name, path in paths.items()}
     todo = {name: file for name, file in files.items() if done[name] is None}
     counters, shards = _plan(tars, todo, shard_size, num_workers)
@@ -133,31 +138,33 @@ def _split(name: str, path: Path, subset: str, shards: list[plan.Shard]) -> Spli
     )
 
 
-def _arguments(pool: str, subset: str, classes: str | None, shard_size: int) -> dict[str, Any]:
-    return {
-        "input_dir": pool,
-        "subset_file": subset,
-        "subset_sha256": uids.fingerprint(subset),  # the file may hold other UIDs by the next run
-        "cls_file": classes,
-        "shard_size": shard_size,
-    }
+COMPARED = {"pool": "pool", "subset": "UID file", "classes": "class file", "shard_size": "shard size"}
+"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
+
+
+def _pool_fingerprint(tars: list[str]) -> str:
+    """The SHA-256 of the names and sizes in bytes of a pool's shards."""
+    lines = (f"{path.name} {path.stat().st_size}\n" for path in map(to_path, tars))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _finished(path: Path, arguments: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The ``meta.json`` of a split that was finished with the same arguments, or None if it must be made."""
+    """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made."""
     if not (path / "meta.json").exists():
         if not overwrite and path.is_dir() and any(path.glob("*.tar")) and not (path / "started.json").exists():
             raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
         return None
     meta = read_json(path / "meta.json")
-    different = [key for key, value in arguments.items() if meta.get("arguments", {}).get(key) != value]
-    if not different:
-        return meta
-    if not overwrite:
-        key = different[0]
-        was, now = meta.get("arguments", {}).get(key), arguments[key]
-        raise TicError(f"{path} was made with {key} {was}, not {now}; give --overwrite to replace it")
-    return None
+    before = meta.get("arguments", {}) if isinstance(meta, dict) else {}
+    different = [what for key, what in COMPARED.items() if before.get(key) != arguments[key]]
+    if different and not overwrite:
+        raise TicError(f"{path} was made with another {' and '.join(different)}; give --overwrite to replace it")
+    return meta if not different and _is_whole(path) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a split's table and every shard in it are there."""
+    return (path / SIZES).exists() and all((path / name).exists() for name in read_json(path / SIZES))
 
 
 def _reused(name: str, path: Path, meta: dict[str, Any]) -> Split:
