@@ -2,7 +2,7 @@
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
 # From the environment: SAMPLES_PER_STEP, SEED, WORKERS, RESAMPLED=1 (sampling with replacement), NPROC (processes on
-# this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, DRY_RUN=1 (print the plan, run nothing).
+# this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, DRY_RUN=1 (print the plan, train nothing).
 set -euo pipefail
 
 PYTHON=.venv/bin/python
@@ -24,7 +24,7 @@ if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
     if [ "$NNODES" = 1 ]; then
         launch+=(--standalone)
     else
-        launch+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+        launch+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "${MASTER_ADDR:?is needed where NNODES is more than 1}"
             --master-port "${MASTER_PORT:-29500}")
     fi
     cores=$(getconf _NPROCESSORS_ONLN)
