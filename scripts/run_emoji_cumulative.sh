@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # TiC-Emoji, seven steps from 2014 to 2025: trains a small CLIP through time and shows the step × year matrix.
 #
-#   bash scripts/run_emoji_cumulative.sh                      # about five minutes on two cores, no GPU needed
+#   bash scripts/run_emoji_cumulative.sh                      # about five and a half minutes on two cores, no GPU needed
 #   METHOD=sequential bash scripts/run_emoji_cumulative.sh    # or oracle; each has its own folder in results/emoji/
 #
 # Killed and started again, it goes on where it was. Writes results/emoji/$METHOD/: a folder a step, eval_results.jsonl,
