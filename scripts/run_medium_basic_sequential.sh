@@ -9,12 +9,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-BENCHMARK=datacomp
+NAME=medium_basic_sequential
 SCALE=tic_medium
 METHOD=sequential
-DATA_DIR=${DATA_DIR:-data}
-OUT=${OUTPUT_DIR:-results}/medium_basic_sequential
-RESAMPLED=${RESAMPLED:-1}
 
-bash setup.sh
-source scripts/loop.sh
+source scripts/datacomp.sh

@@ -123,6 +123,21 @@ def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
     assert saved == ["epoch_1.pt", "tmp.pt"]
 
 
+@pytest.mark.parametrize(("flags", "fused"), [([], None), (["--fused-adamw"], True)])
+def test_the_optimizer_is_fused_on_demand(tmp_path, monkeypatch, flags, fused):
+    made = []
+    adamw = torch.optim.AdamW
+
+    def record(*args, **options):
+        made.append(options["fused"])
+        return adamw(*args, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", record)
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1"]
+    patched_run(tmp_path, *arguments, "--name", "run", *flags)
+    assert made == [fused]
+
+
 def test_the_end_of_a_shard_is_no_sample():
     files = [{"fname": "a.txt", "data": b"x", "__url__": "u"}, {}, {"fname": "b.txt", "data": b"y", "__url__": "u"}]
     assert [s["__key__"] for s in openclip("data").group_by_keys_nothrow(files)] == ["a", "b"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,9 @@ def source(checkout, name="training/main.py"):
 def test_setup_patches_open_clip_and_doing_it_again_changes_nothing(checkout):
     assert setup(checkout).returncode == 0
     assert "import tic_clip.weights" in source(checkout)
-    assert str(checkout / "open_clip/src") in (checkout / ".venv/site/tic_clip_open_clip.pth").read_text()
+    python = SimpleNamespace(path=["others"])
+    exec((checkout / ".venv/site/tic_clip_open_clip.pth").read_text().removeprefix("import sys; "), {"sys": python})
+    assert python.path == [str(checkout), str(checkout / "open_clip/src"), "others"]
     before = source(checkout)
     again = setup(checkout)
     assert (again.returncode, again.stderr) == (0, "setup: ready: .venv/ and open_clip/ (patched)\n")

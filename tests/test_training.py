@@ -130,6 +130,12 @@ def test_a_step_can_be_gone_on_with_under_the_same_plan_only(fake_data):
         check_same(other, plan, Path("out/2016"))
 
 
+@pytest.mark.parametrize("old", [{}, [], None])
+def test_a_damaged_plan_is_named(fake_data, old):
+    with pytest.raises(TicError, match=r"out/2016/plan.json is damaged"):
+        check_same(old, make_plan(request(fake_data)), Path("out/2016"))
+
+
 def test_a_run_and_its_data_can_be_moved(fake_data, tmp_path):
     before = make_plan(request(fake_data))
     (tmp_path / "data").rename(tmp_path / "moved")

@@ -43,6 +43,19 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [(OSError("not a picture"), "not a picture"), (OSError(28, "No space left"), r"No space left: '.*epoch_1.pt'")],
+)
+def test_an_error_of_the_disk_names_the_file_and_others_keep_their_message(tmp_path, raised, shown, monkeypatch):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=shown):
+        weights.save({"state_dict": {}}, str(tmp_path / "epoch_1.pt"))
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path

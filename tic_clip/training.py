@@ -130,7 +130,7 @@ def _last(checkpoints: int) -> Path:
 def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to go on with a step: all but the command, the versions and where the folders are."""
     sources = {source["name"]: f"{source['samples']} of {source['size']}" for source in plan["sources"]}
-    start = "/".join(Path(plan["start"]).parts[-3:]) if plan["start"] else "random weights"
+    start = "/".join(Path(plan["start"]).parts[-3:]) if plan["start"] else "random weights"  # step/checkpoints/epoch
     kept = {key: value for key, value in plan.items() if key not in ("command", "pins", "sources", "start")}
     return {**kept, "sources": sources, "start": start}
 
@@ -141,6 +141,8 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     Raises:
         TicError: a setting differs; the message shows it.
     """
+    if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
+        raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
     before, now = identity(old), identity(new)
     for key in now:
         if before.get(key) != now[key]:
