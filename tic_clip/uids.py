@@ -54,6 +54,12 @@ def format_uid(uid: np.void) -> str:
     return f"{int(uid['f0']):016x}{int(uid['f1']):016x}"
 
 
+def format_uids(uids: np.ndarray) -> list[str]:
+    """The elements of a ``UID`` array (N,) as 32 lower-case hex digits each."""
+    text = np.stack([uids["f0"], uids["f1"]], axis=-1).astype(">u8").tobytes().hex()
+    return [text[i : i + 32] for i in range(0, len(text), 32)]
+
+
 def save_uids(path: object, rows: np.ndarray) -> None:
     """Sort ``rows`` (dtype ``UID`` or ``CLASSES``) by UID and write them to the ``.npy`` file ``path``, atomically."""
     rows = rows[np.lexsort((rows["f1"], rows["f0"]))]
@@ -97,14 +103,22 @@ def fingerprint(path: object, dtype: np.dtype = UID) -> str:
 def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, both (N,).
 
-    The high words are searched first; the few UIDs that share theirs with another are told apart by the low words.
+    The high words are searched, in their order, so that a memory-mapped subset is read from front to back; rows that
+    share theirs are told apart by the low words.
     """
-    high = subset["f0"]
-    first = np.searchsorted(high, uids["f0"], side="left")
-    last = np.searchsorted(high, uids["f0"], side="right")
-    for i in np.flatnonzero(last > first):
-        low = subset["f1"][first[i] : last[i]]
-        start = first[i]
-        first[i] = start + np.searchsorted(low, uids["f1"][i], side="left")
-        last[i] = start + np.searchsorted(low, uids["f1"][i], side="right")
-    return first, last - first
+    order = np.argsort(uids["f0"], kind="stable")
+    wanted, high = uids[order], subset["f0"]
+    start = np.searchsorted(high, wanted["f0"])
+    repeats = np.zeros(len(uids), np.int64)
+    hits = np.flatnonzero(start < len(subset))
+    hits = hits[high[start[hits]] == wanted["f0"][hits]]
+    stop = np.searchsorted(high, wanted["f0"][hits], side="right")
+    alone = stop == start[hits] + 1
+    repeats[hits[alone]] = subset["f1"][start[hits[alone]]] == wanted["f1"][hits[alone]]
+    for i, end in zip(hits[~alone], stop[~alone], strict=True):
+        low, begin = subset["f1"][start[i] : end], start[i]
+        start[i] = begin + np.searchsorted(low, wanted["f1"][i], side="left")
+        repeats[i] = begin + np.searchsorted(low, wanted["f1"][i], side="right") - start[i]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return start[back], repeats[back]
