@@ -22,6 +22,7 @@ command -v git >/dev/null || fail "git is needed and was not found"
 # 1. Packages. The stamp is written last, so an interrupted installation is done again.
 stamp=$(cat requirements.txt pyproject.toml | sha256 | cut -d' ' -f1)
 if [ "$(cat .venv/tic-clip.stamp 2>/dev/null)" != "$stamp" ]; then
+    rm -f .venv/lib/python*/site-packages/tic_clip_open_clip.pth  # step 4's; pip's builds can't bear one from before
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv .venv
     say "installing the packages of requirements.txt into .venv: minutes, and 6 GB with torch's CUDA libraries"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
@@ -56,6 +57,7 @@ if ! cmp --silent open_clip.patch <(changes); then
 fi
 cp open_clip.patch "$applied"
 
-# 4. This checkout's tic_clip and patched OpenCLIP go before all others for every Python of .venv, wherever it is moved.
-printf 'import sys; sys.path[:0] = [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
+# 4. This checkout's tic_clip and patched OpenCLIP go before all others for every Python of .venv, wherever it is moved;
+#    not in pip's isolated builds, which take what comes after the first paths for the system's and drop it.
+printf 'import os, sys; sys.path[:0] = [] if "PIP_BUILD_TRACKER" in os.environ else [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
 say "ready: .venv/ and open_clip/ (patched)"

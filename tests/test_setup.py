@@ -42,9 +42,11 @@ def source(checkout, name="training/main.py"):
 def test_setup_patches_open_clip_and_doing_it_again_changes_nothing(checkout):
     assert setup(checkout).returncode == 0
     assert "import tic_clip.weights" in source(checkout)
-    python = SimpleNamespace(path=["others"])
-    exec((checkout / ".venv/site/tic_clip_open_clip.pth").read_text().removeprefix("import sys; "), {"sys": python})
-    assert python.path == [str(checkout), str(checkout / "open_clip/src"), "others"]
+    path_file = (checkout / ".venv/site/tic_clip_open_clip.pth").read_text().removeprefix("import os, sys; ")
+    for environ, expected in ({}, [str(checkout), str(checkout / "open_clip/src")]), ({"PIP_BUILD_TRACKER": "x"}, []):
+        python = SimpleNamespace(path=["others"])
+        exec(path_file, {"sys": python, "os": SimpleNamespace(environ=environ)})
+        assert python.path == [*expected, "others"]
     before = source(checkout)
     again = setup(checkout)
     assert (again.returncode, again.stderr) == (0, "setup: ready: .venv/ and open_clip/ (patched)\n")
