@@ -5,18 +5,21 @@ key (the name up to the first dot of its last part, as webdataset has it) and fo
 """
 
 import mmap
+import os
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.storage import atomic_open, to_path
+from tic_clip.storage import atomic_open, is_remote, local_copy
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -213,18 +216,19 @@ def samples(shard: Buffer, ignored: Counter | None = None) -> Iterator[Sample]:
 
 @contextmanager
 def open_shard(path: object) -> Iterator[Buffer]:
-    """The bytes of a shard: memory-mapped if it is local, downloaded if it is not.
+    """The bytes of a shard: memory-mapped if it is local, fetched into a temporary file before if it is not.
 
     Raises:
         TicError: an error inside the block names the shard.
     """
-    path = to_path(path)
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
+        with (
+            tempfile.TemporaryDirectory() if is_remote(path) else nullcontext() as folder,
+            open(local_copy(path, Path(folder)) if folder else path, "rb") as file,
+        ):
+            if os.fstat(file.fileno()).st_size == 0:
                 raise TicError("empty file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as shard:
-                yield shard
+            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last that looks at it
     except FileNotFoundError:
         raise TicError(f"{path} is missing") from None
     except TicError as error:

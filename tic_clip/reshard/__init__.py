@@ -1,37 +1,51 @@
 """Cut a pool of tar shards into splits: index (which sample is where) -> plan (which goes where) -> copy (move bytes).
 
-One pass over the pool serves any number of subsets. The plan is pure and depends on the pool and the subsets alone, so
-the bytes written are the same whatever the number of processes. ``meta.json`` is written last: a split that has one is
-whole.
+One pass over the pool serves any number of subsets. The plan depends on the pool and the subsets alone, so the bytes
+written are the same whatever the number of processes or machines, and after an interruption. The pool is cut into
+parts; a part is made by itself, on any machine, and ``meta.json`` is written last: one that has it is whole.
 """
 
 import hashlib
-import shutil
-from collections import Counter
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, uids
+from tic_clip import TicError, pick, uids
 from tic_clip.cli import progress
-from tic_clip.reshard import copy, engine, index, plan
-from tic_clip.shards import SIZES, STATS, list_tars
-from tic_clip.storage import atomic_open, read_json, to_path, write_json
+from tic_clip.reshard import output
+from tic_clip.reshard.engine import on_ray, workers
+from tic_clip.reshard.part import Part, Target, clean, fill, open_journal, workplace
+from tic_clip.reshard.plan import block
+from tic_clip.shards import list_shards
+from tic_clip.storage import exists, is_dir, is_remote, list_files, local_copy, to_path
 
-SHARD_FORMAT = "{:08d}.tar"
+ENGINES = {"local": False, "ray": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What one subset became. ``wanted`` counts the UIDs asked for, ``num_samples`` those found in the pool."""
+    """What one subset became. ``wanted`` counts the UIDs asked for, ``num_samples`` those found in the pool; over all
+    parts that were asked for. ``reused``: all of it was there already.
+    """
 
     name: str
     path: str
     wanted: int
     num_samples: int
     num_shards: int
+    num_bytes: int
     reused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a part came to: each split's ``meta.json`` by name, and the pool shards that could not be read."""
+
+    metas: dict[str, dict[str, Any]]
+    bad_shards: dict[str, str]
 
 
 def find_subsets(path: object) -> dict[str, str]:
@@ -40,11 +54,12 @@ def find_subsets(path: object) -> dict[str, str]:
     Raises:
         TicError: there is none.
     """
-    path = to_path(path)
-    if not path.is_dir():
-        uids.open_uids(path)
+    if not is_dir(path):
+        if not exists(path):
+            raise TicError(f"{path} is missing")
         return {"": str(path)}
-    files = {str(file.relative_to(path).with_suffix("")): str(file) for file in sorted(path.rglob("*.npy"))}
+    root = str(to_path(path)).rstrip("/")
+    files = {file[len(root) + 1 : -len(".npy")]: file for file, _ in list_files(path, "**/*.npy")}
     if not files:
         raise TicError(f"{path} holds no .npy file of UIDs")
     return files
@@ -52,159 +67,223 @@ def find_subsets(path: object) -> dict[str, str]:
 
 def reshard(
     pool: str,
-    output: str,
+    output_dir: str,
     subsets: str,
     *,
     classes: str | None = None,
     num_workers: int = 1,
     shard_size: int = 10_000,
+    parts: int = 1,
+    part: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    skip_bad_shards: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> list[Split]:
-    """Write the samples of ``pool`` that are in each subset as splits under ``output``; returns one ``Split`` each.
+    """Write the samples of ``pool`` that are in each subset as splits under ``output_dir``; returns one ``Split`` each.
 
     Args:
-        pool: folder of ``*.tar`` shards with a ``json`` member (that has ``uid``) in each sample.
-        output: the split itself for one subset file, or the folder of the splits for a folder of subsets.
+        pool: folder of ``*.tar`` shards (or of folders of them) with a ``json`` (that has ``uid``) in each sample.
+        output_dir: the split itself for one subset file, or the folder of the splits for a folder of subsets.
         subsets: a ``.npy`` of sorted UIDs, or a folder of them; a UID that is there n times gives n copies.
-        classes: ``.npy`` of ``uids.CLASSES``; a sample listed there gets a ``cls`` member with its class id.
-        num_workers: processes.
+        classes: ``.npy`` of ``uids.CLASSES``; a sample listed there gets a ``cls`` member with its class id. Or a
+            folder of them, with the names of the subsets that they are for.
+        num_workers: processes (of each part, with Ray).
         shard_size: the most samples in a shard.
+        parts: blocks of the pool; above 1, ``{split}/{part:05d}/`` is a split of its own.
+        part: make this one only, counted from 0.
+        engine: ``local``, or ``ray`` for parts on a Ray cluster.
+        ray_address: that of a cluster, or ``auto``; by default one is started on this machine.
+        skip_bad_shards: leave out pool shards that can't be read, and list them in ``meta.json``.
         overwrite: replace splits that were made with other arguments.
-        dry_run: plan and count, write nothing.
+        dry_run: read and count, write nothing.
 
     Raises:
-        TicError: no pool, no subset, a file that can't be read, a split made with other arguments, or one in the pool.
+        TicError: no pool, no subset, shards that can't be read, or splits that were made with other arguments.
     """
+    on_cluster = pick(ENGINES, "engine", engine)
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
-    tars, files = list_tars(pool), find_subsets(subsets)
-    paths = {name: to_path(output) / name for name in files}
-    if any(path.resolve() == to_path(pool).resolve() for path in paths.values()):
+    settings = {
+        "shard_size": shard_size,
+        "num_workers": num_workers,
+        "skip_bad_shards": skip_bad_shards,
+        "dry_run": dry_run,
+    }
+    shards, files = list_shards(pool), find_subsets(subsets)
+    paths = {name: str(to_path(output_dir) / name) for name in files}
+    _check_paths(pool, output_dir, paths)
+    numbers = range(parts) if part is None else [part]
+    with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder:
+        targets = _targets(files, paths, classes, Path(folder))
+        for target in targets:
+            output.check_layout(target.path, parts, overwrite)
+        metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
+        todo = []
+        for number in numbers:
+            made = _part(shards, targets, output_dir, parts, number, settings)
+            found = {target.name: output.finished(target, overwrite) for target in made.targets}
+            for name, meta in found.items():
+                metas[name] += [meta] if meta else []
+            left = tuple(target for target in made.targets if not found[target.name])
+            todo += [replace(made, targets=left)] if left else []
+        outcomes = list(_run_on_ray(todo, ray_address) if on_cluster else _run_here(todo, Path(folder)))
+    bad = {tar: fault for outcome in outcomes for tar, fault in outcome.bad_shards.items()}
+    if bad and not skip_bad_shards:
+        raise TicError(_message(bad))
+    for name, meta in (item for outcome in outcomes for item in outcome.metas.items()):
+        metas[name].append(meta)
+    new = {target.name for made in todo for target in made.targets}
+    return [_split(name, paths[name], metas[name], name not in new) for name in files]
+
+
+def _check_paths(pool: str, output_dir: str, paths: dict[str, str]) -> None:
+    if exists(output_dir) and not is_dir(output_dir):
+        raise TicError(f"{output_dir} is no folder")
+    if any(_same(path, pool) for path in paths.values()):
         raise TicError(f"{pool} is the pool; give another output folder")
-    if to_path(output).exists() and not to_path(output).is_dir():
-        raise TicError(f"{output} is no folder")
-    inputs = {"input_dir": pool, "cls_file": classes, "shard_size": shard_size, "pool": _pool_fingerprint(tars)}
-    inputs["classes"] = uids.fingerprint(classes, uids.CLASSES) if classes is not None else None
-    arguments = {
-        name: {**inputs, "subset_file": file, "subset": uids.fingerprint(file)} for name, file in files.items()
-    }
-    done = {name: _finished(path, arguments[name], overwrite) for name, path in paths.items()}
-    todo = {name: file for name, file in files.items() if done[name] is None}
-    counters, shards = _plan(tars, todo, shard_size, num_workers)
-    splits = {name: _split(name, paths[name], todo[name], shards[name]) for name in todo}
-    if not dry_run:
-        for name in todo:
-            _clear(paths[name])
-        _copy(splits, shards, classes, num_workers)
-        for name, file in todo.items():
-            _finish(splits[name], shards[name], file, {**counters, "arguments": arguments[name]})
-    return [splits[name] if name in todo else _reused(name, paths[name], done[name]) for name in files]
 
 
-def _plan(
-    tars: list[str], subsets: dict[str, str], shard_size: int, num_workers: int
-) -> tuple[dict[str, Any], dict[str, list[plan.Shard]]]:
-    """(counts of the pool's samples read and dropped, the output shards of each subset), in one pass over the pool."""
-    if not subsets:
-        return {}, {}
-    jobs = [index.Job(path=tar, subsets=tuple(subsets.values())) for tar in tars]
-    found = list(progress(engine.run(index.index_shard, jobs, num_workers), "index", len(jobs), "shard"))
-    dropped = sum((shard.dropped for shard in found), Counter())
-    counters = {"processed_count": sum(shard.num_read for shard in found), "dropped": dict(sorted(dropped.items()))}
-    return counters, {
-        name: list(plan.cut(tars, [shard.matches[i] for shard in found], shard_size)) for i, name in enumerate(subsets)
-    }
+def _same(path: str, other: str) -> bool:
+    """Whether two paths or URLs name the same folder."""
+    if is_remote(path) or is_remote(other):
+        return path.rstrip("/") == other.rstrip("/")
+    return Path(path).resolve() == Path(other).resolve()
 
 
-def _copy(splits: dict[str, Split], shards: dict[str, list[plan.Shard]], classes: str | None, num_workers: int) -> None:
-    """Write every output shard of every split."""
-    jobs = [
-        copy.Job(output=split.path, shard=shard, classes=classes)
-        for name, split in splits.items()
-        for shard in shards[name]
+def _targets(files: dict[str, str], paths: dict[str, str], classes: str | None, folder: Path) -> list[Target]:
+    """Each split and what it depends on, its inputs by fingerprint."""
+    tables = _class_files(files, classes)
+    return [
+        Target(
+            name=name,
+            path=paths[name],
+            subset=file,
+            classes=tables[name],
+            arguments={
+                "subset_file": file,
+                "subset": uids.fingerprint(local_copy(file, folder)),
+                "cls_file": tables[name],
+                "classes": tables[name] and uids.fingerprint(local_copy(tables[name], folder), uids.CLASSES),
+            },
+        )
+        for name, file in files.items()
     ]
-    for _ in progress(engine.run(copy.copy_shard, jobs, num_workers), "copy", len(jobs), "shard"):
-        pass
 
 
-def _split(name: str, path: Path, subset: str, shards: list[plan.Shard]) -> Split:
-    return Split(
-        name=name,
-        path=str(path),
-        wanted=len(uids.open_uids(subset)),
-        num_samples=sum(shard.num_samples for shard in shards),
-        num_shards=len(shards),
+def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | None]:
+    """The file of class ids of each subset, or None.
+
+    Raises:
+        TicError: ``classes`` is missing, or a folder that has a file for none of the subsets.
+    """
+    if classes is None or not is_dir(classes):
+        return dict.fromkeys(files, classes)
+    there = {name: str(to_path(classes) / f"{name}.npy") for name in files if name}
+    there = {name: file for name, file in there.items() if exists(file)}
+    if not there:
+        raise TicError(f"{classes} has a {{name}}.npy for none of the subsets")
+    return {name: there.get(name) for name in files}
+
+
+def _part(
+    shards: list[tuple[str, int]], targets: list[Target], output_dir: str, parts: int, number: int, settings: dict
+) -> Part:
+    """One part of the pool, with what each of its splits depends on."""
+    tars = [shards[i] for i in block(len(shards), parts, number)]
+    shared = {"pool": _fingerprint(tars), "shard_size": settings["shard_size"], "parts": parts, "part": number}
+    return Part(
+        tars=tuple(tar for tar, _ in tars),
+        targets=tuple(
+            replace(
+                target,
+                path=output.part_path(target.path, parts, number),
+                arguments={**shared, **target.arguments},
+            )
+            for target in targets
+        ),
+        work=str(to_path(output_dir) / ".reshard" / f"{number:05d}"),
+        **settings,
     )
 
 
-COMPARED = {"pool": "pool", "subset": "UID file", "classes": "class file", "shard_size": "shard size"}
-"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
-
-
-def _pool_fingerprint(tars: list[str]) -> str:
-    """The SHA-256 of the names and sizes in bytes of a pool's shards."""
-    lines = (f"{path.name} {path.stat().st_size}\n" for path in map(to_path, tars))
+def _fingerprint(tars: list[tuple[str, int]]) -> str:
+    """The SHA-256 of the names and sizes in bytes of pool shards."""
+    lines = (f"{to_path(path).name} {size}\n" for path, size in tars)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _finished(path: Path, arguments: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made."""
-    if not (path / "meta.json").exists():
-        if not overwrite and path.is_dir() and any(path.glob("*.tar")) and not (path / "started.json").exists():
-            raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
-        return None
-    meta = read_json(path / "meta.json")
-    before = meta.get("arguments", {}) if isinstance(meta, dict) else {}
-    different = [what for key, what in COMPARED.items() if before.get(key) != arguments[key]]
-    if different and not overwrite:
-        raise TicError(f"{path} was made with another {' and '.join(different)}; give --overwrite to replace it")
-    return meta if not different and _is_whole(path) else None
+def _run_here(todo: list[Part], folder: Path) -> Iterator[Outcome]:
+    """Make the parts one after the other."""
+    outcomes: list[Outcome] = []
+    with workers(max((part.num_workers for part in todo), default=1)) as executor:
+        steps = (step for part in todo for step in make_part(part, executor, folder, outcomes))
+        for _ in progress(steps, "reshard", sum(len(part.tars) for part in todo), "shard"):
+            pass
+    yield from outcomes
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a split's table and every shard in it are there."""
-    return (path / SIZES).exists() and all((path / name).exists() for name in read_json(path / SIZES))
+def _run_on_ray(todo: list[Part], address: str | None) -> Iterator[Outcome]:
+    """Make the parts on a cluster."""
+    num_cpus = max((part.num_workers for part in todo), default=1)
+    found = on_ray(make_part_alone, todo, num_cpus=num_cpus, address=address)
+    yield from progress(found, "reshard", len(todo), "part")
 
 
-def _reused(name: str, path: Path, meta: dict[str, Any]) -> Split:
-    return Split(
-        name=name,
-        path=str(path),
-        wanted=meta["subset_count"],
-        num_samples=meta["output_count"],
-        num_shards=meta["output_shard_count"],
-        reused=True,
+def make_part_alone(part: Part) -> Outcome:
+    """Make a part with processes of its own, on whatever machine this is."""
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder, workers(part.num_workers) as executor:
+        for _ in make_part(part, executor, Path(folder), outcomes):
+            pass
+    return outcomes[0]
+
+
+def make_part(part: Part, executor: Executor, folder: Path, outcomes: list[Outcome]) -> Iterator[None]:
+    """Make all splits of a part, yield once a pool shard, and append what came out to ``outcomes``.
+
+    Files of UIDs and classes that lie in a cloud are fetched into ``folder``.
+    """
+    part = replace(part, targets=tuple(_local(target, folder) for target in part.targets))
+    with workplace(part) as place:
+        journal = open_journal(part, place)
+        if not part.dry_run:
+            for target, written in zip(part.targets, journal.written, strict=True):
+                output.begin(target, set(written))
+        yield from fill(part, journal, place, executor)
+        metas = {target.name: output.count(part, journal, i) for i, target in enumerate(part.targets)}
+        bad = output.bad_shards(part, journal)
+        outcomes.append(Outcome(metas=metas, bad_shards=bad))
+        if part.dry_run or (bad and not part.skip_bad_shards):
+            return
+        for target in part.targets:
+            output.finish(target, metas[target.name], part.shard_size)
+    clean(part)
+
+
+def _local(target: Target, folder: Path) -> Target:
+    """A target whose files lie on this machine."""
+    classes = target.classes and str(local_copy(target.classes, folder))
+    return replace(target, subset=str(local_copy(target.subset, folder)), classes=classes)
+
+
+def _message(bad: dict[str, str]) -> str:
+    """One line for pool shards that can't be read."""
+    first = "; ".join(f"{tar}: {fault}" for tar, fault in list(bad.items())[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return (
+        f"{len(bad)} pool shards can't be read, all others are done: {first}{more}. --skip-bad-shards leaves them out"
     )
 
 
-def _split_files(path: Path) -> Iterator[Path]:
-    """The files of a split of ours (or DataComp's), so that nothing else is ever deleted."""
-    for pattern in ("meta.json", SIZES, "sample_ids.npy", "[0-9]*.tar", "[0-9]*_stats.json", ".[0-9]*.tmp"):
-        yield from path.glob(pattern)
-
-
-def _clear(path: Path) -> None:
-    """Mark the folder as one that reshard is filling, and remove what an unfinished or replaced split left in it."""
-    write_json(path / "started.json", {})
-    for file in list(_split_files(path)):
-        file.unlink()
-
-
-def _finish(split: Split, shards: list[plan.Shard], subset: str, counters: dict[str, Any]) -> None:
-    """Write the tables beside a split's shards; ``meta.json`` last."""
-    path = to_path(split.path)
-    for shard in shards:
-        write_json(path / STATS.format(shard.number), {"successes": shard.num_samples})
-    write_json(path / SIZES, {SHARD_FORMAT.format(shard.number): shard.num_samples for shard in shards})
-    with atomic_open(path / "sample_ids.npy") as file, open(subset, "rb") as source:
-        shutil.copyfileobj(source, file, 1 << 24)
-    meta = {
-        "output_shard_count": split.num_shards,
-        "output_count": split.num_samples,
-        "output_shard_format": SHARD_FORMAT,
-        "subset_count": split.wanted,
-        **counters,
-    }
-    write_json(path / "meta.json", meta)
-    (path / "started.json").unlink()
+def _split(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> Split:
+    return Split(
+        name=name,
+        path=path,
+        wanted=metas[0]["subset_count"],
+        num_samples=sum(meta["output_count"] for meta in metas),
+        num_shards=sum(meta["output_shard_count"] for meta in metas),
+        num_bytes=sum(meta["output_bytes"] for meta in metas),
+        reused=reused,
+    )

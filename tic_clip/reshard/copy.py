@@ -1,51 +1,96 @@
-"""Move bytes: an output shard is written from byte ranges of pool shards, under new keys, and renamed when whole."""
+"""Move bytes: rows of a pool shard are written at known places of output shards, straight from the page cache."""
 
+import os
 from dataclasses import dataclass
-from typing import IO
 
-from tic_clip import uids
-from tic_clip.reshard.plan import Piece, Shard
-from tic_clip.storage import atomic_open, to_path
-from tic_clip.tarshard import END, open_shard, samples, write_member
+import numpy as np
+
+from tic_clip.reshard.index import Ranges, Rows
+from tic_clip.reshard.plan import Piece
+from tic_clip.tarshard import BLOCK, END, headers, open_shard, padded
+from tic_clip.uids import format_uids
+
+IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One output shard to be written into the split ``output``; ``classes`` is the file of class ids, if any."""
+    """The rows of one pool shard (local file ``path``) that go to the files ``targets``, a piece each."""
 
-    output: str
-    shard: Shard
-    classes: str | None
-
-
-def class_ids(path: str | None, keys: object) -> list[int | None]:
-    """The class of each UID in ``keys``, or None where the file lists none (or there is no file)."""
-    if path is None:
-        return [None] * len(keys)
-    table = uids.open_uids(path, uids.CLASSES)
-    first, repeats = uids.find(table, keys)
-    return [int(table["class_id"][i]) if n else None for i, n in zip(first, repeats, strict=True)]
+    path: str
+    ranges: Ranges
+    targets: list[tuple[str, Rows, Piece]]
 
 
-def copy_piece(file: IO[bytes], piece: Piece, classes: str | None) -> None:
-    """Append the samples of one pool shard to an open output shard."""
-    labels = class_ids(classes, piece.uids)
-    with open_shard(piece.source) as shard:
-        found = list(samples(shard))
-        for position, uid, copy, label in zip(piece.samples, piece.uids, piece.copies, labels, strict=True):
-            key = f"{uids.format_uid(uid)}-{copy}"
-            for suffix in found[position].members:
-                if suffix == "cls" and label is not None:
-                    continue  # the table's class replaces the pool's
-                write_member(file, f"{key}.{suffix}", found[position].read(shard, suffix))
-            if label is not None:
-                write_member(file, f"{key}.cls", b"%d" % label)
+def copy_shard(job: Job) -> None:
+    """Write each piece of a pool shard into its output shard."""
+    with open_shard(job.path) as shard, memoryview(shard) as view:
+        for target, rows, piece in job.targets:
+            file = os.open(target, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                write_at(file, piece.offset, _buffers(view, job.ranges, rows, slice(piece.first, piece.last)))
+            finally:
+                os.close(file)
 
 
-def copy_shard(job: Job) -> int:
-    """Write one output shard; returns its number of samples."""
-    with atomic_open(to_path(job.output) / f"{job.shard.number:08d}.tar") as file:
-        for piece in job.shard.pieces:
-            copy_piece(file, piece, job.classes)
-        file.write(END)
-    return job.shard.num_samples
+def _members(ranges: Ranges, rows: Rows, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """(row, member) of everything that is written for some rows, in order; member -1 is the row's class id."""
+    sample, label = rows.sample[part], rows.label[part]
+    first, count = ranges.start[sample], np.diff(ranges.start)[sample]
+    row = np.repeat(np.arange(len(sample)), count)
+    member = np.arange(len(row)) + np.repeat(first - (np.cumsum(count) - count), count)
+    labelled = np.flatnonzero(label >= 0)
+    if not len(labelled):
+        return row, member
+    keep = ~(ranges.of_suffix("cls")[member] & (label[row] >= 0))  # the listed class replaces the pool's
+    row, member = np.append(row[keep], labelled), np.append(member[keep], np.full(len(labelled), -1))
+    order = np.argsort(row, kind="stable")
+    return row[order], member[order]
+
+
+def _buffers(view: memoryview, ranges: Ranges, rows: Rows, part: slice) -> list[memoryview | bytes]:
+    """What is written for some rows: header, data, header, data, …, all of whole blocks."""
+    row, member = _members(ranges, rows, part)
+    label = rows.label[part].astype("S11")
+    size = np.where(member < 0, np.char.str_len(label)[row], ranges.size[member])
+    suffix = np.where(member < 0, len(ranges.suffixes), ranges.suffix[member])
+    heads = memoryview(headers(_names(ranges, rows, part, row, suffix), size)).cast("B")
+    buffers, labels = [], label.tolist()
+    places = zip(row.tolist(), member.tolist(), ranges.offset[member].tolist(), size.tolist(), strict=True)
+    for i, (row_number, member_number, offset, length) in enumerate(places):
+        buffers.append(heads[i * BLOCK : (i + 1) * BLOCK])
+        if member_number < 0:
+            buffers.append(labels[row_number].ljust(BLOCK, b"\0"))
+        elif length:
+            buffers.append(view[offset : offset + padded(length)])
+    return buffers
+
+
+def _names(ranges: Ranges, rows: Rows, part: slice, row: np.ndarray, suffix: np.ndarray) -> list[bytes]:
+    """The names {uid}-{copy}.{suffix} of what is written for some rows."""
+    texts = format_uids(ranges.uids[rows.sample[part]])
+    keys = [f"{uid}-{copy}.".encode() for uid, copy in zip(texts, rows.copy[part].tolist(), strict=True)]
+    suffixes = [*(suffix.encode(errors="surrogateescape") for suffix in ranges.suffixes), b"cls"]
+    return [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
+
+
+def write_at(file: int, offset: int, buffers: list[memoryview | bytes]) -> None:
+    """Write ``buffers`` one after the other into the open ``file`` from byte ``offset`` on; the kernel gathers them."""
+    for i in range(0, len(buffers), IOV_MAX):
+        batch = buffers[i : i + IOV_MAX]
+        while batch:
+            written = os.pwritev(file, batch, offset)
+            offset += written
+            while batch and written >= len(batch[0]):
+                written -= len(batch.pop(0))
+            if written:  # a disk that is nearly full, or more than 2 GiB
+                batch[0] = batch[0][written:]
+
+
+def end_shard(path: str, size: int) -> None:
+    """Write the end of a tar after its ``size`` bytes."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        write_at(file, size, [END])
+    finally:
+        os.close(file)

@@ -1,37 +1,73 @@
-"""Run a function over many jobs in several processes, results in the order of the jobs."""
+"""Where work runs: in this process, in several on this machine, or, a part at a time, on a Ray cluster."""
 
-from collections import deque
+import ctypes
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tic_clip import TicError
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
+_PR_SET_PDEATHSIG = 1
 
-def run(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
-    """Yield ``work(job)`` for each job in order; at most four jobs a process are under way or waiting at any time.
+
+class Inline(Executor):
+    """Runs each job at once, in this process."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
+        """The result of ``fn``, already there."""
+        future: Future[Result] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except (TicError, OSError) as error:
+            future.set_exception(error)
+        return future
+
+
+def workers(count: int) -> Executor:
+    """An executor of ``count`` processes (of none but this one for 1)."""
+    if count == 1:
+        return Inline()
+    context = get_context("spawn")  # a fork would share the parent's open connections to a cloud
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent)
+
+
+def _tie_to_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
+    """Yield ``work(job)`` for each job as it ends, on a Ray cluster: that of ``address`` ("auto": one that this machine
+    belongs to), or one started here. Jobs of a node that is lost are run again on others.
 
     Raises:
-        TicError: a process died (out of memory, say); an error of a job is raised as it is.
+        TicError: Ray is not installed or there is no cluster; an error of a job is raised as it is.
     """
-    if num_workers == 1:
-        yield from map(work, jobs)
-        return
-    context = get_context("spawn")  # a fork would share the parent's open connections to a cloud
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting = deque()
+    try:
+        import ray
+        from ray.exceptions import RayTaskError
+    except ImportError:
+        raise TicError("--engine ray needs Ray: pip install 'tic-clip[ray]'") from None
+    started = not ray.is_initialized()
+    if started:
         try:
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) >= 4 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise TicError("a worker process died (out of memory?); try fewer workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+    try:
+        task = ray.remote(work).options(num_cpus=num_cpus, max_retries=-1)
+        waiting = [task.remote(job) for job in jobs]
+        while waiting:
+            (ready,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause from None
+    finally:
+        if started:
+            ray.shutdown()

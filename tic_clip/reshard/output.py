@@ -1,0 +1,182 @@
+"""A split's folder: what is there already, its beginning (``started.json``) and its end (``meta.json``, the last)."""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, uids
+from tic_clip.reshard.journal import Journal
+from tic_clip.reshard.part import SHARD_FORMAT, Part, Target
+from tic_clip.reshard.plan import shard_counts
+from tic_clip.shards import SIZES, STATS
+from tic_clip.storage import (
+    exists,
+    is_dir,
+    is_remote,
+    list_files,
+    list_folders,
+    push,
+    read_json,
+    remove,
+    to_path,
+    write_json,
+)
+from tic_clip.tarshard import BLOCK
+
+META, STARTED, SUBSET = "meta.json", "started.json", "sample_ids.npy"
+
+COMPARED = {
+    "pool": "pool",
+    "subset": "UID file",
+    "classes": "class file",
+    "shard_size": "shard size",
+    "parts": "number of parts",
+}
+"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
+
+
+def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
+    """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made.
+
+    Raises:
+        TicError: without ``overwrite``, something else is there; the message says what differs.
+    """
+    path = to_path(target.path)
+    for name in META, STARTED:
+        if not exists(path / name):
+            continue
+        found = read_json(path / name)
+        before = found.get("arguments") if isinstance(found, dict) else None
+        different = [what for key, what in COMPARED.items() if (before or {}).get(key) != target.arguments[key]]
+        if different and not overwrite:
+            made = "made" if name == META else "begun"
+            raise TicError(f"{path} was {made} with another {' and '.join(different)}; give --overwrite to replace it")
+        return found if name == META and not different and _is_whole(path, found) else None
+    if not overwrite and is_dir(path) and list_files(path, "*.tar"):
+        raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
+    return None
+
+
+def _is_whole(path: Path, meta: dict[str, Any]) -> bool:
+    """Whether a split's table and all bytes of its shards are there."""
+    if not exists(path / SIZES):
+        return False
+    there = {to_path(file).name: size for file, size in list_files(path, "*.tar")}
+    return there.keys() == read_json(path / SIZES).keys() and sum(there.values()) == meta.get("output_bytes")
+
+
+def _arguments(folder: object) -> dict[str, Any]:
+    """The arguments that a split or a part was made or begun with; empty if neither."""
+    for name in META, STARTED:
+        if exists(to_path(folder) / name):
+            found = read_json(to_path(folder) / name)
+            return found.get("arguments", {}) if isinstance(found, dict) else {}
+    return {}
+
+
+def check_layout(split: str, parts: int, overwrite: bool) -> None:
+    """See that a split's folder holds no shards of another number of parts; ``overwrite`` removes them.
+
+    Raises:
+        TicError: it does.
+    """
+    if not is_dir(split):
+        return
+    others = [split] if parts > 1 and _arguments(split) else []
+    for folder in list_folders(split):
+        made = _arguments(folder)
+        if made.get("parts", 1) > 1 and (parts == 1 or made["part"] >= parts):
+            others.append(folder)
+    if others and not overwrite:
+        raise TicError(f"{split} was made with another number of parts; give --overwrite to replace it")
+    for folder in others:
+        _clear(folder)
+
+
+def part_path(split: str, parts: int, part: int) -> str:
+    """Where a part of a split lies: the split itself if it is the only one."""
+    return split if parts == 1 else str(to_path(split) / f"{part:05d}")
+
+
+def _clear(folder: object) -> None:
+    """Remove the files of a split of ours (or DataComp's), and nothing else."""
+    path = to_path(folder)
+    for name in META, STARTED, SIZES, SUBSET:
+        remove(path / name)
+    if is_dir(path):
+        for pattern in "[0-9]*.tar", "[0-9]*_stats.json":
+            for file, _ in list_files(path, pattern):
+                remove(file)
+
+
+def begin(target: Target, keep: set[int]) -> None:
+    """Mark a folder as one that reshard is filling, and remove what is there but the output shards ``keep``."""
+    path = to_path(target.path)
+    kept = {form.format(number) for number in keep for form in (SHARD_FORMAT, STATS)}
+    for name in META, SIZES, SUBSET:
+        remove(path / name)
+    write_json(path / STARTED, {"arguments": target.arguments}, sync=False)
+    for pattern in "[0-9]*.tar", "[0-9]*_stats.json":
+        for file, _ in list_files(path, pattern):
+            if to_path(file).name not in kept:
+                remove(file)
+
+
+def count(part: Part, journal: Journal, split: int) -> dict[str, Any]:
+    """The ``meta.json`` of one of a part's splits: what was read = what was kept + what was dropped, by reason.
+
+    Raises:
+        TicError: the numbers do not add up.
+    """
+    shards = list(filter(None, journal.shards))
+    read, kept = sum(counts.read for counts in shards), sum(counts.samples[split] for counts in shards)
+    dropped = sum((Counter(counts.dropped) for counts in shards), Counter())
+    dropped["not in the subset"] += sum(counts.usable for counts in shards) - kept
+    rows = sum(counts.rows[split] for counts in shards)
+    if read != kept + dropped.total():
+        raise TicError(
+            f"{part.targets[split].path}: {read} samples read, but {kept} kept and {dropped.total()} dropped"
+        )
+    return {
+        "output_shard_count": len(shard_counts(rows, part.shard_size)),
+        "output_count": rows,
+        "output_bytes": sum(size + 2 * BLOCK for size in journal.written[split].values()),
+        "output_shard_format": SHARD_FORMAT,
+        "subset_count": len(uids.open_uids(part.targets[split].subset)),
+        "processed_count": read,
+        "kept_count": kept,
+        "dropped": dict(sorted((+dropped).items())),
+        "noted": dict(sorted(sum((Counter(counts.noted) for counts in shards), Counter()).items())),
+        "bad_shards": bad_shards(part, journal),
+        "arguments": part.targets[split].arguments,
+    }
+
+
+def bad_shards(part: Part, journal: Journal) -> dict[str, str]:
+    """The pool shards that could not be read: path -> why."""
+    found = zip(part.tars, journal.shards, strict=True)
+    return {tar: counts.fault for tar, counts in found if counts is not None and counts.fault}
+
+
+def finish(target: Target, meta: dict[str, Any], shard_size: int) -> None:
+    """Write the tables beside a split's shards; ``meta.json`` last."""
+    path = to_path(target.path)
+    counts = shard_counts(meta["output_count"], shard_size)
+    write_json(path / SIZES, {SHARD_FORMAT.format(i): count for i, count in enumerate(counts)}, sync=False)
+    _link(Path(target.subset), path / SUBSET)
+    write_json(path / META, meta, sync=False)
+    remove(path / STARTED)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, without a copy where that can be had."""
+    if is_remote(target):
+        push(source, target)
+        return
+    remove(target)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
