@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,10 +33,10 @@ HEADER = np.dtype(
 )
 """The 512 bytes before each member (POSIX.1-1988, ustar)."""
 
-_SIZE_AND_TYPE = struct.Struct("124x12s20xc355x")
+_SIZE_AND_TYPE = struct.Struct("124x11sc20xc355x")
 _CHECKSUM = slice(148, 156)
-_CUT_OFF = b"!"  # no type of any tar
 _NO_DATA = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"5": "directory", b"6": "device"}
+_REGULAR = b"0\0" + b"7"
 
 Buffer = bytes | mmap.mmap
 
@@ -95,47 +94,82 @@ def _pax(records: bytes) -> dict[str, Any] | None:
     return values
 
 
-def _walk(shard: Buffer, faults: list[str]) -> Iterator[tuple[int, bytes, int, int, str | None]]:
-    """Yield (position of the header, type, start of the data, size, long name if it has one) of each entry of a tar.
+@dataclass(slots=True)
+class _Entries:
+    """Some entries of a tar, their checksums not yet looked at: where each ``head`` is, and the ``sizes`` of the data.
 
-    Checksums are not looked at: a damaged header leads to one that is none, or beyond the end. What stops the walk
-    before the end of the tar goes into ``faults``; each step goes forward by a block at least.
+    ``others`` are no regular files: number of the entry -> type. ``names`` are long ones: number -> name.
     """
-    position, end, name, pax_size = 0, len(shard), None, None
+
+    positions: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    heads: list[bytes] = field(default_factory=list)
+    others: dict[int, bytes] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    fault: str | None = None
+
+
+def _walk(shard: Buffer) -> Iterator[_Entries]:
+    """Go from header to header, a block at least each time; a damaged size leads to none, or beyond the end.
+
+    Yields the entries some thousand at a time; ``fault`` of the last says what stopped the walk before the tar's end.
+    """
+    entries, position, end, next_one, unpack = _Entries(), 0, len(shard), {}, _SIZE_AND_TYPE.unpack
     while position + BLOCK <= end:
-        text, kind = _SIZE_AND_TYPE.unpack_from(shard, position)
-        size = _size(text)
-        if size == 0 and not any(shard[position : position + BLOCK]):
-            return
-        if size is None:
-            return faults.append(f"damaged header at byte {position}")
-        if kind in _NO_DATA:
-            size = 0
-        elif kind not in b"xgLK" and pax_size is not None:
-            size = pax_size
-        start = position + BLOCK
+        head = shard[position : position + BLOCK]
+        digits, terminator, kind = unpack(head)
+        try:
+            size = int(digits, 8) if terminator in b"\0 " else -1
+        except ValueError:
+            size = -1
+        if size < 0 or next_one or kind not in _REGULAR:
+            size = _unusual(shard, position, next_one, entries)
+            if size is None:
+                break
+        entries.positions.append(position)
+        entries.sizes.append(size)
+        entries.heads.append(head)
+        start, position = position + BLOCK, position + BLOCK + (size + BLOCK - 1 & -BLOCK)
         if start + size > end:
-            faults.append(f"truncated: a member at byte {start} ends at {start + size} of {end}")
-            yield position, _CUT_OFF, start, 0, None
-            return
-        yield position, kind, start, size, name
-        if kind == b"L":
-            name = _text(shard[start : start + size])
-        elif kind == b"x":
-            values = _pax(shard[start : start + size])
+            entries.others[len(entries.sizes) - 1] = b""
+            entries.fault = f"truncated: a member at byte {start} ends at {start + size} of {end}"
+        elif len(entries.sizes) == 4096:
+            yield entries
+            entries = _Entries()
+    else:
+        entries.fault = entries.fault or f"truncated: no end of the tar after byte {position}"
+    yield entries
+
+
+def _unusual(shard: Buffer, position: int, next_one: dict[str, Any], entries: _Entries) -> int | None:
+    """The size of an entry that is no plain regular file, or None where the walk ends.
+
+    ``next_one`` holds what GNU and PAX entries say of the next: its ``path`` and ``size``.
+    """
+    head, number = shard[position : position + BLOCK], len(entries.sizes)
+    if not any(head):
+        return None
+    size, start, kind = _size(head[124:136]), position + BLOCK, bytes(head[156:157])
+    if size is None:
+        entries.fault = f"damaged header at byte {position}"
+        return None
+    if kind in b"xgLK":
+        entries.others[number] = kind
+        if kind in b"xL" and start + size <= len(shard):
+            data = shard[start : start + size]
+            values = _pax(data) if kind == b"x" else {"path": _text(data)}
             if values is None:
-                return faults.append(f"damaged PAX header at byte {start}")
-            name, pax_size = values.get("path", name), values.get("size")
-        elif kind not in b"gK":
-            name, pax_size = None, None
-        position = start + padded(size)
-    faults.append(f"truncated: no end of the tar after byte {position}")
-
-
-def _heads(shard: Buffer, positions: Sequence[int]) -> np.ndarray:
-    """The headers at ``positions`` (N,), which are multiples of 512, as bytes (N, 512)."""
-    blocks = np.frombuffer(shard, np.uint8, len(shard) // BLOCK * BLOCK).reshape(-1, BLOCK)
-    return blocks[np.array(positions) // BLOCK]
+                entries.fault = f"damaged PAX header at byte {start}"
+                return None
+            next_one.update(values)
+        return size
+    if kind not in _REGULAR:
+        entries.others[number] = kind
+    elif "path" in next_one:
+        entries.names[number] = next_one["path"]
+    size = 0 if kind in _NO_DATA else next_one.get("size", size)
+    next_one.clear()
+    return size
 
 
 def _sound(heads: np.ndarray) -> np.ndarray:
@@ -161,57 +195,144 @@ def members(shard: Buffer, ignored: Counter | None = None) -> Iterator[tuple[str
     Raises:
         TicError: a header is damaged, or the tar ends inside a member or without the block of zeros that ends a tar.
     """
-    faults: list[str] = []
-    walk = _walk(shard, faults)
-    while batch := list(islice(walk, 4096)):
-        heads = _heads(shard, [entry[0] for entry in batch])
-        sound = _sound(heads)
-        names = heads.view(HEADER)["name"].ravel().tolist()
-        for (position, kind, start, size, name), short, good in zip(batch, names, sound.tolist(), strict=True):
-            if not good:
-                raise TicError(f"wrong header checksum at byte {position}")
-            if kind in b"0\0" + b"7":
-                yield (_short_name(short, shard, position) if name is None else name), start, size
-            elif ignored is not None and kind not in b"xgLK" and kind != _CUT_OFF:
-                ignored[_NO_DATA.get(kind, "other entry")] += 1
-    if faults:
-        raise TicError(faults[0])
+    for entries in _walk(shard):
+        heads = np.frombuffer(b"".join(entries.heads), np.uint8).reshape(-1, BLOCK)
+        sound, names = _sound(heads), _names(heads)
+        last = len(heads) if sound.all() else int(sound.argmin())
+        for number, (position, size) in enumerate(zip(entries.positions[:last], entries.sizes, strict=False)):
+            if number not in entries.others:
+                yield entries.names.get(number, names[number]), position + BLOCK, size
+            elif ignored is not None and entries.others[number] not in b"xgLK":
+                ignored[_NO_DATA.get(entries.others[number], "other entry")] += 1
+        if last < len(heads):
+            raise TicError(f"wrong header checksum at byte {entries.positions[last]}")
+        if entries.fault:
+            raise TicError(entries.fault)
 
 
-def _short_name(name: bytes, shard: Buffer, position: int) -> str:
-    """A name of at most 100 bytes, after the prefix that ustar may give it."""
-    if shard[position + 345] and shard[position + 257 : position + 262] == b"ustar":
-        return _text(shard[position + 345 : position + 500]) + "/" + _text(name)
-    return _text(name)
+def _names(heads: np.ndarray) -> list[str]:
+    """The names in headers (N, 512): 100 bytes at most, after the prefix that ustar may give them."""
+    raw = heads.view(HEADER)["name"].ravel().tolist()
+    names = b"\0".join(raw).decode(errors="surrogateescape").split("\0")
+    if len(names) != len(raw):  # something stands behind the end of a name
+        names = [_text(name) for name in raw]
+    for i in np.flatnonzero(heads[:, 345]).tolist():
+        head = heads[i].tobytes()
+        if head[257:262] == b"ustar":
+            names[i] = _text(head[345:500]) + "/" + names[i]
+    return names
 
 
 def split_name(name: str) -> tuple[str, str]:
     """(key, suffix) of a member's name; the suffix is lower-case and empty if there is none."""
+    if "/" not in name:
+        key, _, suffix = name.partition(".")
+        return key, suffix.lower()
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower()
 
 
-def samples(shard: Buffer, ignored: Counter | None = None) -> Iterator[Sample]:
-    """Yield the samples of a shard in its order; a suffix that comes again under the same key starts a new sample.
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The N samples of a shard, in its order, and their M members.
+
+    Sample n has the key ``keys[n]`` and the members ``start[n]`` to ``start[n + 1]``, start being (N + 1,). Member m
+    has the suffix ``suffixes[suffix[m]]`` and ``size[m]`` bytes from ``offset[m]`` on: all (M,).
+    """
+
+    keys: list[str]
+    start: np.ndarray
+    suffixes: list[str]
+    suffix: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+    def find(self, suffix: str) -> np.ndarray:
+        """(N,) the member of each sample that has a suffix, or -1."""
+        found = np.full(len(self.keys), -1)
+        if suffix in self.suffixes:
+            member = np.flatnonzero(self.suffix == self.suffixes.index(suffix))
+            found[np.searchsorted(self.start, member, "right") - 1] = member
+        return found
+
+    def members_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(position in ``samples``, member) of each member of ``samples`` (K,), in their order."""
+        count = np.diff(self.start)[samples]
+        position = np.repeat(np.arange(len(samples)), count)
+        member = np.arange(len(position)) + np.repeat(self.start[samples] - (np.cumsum(count) - count), count)
+        return position, member
+
+    def take(self, samples: np.ndarray) -> "Table":
+        """The table of some samples (K,) alone."""
+        _, member = self.members_of(samples)
+        return Table(
+            keys=[self.keys[i] for i in samples.tolist()],
+            start=np.append(0, np.cumsum(np.diff(self.start)[samples])),
+            suffixes=self.suffixes,
+            suffix=self.suffix[member],
+            offset=self.offset[member],
+            size=self.size[member],
+        )
+
+
+def read_table(shard: Buffer, ignored: Counter | None = None) -> Table:
+    """The samples of a shard; a suffix that comes again under the same key starts a new sample.
 
     Members without a key or a suffix belong to no sample, as in webdataset; they and entries that are no files are
     counted in ``ignored`` by kind.
+
+    Raises:
+        TicError: as ``members``.
     """
-    sample = None
-    for name, offset, size in members(shard, ignored):
-        key, suffix = split_name(name)
-        if not suffix or key[-1:] in ("", "/"):
-            if ignored is not None:
-                ignored["file without a key or a suffix"] += 1
-            continue
-        if sample is None or key != sample.key or suffix in sample.members:
-            if sample is not None:
-                yield sample
-            sample = Sample(key)
-        sample.members[suffix] = (offset, size)
-    if sample is not None:
-        yield sample
+    found = list(members(shard, ignored))
+    split = [split_name(name) for name, _, _ in found]
+    nameless = [i for i, (key, suffix) in enumerate(split) if not suffix or key[-1:] in ("", "/")]
+    if nameless:
+        if ignored is not None:
+            ignored["file without a key or a suffix"] += len(nameless)
+        found, split = _without(found, nameless), _without(split, nameless)
+    codes = {suffix: code for code, suffix in enumerate(dict.fromkeys(suffix for _, suffix in split))}
+    keys, suffix = [key for key, _ in split], np.array([codes[suffix] for _, suffix in split], np.int32)
+    starts = _starts(keys, suffix)
+    return Table(
+        keys=[keys[i] for i in starts],
+        start=np.append(starts, len(keys)).astype(np.int64),
+        suffixes=list(codes),
+        suffix=suffix,
+        offset=np.array([offset for _, offset, _ in found], np.int64),
+        size=np.array([size for _, _, size in found], np.int64),
+    )
+
+
+def _without(values: list, left_out: list[int]) -> list:
+    """``values`` without those at some positions."""
+    positions = set(left_out)
+    return [value for i, value in enumerate(values) if i not in positions]
+
+
+def _starts(keys: list[str], suffix: np.ndarray) -> list[int]:
+    """The members that start a sample: those with another key than the one before, or with a suffix that it has had."""
+    starts = [i for i, (key, before) in enumerate(zip(keys, [None, *keys], strict=False)) if key != before]
+    sample = np.repeat(np.arange(len(starts)), np.diff([*starts, len(keys)]))
+    if len(np.unique(sample << 32 | suffix)) == len(keys):
+        return starts
+    starts, seen = [], set()
+    for i, code in enumerate(suffix.tolist()):
+        if i == 0 or keys[i] != keys[i - 1] or code in seen:
+            starts.append(i)
+            seen = set()
+        seen.add(code)
+    return starts
+
+
+def samples(shard: Buffer) -> Iterator[Sample]:
+    """Yield the samples of a shard in its order, as ``read_table`` has them."""
+    table = read_table(shard)
+    names = [table.suffixes[code] for code in table.suffix.tolist()]
+    places = list(zip(table.offset.tolist(), table.size.tolist(), strict=True))
+    for key, start, stop in zip(table.keys, table.start.tolist(), table.start[1:].tolist(), strict=False):
+        yield Sample(key, dict(zip(names[start:stop], places[start:stop], strict=True)))
 
 
 @contextmanager

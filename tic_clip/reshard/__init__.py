@@ -7,6 +7,7 @@ parts; a part is made by itself, on any machine, and ``meta.json`` is written la
 
 import hashlib
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -217,7 +218,11 @@ def _fingerprint(tars: list[tuple[str, int]]) -> str:
 def _run_here(todo: list[Part], folder: Path) -> Iterator[Outcome]:
     """Make the parts one after the other."""
     outcomes: list[Outcome] = []
-    with workers(max((part.num_workers for part in todo), default=1)) as executor:
+    if not todo:
+        return
+    places = (place for part in todo for place in (part.tars[0], *(target.path for target in part.targets)))
+    fork = not any(map(is_remote, places)) and threading.active_count() == 1
+    with workers(todo[0].num_workers, fork=fork) as executor:
         steps = (step for part in todo for step in make_part(part, executor, folder, outcomes))
         for _ in progress(steps, "reshard", sum(len(part.tars) for part in todo), "shard"):
             pass
@@ -226,8 +231,9 @@ def _run_here(todo: list[Part], folder: Path) -> Iterator[Outcome]:
 
 def _run_on_ray(todo: list[Part], address: str | None) -> Iterator[Outcome]:
     """Make the parts on a cluster."""
-    num_cpus = max((part.num_workers for part in todo), default=1)
-    found = on_ray(make_part_alone, todo, num_cpus=num_cpus, address=address)
+    if not todo:
+        return
+    found = on_ray(make_part_alone, todo, num_cpus=todo[0].num_workers, address=address)
     yield from progress(found, "reshard", len(todo), "part")
 
 

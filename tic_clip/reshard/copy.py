@@ -1,96 +1,148 @@
-"""Move bytes: rows of a pool shard are written at known places of output shards, straight from the page cache."""
+"""Move bytes: rows of a pool shard are written at known places of output shards, headers anew, the rest as it is."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from tic_clip.reshard.index import Ranges, Rows
+from tic_clip import TicError
+from tic_clip.reshard.index import Rows
 from tic_clip.reshard.plan import Piece
-from tic_clip.tarshard import BLOCK, END, headers, open_shard, padded
+from tic_clip.tarshard import BLOCK, END, Table, headers
 from tic_clip.uids import format_uids
 
-IOV_MAX = os.sysconf("SC_IOV_MAX")
+WINDOW = 1 << 20
+"""Bytes that are put together before they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The rows of one pool shard (local file ``path``) that go to the files ``targets``, a piece each."""
+    """The rows of one pool shard (local file ``path``) that go to the files ``targets``, a piece each.
+
+    ``table`` and ``uids`` (N,) are of the samples that the rows name.
+    """
 
     path: str
-    ranges: Ranges
+    table: Table
+    uids: np.ndarray
     targets: list[tuple[str, Rows, Piece]]
 
 
 def copy_shard(job: Job) -> None:
     """Write each piece of a pool shard into its output shard."""
-    with open_shard(job.path) as shard, memoryview(shard) as view:
+    buffer = np.empty((WINDOW // BLOCK, BLOCK), np.uint8)
+    with _opened(job.path, os.O_RDONLY) as source:
         for target, rows, piece in job.targets:
-            file = os.open(target, os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                write_at(file, piece.offset, _buffers(view, job.ranges, rows, slice(piece.first, piece.last)))
-            finally:
-                os.close(file)
+            content = _content(job, rows, slice(piece.first, piece.last))
+            with _opened(target, os.O_WRONLY | os.O_CREAT) as file:
+                _write(source, file, piece.offset, content, buffer)
 
 
-def _members(ranges: Ranges, rows: Rows, part: slice) -> tuple[np.ndarray, np.ndarray]:
-    """(row, member) of everything that is written for some rows, in order; member -1 is the row's class id."""
-    sample, label = rows.sample[part], rows.label[part]
-    first, count = ranges.start[sample], np.diff(ranges.start)[sample]
-    row = np.repeat(np.arange(len(sample)), count)
-    member = np.arange(len(row)) + np.repeat(first - (np.cumsum(count) - count), count)
-    labelled = np.flatnonzero(label >= 0)
-    if not len(labelled):
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    file = os.open(path, flags, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What is written for some rows: ``length`` bytes, copied from the source in runs, with new blocks laid over them.
+
+    Run r goes to bytes ``begin[r]`` to ``end[r]`` of the content and stands at ``source[r]``: all (R,), in order.
+    ``blocks`` (B, 512) go to the bytes ``places`` (B,), in order.
+    """
+
+    length: int
+    begin: np.ndarray
+    end: np.ndarray
+    source: np.ndarray
+    blocks: np.ndarray
+    places: np.ndarray
+
+
+def _content(job: Job, rows: Rows, part: slice) -> Content:
+    """The members of some rows under their new names; what is together in the source is one run."""
+    table, sample, label = job.table, rows.sample[part], rows.label[part].astype("S11")
+    row, member = _members(table, sample, rows.label[part] >= 0)
+    new = member < 0
+    size = np.where(new, np.char.str_len(label)[row], table.size[member])
+    suffix = np.where(new, len(table.suffixes), table.suffix[member])
+    names = _names(table, format_uids(job.uids[sample]), rows.copy[part], row, suffix)
+    end = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)
+    begin = np.concatenate([[0], end[:-1]])
+    blocks, places = headers(names, size), begin
+    if new.any():
+        values = label[row[new]].astype(f"S{BLOCK}").view(np.uint8).reshape(-1, BLOCK)
+        order = np.argsort(places := np.append(places, begin[new] + BLOCK))
+        blocks, places = np.append(blocks, values, axis=0)[order], places[order]
+    begin, end, source = begin[~new], end[~new], table.offset[member[~new]] - BLOCK
+    first = np.append(True, (begin[1:] != end[:-1]) | (np.diff(source) != np.diff(begin)))
+    return Content(
+        length=int(rows.size[part].sum()),
+        begin=begin[first],
+        end=end[np.append(first[1:], True)],
+        source=source[first],
+        blocks=blocks,
+        places=places,
+    )
+
+
+def _members(table: Table, sample: np.ndarray, labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, member) of all that is written for rows (R,) of ``sample``, in order; member -1 is a class that is listed.
+
+    Args:
+        table: the samples.
+        sample: (R,) the sample of each row.
+        labelled: (R,) bool, whether a class is listed for it, which replaces the sample's own.
+    """
+    row, member = table.members_of(sample)
+    if not labelled.any():
         return row, member
-    keep = ~(ranges.of_suffix("cls")[member] & (label[row] >= 0))  # the listed class replaces the pool's
-    row, member = np.append(row[keep], labelled), np.append(member[keep], np.full(len(labelled), -1))
+    own = np.isin(member, table.find("cls")) & labelled[row]
+    extra = np.flatnonzero(labelled)
+    row, member = np.append(row[~own], extra), np.append(member[~own], np.full(len(extra), -1))
     order = np.argsort(row, kind="stable")
     return row[order], member[order]
 
 
-def _buffers(view: memoryview, ranges: Ranges, rows: Rows, part: slice) -> list[memoryview | bytes]:
-    """What is written for some rows: header, data, header, data, …, all of whole blocks."""
-    row, member = _members(ranges, rows, part)
-    label = rows.label[part].astype("S11")
-    size = np.where(member < 0, np.char.str_len(label)[row], ranges.size[member])
-    suffix = np.where(member < 0, len(ranges.suffixes), ranges.suffix[member])
-    heads = memoryview(headers(_names(ranges, rows, part, row, suffix), size)).cast("B")
-    buffers, labels = [], label.tolist()
-    places = zip(row.tolist(), member.tolist(), ranges.offset[member].tolist(), size.tolist(), strict=True)
-    for i, (row_number, member_number, offset, length) in enumerate(places):
-        buffers.append(heads[i * BLOCK : (i + 1) * BLOCK])
-        if member_number < 0:
-            buffers.append(labels[row_number].ljust(BLOCK, b"\0"))
-        elif length:
-            buffers.append(view[offset : offset + padded(length)])
-    return buffers
-
-
-def _names(ranges: Ranges, rows: Rows, part: slice, row: np.ndarray, suffix: np.ndarray) -> list[bytes]:
-    """The names {uid}-{copy}.{suffix} of what is written for some rows."""
-    texts = format_uids(ranges.uids[rows.sample[part]])
-    keys = [f"{uid}-{copy}.".encode() for uid, copy in zip(texts, rows.copy[part].tolist(), strict=True)]
-    suffixes = [*(suffix.encode(errors="surrogateescape") for suffix in ranges.suffixes), b"cls"]
+def _names(table: Table, uids: list[str], copy: np.ndarray, row: np.ndarray, suffix: np.ndarray) -> list[bytes]:
+    """The names {uid}-{copy}.{suffix} of members (M,), each of a ``row`` with its UID and ``copy``."""
+    keys = [f"{uid}-{number}.".encode() for uid, number in zip(uids, copy.tolist(), strict=True)]
+    suffixes = [*(suffix.encode(errors="surrogateescape") for suffix in table.suffixes), b"cls"]
     return [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
 
 
-def write_at(file: int, offset: int, buffers: list[memoryview | bytes]) -> None:
-    """Write ``buffers`` one after the other into the open ``file`` from byte ``offset`` on; the kernel gathers them."""
-    for i in range(0, len(buffers), IOV_MAX):
-        batch = buffers[i : i + IOV_MAX]
-        while batch:
-            written = os.pwritev(file, batch, offset)
-            offset += written
-            while batch and written >= len(batch[0]):
-                written -= len(batch.pop(0))
-            if written:  # a disk that is nearly full, or more than 2 GiB
-                batch[0] = batch[0][written:]
+def _write(source: int, file: int, offset: int, content: Content, buffer: np.ndarray) -> None:
+    """Write ``content`` at byte ``offset`` of ``file``, a ``buffer`` (N, 512) at a time, so that it stays in the cache
+    of the processor and the kernel gets large pieces.
+    """
+    window, view = buffer.size, memoryview(buffer).cast("B")
+    for start in range(0, content.length, window):
+        stop = min(start + window, content.length)
+        runs = slice(np.searchsorted(content.end, start, "right"), np.searchsorted(content.begin, stop))
+        begin, end = np.maximum(content.begin[runs], start), np.minimum(content.end[runs], stop)
+        at = content.source[runs] + begin - content.begin[runs]
+        for a, b, place in zip((begin - start).tolist(), (end - start).tolist(), at.tolist(), strict=True):
+            if os.preadv(source, [view[a:b]], place) != b - a:
+                raise TicError("a pool shard was cut short while it was read")
+        new = slice(*np.searchsorted(content.places, [start, stop]))
+        buffer[(content.places[new] - start) // BLOCK] = content.blocks[new]
+        write_at(file, offset + start, view[: stop - start])
+
+
+def write_at(file: int, offset: int, data: memoryview | bytes) -> None:
+    """Write all of ``data`` at byte ``offset`` of an open file."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        offset, data = offset + written, data[written:]
 
 
 def end_shard(path: str, size: int) -> None:
     """Write the end of a tar after its ``size`` bytes."""
-    file = os.open(path, os.O_WRONLY)
-    try:
-        write_at(file, size, [END])
-    finally:
-        os.close(file)
+    with _opened(path, os.O_WRONLY) as file:
+        write_at(file, size, END)

@@ -27,12 +27,19 @@ class Inline(Executor):
         return future
 
 
-def workers(count: int) -> Executor:
-    """An executor of ``count`` processes (of none but this one for 1)."""
+def workers(count: int, *, fork: bool = False) -> Executor:
+    """An executor of ``count`` processes (of none but this one for 1).
+
+    ``fork`` starts them at once, as copies of this process: quicker, but it must have no threads and no connections to
+    a cloud, which the copies would share.
+    """
     if count == 1:
         return Inline()
-    context = get_context("spawn")  # a fork would share the parent's open connections to a cloud
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent)
+    context = get_context("fork" if fork else "spawn")
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent)
+    if fork:
+        executor.submit(_tie_to_parent)
+    return executor
 
 
 def _tie_to_parent() -> None:

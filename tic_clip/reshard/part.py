@@ -235,7 +235,7 @@ def _place(state: State, executor: Executor, number: int, index: Index | None) -
     first = number % len(pieces)  # not all processes begin with the same output file, whose lock they would share
     pieces = pieces[first:] + pieces[:first]
     targets = [(_unfinished(state, split, piece.number), rows, piece) for split, rows, piece in pieces]
-    job = CopyJob(path=path, ranges=index.ranges, targets=targets)
+    job = CopyJob(path=path, table=index.table, uids=index.uids, targets=targets)
     keys = [(split, piece.number) for split, _, piece in pieces]
     state.running[executor.submit(copy_shard, job)] = ("copy", number, keys)
     return False
