@@ -91,3 +91,19 @@ def s3(s3_server, monkeypatch):
     yield "s3://tic-test"
     bucket.objects.delete()
     bucket.delete()
+
+
+@pytest.fixture
+def s3_faulty(s3, s3_server, monkeypatch):
+    """The server before ``s3``'s that fails as it is told (``tests/cloud.py``); few and short attempts."""
+    from cloud import Proxy, serving
+    from cloudpathlib import S3Client
+
+    from tic_clip import storage
+
+    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 0.5}.items():
+        monkeypatch.setattr(storage, name, value)
+    with serving(Proxy(behind=s3_server)) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        monkeypatch.setattr(S3Client, "_default_client", None)
+        yield store

@@ -1,10 +1,23 @@
+import io
 import json
+import tarfile
 
 import pytest
+from conftest import write_tar
 
-from tic_clip import TicError
-from tic_clip.shards import dataset_size, list_tars, read_sizes, split_folders, split_sizes
-from tic_clip.storage import write_json, write_text
+from tic_clip import TicError, storage
+from tic_clip.shards import (
+    count_samples,
+    dataset_size,
+    list_shards,
+    list_tars,
+    read_sizes,
+    split_folders,
+    split_sizes,
+    write_sizes,
+)
+from tic_clip.storage import push, write_json, write_text
+from tic_clip.tarshard import open_shard, samples
 
 
 def make_sizes(folder, sizes):
@@ -137,3 +150,167 @@ def test_table_is_datacomps(tmp_path):
     """``sizes.json`` is what DataComp's own scripts read: a plain table of names and counts."""
     make_sizes(tmp_path, {"00000000.tar": 3})
     assert json.loads((tmp_path / "sizes.json").read_text()) == read_sizes(str(tmp_path)) == {"00000000.tar": 3}
+
+
+@pytest.fixture(params=["local", "cloud"])
+def folder(request, tmp_path):
+    """A folder without anything in it, on the disk or in a cloud."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3") + "/f"
+
+
+def test_both_layouts(folder):
+    for name in ("1/00000001.tar", "1/00000000.tar", "0/00000000.tar", "1-b/00000000.tar", ".old/0.tar", "2/x.json"):
+        write_text(f"{folder}/{name}", name)
+    expected = [
+        (f"{folder}/0/00000000.tar", 14),
+        (f"{folder}/1/00000000.tar", 14),
+        (f"{folder}/1/00000001.tar", 14),
+        (f"{folder}/1-b/00000000.tar", 16),
+    ]
+    assert list_shards(folder) == list_shards(f"{folder}/") == expected
+    assert list_tars(folder) == [path for path, _ in expected]
+    write_text(f"{folder}/00000000.tar", "flat")  # then the folders are something else
+    assert list_shards(folder) == [(f"{folder}/00000000.tar", 4)]
+
+
+def make_part(folder, part, parts, sizes=None):
+    folder = f"{folder}/{part:05d}"
+    make_sizes(folder, {"00000000.tar": part + 1} if sizes is None else sizes)
+    write_json(f"{folder}/meta.json", {"arguments": {"part": part, "parts": parts}})
+    return folder
+
+
+def test_all_parts_must_be_there(folder):
+    for part in (0, 1, 3):
+        make_part(folder, part, 4)
+    for call in (split_folders, split_sizes):
+        with pytest.raises(TicError, match=f"^{folder} has 3 of 4 parts: finish reshard first$"):
+            call(folder)
+    make_sizes(f"{folder}/00002", {"00000000.tar": 3})
+    with pytest.raises(TicError, match=f"^{folder} has 3 of 4 parts"):  # its meta.json is written last
+        split_folders(folder)
+    write_json(f"{folder}/00002/meta.json", {"arguments": {"part": 2, "parts": 4}})
+    assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(4)]
+    assert list(split_sizes(f"{folder}/").values()) == [1, 2, 3, 4]
+    assert split_sizes(f"{folder}/00002") == {f"{folder}/00002/00000000.tar": 3}  # a part is a split of its own
+    write_json(f"{folder}/00003/meta.json", {"arguments": {"part": 3, "parts": 5}})
+    with pytest.raises(TicError, match=f"^{folder} has parts of a split in 4 and of one in 5: make it again$"):
+        split_folders(folder)
+
+
+@pytest.mark.parametrize("meta", [{}, {"arguments": None}, {"arguments": {"part": "1", "parts": 4}}])
+def test_parts_from_elsewhere(folder, meta):
+    for part in ("a", "b"):
+        make_sizes(f"{folder}/{part}", {"0.tar": 1})
+        write_json(f"{folder}/{part}/meta.json", meta)
+    assert split_folders(folder) == [f"{folder}/a", f"{folder}/b"]
+    write_text(f"{folder}/c/0.tar", "")
+    with pytest.raises(TicError, match=f"^{folder}/c has shards but no sizes.json: finish reshard first, or run add_"):
+        split_folders(folder)
+
+
+def test_a_damaged_meta(folder):
+    make_sizes(f"{folder}/a", {"0.tar": 1})
+    write_json(f"{folder}/a/meta.json", [])
+    with pytest.raises(TicError, match=f"^{folder}/a/meta.json is no table$"):
+        split_folders(folder)
+
+
+def test_a_table_is_read_again_when_it_was_written(folder):
+    make_sizes(folder, {"0.tar": 1})
+    assert split_sizes(folder) == {f"{folder}/0.tar": 1}
+    write_sizes(folder, {"1.tar": 3, "0.tar": 2})
+    assert split_sizes(folder) == {f"{folder}/0.tar": 2, f"{folder}/1.tar": 3}
+
+
+def test_few_requests(s3_faulty, s3):
+    for part in range(4):
+        make_part(f"{s3}/parts", part, 4)
+    make_sizes(f"{s3}/flat", {f"{i}.tar": 1 for i in range(9)})
+    s3_faulty.requests.clear()
+    flat = split_sizes(f"{s3}/flat")
+    assert [method for method, _ in s3_faulty.requests] == ["GET"]
+    split_sizes(f"{s3}/parts")
+    assert len(s3_faulty.requests) == 1 + 2 + 4 * 2  # no table in the split, its folders, two tables a part
+    assert dataset_size(flat) == (9, 9)
+    assert len(s3_faulty.requests) == 11
+    assert s3_faulty.count("HEAD") == 0
+
+
+ODD = [
+    [],
+    [("a.jpg", b"1"), ("a.json", b"2" * 600), ("b.jpg", b"3"), ("b.jpg", b"4")],
+    [(f"{'x' * 150}-{i}.jpg", b"1" * 5000) for i in range(3)],
+    [("dir/a.jpg", b""), ("dir/b.jpg", b""), ("no-suffix", b"")],
+]
+
+
+def write_odd(path, members, form, mtime=0.0):
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), mtime
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("members", ODD)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("mtime", [0, 1.5])
+def test_counting_is_reading(tmp_path, folder, members, form, mtime):
+    write_odd(tmp_path / "x.tar", members, form, mtime)
+    with open_shard(tmp_path / "x.tar") as shard:
+        expected = len(list(samples(shard)))
+    write(tmp_path / "x.tar", folder)
+    assert count_samples(f"{folder}/x.tar") == expected
+
+
+def write(local, folder):
+    """Bring a local file to a folder."""
+    if "://" in folder:
+        push(local, f"{folder}/{local.name}")
+
+
+def test_directories_and_links_are_no_samples(tmp_path, folder):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.REGTYPE):
+            info = tarfile.TarInfo("a.jpg")
+            info.type = kind
+            tar.addfile(info)
+    write(tmp_path / "x.tar", folder)
+    assert count_samples(f"{folder}/x.tar") == 1
+
+
+def test_counting_names_a_damaged_shard(tmp_path, folder):
+    write_tar(tmp_path / "x.tar", [("a.jpg", b"1" * 5000), ("b.jpg", b"2" * 5000)])
+    data = (tmp_path / "x.tar").read_bytes()
+    header = data[:600] + b"x" + data[601:]
+    for bad in (
+        b"",
+        data[:3000],
+        data[:5632],
+        data[:7000],
+        b"x" * 2000,
+        b"x" + data[1:],
+        data[:148] + b"x" + data[149:],
+    ):
+        (tmp_path / "x.tar").write_bytes(bad)
+        write(tmp_path / "x.tar", folder)
+        with pytest.raises(TicError, match=f"^{folder}/x.tar: (empty|truncated|damaged|wrong)") as error:
+            count_samples(f"{folder}/x.tar")
+        assert "\n" not in str(error.value)
+    (tmp_path / "x.tar").write_bytes(header)  # data, which nobody looks at
+    write(tmp_path / "x.tar", folder)
+    assert count_samples(f"{folder}/x.tar") == 2
+    with pytest.raises(TicError, match=f"^{folder}/y.tar is missing$"):
+        count_samples(f"{folder}/y.tar")
+
+
+def test_counting_skips_the_data(s3_faulty, s3, tmp_path, monkeypatch):
+    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"1" * 500_000) for i in range(8)])
+    write(tmp_path / "x.tar", s3)
+    sizes, read = [], storage._S3.read
+    monkeypatch.setattr(storage, "BLOCK", 1024)
+    monkeypatch.setattr(storage._S3, "read", lambda self, *args: sizes.append(len(data := read(self, *args))) or data)
+    assert count_samples(f"{s3}/x.tar") == 8
+    assert sum(sizes) < 40_000
+    assert len(sizes) < 12

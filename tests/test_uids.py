@@ -4,18 +4,24 @@ import random
 import numpy as np
 import pytest
 
+import tic_clip.uids
 from tic_clip import TicError
 from tic_clip.uids import (
     CLASSES,
     UID,
+    check_size,
+    distinct,
     find,
     fingerprint,
     format_uid,
+    is_member,
     is_uid,
     make_uid,
     open_uids,
     parse_uids,
     save_uids,
+    sorted_blocks,
+    write_blocks,
 )
 
 A = "00000000000000010000000000000002"
@@ -165,3 +171,60 @@ def test_find_in_nothing_and_of_nothing():
         first, repeats = find(subset, uids)
         assert len(first) == len(repeats) == len(uids)
         assert not repeats.any()
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (3,), (2, 0, 5), (1,) * 12])
+def test_blocks_written_one_by_one_are_the_file_of_all(tmp_path, sizes):
+    rng = random.Random(3)
+    blocks = [random_uids(rng, size, [0, 1, 2**63, 2**64 - 1]) for size in sizes]
+    with open(tmp_path / "x.npy", "wb") as file:
+        assert write_blocks(file, iter(blocks)) == sum(sizes)
+    np.save(tmp_path / "all.npy", np.concatenate([of(), *blocks]))
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "all.npy").read_bytes()
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_blocks_read_one_by_one_are_the_file(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(tic_clip.uids, "BLOCK", block)
+    rows = np.sort(random_uids(random.Random(4), 20, [1, 2, 3]))
+    save_uids(tmp_path / "x.npy", rows)
+    parts = list(sorted_blocks(tmp_path / "x.npy"))
+    assert [len(part) for part in parts[:-1]] == [block] * (len(parts) - 1)
+    np.testing.assert_array_equal(np.concatenate(parts), rows)
+
+
+@pytest.mark.parametrize("rows", [[(2, 0), (1, 0)], [(1, 2), (1, 1)], [(1, 1), (1, 2), (1, 3), (1, 2)]])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_blocks_of_an_unsorted_file(tmp_path, monkeypatch, rows, block):
+    monkeypatch.setattr(tic_clip.uids, "BLOCK", block)
+    np.save(tmp_path / "x.npy", of(*rows))
+    with pytest.raises(TicError, match=r"x.npy is not sorted"):
+        list(sorted_blocks(tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_membership_is_that_of_sets(seed):
+    rng = random.Random(seed)
+    words = [0, 1, 2, 2**63, 2**64 - 1]
+    block = np.sort(random_uids(rng, rng.randrange(40), words))
+    chosen = distinct(random_uids(rng, rng.randrange(10), words))
+    wanted = [row in set(chosen.tolist()) for row in block.tolist()]
+    assert is_member(block, chosen).tolist() == wanted
+
+
+def test_distinct():
+    for count in (0, 1, 2, 30):
+        rows = random_uids(random.Random(count), count, [0, 5, 2**64 - 1])
+        assert distinct(rows).tolist() == sorted(set(rows.tolist()))
+
+
+def test_check_size(tmp_path):
+    save_uids(tmp_path / "x.npy", of((1, 2), (3, 4)))
+    check_size(tmp_path / "x.npy")
+    check_size(tmp_path / "x.npy", 2)
+    with pytest.raises(TicError, match="holds 2 UIDs, not 3"):
+        check_size(tmp_path / "x.npy", 3)
+    with open(tmp_path / "x.npy", "ab") as file:
+        file.write(bytes(16))
+    with pytest.raises(TicError, match="has 176 bytes, its header says 160"):
+        check_size(tmp_path / "x.npy")

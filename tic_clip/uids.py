@@ -6,8 +6,9 @@ Files are memory-mapped: nothing here copies a whole list of UIDs.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -19,6 +20,9 @@ UID = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 
 CLASSES = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("class_id", "<i4")])
 """A UID and the class that its sample shows, sorted by UID."""
+
+BLOCK = 1 << 20
+"""UIDs that are read into memory at a time (16 MiB)."""
 
 _HEX = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
 
@@ -67,6 +71,42 @@ def save_uids(path: object, rows: np.ndarray) -> None:
         np.save(file, rows)
 
 
+def write_blocks(file: IO, blocks: Iterable[np.ndarray]) -> int:
+    """Write sorted ``UID`` arrays that follow one another to ``file`` as one ``.npy``; returns the number of UIDs.
+
+    Their number is known at the end only, so the header is written twice; NumPy keeps room for any number in it.
+    """
+    count = 0
+    _write_header(file, count)
+    start = file.tell()
+    for block in blocks:
+        file.write(block.tobytes())
+        count += len(block)
+    file.seek(0)
+    _write_header(file, count)
+    assert file.tell() == start, "NumPy's header has grown into the rows"
+    return count
+
+
+def _write_header(file: IO, count: int) -> None:
+    header = {"descr": UID.descr, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def check_size(path: object, count: int | None = None) -> None:
+    """Check that a UID file has as many bytes as its header says, and ``count`` UIDs where that is known.
+
+    Raises:
+        TicError: it has not, or it is no UID file.
+    """
+    rows = open_uids(path)
+    wanted, size = rows.offset + rows.nbytes, Path(str(path)).stat().st_size
+    if size != wanted:
+        raise TicError(f"{path} has {size} bytes, its header says {wanted}")
+    if count not in (None, len(rows)):
+        raise TicError(f"{path} holds {len(rows)} UIDs, not {count}")
+
+
 def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
     """The rows of a ``.npy`` file, memory-mapped and read-only.
 
@@ -90,14 +130,48 @@ def fingerprint(path: object, dtype: np.dtype = UID) -> str:
     Raises:
         TicError: the file is no sorted file of UIDs.
     """
-    rows, block, digest = open_uids(path, dtype), 1 << 20, hashlib.sha256()
-    for start in range(0, len(rows), block):
-        part = rows[start : start + block + 1]  # one more, to compare across the border
+    digest = hashlib.sha256()
+    for block in sorted_blocks(path, dtype):
+        digest.update(block.tobytes())
+    return digest.hexdigest()
+
+
+def sorted_blocks(path: object, dtype: np.dtype = UID) -> Iterator[np.ndarray]:
+    """Yield the rows of a file of UIDs or classes, ``BLOCK`` at a time.
+
+    Raises:
+        TicError: the file is no sorted file of UIDs.
+    """
+    rows = open_uids(path, dtype)
+    for start in range(0, len(rows), BLOCK):
+        part = np.array(rows[start : start + BLOCK + 1])  # one more, to compare across the border
         high, low = part["f0"], part["f1"]
         if ((high[1:] < high[:-1]) | (high[1:] == high[:-1]) & (low[1:] < low[:-1])).any():
             raise TicError(f"{path} is not sorted")
-        digest.update(part[:block].tobytes())
-    return digest.hexdigest()
+        yield part[:BLOCK]
+
+
+def is_member(block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Which rows of the sorted ``block`` (N,) are among the sorted, distinct ``chosen``; (N,) bool.
+
+    Made for few chosen UIDs and long blocks: the chosen ones within the block's range are looked up in it.
+    """
+    inside = np.zeros(len(block) + 1, dtype=np.int8)
+    if len(block):
+        start = np.searchsorted(chosen["f0"], block["f0"][0], side="left")
+        end = np.searchsorted(chosen["f0"], block["f0"][-1], side="right")
+        first, count = find(block, chosen[start:end])
+        first, count = first[count > 0], count[count > 0]
+        np.add.at(inside, first, 1)
+        np.add.at(inside, first + count, -1)
+    return np.cumsum(inside[:-1], dtype=np.int8) > 0
+
+
+def distinct(uids: np.ndarray) -> np.ndarray:
+    """The UIDs in ``uids`` (any order, of dtype ``UID``), sorted and each once."""
+    uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
+    repeated = (uids["f0"][1:] == uids["f0"][:-1]) & (uids["f1"][1:] == uids["f1"][:-1])
+    return uids[np.concatenate((np.ones(min(len(uids), 1), dtype=bool), ~repeated))]
 
 
 def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,7 @@ def reshard(
     _check_paths(pool, output_dir, paths)
     numbers = range(parts) if part is None else [part]
     with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder:
-        targets = _targets(files, paths, classes, Path(folder))
+        targets = _targets(pool, files, paths, classes, Path(folder))
         for target in targets:
             output.check_layout(target.path, parts, overwrite)
         metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
@@ -128,7 +128,10 @@ def reshard(
             for name, meta in found.items():
                 metas[name] += [meta] if meta else []
             left = tuple(target for target in made.targets if not found[target.name])
-            todo += [replace(made, targets=left)] if left else []
+            if left:
+                todo.append(replace(made, targets=left))
+            elif not dry_run:
+                clean(made)  # killed at the very end
         outcomes = list(_run_on_ray(todo, ray_address) if on_cluster else _run_here(todo, Path(folder)))
     bad = {tar: fault for outcome in outcomes for tar, fault in outcome.bad_shards.items()}
     if bad and not skip_bad_shards:
@@ -153,7 +156,9 @@ def _same(path: str, other: str) -> bool:
     return Path(path).resolve() == Path(other).resolve()
 
 
-def _targets(files: dict[str, str], paths: dict[str, str], classes: str | None, folder: Path) -> list[Target]:
+def _targets(
+    pool: str, files: dict[str, str], paths: dict[str, str], classes: str | None, folder: Path
+) -> list[Target]:
     """Each split and what it depends on, its inputs by fingerprint."""
     tables = _class_files(files, classes)
     return [
@@ -163,6 +168,7 @@ def _targets(files: dict[str, str], paths: dict[str, str], classes: str | None, 
             subset=file,
             classes=tables[name],
             arguments={
+                "input_dir": pool,
                 "subset_file": file,
                 "subset": uids.fingerprint(local_copy(file, folder)),
                 "cls_file": tables[name],
@@ -278,9 +284,7 @@ def _message(bad: dict[str, str]) -> str:
     """One line for pool shards that can't be read."""
     first = "; ".join(f"{tar}: {fault}" for tar, fault in list(bad.items())[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return (
-        f"{len(bad)} pool shards can't be read, all others are done: {first}{more}. --skip-bad-shards leaves them out"
-    )
+    return f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out"
 
 
 def _split(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> Split:

@@ -29,7 +29,7 @@ class Counts:
 
 @dataclass(kw_only=True)
 class Journal:
-    """``splits``: the arguments of each split in turn; ``shards``: the pool's, as far as they were counted;
+    """``splits``: what each depends on; ``shards``: the pool's, as far as they were counted;
     ``written``: for each split, output shard -> bytes. It is saved to ``path``, or nowhere if that is None.
     """
 

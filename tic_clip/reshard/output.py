@@ -8,7 +8,7 @@ from typing import Any
 
 from tic_clip import TicError, uids
 from tic_clip.reshard.journal import Journal
-from tic_clip.reshard.part import SHARD_FORMAT, Part, Target
+from tic_clip.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
 from tic_clip.reshard.plan import shard_counts
 from tic_clip.shards import SIZES, STATS
 from tic_clip.storage import (
@@ -27,15 +27,6 @@ from tic_clip.tarshard import BLOCK
 
 META, STARTED, SUBSET = "meta.json", "started.json", "sample_ids.npy"
 
-COMPARED = {
-    "pool": "pool",
-    "subset": "UID file",
-    "classes": "class file",
-    "shard_size": "shard size",
-    "parts": "number of parts",
-}
-"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
-
 
 def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
     """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made.
@@ -48,8 +39,10 @@ def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
         if not exists(path / name):
             continue
         found = read_json(path / name)
-        before = found.get("arguments") if isinstance(found, dict) else None
-        different = [what for key, what in COMPARED.items() if (before or {}).get(key) != target.arguments[key]]
+        before = found.get("arguments", {}) if isinstance(found, dict) else {}
+        different = [what for key, what in COMPARED.items() if before.get(key) != target.arguments[key]]
+        if name == STARTED and not before:
+            return None
         if different and not overwrite:
             made = "made" if name == META else "begun"
             raise TicError(f"{path} was {made} with another {' and '.join(different)}; give --overwrite to replace it")

@@ -32,6 +32,16 @@ from tic_clip.storage import fetch, is_remote, push, remove, to_path, write_json
 
 SHARD_FORMAT = "{:08d}.tar"
 
+COMPARED = {
+    "pool": "pool",
+    "subset": "UID file",
+    "classes": "class file",
+    "shard_size": "shard size",
+    "parts": "number of parts",
+    "part": "part",
+}
+"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -137,7 +147,7 @@ def clean(part: Part) -> None:
 
 def open_journal(part: Part, folder: Path) -> Journal:
     """What is known of a part; nothing if a shard that could not be read then can be read now."""
-    splits = [target.arguments for target in part.targets]
+    splits = [{key: target.arguments[key] for key in COMPARED} for target in part.targets]
     path = to_path(part.work) / "journal.json"
     empty = Journal.empty(None if part.dry_run else path, splits, len(part.tars))
     if part.dry_run:
