@@ -12,6 +12,7 @@ from tic_clip.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
 from tic_clip.reshard.plan import shard_counts
 from tic_clip.shards import SIZES, STATS
 from tic_clip.storage import (
+    atomic_open,
     exists,
     is_dir,
     is_remote,
@@ -93,28 +94,31 @@ def part_path(split: str, parts: int, part: int) -> str:
     return split if parts == 1 else str(to_path(split) / f"{part:05d}")
 
 
+def _remove_shards(folder: object, keep: set[str]) -> None:
+    """Remove a split's shards and stats, those called ``keep`` aside, and what a killed process was just writing."""
+    for pattern in "[0-9]*.tar", "[0-9]*_stats.json":
+        for file, _ in list_files(folder, pattern):
+            if to_path(file).name not in keep:
+                remove(file)
+    if not is_remote(folder):
+        for file in Path(folder).glob(".*.tmp"):
+            remove(file)
+
+
 def _clear(folder: object) -> None:
     """Remove the files of a split of ours (or DataComp's), and nothing else."""
-    path = to_path(folder)
-    for name in META, STARTED, SIZES, SUBSET:
-        remove(path / name)
-    if is_dir(path):
-        for pattern in "[0-9]*.tar", "[0-9]*_stats.json":
-            for file, _ in list_files(path, pattern):
-                remove(file)
+    _remove_shards(folder, set())
+    for name in SIZES, SUBSET, STARTED, META:
+        remove(to_path(folder) / name)
 
 
-def begin(target: Target, keep: set[int]) -> None:
-    """Mark a folder as one that reshard is filling, and remove what is there but the output shards ``keep``."""
+def begin(target: Target, written: set[int]) -> None:
+    """Mark a folder as one that reshard is filling, and remove what is there but the output shards ``written``."""
     path = to_path(target.path)
-    kept = {form.format(number) for number in keep for form in (SHARD_FORMAT, STATS)}
+    write_json(path / STARTED, {"arguments": target.arguments}, sync=False)
     for name in META, SIZES, SUBSET:
         remove(path / name)
-    write_json(path / STARTED, {"arguments": target.arguments}, sync=False)
-    for pattern in "[0-9]*.tar", "[0-9]*_stats.json":
-        for file, _ in list_files(path, pattern):
-            if to_path(file).name not in kept:
-                remove(file)
+    _remove_shards(path, {form.format(number) for number in written for form in (SHARD_FORMAT, STATS)})
 
 
 def count(part: Part, journal: Journal, split: int) -> dict[str, Any]:
@@ -172,4 +176,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+        with open(source, "rb") as original, atomic_open(target, sync=False) as file:
+            shutil.copyfileobj(original, file, 1 << 24)
