@@ -9,11 +9,11 @@ sample_ids.npy and, last, meta.json in each split; with --parts, in each {split}
 """
 
 from tic_clip.cli import Parser, run
-from tic_clip.reshard import ENGINES, reshard
+from tic_clip.reshard import ENGINES, reshard, table
 
 
 def main() -> None:
-    """Parse the flags, reshard, and print one line a split."""
+    """Parse the flags, reshard, and print a table of the splits."""
     parser = Parser(__doc__)
     parser.add_argument("-i", "--input-dir", required=True, help="the pool: a folder of .tar shards")
     parser.add_argument("-o", "--output-dir", required=True, help="the split, or the folder of the splits")
@@ -44,9 +44,9 @@ def main() -> None:
         overwrite=args.overwrite,
         dry_run=args.dry_run,
     )
-    for split in splits:
-        state = "would write " if args.dry_run else "already there: " if split.reused else ""
-        print(f"{split.path}: {state}{split.num_samples} of {split.wanted} UIDs in {split.num_shards} shards")
+    print(table(splits))
+    if args.dry_run:
+        print("dry run: nothing was written")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,26 @@ class Outcome:
     bad_shards: dict[str, str]
 
 
+def table(splits: list[Split]) -> str:
+    """The splits as lines of text: what each holds, and the coverage of its UIDs."""
+    rows = [
+        (
+            split.path,
+            f"{split.num_samples:,}",
+            f"{split.num_shards:,}",
+            f"{split.num_bytes / 1e9:,.2f} GB" if split.num_bytes >= 1e8 else f"{split.num_bytes / 1e6:,.2f} MB",
+            f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-",
+            "already there" if split.reused else "",
+        )
+        for split in splits
+    ]
+    rows.insert(0, ("split", "samples", "shards", "size", "coverage", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]).rstrip() for row in rows
+    )
+
+
 def find_subsets(path: object) -> dict[str, str]:
     """The subset files that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own.
 
