@@ -270,11 +270,29 @@ def write(local, folder):
         push(local, f"{folder}/{local.name}")
 
 
+def test_a_size_in_a_pax_header(tmp_path, folder):
+    """Of a file of 8 GiB or more; the usual place for it holds nothing, and what lies there may look like the end."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.jpg", "b.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 1000, {"size": "1000"}
+            tar.addfile(info, io.BytesIO(bytes(1000)))
+    data = (tmp_path / "x.tar").read_bytes()
+    for name in (b"a.jpg", b"b.jpg"):
+        start = data.index(name)
+        head = data[start : start + 512].replace(b"00000001750", b"00000000000")
+        total = sum(head[:148]) + sum(head[156:]) + 8 * 32
+        data = data[:start] + head[:148] + b"%06o\0 " % total + head[156:] + data[start + 512 :]
+    (tmp_path / "x.tar").write_bytes(data)
+    write(tmp_path / "x.tar", folder)
+    assert count_samples(f"{folder}/x.tar") == 2
+
+
 def test_directories_and_links_are_no_samples(tmp_path, folder):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.REGTYPE):
             info = tarfile.TarInfo("a.jpg")
-            info.type = kind
+            info.type, info.size = kind, 1000 if kind == tarfile.SYMTYPE else 0  # a link's size is that of no data
             tar.addfile(info)
     write(tmp_path / "x.tar", folder)
     assert count_samples(f"{folder}/x.tar") == 1

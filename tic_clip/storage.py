@@ -496,7 +496,7 @@ def _entries(folder: object, deep: bool) -> Iterator[tuple[str, int]]:
         entries, token = found.retry(found.page, prefix, deep, token, PAGE)
         if empty and not entries and not token and found.key:
             raise Missing(f"{folder} is missing or no folder")
-        yield from ((key[len(prefix) :], size) for key, size in entries if key != prefix)
+        yield from ((key[len(prefix) :], size) for key, size in entries)
         empty = False
 
 

@@ -6,7 +6,6 @@ key (the name up to the first dot of its last part, as webdataset has it) and fo
 
 import mmap
 import os
-import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +32,6 @@ HEADER = np.dtype(
 )
 """The 512 bytes before each member (POSIX.1-1988, ustar)."""
 
-_SIZE_AND_TYPE = struct.Struct("124x11sc20xc355x")
 _CHECKSUM = slice(148, 156)
 _NO_DATA = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"5": "directory", b"6": "device"}
 _REGULAR = b"0\0" + b"7"
@@ -114,31 +112,41 @@ def _walk(shard: Buffer) -> Iterator[_Entries]:
 
     Yields the entries some thousand at a time; ``fault`` of the last says what stopped the walk before the tar's end.
     """
-    entries, position, end, next_one, unpack = _Entries(), 0, len(shard), {}, _SIZE_AND_TYPE.unpack
-    while position + BLOCK <= end:
-        head = shard[position : position + BLOCK]
-        digits, terminator, kind = unpack(head)
-        try:
-            size = int(digits, 8) if terminator in b"\0 " else -1
-        except ValueError:
-            size = -1
-        if size < 0 or next_one or kind not in _REGULAR:
-            size = _unusual(shard, position, next_one, entries)
-            if size is None:
-                break
-        entries.positions.append(position)
-        entries.sizes.append(size)
-        entries.heads.append(head)
-        start, position = position + BLOCK, position + BLOCK + (size + BLOCK - 1 & -BLOCK)
-        if start + size > end:
-            entries.others[len(entries.sizes) - 1] = b""
-            entries.fault = f"truncated: a member at byte {start} ends at {start + size} of {end}"
-        elif len(entries.sizes) == 4096:
+    position, next_one = 0, {}
+    while True:
+        entries = _Entries()
+        positions, sizes, heads = entries.positions, entries.sizes, entries.heads
+        while position + BLOCK <= len(shard) and len(sizes) < 4096:
+            head, size = shard[position : position + BLOCK], -1
+            if head[156] in _REGULAR and head[135] in b"\0 " and not next_one:
+                try:
+                    size = int(head[124:135], 8)
+                except ValueError:
+                    size = -1
+            if size < 0:
+                size = _unusual(shard, position, next_one, entries)
+                if size is None:
+                    yield entries
+                    return
+            positions.append(position)
+            sizes.append(size)
+            heads.append(head)
+            position += size + 2 * BLOCK - 1 & -BLOCK
+        if position + BLOCK > len(shard):
+            entries.fault = _cut_off(entries, position, len(shard))
             yield entries
-            entries = _Entries()
-    else:
-        entries.fault = entries.fault or f"truncated: no end of the tar after byte {position}"
-    yield entries
+            return
+        yield entries
+
+
+def _cut_off(entries: _Entries, position: int, end: int) -> str:
+    """What is missing of a tar that ends at ``end`` where the next header should be at ``position``."""
+    if position <= end or not entries.sizes:
+        return f"truncated: no end of the tar after byte {position}"
+    start, size = entries.positions[-1] + BLOCK, entries.sizes[-1]
+    if start + size > end:
+        entries.others[len(entries.sizes) - 1] = b""  # not to be read
+    return f"truncated: a member at byte {start} ends at {start + size} of {end}"
 
 
 def _unusual(shard: Buffer, position: int, next_one: dict[str, Any], entries: _Entries) -> int | None:
@@ -199,11 +207,13 @@ def members(shard: Buffer, ignored: Counter | None = None) -> Iterator[tuple[str
         heads = np.frombuffer(b"".join(entries.heads), np.uint8).reshape(-1, BLOCK)
         sound, names = _sound(heads), _names(heads)
         last = len(heads) if sound.all() else int(sound.argmin())
-        for number, (position, size) in enumerate(zip(entries.positions[:last], entries.sizes, strict=False)):
-            if number not in entries.others:
-                yield entries.names.get(number, names[number]), position + BLOCK, size
-            elif ignored is not None and entries.others[number] not in b"xgLK":
-                ignored[_NO_DATA.get(entries.others[number], "other entry")] += 1
+        for number, name in entries.names.items():
+            names[number] = name
+        found = zip(names[:last], [position + BLOCK for position in entries.positions], entries.sizes, strict=False)
+        yield from (member for i, member in enumerate(found) if i not in entries.others) if entries.others else found
+        for number, kind in entries.others.items():
+            if ignored is not None and number < last and kind not in b"xgLK":
+                ignored[_NO_DATA.get(kind, "other entry")] += 1
         if last < len(heads):
             raise TicError(f"wrong header checksum at byte {entries.positions[last]}")
         if entries.fault:
@@ -286,14 +296,16 @@ def read_table(shard: Buffer, ignored: Counter | None = None) -> Table:
         TicError: as ``members``.
     """
     found = list(members(shard, ignored))
-    split = [split_name(name) for name, _, _ in found]
-    nameless = [i for i, (key, suffix) in enumerate(split) if not suffix or key[-1:] in ("", "/")]
+    keys, texts = map(list, zip(*(split_name(name) for name, _, _ in found), strict=True)) if found else ([], [])
+    nameless = {i for i, (key, text) in enumerate(zip(keys, texts, strict=True)) if not text or key[-1:] in ("", "/")}
     if nameless:
         if ignored is not None:
             ignored["file without a key or a suffix"] += len(nameless)
-        found, split = _without(found, nameless), _without(split, nameless)
-    codes = {suffix: code for code, suffix in enumerate(dict.fromkeys(suffix for _, suffix in split))}
-    keys, suffix = [key for key, _ in split], np.array([codes[suffix] for _, suffix in split], np.int32)
+        found, keys, texts = (
+            [value for i, value in enumerate(values) if i not in nameless] for values in (found, keys, texts)
+        )
+    codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+    suffix = np.array([codes[text] for text in texts], np.int32)
     starts = _starts(keys, suffix)
     return Table(
         keys=[keys[i] for i in starts],
@@ -303,12 +315,6 @@ def read_table(shard: Buffer, ignored: Counter | None = None) -> Table:
         offset=np.array([offset for _, offset, _ in found], np.int64),
         size=np.array([size for _, _, size in found], np.int64),
     )
-
-
-def _without(values: list, left_out: list[int]) -> list:
-    """``values`` without those at some positions."""
-    positions = set(left_out)
-    return [value for i, value in enumerate(values) if i not in positions]
 
 
 def _starts(keys: list[str], suffix: np.ndarray) -> list[int]:

@@ -1,0 +1,23 @@
+"""Write sizes.json (shard -> samples) into each folder of shards of a pool or a split, from the shards' stats.
+
+    python dataset_creation/tic-datacomp/add_sizes.py --url data/emoji/pool --num-proc 2
+
+DIR is local or a URL, and holds the shards or folders of them. Where stats are missing, run generate_stats.py first.
+"""
+
+from tic_clip.cli import Parser, run
+from tic_clip.shards import add_sizes
+
+
+def main() -> None:
+    """Parse the flags, write the tables, and print one line a folder."""
+    parser = Parser(__doc__)
+    parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
+    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="stats read at the same time (default: 1)")
+    args = parser.parse_args()
+    for folder, count in add_sizes(args.url, args.num_proc).items():
+        print(f"{folder}: {count} samples")
+
+
+if __name__ == "__main__":
+    run(main)

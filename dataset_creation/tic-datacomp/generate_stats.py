@@ -1,0 +1,24 @@
+"""Count the samples of each shard of a pool or a split and write {:08d}_stats.json beside it, where there is none.
+
+    python dataset_creation/tic-datacomp/generate_stats.py --url data/emoji/pool --num-proc 2
+
+DIR is local or a URL, and holds the shards or folders of them. Only the headers of the shards are read.
+"""
+
+from tic_clip.cli import Parser, run
+from tic_clip.shards import generate_stats
+
+
+def main() -> None:
+    """Parse the flags, count, and print how many shards there are."""
+    parser = Parser(__doc__)
+    parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
+    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="count shards again that have stats")
+    args = parser.parse_args()
+    shards, counted = generate_stats(args.url, args.num_proc, args.overwrite)
+    print(f"{args.url}: {shards} shards, {counted} of them counted now")
+
+
+if __name__ == "__main__":
+    run(main)

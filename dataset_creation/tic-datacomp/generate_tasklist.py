@@ -1,0 +1,29 @@
+"""Write the list of TiC-DataComp's evaluation tasks, as DataComp's evaluate.py and scripts/evaluate.py read it.
+
+    python dataset_creation/tic-datacomp/generate_tasklist.py --yaml-path tasklist.yml --sample-eval
+
+All tasks are retrieval and TiC-DataCompNet of 9 years and 102 months; the sample is 2014 and 201403. --eval-tasks
+chooses groups, such as tic/datacomp/retrieval/yearly,tic/datacomp/datacompnet/yearly, or keys of single tasks.
+"""
+
+import yaml
+
+from tic_clip.cli import Parser, run
+from tic_clip.evalsets import GROUPS, tasklist
+from tic_clip.storage import write_text
+
+
+def main() -> None:
+    """Parse the flags, write the list, and print how many tasks it has."""
+    parser = Parser(__doc__)
+    parser.add_argument("--yaml-path", required=True, help="file to write")
+    parser.add_argument("--sample-eval", action="store_true", help="only 2014 and 201403")
+    parser.add_argument("--eval-tasks", default=",".join(GROUPS), help="groups or keys, with commas (default: all)")
+    args = parser.parse_args()
+    tasks = tasklist(args.eval_tasks.split(","), sample=args.sample_eval)
+    write_text(args.yaml_path, yaml.safe_dump(tasks, sort_keys=False))
+    print(f"{args.yaml_path}: {len(tasks)} tasks")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,32 @@
+"""Verify a split: counts, names, gaps, damage, keys, and how much of its UID list is there.
+
+    python dataset_creation/verify.py data/emoji/tic/emoji/yearly/2014 --subset data/emoji/uids/2014.npy -j 2
+
+Reads every shard once and prints one line a fault; status 1 if there is one. UIDs of the subset that are not there are
+counted, not a fault: links die. Writes nothing.
+"""
+
+from tic_clip.cli import Parser, run
+from tic_clip.shards import Verified, verify
+
+
+def main() -> int:
+    """Parse the flags, verify, and print the faults and the counts."""
+    parser = Parser(__doc__)
+    parser.add_argument("split", help="a folder of .tar shards, or of parts that hold them; local or a URL")
+    parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
+    parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
+    args = parser.parse_args()
+    seen = Verified()
+    for fault in verify(args.split, args.subset, args.num_workers, seen):
+        print(fault)
+    faults = f"{seen.faults} fault{'s' if seen.faults > 1 else ''}" if seen.faults else "no faults"
+    print(f"{args.split}: {seen.samples} samples in {seen.shards} shards, {faults}")
+    if seen.wanted is not None:
+        missing = seen.wanted - seen.there
+        print(f"{args.subset}: {seen.there} UIDs there, {missing} missing (coverage {seen.coverage:.2f} %)")
+    return 1 if seen.faults else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,89 @@
+"""The list of TiC-DataComp's tasks, read by our evaluation and as DataComp's evaluate.py reads it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tic_clip import TicError
+from tic_clip.evalsets import GROUPS, tasklist
+from tic_clip.evaluation import read_tasklist
+from tic_clip.timeline import MONTHS
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = {
+    "tic/datacomp/retrieval/yearly/2014": "TiC-DataComp-Retrieval-Yearly-2014",
+    "tic/datacomp/datacompnet/yearly/2014": "TiC-DataCompNet-Yearly-2014",
+    "tic/datacomp/retrieval/monthly/201403": "TiC-DataComp-Retrieval-Monthly-201403",
+    "tic/datacomp/datacompnet/monthly/201403": "TiC-DataCompNet-Monthly-201403",
+}
+
+
+def names(tasks):
+    return {key: task["name"] for key, task in tasks.items()}
+
+
+def run(*flags):
+    script = ROOT / "dataset_creation/tic-datacomp/generate_tasklist.py"
+    return subprocess.run([sys.executable, str(script), *map(str, flags)], capture_output=True, text=True)
+
+
+def test_all_tasks():
+    tasks = tasklist()
+    assert len(tasks) == 2 * (9 + 102)
+    years = [
+        f"tic/datacomp/{task}/yearly/{year}" for task in ("retrieval", "datacompnet") for year in range(2014, 2023)
+    ]
+    months = [f"tic/datacomp/{task}/monthly/{month}" for task in ("retrieval", "datacompnet") for month in MONTHS]
+    assert list(tasks) == years + months
+    assert len(set(names(tasks).values())) == len(tasks)
+
+
+def test_the_sample():
+    assert names(tasklist(sample=True)) == SAMPLE
+
+
+@pytest.mark.parametrize("key", SAMPLE)
+def test_what_datacomp_reads_of_a_task(key):
+    """``evaluate.py`` takes name, size and main_metric; the tables take the rest."""
+    task = tasklist()[key]
+    classes = {"num_classes": 1000, "random_score": 0.001} if "datacompnet" in key else {}
+    metric = "acc1" if classes else "mean_recall@1"
+    tags = ["tic"] if classes else ["tic", "retrieval"]
+    assert task == {"name": SAMPLE[key], "main_metric": metric, **classes, "tags": tags}
+
+
+def test_a_choice():
+    assert list(tasklist([GROUPS[1], GROUPS[0]], sample=True)) == [f"{GROUPS[1]}/2014", f"{GROUPS[0]}/2014"]
+    assert list(tasklist(["tic/datacomp/retrieval/yearly/2020"])) == ["tic/datacomp/retrieval/yearly/2020"]
+
+
+@pytest.mark.parametrize("name", ["", "tic/datacomp/retrieval", "imagenet1k", "tic/datacomp/retrieval/yearly/2023"])
+def test_no_such_task(name):
+    with pytest.raises(TicError, match=f"unknown evaluation task {name!r}; the groups are tic/"):
+        tasklist([name])
+
+
+def test_the_script(tmp_path):
+    path = tmp_path / "lists/tasklist.yml"
+    for _ in range(2):
+        assert run("--yaml-path", path).stdout == f"{path}: 222 tasks\n"
+        before = path.read_bytes()
+    assert path.read_bytes() == before
+    assert yaml.safe_load(path.read_text()) == tasklist()
+    tasks = read_tasklist(str(path), "data")
+    assert {task.key: task.name for task in tasks} == names(tasklist())
+    assert tasks[0].folder == "data/tic/datacomp/yearly/eval/retrieval/2014"
+
+
+def test_the_scripts_choices(tmp_path):
+    path = tmp_path / "tasklist.yml"
+    run("--yaml-path", path, "--sample-eval", "--eval-tasks", f"{GROUPS[0]},{GROUPS[3]}")
+    assert [task.name for task in read_tasklist(str(path), "data")] == [
+        "TiC-DataComp-Retrieval-Yearly-2014",
+        "TiC-DataCompNet-Monthly-201403",
+    ]
+    done = run("--yaml-path", path, "--eval-tasks", "imagenet1k")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

@@ -1,0 +1,393 @@
+"""``tic_clip.shards.verify`` and the stats, and the scripts verify.py, generate_stats.py and add_sizes.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture, write_tar
+
+from tic_clip import TicError, shards, uids
+from tic_clip.shards import (
+    KEY,
+    STRANGE,
+    TORN,
+    TWICE,
+    Verified,
+    add_sizes,
+    compare,
+    generate_stats,
+    read_sizes,
+    split_sizes,
+    verify,
+)
+from tic_clip.storage import list_files, push, read_bytes, read_json, write_json, write_text
+
+ROOT = Path(__file__).parents[1]
+UIDS = [f"{i:02x}" + "0" * 29 + f"{i:x}" for i in range(8)]
+
+
+def sample(uid, copy=0, key=None, record=None, leave_out=()):
+    """The members of a sample of a split."""
+    record = {"uid": uid, "caption": f"picture {uid}"} if record is None else record
+    data = record if isinstance(record, bytes) else json.dumps(record).encode()
+    members = {"png": picture(1), "json": data, "txt": f"picture {uid}".encode()}
+    key = key or f"{uid}-{copy}"
+    return [(f"{key}.{suffix}", data) for suffix, data in members.items() if suffix not in leave_out]
+
+
+def make_split(folder, contents, meta=True):
+    """Write a split of shards with lists of samples, as reshard leaves it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, content in enumerate(contents):
+        write_tar(folder / f"{i:08d}.tar", [member for members in content for member in members])
+        write_json(folder / f"{i:08d}_stats.json", {"successes": len(content)})
+    write_json(folder / "sizes.json", {f"{i:08d}.tar": len(content) for i, content in enumerate(contents)})
+    if meta:
+        counts = {"output_shard_count": len(contents), "output_count": sum(map(len, contents))}
+        write_json(folder / "meta.json", {**counts, "arguments": meta if isinstance(meta, dict) else {}})
+    return str(folder)
+
+
+def write_subset(tmp_path, texts, name="subset"):
+    uids.save_uids(tmp_path / f"{name}.npy", uids.parse_uids(texts))
+    return str(tmp_path / f"{name}.npy")
+
+
+@pytest.fixture
+def split(tmp_path):
+    return make_split(tmp_path / "split", [[sample(uid) for uid in UIDS[:3]], [sample(uid) for uid in UIDS[3:5]]])
+
+
+def faults_of(split, subset=None, **options):
+    """The faults, with the split's folder left out of them."""
+    return [fault.replace(f"{split}/", "") for fault in verify(split, subset, **options)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_whole_split(split, tmp_path, num_workers):
+    subset, seen = write_subset(tmp_path, UIDS[:5]), Verified()
+    assert faults_of(split, subset, num_workers=num_workers, seen=seen) == []
+    assert seen == Verified(shards=2, samples=5, wanted=5, there=5)
+    assert seen.coverage == 100
+    os.unlink(f"{split}/meta.json")  # data from elsewhere
+    assert faults_of(f"{split}/") == []
+
+
+def test_coverage(split, tmp_path):
+    seen = Verified()
+    assert faults_of(split, write_subset(tmp_path, UIDS[:7]), seen=seen) == []
+    assert (seen.there, seen.wanted, seen.coverage) == (5, 7, 71.42)
+    nearly = Verified(wanted=10**8, there=10**8 - 1)
+    assert nearly.coverage == 99.99  # 100 means all of them
+    assert Verified(wanted=0).coverage == 100
+
+
+def test_samples_that_are_not_in_the_subset(split, tmp_path):
+    seen = Verified()
+    assert faults_of(split, write_subset(tmp_path, [*UIDS[1:4], UIDS[7]]), seen=seen) == [
+        f"00000000.tar: {UIDS[0]}-0 is not in the subset",
+        f"00000001.tar: {UIDS[4]}-0 is not in the subset",
+    ]
+    assert (seen.there, seen.wanted, seen.faults) == (3, 4, 2)
+
+
+def test_repeats(tmp_path):
+    content = [sample(UIDS[0], 0), sample(UIDS[0], 1), sample(UIDS[1], 0), sample(UIDS[2], 1), sample(UIDS[3], 1)]
+    split, seen = make_split(tmp_path / "split", [content]), Verified()
+    subset = write_subset(tmp_path, [UIDS[0]] * 2 + [UIDS[1]] * 3 + [UIDS[2]] * 2 + [UIDS[3]] + [UIDS[4]] * 2)
+    assert faults_of(split, subset, seen=seen) == [
+        f"00000000.tar: {UIDS[1]}-0 is there, but other copies of it are missing",
+        f"00000000.tar: {UIDS[2]}-1 is there, but other copies of it are missing",
+        f"00000000.tar: {UIDS[3]}-1 is not in the subset",
+    ]
+    assert (seen.there, seen.wanted) == (4, 10)
+
+
+def test_keys_that_come_twice(tmp_path):
+    first, second = [sample(UIDS[0]), sample(UIDS[1]), sample(UIDS[1])], [sample(UIDS[2]), sample(UIDS[0])]
+    split = make_split(tmp_path / "split", [first, second])
+    expected = [
+        f"00000001.tar: {UIDS[0]}-0 is in the split already",
+        f"00000000.tar: {UIDS[1]}-0 is in the split already",
+    ]
+    assert faults_of(split) == faults_of(split, write_subset(tmp_path, UIDS[:3])) == expected
+
+
+def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LINES", 2)
+    split = make_split(tmp_path / "split", [[sample(uid) for uid in UIDS], [sample(uid) for uid in UIDS]])
+    assert faults_of(split, write_subset(tmp_path, UIDS[:1])) == [
+        f"00000001.tar: {UIDS[0]}-0 is in the split already",
+        f"00000001.tar: {UIDS[1]}-0 is in the split already",
+        f"00000001.tar: {UIDS[1]}-0 is not in the subset",
+        f"00000001.tar: {UIDS[2]}-0 is not in the subset",
+        "6 more keys: each is in the split already",
+        "5 more keys: each is not in the subset",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (sample(UIDS[5], leave_out=["png"]), f"no image: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], leave_out=["txt"]), f"no text: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], leave_out=["json"]), f"no json: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], record=b"{"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], record=b"\xff\xfe"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], record=[]), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], record={"uid": 5}), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[6], key=f"{UIDS[5]}-0"), f"key with another uid than its json: 1 of 3 samples, first {UIDS[5]}-0"),
+        (sample(UIDS[5], key="000001"), "key that is not {uid}-{copy}: 1 of 3 samples, first 000001"),
+        (sample(UIDS[5], "00"), f"key that is not {{uid}}-{{copy}}: 1 of 3 samples, first {UIDS[5]}-00"),
+        (sample("ab" * 16, record={"uid": "AB" * 16}), None),
+    ],
+)
+def test_samples_that_are_not_as_they_should_be(tmp_path, wrong, fault):
+    split = make_split(tmp_path / "split", [[sample(UIDS[0]), wrong, sample(UIDS[1])]])
+    assert faults_of(split) == ([f"00000000.tar: {fault}"] if fault else [])
+
+
+def test_names_and_gaps(split):
+    for old, new in (("00000001", "00000003"), ("00000000", "1")):
+        for end in (".tar", "_stats.json"):
+            os.rename(f"{split}/{old}{end}", f"{split}/{new}{end}")
+    assert faults_of(split) == [
+        "1.tar is not named like 00000000.tar",
+        *(f"{i:08d}.tar is missing" for i in range(3)),
+        "sizes.json lists 00000000.tar, which is not there",
+        "sizes.json lists 00000001.tar, which is not there",
+        "sizes.json does not list 00000003.tar",
+        "sizes.json does not list 1.tar",
+    ]
+    os.rename(f"{split}/00000003.tar", f"{split}/99999999.tar")
+    faults = faults_of(split)
+    assert f"{split}: 99999989 more shards are missing between those that are there" in faults
+    assert len([fault for fault in faults if fault.endswith(".tar is missing")]) == shards.LINES
+
+
+@pytest.mark.parametrize("cut", [100, 1000, 4096])
+def test_a_truncated_shard_is_named(split, cut):
+    path = Path(split, "00000001.tar")
+    path.write_bytes(path.read_bytes()[:cut])
+    (fault,) = faults_of(split)
+    assert fault.startswith("00000001.tar: truncated: ")
+
+
+def test_damage_is_named(split):
+    path = Path(split, "00000001.tar")
+    data = bytearray(path.read_bytes())
+    data[5:7] = b"zz"
+    path.write_bytes(data)
+    assert faults_of(split) == ["00000001.tar: wrong header checksum at byte 0"]
+    path.write_bytes(b"")
+    assert faults_of(split) == ["00000001.tar: empty file"]
+
+
+def test_tables_that_say_something_else(split):
+    write_json(f"{split}/00000000_stats.json", {"successes": 4})
+    os.unlink(f"{split}/00000001_stats.json")
+    write_json(f"{split}/sizes.json", {"00000000.tar": 2, "00000001.tar": 2})
+    write_json(f"{split}/meta.json", {"output_shard_count": 3, "output_count": 6})
+    assert faults_of(split) == [
+        "00000000_stats.json says 4 samples, the tar holds 3",
+        "00000001.tar has no stats: run generate_stats.py first",
+        "sizes.json says 2 samples for 00000000.tar, the tar holds 3",
+        "meta.json says 3 shards, there are 2".replace("meta", f"{split}/meta").replace(f"{split}/", ""),
+        "meta.json says 6 samples, the shards hold 5",
+    ]
+    for name in ("sizes.json", "meta.json", "00000000_stats.json"):
+        Path(split, name).write_text("[")
+    faults = faults_of(split)
+    assert [fault for fault in faults if "sizes.json is not valid JSON" in fault]
+    assert [fault for fault in faults if "meta.json is not valid JSON" in fault]
+    assert [fault for fault in faults if "00000000_stats.json is not valid JSON" in fault]
+    os.unlink(f"{split}/sizes.json")
+    assert f"{split} has no sizes.json: is the split there and finished?" in faults_of(split)
+
+
+def make_parts(folder, parts=3):
+    """A split in parts, the last of them without a sample."""
+    contents = [[[sample(UIDS[0]), sample(UIDS[1])], [sample(UIDS[2])]], [[sample(UIDS[3])]], []]
+    for part, content in enumerate(contents):
+        make_split(f"{folder}/{part:05d}", content, {"part": part, "parts": parts})
+    return str(folder)
+
+
+def test_a_split_in_parts(tmp_path):
+    split, seen = make_parts(tmp_path / "split"), Verified()
+    subset = write_subset(tmp_path, UIDS[:5])
+    assert faults_of(split, subset, seen=seen, num_workers=2) == []
+    assert seen == Verified(shards=3, samples=4, wanted=5, there=4)
+    make_split(f"{split}/00001", [[sample(UIDS[3]), sample(UIDS[0])]], {"part": 1, "parts": 3})
+    assert faults_of(split, subset) == [f"00001/00000000.tar: {UIDS[0]}-0 is in the split already"]
+    write_json(f"{split}/00002/sizes.json", {"00000000.tar": 1})
+    assert faults_of(split)[0] == "00002/sizes.json lists 00000000.tar, which is not there"
+
+
+def test_a_part_that_is_missing(tmp_path):
+    split = make_parts(tmp_path / "split", parts=4)
+    assert faults_of(split) == [f"{split} has 3 of 4 parts: finish reshard first"]
+
+
+def test_no_split_and_no_subset(split, tmp_path):
+    with pytest.raises(TicError, match="nothing is missing or no folder"):
+        list(verify(str(tmp_path / "nothing")))
+    with pytest.raises(TicError, match=r"nothing.npy is missing"):
+        list(verify(split, str(tmp_path / "nothing.npy")))
+    np.save(tmp_path / "unsorted.npy", uids.parse_uids(UIDS[::-1]))
+    with pytest.raises(TicError, match=r"unsorted.npy is not sorted"):
+        list(verify(split, str(tmp_path / "unsorted.npy")))
+
+
+def test_in_the_cloud(tmp_path, s3):
+    folder = make_parts(tmp_path / "split")
+    Path(folder, "00000/00000001.tar").write_bytes(b"x" * 600)
+    for path, _ in list_files(folder, "*/*"):
+        push(Path(path), path.replace(folder, f"{s3}/split"))
+    push(Path(write_subset(tmp_path, UIDS[:5])), f"{s3}/subset.npy")
+    seen = Verified()
+    assert faults_of(f"{s3}/split/", f"{s3}/subset.npy", seen=seen, num_workers=2) == [
+        f"{s3}/split/00000/00000001.tar: damaged header at byte 0"
+    ]
+    assert (seen.there, seen.wanted, seen.shards) == (3, 5, 3)
+
+
+def slow_compare(keys, subset):
+    """``compare`` in plain Python, over (uid, copy)."""
+    copies, wanted = {}, set()
+    for uid in subset:
+        wanted.add((uid, copies.get(uid, 0)))
+        copies[uid] = copies.get(uid, 0) + 1
+    distinct = set(keys)
+    torn = {uid for uid, n in copies.items() if 0 < len({key for key in distinct & wanted if key[0] == uid}) < n}
+    return len(distinct & wanted), len(keys) - len(distinct), distinct - wanted, torn
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_comparing_is_what_plain_python_says(seed):
+    random = np.random.default_rng(seed)
+    names = [(int(high), int(low)) for high in range(3) for low in range(3)]
+    subset = sorted(names[i] for i in random.integers(0, len(names), random.integers(0, 12)))
+    keys = [(names[i], int(random.integers(0, 3))) for i in random.integers(0, len(names), random.integers(0, 12))]
+    rows = np.array([(*uid, copy, n) for n, (uid, copy) in enumerate(keys)], dtype=KEY)
+    there, faults = compare(rows, np.array(subset, dtype=uids.UID))
+    expected = slow_compare(keys, subset)
+    strange = {((row["f0"], row["f1"]), row["copy"]) for row in faults[STRANGE]}
+    assert (there, len(faults[TWICE]), strange) == expected[:3]
+    assert len(faults[STRANGE]) == len(strange)
+    assert sorted((row["f0"], row["f1"]) for row in faults[TORN]) == sorted(expected[3])
+    for row in np.concatenate(list(faults.values())):
+        assert keys[row["shard"]] == ((row["f0"], row["f1"]), row["copy"])
+    without = compare(rows, None)
+    assert (without[0], len(without[1][STRANGE]), len(without[1][TORN])) == (0, 0, 0)
+    assert len(without[1][TWICE]) == expected[1]
+
+
+# --- Stats and tables ---
+
+
+def without_tables(folder):
+    for path, _ in list_files(folder, "**/*.json"):
+        os.unlink(path)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_stats_and_sizes(tmp_path, num_workers):
+    split = make_parts(tmp_path / "split")
+    without_tables(split)
+    with pytest.raises(TicError, match=rf"^{split}/00000/00000000.tar has no stats: run generate_stats.py first$"):
+        add_sizes(split)
+    assert generate_stats(split, num_workers) == (3, 3)
+    assert read_json(f"{split}/00000/00000000_stats.json") == {"successes": 2}
+    assert generate_stats(split, num_workers) == (3, 0)
+    os.unlink(f"{split}/00001/00000000_stats.json")
+    assert generate_stats(split, num_workers) == (3, 1)
+    assert add_sizes(split, num_workers) == {f"{split}/00000": 3, f"{split}/00001": 1}
+    assert list(split_sizes(split).values()) == [2, 1, 1]
+    before = read_bytes(f"{split}/00000/sizes.json")
+    assert before == b'{\n  "00000000.tar": 2,\n  "00000001.tar": 1\n}\n'
+    add_sizes(split, num_workers)
+    assert read_bytes(f"{split}/00000/sizes.json") == before
+
+
+def test_a_new_table_is_seen_at_once(split):
+    assert sum(split_sizes(split).values()) == 5
+    write_tar(Path(split, "00000001.tar"), sample(UIDS[7]))
+    assert generate_stats(split, overwrite=True) == (2, 2)
+    add_sizes(split)
+    assert read_sizes(split) == {"00000000.tar": 3, "00000001.tar": 1}
+    assert sum(split_sizes(split).values()) == 4
+
+
+def test_damaged_shards_do_not_stop_the_others(split):
+    without_tables(split)
+    Path(split, "00000000.tar").write_bytes(b"x")
+    with pytest.raises(TicError, match=rf"^{split}/00000000.tar: truncated: [^\n]*\d$"):
+        generate_stats(split)
+    assert [path for path, _ in list_files(split, "*.json")] == [f"{split}/00000001_stats.json"]
+    Path(split, "00000001.tar").write_bytes(b"")
+    with pytest.raises(TicError, match=r"00000000.tar: truncated: .* \(and 1 more damaged shards\)$"):
+        generate_stats(split, overwrite=True)
+
+
+@pytest.mark.parametrize("stats", [[], {}, {"successes": -1}, {"successes": True}, {"successes": "3"}])
+def test_stats_that_are_none(split, stats):
+    write_json(f"{split}/00000001_stats.json", stats)
+    with pytest.raises(TicError, match=f"^{split}/00000001_stats.json holds no count of successes"):
+        add_sizes(split)
+
+
+def test_stats_in_the_cloud(split, s3):
+    for path, _ in list_files(split, "*.tar"):
+        push(Path(path), path.replace(split, f"{s3}/split"))
+    assert generate_stats(f"{s3}/split/", 2) == (2, 2)
+    assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split": 5}
+    assert generate_stats(f"{s3}/split") == (2, 0)
+    assert split_sizes(f"{s3}/split") == {f"{s3}/split/00000000.tar": 3, f"{s3}/split/00000001.tar": 2}
+    assert faults_of(f"{s3}/split") == []
+
+
+# --- The scripts ---
+
+
+def script(name, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, f"dataset_creation/{name}.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_scripts_twice_in_a_row(split, tmp_path):
+    expected = {path: read_bytes(path) for path, _ in list_files(split)}
+    os.unlink(f"{split}/sizes.json")
+    os.unlink(f"{split}/00000001_stats.json")
+    for counted in (1, 0):
+        done = script("tic-datacomp/generate_stats", "--url", split, "--num-proc", 2)
+        assert (done.returncode, done.stdout) == (0, f"{split}: 2 shards, {counted} of them counted now\n")
+        done = script("tic-datacomp/add_sizes", "--url", split, "--num-proc", 2)
+        assert (done.returncode, done.stdout) == (0, f"{split}: 5 samples\n")
+        subset = write_subset(tmp_path, UIDS[:6])
+        done = script("verify", split, "--subset", subset, "-j", 2)
+        assert done.stdout == (
+            f"{split}: 5 samples in 2 shards, no faults\n{subset}: 5 UIDs there, 1 missing (coverage 83.33 %)\n"
+        )
+        assert done.returncode == 0
+        assert {path: read_bytes(path) for path, _ in list_files(split)} == expected
+
+
+def test_script_of_a_split_with_faults(split):
+    write_text(f"{split}/00000001.tar", "")
+    done = script("verify", split)
+    assert done.stdout == f"{split}/00000001.tar: empty file\n{split}: 3 samples in 2 shards, 1 fault\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("name", ["tic-datacomp/generate_stats", "tic-datacomp/add_sizes", "verify"])
+def test_scripts_of_what_is_not_there(name, tmp_path):
+    done = script(name, *(["--url"] if name != "verify" else []), tmp_path / "nothing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder\n"
