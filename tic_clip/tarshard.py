@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import ne
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,8 +146,9 @@ def _cut_off(entries: _Entries, position: int, end: int) -> str:
     if position <= end or not entries.sizes:
         return f"truncated: no end of the tar after byte {position}"
     start, size = entries.positions[-1] + BLOCK, entries.sizes[-1]
-    if start + size > end:
-        entries.others[len(entries.sizes) - 1] = b""  # not to be read
+    if start + size <= end:
+        return f"truncated: no end of the tar after byte {end}"
+    entries.others[len(entries.sizes) - 1] = b""  # not to be read
     return f"truncated: a member at byte {start} ends at {start + size} of {end}"
 
 
@@ -296,40 +299,37 @@ def read_table(shard: Buffer, ignored: Counter | None = None) -> Table:
         TicError: as ``members``.
     """
     found = list(members(shard, ignored))
-    keys, texts = map(list, zip(*(split_name(name) for name, _, _ in found), strict=True)) if found else ([], [])
-    nameless = {i for i, (key, text) in enumerate(zip(keys, texts, strict=True)) if not text or key[-1:] in ("", "/")}
-    if nameless:
+    split = [split_name(name) for name, _, _ in found]
+    if not all(suffix and key[-1:] not in ("", "/") for key, suffix in split):
+        good = [bool(suffix) and key[-1:] not in ("", "/") for key, suffix in split]
+        found, split = list(compress(found, good)), list(compress(split, good))
         if ignored is not None:
-            ignored["file without a key or a suffix"] += len(nameless)
-        found, keys, texts = (
-            [value for i, value in enumerate(values) if i not in nameless] for values in (found, keys, texts)
-        )
+            ignored["file without a key or a suffix"] += len(good) - len(found)
+    keys, texts = [key for key, _ in split], [suffix for _, suffix in split]
     codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
     suffix = np.array([codes[text] for text in texts], np.int32)
-    starts = _starts(keys, suffix)
+    starts = _starts(keys, suffix, len(codes))
+    places = np.array([place for _, *place in found], np.int64).reshape(-1, 2)
     return Table(
-        keys=[keys[i] for i in starts],
-        start=np.append(starts, len(keys)).astype(np.int64),
+        keys=[keys[i] for i in starts.tolist()],
+        start=np.append(starts, len(keys)),
         suffixes=list(codes),
         suffix=suffix,
-        offset=np.array([offset for _, offset, _ in found], np.int64),
-        size=np.array([size for _, _, size in found], np.int64),
+        offset=places[:, 0],
+        size=places[:, 1],
     )
 
 
-def _starts(keys: list[str], suffix: np.ndarray) -> list[int]:
+def _starts(keys: list[str], suffix: np.ndarray, num_suffixes: int) -> np.ndarray:
     """The members that start a sample: those with another key than the one before, or with a suffix that it has had."""
-    starts = [i for i, (key, before) in enumerate(zip(keys, [None, *keys], strict=False)) if key != before]
-    sample = np.repeat(np.arange(len(starts)), np.diff([*starts, len(keys)]))
-    if len(np.unique(sample << 32 | suffix)) == len(keys):
-        return starts
-    starts, seen = [], set()
-    for i, code in enumerate(suffix.tolist()):
-        if i == 0 or keys[i] != keys[i - 1] or code in seen:
-            starts.append(i)
-            seen = set()
-        seen.add(code)
-    return starts
+    new = np.ones(len(keys), bool)
+    new[1:] = np.fromiter(map(ne, keys[1:], keys), bool, max(len(keys) - 1, 0))
+    if len(keys) and np.bincount((np.cumsum(new) - 1) * num_suffixes + suffix).max() > 1:
+        seen: set[int] = set()
+        for i, code in enumerate(suffix.tolist()):
+            new[i] |= code in seen
+            seen = {code} if new[i] else seen | {code}
+    return np.flatnonzero(new)
 
 
 def samples(shard: Buffer) -> Iterator[Sample]:
