@@ -44,10 +44,14 @@ def parse_uids(texts: Iterable[str]) -> np.ndarray:
         TicError: one of them is not 32 hex digits.
     """
     texts = list(texts)
-    for text in texts:
-        if not is_uid(text):
-            raise TicError(f"{text!r} is not a UID (32 hex digits)")
-    words = np.frombuffer(bytes.fromhex("".join(texts)), dtype=">u8").reshape(-1, 2)
+    try:
+        data = bytes.fromhex("".join(texts))  # it skips spaces, which leaves too few bytes
+    except (ValueError, TypeError):
+        data = b""
+    if len(data) != 16 * len(texts) or any(len(text) != 32 for text in texts):
+        wrong = next(text for text in texts if not is_uid(text))
+        raise TicError(f"{wrong!r} is not a UID (32 hex digits)")
+    words = np.frombuffer(data, dtype=">u8").reshape(-1, 2)
     uids = np.empty(len(texts), dtype=UID)
     uids["f0"], uids["f1"] = words[:, 0], words[:, 1]
     return uids

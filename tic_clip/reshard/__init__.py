@@ -287,7 +287,11 @@ def make_part(part: Part, executor: Executor, folder: Path, outcomes: list[Outco
         metas = {target.name: output.count(part, journal, i) for i, target in enumerate(part.targets)}
         bad = output.bad_shards(part, journal)
         outcomes.append(Outcome(metas=metas, bad_shards=bad))
-        if part.dry_run or (bad and not part.skip_bad_shards):
+        if part.dry_run:
+            return
+        if bad and not part.skip_bad_shards:
+            for target in part.targets:
+                output.leave(target, bad)
             return
         for target in part.targets:
             output.finish(target, metas[target.name], part.shard_size)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tic_clip.reshard.plan import Piece
 from tic_clip.tarshard import BLOCK, END, Table, headers
 from tic_clip.uids import format_uids
 
-WINDOW = 1 << 20
+WINDOW = 1 << 19
 """Bytes that are put together before they are written."""
 
 
@@ -32,12 +33,17 @@ class Job:
 
 def copy_shard(job: Job) -> None:
     """Write each piece of a pool shard into its output shard."""
-    buffer = np.empty((WINDOW // BLOCK, BLOCK), np.uint8)
     with _opened(job.path, os.O_RDONLY) as source:
         for target, rows, piece in job.targets:
             content = _content(job, rows, slice(piece.first, piece.last))
             with _opened(target, os.O_WRONLY | os.O_CREAT) as file:
-                _write(source, file, piece.offset, content, buffer)
+                _write(source, file, piece.offset, content, _buffer())
+
+
+@cache
+def _buffer() -> np.ndarray:
+    """(N, 512) this process's window; memory that is new each time costs more than the copying."""
+    return np.empty((WINDOW // BLOCK, BLOCK), np.uint8)
 
 
 @contextmanager

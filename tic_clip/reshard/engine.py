@@ -1,6 +1,7 @@
 """Where work runs: in this process, in several on this machine, or, a part at a time, on a Ray cluster."""
 
 import ctypes
+import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -45,6 +46,7 @@ def workers(count: int, *, fork: bool = False) -> Executor:
 def _tie_to_parent() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it does (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(100_000)  # an index is many small objects and no cycles
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -19,6 +19,9 @@ class _Record(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(_Record)
 
+LONGEST_SUFFIX = 56
+"""Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -71,9 +74,12 @@ def read_uid(data: bytes) -> str | None:
         ValueError: it is no JSON.
     """
     try:
-        return _DECODER.decode(data).uid  # checks all of it, as fast as a regular expression
-    except msgspec.DecodeError:  # stricter than Python: NaN and lone surrogates are met in the wild
-        record = json.loads(data)
+        try:
+            return _DECODER.decode(data).uid  # checks all of it, as fast as a regular expression
+        except msgspec.DecodeError:  # stricter than Python: NaN and lone surrogates are met in the wild
+            record = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     text = record.get("uid") if isinstance(record, dict) else None
     return text if isinstance(text, str) else None
 
@@ -92,12 +98,15 @@ def _faulty(table: Table) -> list[tuple[str, np.ndarray]]:
     """(why a sample can't be used, judged by its members alone; (N,) bool, for which samples that is so)."""
     size = np.append(table.size, -1)  # of the member -1: of none
     found = {suffix: table.find(suffix) for suffix in ("json", "txt", *IMAGES)}
+    long = np.array([len(suffix.encode(errors="surrogateescape")) > LONGEST_SUFFIX for suffix in table.suffixes], bool)
+    with_long = np.searchsorted(table.start, np.flatnonzero(long[table.suffix]), "right") - 1
     return [
         ("duplicate key", _repeated(table.keys)),
         ("no json", found["json"] < 0),
         ("no image", np.all([found[suffix] < 0 for suffix in IMAGES], axis=0)),
         ("no text", found["txt"] < 0),
         ("empty member", np.any([size[member] == 0 for member in found.values()], axis=0)),
+        ("name too long", np.isin(np.arange(len(table.keys)), with_long)),
     ]
 
 

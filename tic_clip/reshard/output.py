@@ -44,6 +44,8 @@ def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
         different = [what for key, what in COMPARED.items() if before.get(key) != target.arguments[key]]
         if name == STARTED and not before:
             return None
+        if name == STARTED and different == ["pool"] and found.get("bad_shards"):
+            return None  # those that could not be read have been repaired
         if different and not overwrite:
             made = "made" if name == META else "begun"
             raise TicError(f"{path} was {made} with another {' and '.join(different)}; give --overwrite to replace it")
@@ -119,6 +121,11 @@ def begin(target: Target, written: set[int]) -> None:
     for name in META, SIZES, SUBSET:
         remove(path / name)
     _remove_shards(path, {form.format(number) for number in written for form in (SHARD_FORMAT, STATS)})
+
+
+def leave(target: Target, bad: dict[str, str]) -> None:
+    """Note in a folder that shards of its pool could not be read: it stays begun until they can, or are left out."""
+    write_json(to_path(target.path) / STARTED, {"arguments": target.arguments, "bad_shards": bad}, sync=False)
 
 
 def count(part: Part, journal: Journal, split: int) -> dict[str, Any]:
