@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,20 +139,21 @@ def reshard(
     numbers = range(parts) if part is None else [part]
     with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder:
         targets = _targets(pool, files, paths, classes, Path(folder))
+        all_made = [_part(shards, targets, output_dir, parts, number, settings) for number in numbers]
         for target in targets:
-            output.check_layout(target.path, parts, overwrite)
+            output.check_layout(target.path, parts, overwrite, dry_run)
         metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
         todo = []
-        for number in numbers:
-            made = _part(shards, targets, output_dir, parts, number, settings)
+        for made in all_made:
             found = {target.name: output.finished(target, overwrite) for target in made.targets}
             for name, meta in found.items():
                 metas[name] += [meta] if meta else []
             left = tuple(target for target in made.targets if not found[target.name])
             if left:
                 todo.append(replace(made, targets=left))
-            elif not dry_run:
-                clean(made)  # killed at the very end
+            elif not dry_run and exists(made.work):  # killed at the very end, or others are at work there
+                with suppress(TicError), workplace(made):
+                    clean(made)
         outcomes = list(_run_on_ray(todo, ray_address) if on_cluster else _run_here(todo, Path(folder)))
     bad = {tar: fault for outcome in outcomes for tar, fault in outcome.bad_shards.items()}
     if bad and not skip_bad_shards:
@@ -281,6 +283,7 @@ def make_part(part: Part, executor: Executor, folder: Path, outcomes: list[Outco
     with workplace(part) as place:
         journal = open_journal(part, place)
         if not part.dry_run:
+            journal.save(now=True)  # before what an earlier one tells of is removed
             for target, written in zip(part.targets, journal.written, strict=True):
                 output.begin(target, set(written))
         yield from fill(part, journal, place, executor)
@@ -295,7 +298,7 @@ def make_part(part: Part, executor: Executor, folder: Path, outcomes: list[Outco
             return
         for target in part.targets:
             output.finish(target, metas[target.name], part.shard_size)
-    clean(part)
+        clean(part)
 
 
 def _local(target: Target, folder: Path) -> Target:

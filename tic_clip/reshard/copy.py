@@ -37,7 +37,8 @@ def copy_shard(job: Job) -> None:
         for target, rows, piece in job.targets:
             content = _content(job, rows, slice(piece.first, piece.last))
             with _opened(target, os.O_WRONLY | os.O_CREAT) as file:
-                _write(source, file, piece.offset, content, _buffer())
+                if not _write(source, file, piece.offset, content, _buffer()):
+                    raise TicError(f"{job.path} was cut short while it was read")
 
 
 @cache
@@ -51,6 +52,8 @@ def _opened(path: str, flags: int) -> Iterator[int]:
     file = os.open(path, flags, 0o666)
     try:
         yield file
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(file)
 
@@ -123,9 +126,9 @@ def _names(table: Table, uids: list[str], copy: np.ndarray, row: np.ndarray, suf
     return [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
 
 
-def _write(source: int, file: int, offset: int, content: Content, buffer: np.ndarray) -> None:
+def _write(source: int, file: int, offset: int, content: Content, buffer: np.ndarray) -> bool:
     """Write ``content`` at byte ``offset`` of ``file``, a ``buffer`` (N, 512) at a time, so that it stays in the cache
-    of the processor and the kernel gets large pieces.
+    of the processor and the kernel gets large pieces; whether the source had all of it.
     """
     window, view = buffer.size, memoryview(buffer).cast("B")
     for start in range(0, content.length, window):
@@ -135,10 +138,11 @@ def _write(source: int, file: int, offset: int, content: Content, buffer: np.nda
         at = content.source[runs] + begin - content.begin[runs]
         for a, b, place in zip((begin - start).tolist(), (end - start).tolist(), at.tolist(), strict=True):
             if os.preadv(source, [view[a:b]], place) != b - a:
-                raise TicError("a pool shard was cut short while it was read")
+                return False
         new = slice(*np.searchsorted(content.places, [start, stop]))
         buffer[(content.places[new] - start) // BLOCK] = content.blocks[new]
         write_at(file, offset + start, view[: stop - start])
+    return True
 
 
 def write_at(file: int, offset: int, data: memoryview | bytes) -> None:

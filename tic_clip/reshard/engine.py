@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -37,17 +39,19 @@ def workers(count: int, *, fork: bool = False) -> Executor:
     if count == 1:
         return Inline()
     context = get_context("fork" if fork else "spawn")
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent)
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent, initargs=(os.getpid(),))
     if fork:
-        executor.submit(_tie_to_parent)
+        executor.submit(os.getpid)
     return executor
 
 
-def _tie_to_parent() -> None:
+def _tie_to_parent(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it does (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.set_threshold(100_000)  # an index is many small objects and no cycles
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it has ended before
 
 
 def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
@@ -65,8 +69,9 @@ def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int,
     started = not ray.is_initialized()
     if started:
         try:
+            _reach(address or os.environ.get("RAY_ADDRESS") or "auto")
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
     try:
         task = ray.remote(work).options(num_cpus=num_cpus, max_retries=-1)
@@ -80,3 +85,10 @@ def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int,
     finally:
         if started:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError at once where nothing answers at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

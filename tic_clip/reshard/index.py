@@ -157,7 +157,7 @@ def index_shard(job: Job) -> Index:
         with open_shard(job.path) as shard:
             table = read_table(shard, index.noted)
             usable, texts = _usable(shard, table, index)
-    except TicError as error:
+    except (TicError, OSError) as error:
         return Index(fault=str(error).removeprefix(f"{job.path}: "))
     index.read, index.usable, index.dropped = len(table.keys), len(usable), +index.dropped
     if upper := sum(text != text.lower() for text in texts):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.storage import exists, read_json, write_json
+from tic_clip.storage import read_json, write_json
 
 
 @dataclass(kw_only=True)
@@ -48,11 +48,12 @@ class Journal:
     def load(cls, path: object, splits: list[dict[str, Any]], num_shards: int) -> "Journal":
         """What is known of these splits; an empty journal if nothing is, or of other splits."""
         try:
-            saved = read_json(path) if exists(path) else None
-        except TicError:
-            saved = None
-        if not saved or any(split not in saved["splits"] for split in splits):
+            return cls._of(read_json(path), path, splits)
+        except (TicError, KeyError, TypeError, ValueError):  # there is none, of other splits, or of another version
             return cls.empty(path, splits, num_shards)
+
+    @classmethod
+    def _of(cls, saved: Any, path: object, splits: list[dict[str, Any]]) -> "Journal":
         order = [saved["splits"].index(split) for split in splits]
         shards = [counts and Counts(**counts) for counts in saved["shards"]]
         for counts in filter(None, shards):

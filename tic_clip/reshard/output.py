@@ -72,7 +72,7 @@ def _arguments(folder: object) -> dict[str, Any]:
     return {}
 
 
-def check_layout(split: str, parts: int, overwrite: bool) -> None:
+def check_layout(split: str, parts: int, overwrite: bool, dry_run: bool) -> None:
     """See that a split's folder holds no shards of another number of parts; ``overwrite`` removes them.
 
     Raises:
@@ -87,7 +87,7 @@ def check_layout(split: str, parts: int, overwrite: bool) -> None:
             others.append(folder)
     if others and not overwrite:
         raise TicError(f"{split} was made with another number of parts; give --overwrite to replace it")
-    for folder in others:
+    for folder in [] if dry_run else others:
         _clear(folder)
 
 

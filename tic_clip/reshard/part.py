@@ -28,7 +28,8 @@ from tic_clip.reshard.index import Job as IndexJob
 from tic_clip.reshard.journal import Counts, Journal
 from tic_clip.reshard.plan import Cutter, to_read
 from tic_clip.shards import STATS
-from tic_clip.storage import fetch, is_remote, push, remove, to_path, write_json
+from tic_clip.storage import fetch, is_dir, is_remote, list_files, push, remove, to_path, write_json
+from tic_clip.tarshard import END
 
 SHARD_FORMAT = "{:08d}.tar"
 
@@ -153,8 +154,18 @@ def open_journal(part: Part, folder: Path) -> Journal:
     if part.dry_run:
         return empty
     journal = Journal.load(path, splits, len(part.tars))
+    for target, written in zip(part.targets, journal.written, strict=True):
+        _check_written(target, written)
     bad = [number for number, counts in enumerate(journal.shards) if counts is not None and counts.fault]
     return empty if any(_index(part, number, folder).fault is None for number in bad) else journal
+
+
+def _check_written(target: Target, written: dict[int, int]) -> None:
+    """Take out of ``written`` what is not there, or not whole: removed, or the machine went down."""
+    there = {to_path(file).name: size for file, size in list_files(target.path)} if is_dir(target.path) else {}
+    for number, size in list(written.items()):
+        if there.get(SHARD_FORMAT.format(number)) != size + len(END) or not there.get(STATS.format(number)):
+            del written[number]
 
 
 def _to_read(part: Part, journal: Journal) -> np.ndarray:
@@ -187,7 +198,8 @@ def _flow(state: State, executor: Executor) -> Iterator[None]:
         if state.running:
             done, _ = wait(state.running, return_when=FIRST_COMPLETED)
             for future in done:
-                yield from _ended(state, executor, state.running.pop(future), future)
+                future.result()  # after an error it stays among those at work
+                yield from _ended(state, executor, state.running.pop(future))
 
 
 def _copies(state: State) -> int:
@@ -262,9 +274,8 @@ def _unfinished(state: State, split: int, number: int) -> str:
     return str(state.folder / f"{split}-{number:08d}.tar")
 
 
-def _ended(state: State, executor: Executor, kind: tuple, future: Future) -> Iterator[None]:
+def _ended(state: State, executor: Executor, kind: tuple) -> Iterator[None]:
     """Go on after a job; yields when a pool shard is done with."""
-    future.result()
     match kind:
         case ("copy", number, keys):
             _forget(state, number)

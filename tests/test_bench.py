@@ -1,0 +1,29 @@
+"""The programs in bench/ run, on inputs so small that their figures say nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def run(name, *arguments):
+    done = subprocess.run([sys.executable, BENCH / name, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_reshard(tmp_path):
+    size = ["--num-shards", "2", "--per-shard", "30", "--image-bytes", "2000"]
+    printed = run("reshard.py", "--dir", str(tmp_path), *size, "--rounds", "1", "--uids", "1000", "-j", "1")
+    rows = [line.split(" | ")[:2] for line in printed.splitlines() if line.startswith(("| warm", "| cold"))]
+    contenders = ["cp -r", "ours, nine subsets", "ours, one subset"]
+    assert rows == [[f"| {state}", name] for state in ("warm", "cold") for name in contenders]
+    assert "largest RssAnon, one subset of 1,000 UIDs: " in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"pool", "uids", "large"}
+
+
+def test_plan():
+    printed = run("plan.py", "--num-shards", "1000")
+    assert printed.startswith("10,000,000 samples in 1,000 shards\nreshard, nine splits: pieces ")
+    assert len(printed.splitlines()) == 4
