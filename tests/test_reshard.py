@@ -1,51 +1,58 @@
-"""Resharding against a slow version that holds everything in dicts, and by hand."""
+"""Resharding against slow versions that hold everything in dicts, and by hand: plan, index, whole, faults, script."""
 
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
+import threading
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cloudpathlib import S3Client
+from conftest import write_tar
 
 from tic_clip import TicError
-from tic_clip.reshard import copy, engine, find_subsets, index, plan, reshard
+from tic_clip.reshard import find_subsets, index, part, plan, reshard
+from tic_clip.reshard.engine import workers
 from tic_clip.shards import split_sizes
-from tic_clip.storage import to_path
-from tic_clip.tarshard import Sample, write_shard
+from tic_clip.tarshard import END, headers, write_shard
 from tic_clip.uids import CLASSES, is_uid, parse_uids, save_uids
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
+UID = "0123456789abcdef0123456789abcdef"
 
 
 def read_tars(folder):
-    """[(key, {suffix: data})] of the tars in a folder, in order; members of a key that follow each other."""
+    """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
     found = []
-    for path in sorted(Path(folder).glob("*.tar")):
+    for path in sorted(Path(folder).rglob("*.tar")):
         with tarfile.open(path) as tar:
             for info in tar:
                 key, suffix = info.name.split(".", 1)
-                if not found or found[-1][0] != key:
+                if not found or found[-1][0] != key or suffix in found[-1][1]:
                     found.append((key, {}))
                 found[-1][1][suffix] = tar.extractfile(info).read()
     return found
 
 
 def slow_reshard(pool, uids, classes=None):
-    """What a split should hold: [(key, {suffix: data})]."""
-    wanted, found = Counter(uids), []
+    """What a split should hold, as DataComp's resharder has it: [(key, {suffix: data})] in the pool's order.
+
+    A sample of the pool comes as often as its UID is in the sorted subset, under the keys {uid}-0, {uid}-1, …
+    """
+    wanted, found = sorted(uids), []
     for _, members in read_tars(pool):
         if not {"json", "txt", "png"} <= set(members):
             continue
         uid = json.loads(members["json"])["uid"].lower()
-        for number in range(wanted[uid]):
+        for number in range(bisect_right(wanted, uid) - bisect_left(wanted, uid)):
             label = {"cls": str(classes[uid]).encode()} if classes and uid in classes else {}
             found.append((f"{uid}-{number}", members | label))
     return found
@@ -57,6 +64,20 @@ def tree(folder):
 
 def times(folder):
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def read_meta(split):
+    return json.loads(Path(split, "meta.json").read_text())
+
+
+def write_classes(path, classes):
+    """Write a file of class ids from {uid: class id}."""
+    rows = np.zeros(len(classes), dtype=CLASSES)
+    for name in ("f0", "f1"):
+        rows[name] = parse_uids(classes)[name]
+    rows["class_id"] = list(classes.values())
+    save_uids(path, rows)
+    return str(path)
 
 
 @pytest.fixture
@@ -76,56 +97,128 @@ def out(tmp_path):
     return str(tmp_path / "out")
 
 
-# The parts.
+@pytest.fixture
+def indexed(monkeypatch):
+    """The names of the pool shards that are read in this process, in order."""
+    names = []
+    real = part.index_shard
+    monkeypatch.setattr(part, "index_shard", lambda job: names.append(Path(job.path).name) or real(job))
+    return names
 
 
-def matches(*rows):
-    """Matches of (position, UID's low word, copies)."""
-    positions, low, copies = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    return plan.Matches(samples=positions, uids=parse_uids(f"{i:032x}" for i in low), copies=copies)
+# The plan.
 
 
-def as_lists(shards):
-    return [
-        (
-            shard.number,
-            [(p.source, p.samples.tolist(), p.uids["f1"].tolist(), p.copies.tolist()) for p in shard.pieces],
-        )
-        for shard in shards
-    ]
-
-
-def test_repeat():
-    rows, copies = plan.repeat(matches((5, 50, 2), (6, 60, 1), (9, 90, 3)))
-    assert rows.tolist() == [0, 0, 1, 2, 2, 2]
-    assert copies.tolist() == [0, 1, 0, 0, 1, 2]
-
-
-def test_cut_by_hand():
-    found = [matches((5, 50, 2), (6, 60, 1)), matches(), matches((0, 10, 2)), matches((7, 70, 1))]
-    assert as_lists(plan.cut("abcd", found, 2)) == [
-        (0, [("a", [5, 5], [50, 50], [0, 1])]),
-        (1, [("a", [6], [60], [0]), ("c", [0], [10], [0])]),
-        (2, [("c", [0], [10], [1]), ("d", [7], [70], [0])]),
-    ]
+def pieces(found):
+    return [(piece.number, piece.first, piece.last, piece.offset) for piece in found]
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (5, [5, 1]), (6, [6]), (7, [6])]
+    ("start", "count", "size", "expected"),
+    [
+        (0, 0, 3, []),
+        (5, 0, 3, []),
+        (0, 3, 3, [(0, 0, 3, 0)]),
+        (0, 4, 3, [(0, 0, 3, 0), (1, 3, 4, 0)]),
+        (2, 5, 3, [(0, 0, 1, 0), (1, 1, 4, 0), (2, 4, 5, 0)]),
+        (3, 2, 1, [(3, 0, 1, 0), (4, 1, 2, 0)]),
+        (7, 2, 100, [(0, 0, 2, 0)]),
+    ],
 )
-def test_only_the_last_shard_is_short(size, expected):
-    found = [matches((0, 1, 3)), matches((0, 2, 1), (1, 3, 2))]
-    shards = list(plan.cut("ab", found, size))
-    assert [shard.num_samples for shard in shards] == expected
-    assert [shard.number for shard in shards] == list(range(len(expected)))
+def test_cut_by_hand(start, count, size, expected):
+    assert pieces(plan.cut(start, count, size)) == expected
 
 
-def test_nothing_is_cut_into_no_shard():
-    assert list(plan.cut("ab", [matches(), matches()], 3)) == []
+def test_cutter_by_hand():
+    cutter = plan.Cutter(4)
+    assert pieces(cutter.place(np.array([10, 20, 30]))) == [(0, 0, 3, 0)]
+    assert (cutter.rows, cutter.num_full) == (3, 0)
+    assert pieces(cutter.place(np.array([1, 2, 3]))) == [(0, 0, 1, 60), (1, 1, 3, 0)]
+    assert pieces(cutter.place(np.array([], np.int64))) == []
+    assert pieces(cutter.place(np.array([5, 6, 7, 8, 9, 9, 9]))) == [(1, 0, 2, 5), (2, 2, 6, 0), (3, 6, 7, 0)]
+    assert (cutter.rows, cutter.num_full) == (13, 3)
+    cutter.skip(3)  # to the end of shard 3
+    assert pieces(cutter.place(np.array([1]))) == [(4, 0, 1, 0)]
 
 
-UID = "0123456789abcdef0123456789abcdef"
-OTHER = "f" * 32
+def test_cutter_against_a_slow_version():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        size, cutter = int(rng.integers(1, 6)), plan.Cutter(4)
+        cutter.shard_size = size
+        shards = [rng.integers(1, 99, rng.integers(0, 9)) for _ in range(5)]
+        found, offset, row = [], 0, 0
+        for sizes in shards:
+            for i, length in enumerate(sizes.tolist()):
+                offset = 0 if row % size == 0 else offset
+                found.append((row // size, i, offset))
+                offset, row = offset + length, row + 1
+        placed = [
+            (piece.number, i, piece.offset + int(sizes[piece.first : i].sum()))
+            for sizes in shards
+            for piece in cutter.place(sizes)
+            for i in range(piece.first, piece.last)
+        ]
+        assert placed == found
+
+
+def slow_to_read(counts, known, finished, size):
+    read = [not all(known[: i + 1]) for i in range(len(known))]
+    for split, done in enumerate(finished):
+        row = 0
+        for shard, count in enumerate(counts):
+            outputs = {(row + i) // size for i in range(count[split])}
+            read[shard] |= not outputs <= done
+            row += count[split]
+    return read
+
+
+def test_to_read_against_a_slow_version():
+    rng = random.Random(0)
+    seen = Counter()
+    for _ in range(500):
+        num_shards, num_splits, size = rng.randint(1, 8), rng.randint(1, 3), rng.randint(1, 5)
+        counts = [[rng.choice((0, 0, 1, 2, 3, 9)) for _ in range(num_splits)] for _ in range(num_shards)]
+        known = [rng.random() < 0.9 for _ in range(num_shards)]
+        finished = [{i for i in range(30) if rng.random() < 0.8} for _ in range(num_splits)]
+        read = plan.to_read(np.array(counts), np.array(known), finished, size)
+        assert read.tolist() == slow_to_read(counts, known, finished, size)
+        seen.update(read.tolist())
+    assert min(seen[True], seen[False]) > 500
+
+
+def test_to_read_by_hand():
+    counts, known = np.array([[2], [0], [3], [1], [4]]), np.ones(5, bool)  # rows 0 1 | | 2 3 4 | 5 | 6 7 8 9
+    for finished, expected in (({0, 1, 2, 3}, []), ({0, 1, 3}, [4]), ({0, 2, 3}, [2, 3]), ({1, 2}, [0, 2, 4])):
+        assert np.flatnonzero(plan.to_read(counts, known, [finished], 3)).tolist() == expected
+    known[1] = False
+    assert np.flatnonzero(plan.to_read(counts, known, [{0, 1, 2, 3}], 3)).tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, []), (1, [1]), (5, [5]), (6, [5, 1]), (10, [5, 5]), (12, [5, 5, 2])]
+)
+def test_shard_counts(count, expected):
+    assert plan.shard_counts(count, 5) == expected
+
+
+def test_blocks():
+    assert [plan.block(7, 3, i) for i in range(3)] == [range(0, 2), range(2, 4), range(4, 7)]
+    for num_shards, parts in ((1, 1), (5, 5), (100, 7)):
+        blocks = [plan.block(num_shards, parts, i) for i in range(parts)]
+        assert list(itertools.chain(*blocks)) == list(range(num_shards))
+        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+    for parts, number, message in (
+        (8, 0, "8 parts of 7 pool shards: give from 1 to 7 parts"),
+        (0, 0, "0 parts of 7"),
+        (3, 3, "there is no part 3: the parts are 0 to 2"),
+        (3, -1, "there is no part -1"),
+    ):
+        with pytest.raises(TicError, match=message):
+            plan.block(7, parts, number)
+
+
+# The index.
 
 
 @pytest.mark.parametrize(
@@ -134,70 +227,225 @@ OTHER = "f" * 32
         (f'{{"uid": "{UID}"}}', UID),
         (f'{{"a":1,"uid"\n:\t"{UID}"}}', UID),
         (f'{{"uid": "{UID.upper()}"}}', UID.upper()),
-        (f'{{"exif": {{"uid": "{OTHER}"}}, "uid": "{UID}"}}', UID),
-        (json.dumps({"caption": f'he said "uid": "{OTHER}"', "uid": UID}), UID),
-        (f'{{"\\u0075id": "{UID}"}}', UID),
-        (f'{{"uid": "\\u0030{UID[1:]}"}}', UID),
-        (f'{{"uid": "{UID[1:]}"}}', None),
-        (f'{{"uid": "{UID[1:]}g"}}', None),
+        (f'{{"exif": {{"uid": "x"}}, "uid": "{UID}", "a": [{{"uid": 3}}]}}', UID),
+        (json.dumps({"caption": 'he said "uid": "x"', "uid": UID}), UID),
+        (f'{{"\\u0075id": "\\u0030{UID[1:]}"}}', UID),
+        (f'{{"uid": "x", "uid": "{UID}"}}', UID),
+        (f'{{"similarity": NaN, "uid": "{UID}", "a": [-Infinity]}}', UID),
+        (f'{{"caption": "\\ud83d", "uid": "{UID}"}}', UID),
+        (f'{{"similarity": NaN, "caption": "\\ud83d", "uid": "{UID}"}}', UID),
+        (f'{{"n": {"1" * 5000}, "uid": "{UID}"}}', UID),
+        ('{"uid": ""}', ""),
         ('{"uid": 7}', None),
         ('{"uid": null}', None),
+        ('{"UID": "a"}', None),
         ("{}", None),
         (f'["uid", "{UID}"]', None),
-        ("", None),
-        ("{", None),
-        ("ÿ{", None),
+        ("NaN", None),
+        ('"uid"', None),
     ],
 )
 def test_uid_of_a_record(record, expected):
-    data = record.encode("latin-1")
-    assert index.read_uid(data, Sample("0", {"json": (0, len(data))})) == expected
+    assert index.read_uid(record.encode()) == expected
 
 
-def square(number):
-    return number * number
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b'{"uid": "a"',
+        b'{"uid": "a"} x',
+        b"{'uid': 'a'}",
+        b'{"uid": "a",}',
+        b"\xff{",
+        b'{"uid": "\xff"}',
+        b'{"uid": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"uid": "a", "y": NaN, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_no_json(data):
+    with pytest.raises(ValueError):
+        index.read_uid(data)
 
 
-def die(number):
-    os._exit(1)
+def good(key, **changes):
+    """The members of a sample; a change is other data, or None to leave the member out."""
+    uid = sha256(key.encode()).hexdigest()[:32]
+    members = {"png": b"p" * 600, "json": json.dumps({"uid": uid}).encode(), "txt": b"t"} | changes
+    return [(f"{key}.{suffix}", data) for suffix, data in members.items() if data is not None]
 
 
-def fail(number):
-    raise TicError(f"job {number}")
+def special(name, kind, data=b"", **options):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, options.get("to", ""), len(data)
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_engine(num_workers):
-    taken = []
-    jobs = (taken.append(i) or i for i in range(50))
-    results = engine.run(square, jobs, num_workers)
-    assert next(results) == 0
-    assert len(taken) <= 4 * num_workers  # the rest is made when it is needed
-    assert list(results) == [i * i for i in range(1, 50)]
-    assert list(engine.run(square, [], num_workers)) == []
-    with pytest.raises(TicError, match="job 0"):
-        list(engine.run(fail, range(9), num_workers))
+def members_of(entries):
+    """The bytes of a tar without its end: (name, data) pairs are files, bytes go in as they are."""
+    return b"".join(entry if isinstance(entry, bytes) else special(entry[0], b"0", entry[1]) for entry in entries)
 
 
-def has_a_client(_):
-    return S3Client._default_client is not None
+def index_of(tmp_path, data, uids=()):
+    """The index of a shard with these bytes, for one subset of all that is good in it."""
+    (tmp_path / "0.tar").write_bytes(data)
+    save_uids(tmp_path / "all.npy", parse_uids(uids))
+    job = index.Job(path=str(tmp_path / "0.tar"), subsets=(str(tmp_path / "all.npy"),), classes=(None,))
+    return index.index_shard(job)
 
 
-def test_workers_share_no_connection(s3):
-    assert to_path(s3).exists()
-    assert list(engine.run(has_a_client, [0], 1)) == [True]
-    assert list(engine.run(has_a_client, range(4), 2)) == [False] * 4
+def uid_of(key):
+    return sha256(key.encode()).hexdigest()[:32]
 
 
-def test_engine_whose_worker_dies():
-    with pytest.raises(TicError, match="a worker process died"):
-        list(engine.run(die, range(9), 2))
+NO_UIDS = (b'{"uid": "0123"}', b'{"uid": "' + b"g" * 32 + b'"}', b'{"uid": 7}', b"{}", b"[]", b'{"uid": "\\ud83d"}')
+
+
+@pytest.mark.parametrize(
+    ("entries", "dropped"),
+    [
+        (good("a"), {"duplicate key": 1}),
+        ([*good("b"), *good("b"), *good("b")], {"duplicate key": 2}),
+        ([*good("b"), *good("c"), *good("b"), *good("c")], {"duplicate key": 2}),
+        ([*good("b")[:1], *good("c"), *good("b")[1:]], {"no json": 1, "duplicate key": 1}),
+        ([*good("b"), ("b.png", b"2")], {"duplicate key": 1}),
+        (good("b", json=None), {"no json": 1}),
+        (good("b", json=None, png=None), {"no json": 1}),
+        (good("b", png=None, gif=b"g"), {"no image": 1}),
+        (good("b", txt=None), {"no text": 1}),
+        (good("b", txt=b""), {"empty member": 1}),
+        (good("b", png=b""), {"empty member": 1}),
+        (good("b", png=b"p", jpg=b""), {"empty member": 1}),
+        (good("b", json=b""), {"empty member": 1}),
+        (good("b", json=b"{"), {"invalid json": 1}),
+        (good("b", json=b"[" * 100_000), {"invalid json": 1}),
+        ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
+        (good("b", **{"s" * 57: b"x"}), {"name too long": 1}),
+        ([*good("b", **{"s" * 57: b"x", "t" * 99: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
+        ([*good("b", json=None), *good("c", txt=None), *good("d", json=None)], {"no json": 2, "no text": 1}),
+    ],
+)
+def test_each_reason_is_counted(tmp_path, entries, dropped):
+    wanted = [uid_of(key) for key in "az"]
+    found = index_of(tmp_path, members_of([*good("a"), *entries, *good("z")]) + END, wanted)
+    assert (found.fault, dict(found.dropped)) == (None, dropped)
+    assert found.read == found.usable + sum(dropped.values())
+    assert found.table.keys == ["a", "z"]
+    assert found.uids.tolist() == parse_uids(wanted).tolist()
+
+
+def test_what_is_no_fault(tmp_path):
+    """Other members than the four, other kinds of images, unusual but readable JSON."""
+    entries = [
+        *good("a", **{"seg.npy": b"", "exif": b""}),
+        *good("b", png=None, webp=b"w"),
+        *good("c", png=None, JPEG=b"w"),
+        *good("d", json=f'{{"uid": "{uid_of("d")}", "score": NaN, "caption": "\\ud83d"}}'.encode()),
+    ]
+    found = index_of(tmp_path, members_of(entries) + END, map(uid_of, "abcd"))
+    assert (found.table.keys, found.read, dict(found.dropped), dict(found.noted)) == (list("abcd"), 4, {}, {})
+
+
+def test_what_is_noted(tmp_path):
+    upper = json.dumps({"uid": uid_of("b").upper()}).encode()
+    entries = [
+        *good("a"),
+        *(special("a.jpg", kind, to="a.png") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
+        special("folder/", tarfile.DIRTYPE),
+        special("pipe.png", tarfile.FIFOTYPE),
+        special("label", b"V"),
+        special("sparse.png", tarfile.GNUTYPE_SPARSE, b"data"),
+        *((name, b"x") for name in ("README", ".png", "folder/.DS_Store", "folder/x")),
+        *good("b", json=upper),
+    ]
+    found = index_of(tmp_path, members_of(entries) + END, [uid_of("a"), uid_of("b")])
+    assert (found.read, found.usable, dict(found.dropped)) == (2, 2, {})
+    assert dict(found.noted) == {
+        "link": 2,
+        "directory": 1,
+        "device": 1,
+        "other entry": 2,
+        "file without a key or a suffix": 4,
+        "upper-case uid": 1,
+    }
+    assert found.table.keys == ["a", "b"]
+
+
+def test_upper_case_uid_becomes_a_lower_case_key(tmp_path, write_uids, out):
+    uid = uid_of("a")
+    write_tar_of(tmp_path, good("a", json=json.dumps({"uid": uid.upper()}).encode()))
+    reshard(str(tmp_path / "pool"), out, write_uids([uid]))
+    assert [key for key, _ in read_tars(out)] == [f"{uid}-0"]
+    assert read_meta(out)["noted"] == {"upper-case uid": 1}
+
+
+def write_tar_of(tmp_path, *shards):
+    (tmp_path / "pool").mkdir()
+    for number, members in enumerate(shards):
+        write_tar(tmp_path / "pool" / f"{number:08d}.tar", members)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_of_the_pool(tmp_path, write_uids, out, form):
+    keys = ["k" * 120, "folder/" * 30 + "größe", "a"]
+    (tmp_path / "pool").mkdir()
+    with tarfile.open(tmp_path / "pool/0.tar", "w", format=form) as tar:
+        for name, data in [member for key in keys for member in good(key)]:
+            (tmp_path / "member").write_bytes(data)
+            tar.add(tmp_path / "member", name)
+    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, keys)))
+    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in keys]
+    assert read_meta(out)["noted"] == {}
+
+
+DAMAGES = [
+    (lambda data: b"", "empty file"),
+    (lambda data: data[:700], "truncated"),
+    (lambda data: data[: -(-len(data.rstrip(b"\0")) // 512) * 512], "truncated: no end of the tar"),
+    (lambda data: data.replace(b".json\0", b".jsom\0", 1), "wrong header checksum at byte "),
+    (lambda data: b"<html>404</html>" * 100, "damaged header at byte 0"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_fault_of_a_shard(tmp_path, damage, message):
+    whole = members_of([*good("a"), *good("b")]) + END
+    assert index_of(tmp_path, whole, [uid_of("a")]).fault is None
+    found = index_of(tmp_path, damage(whole), [uid_of("a")])
+    assert found.fault.startswith(message)
+    assert (found.read, found.rows, found.dropped) == (0, [], Counter())
+
+
+def test_shard_without_a_sample(tmp_path):
+    found = index_of(tmp_path, END, [uid_of("a")])
+    assert (found.fault, found.read, len(found.rows[0].sample)) == (None, 0, 0)
+
+
+def test_rows_by_hand(tmp_path):
+    """A sample twice in one subset and once in another, with a class that it had and one that it had not."""
+    entries = [*good("a", cls=b"7"), *good("b"), *good("c"), *good("d")]
+    (tmp_path / "0.tar").write_bytes(members_of(entries) + END)
+    a, b, c, d = map(uid_of, "abcd")
+    for name, chosen in (("x", [a, a, c]), ("y", [c, b])):
+        save_uids(tmp_path / name, parse_uids(chosen))
+    classes = write_classes(tmp_path / "classes", {a: 3, c: 12, d: 5})
+    subsets = (str(tmp_path / "x"), str(tmp_path / "y"))
+    found = index.index_shard(index.Job(path=str(tmp_path / "0.tar"), subsets=subsets, classes=(classes, None)))
+    assert found.table.keys == ["a", "b", "c"]
+    x, y = found.rows
+    whole = 512 * (1 + 2 + 1 + 1 + 1 + 1)  # png with its two blocks, json, txt
+    assert (x.sample.tolist(), x.copy.tolist(), x.label.tolist()) == ([0, 0, 2], [0, 1, 0], [3, 3, 12])
+    assert x.size.tolist() == [whole + 1024] * 3
+    assert (y.sample.tolist(), y.copy.tolist(), y.label.tolist()) == ([1, 2], [0, 0], [-1, -1])
+    assert y.size.tolist() == [whole] * 2
+    assert (x.num_samples, y.num_samples) == (2, 2)
 
 
 # The whole.
 
 
-def test_many_subsets_in_one_pass(make_pool, write_uids, out, monkeypatch):
+def test_many_subsets_in_one_pass(make_pool, write_uids, out, indexed):
     pool = make_pool((4, 0, 5, 3))
     uids = pool.uids
     subsets = {
@@ -208,10 +456,8 @@ def test_many_subsets_in_one_pass(make_pool, write_uids, out, monkeypatch):
     }
     for name, chosen in subsets.items():
         write_uids(chosen, name)
-    opened = []
-    monkeypatch.setattr(index, "open_shard", lambda path, real=index.open_shard: opened.append(path) or real(path))
     splits = reshard(pool.path, out, str(Path(out).parent / "uids"), shard_size=4)
-    assert len(opened) == 4
+    assert indexed == [f"{i:08d}.tar" for i in range(4)]
     assert {split.name: (split.num_samples, split.wanted) for split in splits} == {
         "2014": (6, 6),
         "2015": (12, 12),
@@ -223,6 +469,7 @@ def test_many_subsets_in_one_pass(make_pool, write_uids, out, monkeypatch):
         assert split.path == f"{out}/{split.name}"
         assert read_tars(split.path) == expected
         assert len(expected) == split.num_samples == sum(split_sizes(split.path).values())
+        assert split.num_bytes == sum(path.stat().st_size for path in Path(split.path).glob("*.tar"))
     assert [key for key, _ in read_tars(f"{out}/months/201403")] == [
         f"{uid}-{copy}" for uid, copy in ((uids[0], 0), *((uids[5], i) for i in range(3)), (uids[11], 0), (uids[11], 1))
     ]
@@ -254,17 +501,23 @@ def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
         assert json.loads(read[f"{name}_stats.json"].read_text()) == {"successes": count}
     assert list(split_sizes(out).items()) == [(f"{out}/{i:08d}.tar", count) for i, count in enumerate(expected)]
     assert read["sample_ids.npy"].read_bytes() == Path(subset).read_bytes()
-    assert json.loads(read["meta.json"].read_text()) == {
+    assert read_meta(out) == {
         "output_shard_count": len(expected),
         "output_count": 6,
+        "output_bytes": sum(read[f"{name}.tar"].stat().st_size for name in names),
         "output_shard_format": "{:08d}.tar",
         "subset_count": 6,
         "processed_count": 6,
+        "kept_count": 6,
         "dropped": {},
+        "noted": {},
+        "bad_shards": {},
         "arguments": {
             "input_dir": pool.path,
             "cls_file": None,
             "shard_size": size,
+            "parts": 1,
+            "part": 0,
             "pool": sha256("".join(f"{t.name} {t.stat().st_size}\n" for t in tars_of(pool)).encode()).hexdigest(),
             "classes": None,
             "subset_file": subset,
@@ -275,6 +528,55 @@ def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
 
 def tars_of(pool):
     return sorted(Path(pool.path).glob("*.tar"))
+
+
+def test_random_pools_against_the_slow_version(tmp_path):
+    """Any samples per shard, members, repeats, shard sizes and classes; the headers are those of ``headers``."""
+    rng = random.Random(1)
+    for case in range(25):
+        folder, number, uids = tmp_path / str(case), 0, []
+        (folder / "pool").mkdir(parents=True)
+        for shard in range(rng.randint(1, 5)):
+            written = []
+            for _ in range(rng.randint(0, 6)):
+                number += 1
+                changes = {
+                    "png": bytes(rng.choices(range(256), k=rng.choice((1, 511, 512, 513, 5000)))),
+                    "cls": rng.choice((None, b"1", b"x" * 700)),
+                    "txt": rng.choice((b"t", b"t", b"t", None)),
+                    "npy": rng.choice((None, b"", b"n" * 512)),
+                }
+                written += rng.sample(sample := good(str(number), **changes), len(sample))
+                uids.append(uid_of(str(number)))
+            write_tar(folder / "pool" / f"{shard}.tar", written)
+        subsets = {name: rng.choices([*uids, *ABSENT], k=rng.randint(0, 2 * len(uids))) for name in "abc"}
+        for name, chosen in subsets.items():
+            save_uids(folder / "uids" / f"{name}.npy", parse_uids(chosen))
+        classes = {uid: rng.choice((0, 7, 2**31 - 1)) for uid in uids if rng.random() < 0.5}
+        table = write_classes(folder / "classes.npy", classes) if case % 2 and classes else None
+        size = rng.choice((1, 2, 3, 100))
+        reshard(f"{folder}/pool", f"{folder}/out", f"{folder}/uids", shard_size=size, classes=table)
+        for name, chosen in subsets.items():
+            split = f"{folder}/out/{name}"
+            assert read_tars(split) == slow_reshard(f"{folder}/pool", chosen, classes if table else None)
+            assert all(count == size for count in list(split_counts(split))[:-1])
+            for path in Path(split).glob("*.tar"):
+                assert path.read_bytes() == written_by_hand(path)
+
+
+def split_counts(split):
+    return json.loads(Path(split, "sizes.json").read_text()).values()
+
+
+def written_by_hand(path):
+    """A tar with the same members, put together from headers, data and padding, one by one."""
+    with tarfile.open(path) as tar:
+        found = [(info.name, tar.extractfile(info).read()) for info in tar]
+    blocks = [
+        headers([name.encode()], np.array([len(data)])).tobytes() + data + bytes(-len(data) % 512)
+        for name, data in found
+    ]
+    return b"".join(blocks) + END
 
 
 def test_same_bytes_whatever_the_number_of_workers(make_pool, write_uids, tmp_path):
@@ -290,6 +592,35 @@ def test_same_bytes_whatever_the_number_of_workers(make_pool, write_uids, tmp_pa
     assert trees[0] == trees[1] == trees[2]
 
 
+def test_same_samples_whatever_the_shard_size(make_pool, write_uids, tmp_path):
+    pool = make_pool((4, 5, 3))
+    subset = write_uids(pool.uids + pool.uids[3:6])
+    contents = []
+    for size in (1, 2, 5, 1000):
+        reshard(pool.path, f"{tmp_path}/{size}", subset, shard_size=size)
+        contents.append(b"".join(path.read_bytes()[:-1024] for path in sorted(Path(tmp_path, str(size)).glob("*.tar"))))
+    assert read_tars(tmp_path / "2") == slow_reshard(pool.path, pool.uids + pool.uids[3:6])
+    assert len(set(contents)) == 1
+
+
+def test_uids_that_share_half_their_bits_are_told_apart(make_pool, write_uids, out):
+    words = ["0" * 16, "0" * 15 + "1", "8" + "0" * 15, "f" * 16]
+    uids = [high + low for high in words for low in words]
+
+    def set_uid(number, members):
+        members["json"] = json.dumps({"uid": uids[number]}).encode()
+
+    pool = make_pool((7, 9), edit=set_uid)
+    rng = random.Random(2)
+    for case in range(20):
+        chosen = rng.choices(uids, k=rng.randint(1, 20))
+        subset = write_uids(chosen, str(case))
+        reshard(pool.path, f"{out}/{case}", subset)
+        keys = Counter(key.split("-")[0] for key, _ in read_tars(f"{out}/{case}"))
+        assert keys == Counter(chosen)
+        assert read_tars(f"{out}/{case}") == slow_reshard(pool.path, chosen)
+
+
 def test_classes_go_to_listed_samples_only(make_pool, write_uids, tmp_path, out):
     def add_class(number, members):
         if number < 2:
@@ -298,18 +629,29 @@ def test_classes_go_to_listed_samples_only(make_pool, write_uids, tmp_path, out)
     pool = make_pool((3, 3), edit=add_class)
     uids = pool.uids
     classes = {uids[0]: 0, uids[2]: 17, uids[5]: 3}
-    rows = np.zeros(3, dtype=CLASSES)
-    for name in ("f0", "f1"):
-        rows[name] = parse_uids(classes)[name]
-    rows["class_id"] = list(classes.values())
-    save_uids(tmp_path / "classes.npy", rows)
     chosen = [*uids[:5], uids[2]]
-    reshard(pool.path, out, write_uids(chosen), classes=str(tmp_path / "classes.npy"))
+    reshard(pool.path, out, write_uids(chosen), classes=write_classes(tmp_path / "classes.npy", classes))
     read = read_tars(out)
     assert read == slow_reshard(pool.path, chosen, classes)
     assert [members.get("cls") for _, members in read] == [b"0", b"999", b"17", b"17", None, None]
     with tarfile.open(f"{out}/00000000.tar") as tar:
         assert len(tar.getnames()) == len(set(tar.getnames())) == 6 * 3 + 4
+
+
+def test_folder_of_classes(make_pool, write_uids, tmp_path, out):
+    """Each subset has the class file of its own name; one that has none gets no classes."""
+    pool = make_pool((3, 2))
+    for name in ("2014", "2015", "months/01"):
+        write_uids(pool.uids, name)
+    tables = {"2014": {pool.uids[0]: 1, pool.uids[4]: 2}, "months/01": {pool.uids[0]: 30}}
+    for name, classes in tables.items():
+        write_classes(tmp_path / "classes" / f"{name}.npy", classes)
+    reshard(pool.path, out, str(tmp_path / "uids"), classes=str(tmp_path / "classes"))
+    for name in ("2014", "2015", "months/01"):
+        assert read_tars(f"{out}/{name}") == slow_reshard(pool.path, pool.uids, tables.get(name))
+    assert read_meta(f"{out}/2015")["arguments"]["cls_file"] is None
+    with pytest.raises(TicError, match=r"classes has a \{name\}\.npy for none of the subsets"):
+        reshard(pool.path, f"{out}2", write_uids(pool.uids, "other"), classes=str(tmp_path / "classes"))
 
 
 def test_dropped_samples_are_counted_by_reason(make_pool, write_uids, out):
@@ -326,20 +668,36 @@ def test_dropped_samples_are_counted_by_reason(make_pool, write_uids, out):
             members["json"] = members["json"].upper().replace(b'"UID"', b'"uid"')
 
     pool = make_pool((6, 5), edit=spoil)
-    chosen = [pool.uids[i] for i in (0, 1, 2, 3, 5, 6)]
+    chosen = [pool.uids[i] for i in (0, 1, 2, 3, 5, 6, 6)]
     reshard(pool.path, out, write_uids(chosen))
-    assert read_tars(out) == [(f"{pool.uids[i]}-0", pool.samples[pool.uids[i]]) for i in (1, 6)]
-    meta = json.loads(Path(out, "meta.json").read_text())
-    assert meta["dropped"] == {"no image": 3, "no json": 2, "no text": 1, "no valid uid": 1}
-    unused = [pool.uids[i] for i in (7, 10)]
-    assert meta["processed_count"] == 11 == meta["output_count"] + len(unused) + sum(meta["dropped"].values())
+    keys = [f"{pool.uids[1]}-0", f"{pool.uids[6]}-0", f"{pool.uids[6]}-1"]
+    assert [key for key, _ in read_tars(out)] == keys
+    meta = read_meta(out)
+    assert meta["dropped"] == {"no image": 3, "no json": 2, "no text": 1, "no valid uid": 1, "not in the subset": 2}
+    assert (meta["processed_count"], meta["kept_count"], meta["output_count"]) == (11, 2, 3)
+    assert meta["noted"] == {"upper-case uid": 1}
+
+
+def test_counts_that_do_not_add_up_are_an_error(make_pool, write_uids, out, monkeypatch):
+    real = part.index_shard
+
+    def miscounting(job):
+        found = real(job)
+        found.read += 1
+        return found
+
+    monkeypatch.setattr(part, "index_shard", miscounting)
+    pool = make_pool((2, 1))
+    with pytest.raises(TicError, match=f"{out}: 5 samples read, but 3 kept and 0 dropped"):
+        reshard(pool.path, out, write_uids(pool.uids))
+    assert not Path(out, "meta.json").exists()
 
 
 def test_pool_with_nothing_that_can_be_used(make_pool, write_uids, out):
     pool = make_pool((2, 1), edit=lambda number, members: members.pop("json"))
     (split,) = reshard(pool.path, out, write_uids(pool.uids))
     assert (split.wanted, split.num_samples) == (3, 0)
-    assert json.loads(Path(out, "meta.json").read_text())["dropped"] == {"no json": 3}
+    assert read_meta(out)["dropped"] == {"no json": 3}
 
 
 @pytest.mark.parametrize("uids", [[], ABSENT])
@@ -352,19 +710,123 @@ def test_subset_without_a_sample(make_pool, write_uids, out, uids):
     assert reshard(pool.path, out, subset)[0].reused
 
 
+def test_resharding_a_split_again(make_pool, write_uids, tmp_path):
+    """A split is a pool itself, with the same UIDs."""
+    pool = make_pool()
+    reshard(pool.path, str(tmp_path / "a"), write_uids(pool.uids))
+    reshard(str(tmp_path / "a"), str(tmp_path / "b"), write_uids(pool.uids[:2], "b"))
+    assert read_tars(tmp_path / "b") == slow_reshard(pool.path, pool.uids[:2])
+    assert all(is_uid(key.removesuffix("-0")) for key, _ in read_tars(tmp_path / "b"))
+
+
+def test_members_of_any_kind_are_carried_along(tmp_path, write_uids, out):
+    members = {"jpg": b"\xff\xd8", "json": f'{{"uid": "{UID}"}}'.encode(), "txt": b" ", "seg.npy": b"", "s" * 56: b"1"}
+    write_shard(tmp_path / "pool/0.tar", [("a/b/0", members), ("c/1", {"webp": b""})])
+    reshard(str(tmp_path / "pool"), out, write_uids([UID]))
+    assert read_tars(out) == [(f"{UID}-0", members)]
+
+
+# Pool shards that can't be read.
+
+
+def spoil_shard(pool, damage, number=1):
+    """Damage a shard of a pool; returns its path, and how to repair it."""
+    path = tars_of(pool)[number]
+    data = path.read_bytes()
+    path.write_bytes(damage(data))
+    return path, lambda: path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, message):
+    pool = make_pool((2, 2, 3, 2))
+    subset = write_uids(pool.uids)
+    bad, _ = spoil_shard(pool, damage)
+    with pytest.raises(TicError) as error:
+        reshard(pool.path, out, subset, shard_size=2)
+    assert str(error.value).startswith(f"pool shards that can't be read: 1 ({bad}: {message}")
+    assert str(error.value).endswith("; --skip-bad-shards leaves them out")
+    assert len(indexed) == 4
+    rest = [uid for i, uid in enumerate(pool.uids) if i not in (2, 3)]
+    assert [key for key, _ in read_tars(out)] == [f"{uid}-0" for uid in rest]
+    assert not Path(out, "meta.json").exists()
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path(out).glob("*.tar")}
+    indexed.clear()
+    (split,) = reshard(pool.path, out, subset, shard_size=2, skip_bad_shards=True)
+    assert indexed == [bad.name]  # whether it has been repaired
+    assert split.num_samples == 7
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path(out).glob("*.tar")} == before
+    meta = read_meta(out)
+    assert list(meta["bad_shards"]) == [str(bad)]
+    assert meta["bad_shards"][str(bad)].startswith(message)
+    assert meta["processed_count"] == meta["kept_count"] == 7
+    assert not Path(out, ".reshard").exists()
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_bad_shard_then_repaired(make_pool, write_uids, tmp_path, out, damage, message):
+    pool = make_pool((2, 2, 3, 2))
+    subset = write_uids(pool.uids)
+    reshard(pool.path, str(tmp_path / "undisturbed"), subset, shard_size=2)
+    _, repair = spoil_shard(pool, damage)
+    with pytest.raises(TicError, match="can't be read"):
+        reshard(pool.path, out, subset, shard_size=2)
+    repair()
+    reshard(pool.path, out, subset, shard_size=2)
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_bad_shard_left_out_at_once(make_pool, write_uids, tmp_path, num_workers):
+    pool = make_pool((2, 2, 3, 2))
+    write_uids(pool.uids[:5] + pool.uids[:1], "a")
+    write_uids(pool.uids[3:], "b")
+    bad, _ = spoil_shard(pool, DAMAGES[1][0])
+    splits = reshard(
+        pool.path, str(tmp_path / "out"), str(tmp_path / "uids"), num_workers=num_workers, skip_bad_shards=True
+    )
+    assert [(split.name, split.num_samples, split.wanted) for split in splits] == [("a", 4, 6), ("b", 5, 6)]
+    for split in splits:
+        meta = read_meta(split.path)
+        assert list(meta["bad_shards"]) == [str(bad)]
+        assert meta["processed_count"] == 7 == meta["kept_count"] + sum(meta["dropped"].values())
+
+
+def test_many_bad_shards_are_one_line(make_pool, write_uids, out):
+    pool = make_pool((1, 1, 1, 1, 1))
+    for path in tars_of(pool):
+        path.write_bytes(b"")
+    shown = "; ".join(f"{path}: empty file" for path in tars_of(pool)[:3])
+    with pytest.raises(TicError) as error:
+        reshard(pool.path, out, write_uids(pool.uids))
+    assert str(error.value) == (
+        f"pool shards that can't be read: 5 ({shown}; and 2 more); --skip-bad-shards leaves them out"
+    )
+
+
+def test_bad_shard_in_a_dry_run(make_pool, write_uids, out):
+    pool = make_pool((2, 2))
+    bad, _ = spoil_shard(pool, DAMAGES[0][0])
+    with pytest.raises(TicError, match=f"{bad}: empty file"):
+        reshard(pool.path, out, write_uids(pool.uids), dry_run=True)
+    (split,) = reshard(pool.path, out, write_uids(pool.uids), dry_run=True, skip_bad_shards=True)
+    assert (split.num_samples, Path(out).exists()) == (2, False)
+
+
 # Again, over, and what is refused.
 
 
-def test_again_does_nothing(make_pool, write_uids, tmp_path, out):
+def test_again_does_nothing(make_pool, write_uids, tmp_path, out, indexed):
     pool = make_pool()
     write_uids(pool.uids, "2014")
     first = reshard(pool.path, out, str(tmp_path / "uids"))
     before = times(out)
-    (split,) = reshard(pool.path, out, str(tmp_path / "uids"), num_workers=2)
+    indexed.clear()
+    (split,) = reshard(pool.path, out, str(tmp_path / "uids"))
     assert split.reused
     assert (split.wanted, split.num_samples, split.num_shards) == (5, 5, 1)
     assert not first[0].reused
-    assert times(out) == before
+    assert (times(out), indexed) == (before, [])
 
 
 def test_a_subset_more_makes_only_its_split(make_pool, write_uids, tmp_path, out):
@@ -381,20 +843,23 @@ def test_a_subset_more_makes_only_its_split(make_pool, write_uids, tmp_path, out
     assert read_tars(f"{out}/2013") == slow_reshard(pool.path, pool.uids[2:])
 
 
-def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uids, out):
+def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uids, tmp_path, out):
     pool = make_pool((3, 2))
     subset, other = write_uids(pool.uids), write_uids(pool.uids[:1], "other")
+    classes = write_classes(tmp_path / "classes.npy", {pool.uids[0]: 3})
     reshard(pool.path, out, subset, shard_size=2)
     Path(out, "notes.txt").write_text("mine")
     before = tree(out)
     for arguments, message in (
         ((pool.path, out, other, None, 2), f"{out} was made with another UID file; give --overwrite"),
         ((pool.path, out, subset, None, 3), f"{out} was made with another shard size; give --overwrite"),
+        ((pool.path, out, subset, classes, 2), f"{out} was made with another class file; give --overwrite"),
+        ((pool.path, out, other, classes, 3), "with another UID file and class file and shard size; "),
         ((make_pool((4, 2), name="b").path, out, subset, None, 2), f"{out} was made with another pool; "),
     ):
-        pool_path, output, subset_file, classes, size = arguments
+        pool_path, output, subset_file, class_file, size = arguments
         with pytest.raises(TicError, match=message):
-            reshard(pool_path, output, subset_file, classes=classes, shard_size=size)
+            reshard(pool_path, output, subset_file, classes=class_file, shard_size=size)
     assert tree(out) == before
     reshard(pool.path, out, other, shard_size=2, overwrite=True)
     assert read_tars(out) == slow_reshard(pool.path, pool.uids[:1])
@@ -461,64 +926,6 @@ def test_the_pool_is_never_written_into(make_pool, write_uids, tmp_path, overwri
     assert tree(pool.path) == before
 
 
-class Killed(BaseException):
-    """Ends the program at once."""
-
-
-def kill_at(monkeypatch, number):
-    """Die at the ``number``-th renaming or deleting of a file from now on; returns the list of those done."""
-    done = []
-
-    def dying(real):
-        def call(*args, **kwargs):
-            if len(done) >= number:
-                raise Killed
-            done.append(args)
-            return real(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(os, "replace", dying(os.replace))
-    monkeypatch.setattr(Path, "unlink", dying(Path.unlink))
-    return done
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_killed_anywhere_it_is_finished_later(make_pool, write_uids, tmp_path, monkeypatch, overwrite):
-    """With ``overwrite``, a split made with another shard size is being replaced when the program dies."""
-    pool = make_pool((2, 1))
-    subset, out = write_uids(pool.uids), tmp_path / "out"
-    reshard(pool.path, str(out), subset, shard_size=2)
-    expected, samples = tree(out), read_tars(out)
-    for number in range(200):
-        out = tmp_path / f"out{number}"
-        if overwrite:
-            reshard(pool.path, str(out), subset, shard_size=1)
-        with monkeypatch.context() as patch:
-            done = kill_at(patch, number)
-            with suppress(Killed):
-                reshard(pool.path, str(out), subset, shard_size=2, overwrite=overwrite)
-        if (out / "meta.json").exists():  # the old split or the new one, but whole
-            assert read_tars(out) == samples
-        replace = overwrite and (out / "meta.json").exists()  # an unfinished split needs no --overwrite
-        reshard(pool.path, str(out), subset, shard_size=2, overwrite=replace)
-        assert tree(out) | {"started.json": b""} == expected | {"started.json": b""}  # it may stay, and harms nobody
-        if len(done) < number:
-            break
-    assert 15 < number < 199
-
-
-def test_what_a_killed_process_left_is_removed(make_pool, write_uids, out):
-    pool = make_pool()
-    for name in ("started.json", "00000000.tar", "00000007.tar", ".00000001.tar.123.tmp", "notes.txt"):
-        Path(out).mkdir(exist_ok=True)
-        Path(out, name).write_text("{}")
-    reshard(pool.path, out, write_uids(pool.uids))
-    assert set(tree(out)) == {
-        *("00000000.tar", "00000000_stats.json", "sizes.json", "meta.json", "sample_ids.npy", "notes.txt")
-    }
-
-
 def test_dry_run_writes_nothing(make_pool, write_uids, tmp_path, out):
     pool = make_pool((3, 2))
     write_uids(pool.uids[1:], "2014")
@@ -527,17 +934,6 @@ def test_dry_run_writes_nothing(make_pool, write_uids, tmp_path, out):
     splits = reshard(pool.path, out, str(tmp_path / "uids"), shard_size=3, dry_run=True)
     assert [(s.name, s.wanted, s.num_samples, s.num_shards) for s in splits] == [("2014", 4, 4, 2), ("2015", 2, 0, 0)]
     assert times(tmp_path) == before
-
-
-@pytest.mark.parametrize("damage", [lambda shard: shard[:700], lambda shard: b"", lambda shard: b"x" * 5000])
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_damaged_pool_shard_is_named(make_pool, write_uids, out, damage, num_workers):
-    pool = make_pool((2, 2))
-    shard = Path(pool.path, "00000001.tar")
-    shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(TicError, match=f"^{shard}: "):
-        reshard(pool.path, out, write_uids(pool.uids), num_workers=num_workers)
-    assert not Path(out).exists()
 
 
 def test_no_pool_and_no_subsets(make_pool, write_uids, tmp_path, out):
@@ -556,6 +952,7 @@ def test_no_pool_and_no_subsets(make_pool, write_uids, tmp_path, out):
         ((pool.path, out, subset), {"classes": missing}, f"{missing} is missing"),
         ((pool.path, out, subset), {"shard_size": 0}, "must be at least 1"),
         ((pool.path, out, subset), {"num_workers": 0}, "must be at least 1"),
+        ((pool.path, out, subset), {"engine": "slurm"}, "unknown engine 'slurm'; the engines are local, ray"),
     ):
         with pytest.raises(TicError, match=message):
             reshard(*arguments, **options)
@@ -577,7 +974,39 @@ def test_subsets_by_name(write_uids, tmp_path):
     assert find_subsets(paths["a"]) == {"": paths["a"]}
 
 
-# The script, and the cloud.
+# Processes.
+
+
+def square(number):
+    return number * number
+
+
+def fail(number):
+    raise TicError(f"job {number}")
+
+
+@pytest.mark.parametrize(("count", "fork"), [(1, False), (2, False), (2, True)])
+def test_workers(count, fork):
+    with workers(count, fork=fork) as executor:
+        assert [executor.submit(square, i).result() for i in range(5)] == [0, 1, 4, 9, 16]
+        with pytest.raises(TicError, match="job 3"):
+            executor.submit(fail, 3).result()
+
+
+def test_worker_that_dies(make_pool, write_uids, out, monkeypatch):
+    """Both processes of a run die at the third pool shard; the message names what they were at."""
+    real = part.index_shard
+    monkeypatch.setattr(part, "index_shard", lambda job: os._exit(1) if "00000002" in job.path else real(job))
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # so that processes are copies of this one
+    pool = make_pool((1, 1, 1, 1))
+    with pytest.raises(TicError, match=r"a worker process died .*00000002\.tar.*; try fewer workers"):
+        reshard(pool.path, out, write_uids(pool.uids), num_workers=2)
+    monkeypatch.undo()
+    reshard(pool.path, out, write_uids(pool.uids))
+    assert read_tars(out) == slow_reshard(pool.path, pool.uids)
+
+
+# The script.
 
 
 def script(*arguments, **options):
@@ -589,11 +1018,15 @@ def test_script(make_pool, write_uids, tmp_path, out):
     write_uids(pool.uids[1:], "2014")
     write_uids([*pool.uids[:1], *ABSENT], "2015")
     arguments = ["-i", pool.path, "-o", "out", "-s", "uids", "--shard-size", "3"]
-    lines = "out/2014: {0}4 of 4 UIDs in 2 shards\nout/2015: {0}1 of 3 UIDs in 1 shards\n"
-    for flags, state in ((["--dry-run"], "would write "), (["-j", "2"], ""), ([], "already there: ")):
+    for flags in (["--dry-run"], ["-j", "2"], []):
         done = script(*arguments, *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == lines.format(state)
+        title, first, second, *last = done.stdout.splitlines()
+        assert title.split() == ["split", "samples", "shards", "size", "coverage"]
+        assert (first.split()[:3], second.split()[:3]) == (["out/2014", "4", "2"], ["out/2015", "1", "1"])
+        assert ("100.0 % of 4" in first, "33.3 % of 3" in second) == (True, True)
+        assert ("already there" in first, "already there" in second) == (not flags, not flags)
+        assert last == (["dry run: nothing was written"] if flags == ["--dry-run"] else [])
         assert Path(out).exists() == (flags != ["--dry-run"])
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
     done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
@@ -603,48 +1036,18 @@ def test_script(make_pool, write_uids, tmp_path, out):
     assert json.loads(Path(out, "2014/sizes.json").read_text()) == {"00000000.tar": 4}
 
 
+def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
+    pool = make_pool((2, 2, 1))
+    write_uids(pool.uids)
+    bad, _ = spoil_shard(pool, DAMAGES[1][0])
+    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "-j", "2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: pool shards that can't be read: 1 (pool/{bad.name}: ")
+    assert "Traceback" not in done.stderr
+    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "--skip-bad-shards", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_script_without_a_pool(tmp_path):
     done = script("-i", "nothing", "-o", "out", "-s", "uids", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: nothing is missing or no folder\n")
-
-
-def test_from_cloud_to_cloud(make_pool, write_uids, tmp_path, s3):
-    pool = make_pool((3, 4, 2))
-    subset = write_uids(pool.uids[1:] + pool.uids[:3])
-    reshard(pool.path, str(tmp_path / "out"), subset, shard_size=4)
-    to_path(f"{s3}/pool").upload_from(pool.path)
-    (split,) = reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=4, num_workers=2)
-    assert (split.path, split.num_samples, split.num_shards) == (f"{s3}/out", 11, 3)
-    to_path(f"{s3}/out").download_to(tmp_path / "down")
-    down, local = tree(tmp_path / "down"), tree(tmp_path / "out")
-    assert json.loads(down.pop("meta.json"))["arguments"]["input_dir"] == f"{s3}/pool"
-    local.pop("meta.json")
-    assert down == local
-    assert reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=4)[0].reused
-    with pytest.raises(TicError, match="was made with another shard size"):
-        reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=3)
-    reshard(f"{s3}/pool", f"{s3}/out", subset, shard_size=12, overwrite=True)
-    assert split_sizes(f"{s3}/out") == {f"{s3}/out/00000000.tar": 11}
-    assert {path.name for path in to_path(f"{s3}/out").iterdir()} == {
-        *("00000000.tar", "00000000_stats.json", "sizes.json", "meta.json", "sample_ids.npy")
-    }
-
-
-def test_resharding_a_split_again(make_pool, write_uids, tmp_path):
-    """A split is a pool itself, with the same UIDs."""
-    pool = make_pool()
-    reshard(pool.path, str(tmp_path / "a"), write_uids(pool.uids))
-    reshard(str(tmp_path / "a"), str(tmp_path / "b"), write_uids(pool.uids[:2], "b"))
-    assert read_tars(tmp_path / "b") == slow_reshard(pool.path, pool.uids[:2])
-    assert all(is_uid(key.removesuffix("-0")) for key, _ in read_tars(tmp_path / "b"))
-
-
-def test_members_of_any_kind_are_carried_along(tmp_path, write_uids, out):
-    members = {"jpg": b"\xff\xd8", "json": f'{{"uid": "{UID}"}}'.encode(), "txt": b"", "seg.npy": b"123"}
-    write_shard(tmp_path / "pool/0.tar", [("a/b/0", members), ("c/1", {"webp": b""})])
-    reshard(str(tmp_path / "pool"), out, write_uids([UID]))
-    assert read_tars(out) == [(f"{UID}-0", members)]
-
-
-def test_copy_needs_no_classes():
-    assert copy.class_ids(None, parse_uids([UID, OTHER])) == [None, None]

@@ -136,7 +136,7 @@ def reshard(
     shards, files = list_shards(pool), find_subsets(subsets)
     paths = {name: str(to_path(output_dir) / name) for name in files}
     _check_paths(pool, output_dir, paths)
-    numbers = range(parts) if part is None else [part]
+    numbers = range(max(parts, 1)) if part is None else [part]
     with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder:
         targets = _targets(pool, files, paths, classes, Path(folder))
         all_made = [_part(shards, targets, output_dir, parts, number, settings) for number in numbers]
