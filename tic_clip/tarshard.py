@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import compress
 from operator import ne
 from pathlib import Path
 from typing import IO, Any
@@ -299,24 +298,26 @@ def read_table(shard: Buffer, ignored: Counter | None = None) -> Table:
         TicError: as ``members``.
     """
     found = list(members(shard, ignored))
-    split = [split_name(name) for name, _, _ in found]
-    if not all(suffix and key[-1:] not in ("", "/") for key, suffix in split):
-        good = [bool(suffix) and key[-1:] not in ("", "/") for key, suffix in split]
-        found, split = list(compress(found, good)), list(compress(split, good))
+    names, offset, size = zip(*found, strict=True) if found else ((), (), ())
+    keys, texts = map(list, zip(*map(split_name, names), strict=True)) if found else ([], [])
+    offset, size = np.array(offset, np.int64), np.array(size, np.int64)
+    nameless = [i for i, text in enumerate(texts) if not text or keys[i][-1:] in ("", "/")]
+    if nameless:
         if ignored is not None:
-            ignored["file without a key or a suffix"] += len(good) - len(found)
-    keys, texts = [key for key, _ in split], [suffix for _, suffix in split]
+            ignored["file without a key or a suffix"] += len(nameless)
+        offset, size = np.delete(offset, nameless), np.delete(size, nameless)
+        for i in reversed(nameless):
+            del keys[i], texts[i]
     codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
     suffix = np.array([codes[text] for text in texts], np.int32)
     starts = _starts(keys, suffix, len(codes))
-    places = np.array([place for _, *place in found], np.int64).reshape(-1, 2)
     return Table(
         keys=[keys[i] for i in starts.tolist()],
         start=np.append(starts, len(keys)),
         suffixes=list(codes),
         suffix=suffix,
-        offset=places[:, 0],
-        size=places[:, 1],
+        offset=offset,
+        size=size,
     )
 
 

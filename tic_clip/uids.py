@@ -184,7 +184,7 @@ def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The high words are searched, in their order, so that a memory-mapped subset is read from front to back; rows that
     share theirs are told apart by the low words.
     """
-    order = np.argsort(uids["f0"], kind="stable")
+    order = np.argsort(uids["f0"], kind="stable")  # of what is sorted already it costs little
     wanted, high = uids[order], subset["f0"]
     start = np.searchsorted(high, wanted["f0"])
     repeats = np.zeros(len(uids), np.int64)

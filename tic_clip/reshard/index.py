@@ -163,8 +163,11 @@ def index_shard(job: Job) -> Index:
     if upper := sum(text != text.lower() for text in texts):
         index.noted["upper-case uid"] += upper
     keys = uids.parse_uids(texts)
-    repeats = [uids.find(uids.open_uids(path), keys)[1] for path in job.subsets]
-    wanted = np.flatnonzero(np.any(repeats, axis=0))
+    order = np.lexsort((keys["f1"], keys["f0"]))
+    repeats = np.empty((len(job.subsets), len(keys)), np.int64)
+    for split, path in enumerate(job.subsets):
+        repeats[split, order] = uids.find(uids.open_uids(path), keys[order])[1]
+    wanted = np.flatnonzero(repeats.any(axis=0))
     index.table, index.uids = table.take(usable[wanted]), keys[wanted]
     index.rows = [_rows(index, repeat[wanted], classes) for repeat, classes in zip(repeats, job.classes, strict=True)]
     return index
