@@ -7,7 +7,7 @@ counted, not a fault: links die. Writes nothing.
 """
 
 from tic_clip.cli import Parser, run
-from tic_clip.shards import Verified, verify
+from tic_clip.verify import Verified, verify
 
 
 def main() -> int:

@@ -99,10 +99,10 @@ def s3_faulty(s3, s3_server, monkeypatch):
     from cloud import Proxy, serving
     from cloudpathlib import S3Client
 
-    from tic_clip import storage
+    from tic_clip import clouds
 
     for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 0.5}.items():
-        monkeypatch.setattr(storage, name, value)
+        monkeypatch.setattr(clouds, name, value)
     with serving(Proxy(behind=s3_server)) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
         monkeypatch.setattr(S3Client, "_default_client", None)

@@ -8,29 +8,49 @@ from pathlib import Path
 import pytest
 from conftest import picture, write_tar
 
-from tic_clip import TicError, evalsets
-from tic_clip.evalsets import convert, imagenet_texts
-from tic_clip.shards import list_tars, split_sizes
+from tic_clip import TicError, wds
+from tic_clip.shards import known_sizes, list_tars, split_sizes
+from tic_clip.verify import Verified, verify
+from tic_clip.wds import convert, imagenet_texts
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt")
 
 
-def make_split(folder, counts=(3, 2), kind="classification"):
+def make_split(folder, counts=(3, 2), kind="classification", number=0):
     """A split as the resharder writes it; sample i has the picture i, the caption "picture i" and the class i + 5."""
     folder.mkdir(parents=True)
-    number, sizes = 0, {}
+    sizes = {}
     for shard, count in enumerate(counts):
         members = []
         for i in range(number, number + count):
             members += [(f"{i:032x}-0.png", picture(i)), (f"{i:032x}-0.txt", f"picture {i}".encode())]
-            members += [(f"{i:032x}-0.json", b"{}")]
+            members += [(f"{i:032x}-0.json", f'{{"uid": "{i:032x}"}}'.encode())]
             members += [(f"{i:032x}-0.cls", str(i + 5).encode())] if kind == "classification" else []
         write_tar(folder / f"{shard:08d}.tar", members)
+        (folder / f"{shard:08d}_stats.json").write_text(f'{{"successes": {count}}}')
         sizes[f"{shard:08d}.tar"] = count
         number += count
     (folder / "sizes.json").write_text(json.dumps(sizes))
     return folder
+
+
+def make_parts(folder, parts, kind="classification"):
+    """A split in parts of such counts, numbered through."""
+    for part, counts in enumerate(parts):
+        make_split(folder / f"{part:05d}", counts, kind, sum(map(sum, parts[:part])))
+        meta = {"arguments": {"part": part, "parts": len(parts)}}
+        meta |= {"output_shard_count": len(counts), "output_count": sum(counts)}
+        (folder / f"{part:05d}/meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(params=["flat", "parts"])
+def make(request):
+    """A split of two shards, of three and two samples, in either layout."""
+    if request.param == "flat":
+        return make_split
+    return lambda folder, counts=(3, 2), kind="classification": make_parts(folder, [(n,) for n in counts] + [()], kind)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +69,10 @@ def load(split, task="zeroshot_classification"):
 def tree(folder):
     """Every file and link with what it holds and when that was written."""
     return {
-        str(path.relative_to(folder)): (os.readlink(path) if path.is_symlink() else path.read_bytes(), path.lstat()[8])
+        str(path.relative_to(folder)): (
+            os.readlink(path) if path.is_symlink() else path.read_bytes(),
+            path.lstat().st_mtime_ns,
+        )
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
@@ -109,19 +132,75 @@ def test_a_folder_of_splits(tmp_path):
     assert not (tmp_path / "eval/test").exists()
 
 
-def test_a_split_in_parts_stays_as_it_is(tmp_path):
-    """The layout of reshard.py's --parts, whose readers would count the links as well."""
-    for part in ("00000", "00001"):
-        make_split(tmp_path / "2014" / part)
+def test_a_part_alone_is_no_split(tmp_path):
+    make_parts(tmp_path / "2014", ((3, 2), (1,)))
     before = tree(tmp_path)
-    for path in (tmp_path, tmp_path / "2014", tmp_path / "2014/00001"):
-        with pytest.raises(TicError, match="is a part of a split; cut evaluation splits without --parts"):
-            list(convert(str(path), "classification"))
+    with pytest.raises(TicError, match="00001 is a part of a split; give the folder that all parts lie in"):
+        list(convert(str(tmp_path / "2014/00001"), "classification"))
     assert tree(tmp_path) == before
 
 
-def test_a_split_that_was_moved_still_loads(tmp_path):
-    split = make_split(tmp_path / "a/2014")
+@pytest.mark.parametrize("parts", [((3, 2), (1, 1)), ((), (2,), (), (1, 2)), ((1,) * 11, (1,))])
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+def test_a_split_in_parts(tmp_path, parts, kind):
+    split = make_parts(tmp_path / "eval/2014", parts, kind)
+    shards, total = sum(map(len, parts)), sum(map(sum, parts))
+    before = list_tars(split), split_sizes(split)
+    assert len(before[0]) == shards
+    for path in (split, split.parent):
+        assert list(convert(str(path), kind)) == [(split, shards)]
+    dataset = load(split, f"zeroshot_{kind}")
+    assert [image for image, _ in dataset] == list(range(total))
+    assert [label for _, label in dataset] == (
+        [[f"picture {i}"] for i in range(total)] if kind == "retrieval" else list(range(5, total + 5))
+    )
+    assert [os.readlink(split / f"test/{i}.tar") for i in range(shards)] == [
+        f"../{part:05d}/{shard:08d}.tar" for part, counts in enumerate(parts) for shard in range(len(counts))
+    ]
+    assert (list_tars(split), split_sizes(split)) == before
+    assert sum(known_sizes(split).values()) == total
+
+
+def test_verify_sees_no_fault_in_a_split_in_parts(tmp_path):
+    split = make_parts(tmp_path / "2014", ((3, 2), (), (1,)))
+    for _ in range(2):
+        seen = Verified()
+        assert list(verify(str(split), seen=seen)) == []
+        assert (seen.shards, seen.samples) == (3, 6)
+        list(convert(str(split), "classification"))
+
+
+def test_parts_without_tables_of_sizes(tmp_path):
+    split = make_parts(tmp_path / "2014", ((3, 2), (1,)))
+    for table in split.glob("*/sizes.json"):
+        table.unlink()
+    for _ in range(2):
+        assert list(convert(str(split), "classification")) == [(split, 3)]
+        assert len(list_tars(split)) == 3
+        assert known_sizes(split) == dict.fromkeys(list_tars(split))
+    assert len(list(load(split))) == 6
+
+
+def test_parts_that_are_not_all_there(tmp_path):
+    split = make_parts(tmp_path / "2014", ((3, 2), (1,)))
+    (split / "00001/sizes.json").unlink()
+    with pytest.raises(TicError, match="2014 has 1 of 2 parts: finish reshard first"):
+        list(convert(str(split), "classification"))
+    assert not (split / "test").exists()
+
+
+@pytest.mark.parametrize("make", [lambda folder: make_split(folder, ()), lambda folder: make_parts(folder, ((), ()))])
+def test_a_split_without_a_sample_stays_as_it_is(tmp_path, make):
+    empty, split = make(tmp_path / "eval/2014"), make_split(tmp_path / "eval/2015", (2,))
+    before = tree(empty)
+    assert list(convert(str(tmp_path / "eval"), "classification")) == [(empty, 0), (split, 1)]
+    done = run(empty, "classification")
+    assert (done.returncode, done.stdout) == (0, f"{empty}: no sample, so no test/\n")
+    assert tree(empty) == before
+
+
+def test_a_split_that_was_moved_still_loads(tmp_path, make):
+    split = make(tmp_path / "a/2014")
     list(convert(str(split), "classification"))
     (tmp_path / "a").rename(tmp_path / "b")
     assert len(list(load(tmp_path / "b/2014"))) == 5
@@ -146,8 +225,8 @@ def test_texts_of_the_folder_above_count(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["classification", "retrieval"])
-def test_twice_changes_nothing(tmp_path, kind):
-    split = make_split(tmp_path / "2014")
+def test_twice_changes_nothing(tmp_path, kind, make):
+    split = make(tmp_path / "2014", kind=kind)
     list(convert(str(split), kind))
     before = tree(split)
     inodes = {path: path.lstat().st_ino for path in (split / "test").glob("*.tar")}
@@ -157,16 +236,16 @@ def test_twice_changes_nothing(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["classification", "retrieval"])
-def test_killed_anywhere_the_second_run_completes(tmp_path, monkeypatch, kind):
+def test_killed_anywhere_the_second_run_completes(tmp_path, monkeypatch, kind, make):
     """Each step in turn is the one that it does not come to."""
-    whole = make_split(tmp_path / "whole/2014")
+    whole = make(tmp_path / "whole/2014", kind=kind)
     list(convert(str(whole), kind))
     for stop in range(9):
-        split, steps = make_split(tmp_path / f"{stop}/2014"), iter(range(stop))
+        split, steps = make(tmp_path / f"{stop}/2014", kind=kind), iter(range(stop))
         with monkeypatch.context() as patch:
             for name in ("write_text", "_symlink"):
-                real = getattr(evalsets, name)
-                patch.setattr(evalsets, name, lambda *args, real=real, steps=steps: (next(steps), real(*args)))
+                real = getattr(wds, name)
+                patch.setattr(wds, name, lambda *args, real=real, steps=steps: (next(steps), real(*args)))
             killed = False
             try:
                 list(convert(str(split), kind))
@@ -190,8 +269,8 @@ def test_a_split_that_was_made_again(tmp_path):
     assert len(list(load(split))) == 2
 
 
-def test_a_link_that_leads_elsewhere_is_put_right(tmp_path):
-    split = make_split(tmp_path / "2014")
+def test_a_link_that_leads_elsewhere_is_put_right(tmp_path, make):
+    split = make(tmp_path / "2014")
     (split / "test").mkdir()
     (split / "test/0.tar").symlink_to("../00000001.tar")
     list(convert(str(split), "classification"))

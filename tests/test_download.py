@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tic_clip import TicError, download
-from tic_clip.download import MONTHLY, TABLES, YEARLY, Absent, download_lists, fetch, unpack
+from tic_clip.download import Absent, download_lists, fetch, unpack
+from tic_clip.released import MONTHLY, TABLES, YEARLY
 from tic_clip.timeline import MONTHS
 from tic_clip.uids import UID, check_size, save_uids
 

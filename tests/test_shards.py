@@ -5,10 +5,12 @@ import tarfile
 import pytest
 from conftest import write_tar
 
-from tic_clip import TicError, storage
+from tic_clip import TicError, clouds
 from tic_clip.shards import (
+    Empty,
     count_samples,
     dataset_size,
+    known_sizes,
     list_shards,
     list_tars,
     read_sizes,
@@ -154,7 +156,8 @@ def test_table_is_datacomps(tmp_path):
 
 @pytest.fixture(params=["local", "cloud"])
 def folder(request, tmp_path):
-    """A folder without anything in it, on the disk or in a cloud."""
+    """A folder without anything in it, on the disk or in a cloud, where it has the name of an earlier test's."""
+    read_sizes.cache_clear()
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3") + "/f"
 
 
@@ -171,6 +174,29 @@ def test_both_layouts(folder):
     assert list_tars(folder) == [path for path, _ in expected]
     write_text(f"{folder}/00000000.tar", "flat")  # then the folders are something else
     assert list_shards(folder) == [(f"{folder}/00000000.tar", 4)]
+
+
+def test_clip_benchmarks_links_are_no_part(folder):
+    """``test/`` holds them on a disk, and copies of the shards once they were brought to a cloud."""
+    for part in range(2):
+        write_text(make_part(folder, part, 2) + "/00000000.tar", "")
+        write_text(f"{folder}/test/{part}.tar", "")
+    expected = [f"{folder}/{part:05d}/00000000.tar" for part in range(2)]
+    assert list_tars(folder) == list(split_sizes(folder)) == expected
+    assert known_sizes(folder) == dict(zip(expected, (1, 2), strict=True))
+    assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(2)]
+    assert list_tars(f"{folder}/test") == [f"{folder}/test/{part}.tar" for part in range(2)]
+
+
+def test_shards_without_a_table(folder):
+    write_text(f"{folder}/0.tar", "")
+    make_sizes(f"{folder}/old", {"0.tar": 1})
+    assert known_sizes(folder) == {f"{folder}/0.tar": None}
+    make_sizes(folder, {"0.tar": 2})
+    assert known_sizes(folder) == {f"{folder}/0.tar": 2}
+    write_sizes(folder, {})
+    with pytest.raises(Empty, match=f"^{folder} holds no sample$"):
+        known_sizes(folder)
 
 
 def make_part(folder, part, parts, sizes=None):
@@ -326,9 +352,9 @@ def test_counting_names_a_damaged_shard(tmp_path, folder):
 def test_counting_skips_the_data(s3_faulty, s3, tmp_path, monkeypatch):
     write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"1" * 500_000) for i in range(8)])
     write(tmp_path / "x.tar", s3)
-    sizes, read = [], storage._S3.read
-    monkeypatch.setattr(storage, "BLOCK", 1024)
-    monkeypatch.setattr(storage._S3, "read", lambda self, *args: sizes.append(len(data := read(self, *args))) or data)
+    sizes, read = [], clouds._S3.read
+    monkeypatch.setattr(clouds, "BLOCK", 1024)
+    monkeypatch.setattr(clouds._S3, "read", lambda self, *args: sizes.append(len(data := read(self, *args))) or data)
     assert count_samples(f"{s3}/x.tar") == 8
     assert sum(sizes) < 40_000
     assert len(sizes) < 12

@@ -13,10 +13,9 @@ import pytest
 from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE, Memory, serving
 from cloudpathlib import AzureBlobClient, GSClient, S3Client
 
-from tic_clip import TicError, storage
+from tic_clip import TicError, clouds
+from tic_clip.clouds import Missing, Unreachable
 from tic_clip.storage import (
-    Missing,
-    Unreachable,
     atomic_open,
     exists,
     fetch,
@@ -136,7 +135,7 @@ def test_an_error_leaves_the_cloud_object_that_was_there(s3):
 def short(monkeypatch):
     """Few and short attempts."""
     for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 0.5}.items():
-        monkeypatch.setattr(storage, name, value)
+        monkeypatch.setattr(clouds, name, value)
 
 
 @pytest.fixture(params=["gs", "az"])
@@ -247,7 +246,7 @@ def test_missing_survives_the_way_between_processes():
 
 
 def test_a_listing_of_many_pages(s3_faulty, s3, monkeypatch):
-    monkeypatch.setattr(storage, "PAGE", 2)
+    monkeypatch.setattr(clouds, "PAGE", 2)
     for name in "edcba":
         write_text(f"{s3}/f/{name}.tar", name)
     s3_faulty.fail("GET", "list-type", 503, 1)
@@ -355,8 +354,8 @@ def test_a_download_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
     data = random.Random(0).randbytes(1000)
     with atomic_open(f"{s3}/x.tar") as file:
         file.write(data)
-    monkeypatch.setattr(storage, "PART", 300)
-    monkeypatch.setattr(storage, "ATTEMPTS", 4)
+    monkeypatch.setattr(clouds, "PART", 300)
+    monkeypatch.setattr(clouds, "ATTEMPTS", 4)
     for fault in (503, TRUNCATE, CLOSE):
         s3_faulty.fail("GET", "x.tar", fault)
     fetch(f"{s3}/x.tar", tmp_path / "new/x.tar")
@@ -371,7 +370,7 @@ def test_a_download_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
 
 def test_too_few_bytes_are_no_answer(s3, tmp_path, monkeypatch, short):
     write_text(f"{s3}/x", "0123456789")
-    monkeypatch.setattr(storage._S3, "read", lambda *args: b"0123")
+    monkeypatch.setattr(clouds._S3, "read", lambda *args: b"0123")
     with pytest.raises(Unreachable, match=f"^{s3}/x could not be reached, tried 3 times: 4 of 10 bytes came$"):
         fetch(f"{s3}/x", tmp_path / "x")
     assert files_below(tmp_path) == []
@@ -392,8 +391,8 @@ def test_a_copy_is_fetched_once(s3_faulty, s3, tmp_path):
 def test_an_upload_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
     data = random.Random(0).randbytes(12 << 20)  # S3 wants parts of 5 MiB at least
     (tmp_path / "x").write_bytes(data)
-    monkeypatch.setattr(storage, "PART", 5 << 20)
-    monkeypatch.setattr(storage, "TIMEOUT", 20)
+    monkeypatch.setattr(clouds, "PART", 5 << 20)
+    monkeypatch.setattr(clouds, "TIMEOUT", 20)
     s3_faulty.fail("PUT", "partNumber=2", 503)
     s3_faulty.fail("PUT", "partNumber=3", CLOSE)
     s3_faulty.fail("POST", "uploads", 500)
@@ -411,7 +410,7 @@ def test_an_upload_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
 
 def test_an_object_that_changes_while_it_is_read(s3, tmp_path, monkeypatch):
     write_text(f"{s3}/x", "0123456789")
-    monkeypatch.setattr(storage, "BLOCK", 5)
+    monkeypatch.setattr(clouds, "BLOCK", 5)
     with open_random(f"{s3}/x") as file:
         assert file.read_at(0, 3) == b"012"
         write_text(f"{s3}/x", "abcdefghij")
@@ -432,7 +431,7 @@ def check_random(path, data):
 
 @pytest.mark.parametrize("where", ["local", "cloud"])
 def test_bytes_by_their_position(where, tmp_path, request, monkeypatch):
-    monkeypatch.setattr(storage, "BLOCK", 16)
+    monkeypatch.setattr(clouds, "BLOCK", 16)
     folder = tmp_path if where == "local" else request.getfixturevalue("s3")
     data = random.Random(0).randbytes(500)
     with atomic_open(f"{folder}/x") as file:
@@ -445,8 +444,8 @@ def test_bytes_by_their_position(where, tmp_path, request, monkeypatch):
 
 def test_only_what_is_near_is_fetched(s3_faulty, s3, monkeypatch):
     write_text(f"{s3}/x", "".join(f"{i:05d}" for i in range(400)))
-    monkeypatch.setattr(storage, "BLOCK", 10)
-    monkeypatch.setattr(storage, "PART", 160)
+    monkeypatch.setattr(clouds, "BLOCK", 10)
+    monkeypatch.setattr(clouds, "PART", 160)
     with open_random(f"{s3}/x") as file:
         assert [file.read_at(start, 5) for start in range(0, 300, 5)] == [b"%05d" % i for i in range(60)]
         one_after_the_other = s3_faulty.count("GET")
@@ -488,7 +487,7 @@ def test_googles_and_azures_packages(memory, tmp_path):
 
 def test_pages_of_google_and_azure(memory, monkeypatch):
     store, url = memory
-    monkeypatch.setattr(storage, "PAGE", 2)
+    monkeypatch.setattr(clouds, "PAGE", 2)
     tree_of_files(f"{url}/f")
     store.requests.clear()
     store.fail("GET", "prefix=", 503)

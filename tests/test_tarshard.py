@@ -1,13 +1,29 @@
 import errno
 import io
 import tarfile
+import tracemalloc
+from collections import Counter
 
+import numpy as np
 import pytest
 import webdataset
 
 from tic_clip import TicError, tarshard
 from tic_clip.storage import to_path
-from tic_clip.tarshard import END, Sample, header, members, open_shard, samples, split_name, write_shard
+from tic_clip.tarshard import (
+    END,
+    HEADER,
+    Sample,
+    header,
+    headers,
+    members,
+    octal,
+    open_shard,
+    read_table,
+    samples,
+    split_name,
+    write_shard,
+)
 
 CONTENT = [
     ("0-0", {"png": b"p" * 700, "json": b'{"a": 1}', "txt": b""}),
@@ -37,15 +53,25 @@ def as_we_read(shard):
     return [(name, shard[start : start + size]) for name, start, size in members(shard)]
 
 
-def raw(name, data, kind=b"0", size_field=None):
+def raw(name, data, kind=b"0", size_field=None, signed=False):
     """One member with any type and size field, and a right checksum."""
     block = bytearray(header(name, len(data)))
     block[156:157] = kind
     if size_field:
         block[124:136] = size_field
     block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
+    block[148:156] = b"%06o\0 " % sum(byte - 256 * (signed and byte > 127) for byte in block)
     return bytes(block) + data + bytes(-len(data) % 512)
+
+
+def pax(**values):
+    """PAX records; each begins with its own length."""
+    records = b""
+    for key, value in values.items():
+        rest = f" {key}={value}\n".encode()
+        length = next(n for n in range(len(rest), len(rest) + 20) if len(str(n)) + len(rest) == n)
+        records += str(length).encode() + rest
+    return records
 
 
 def link(kind, name="link.png"):
@@ -92,6 +118,27 @@ def test_old_types_and_sizes():
     assert as_we_read(shard) == as_tarfile_reads(shard) == [("a.png", b"a"), ("b.png", b"b" * 600), ("c.png", b"c")]
 
 
+def test_checksum_of_signed_bytes():
+    shard = raw("gr\udcf6\udcff.png", b"a", signed=True) + raw("gr\udcf6\udcff.png", b"b") + END
+    assert as_we_read(shard) == as_tarfile_reads(shard) == [("gr\udcf6\udcff.png", b"a"), ("gr\udcf6\udcff.png", b"b")]
+
+
+def test_size_in_a_pax_record():
+    """It counts for the next file, and for no other."""
+    size = b"00000000003\0"
+    entries = raw("x", pax(size=700, path="a/b.png"), b"x"), raw("cut", b"a" * 700, size_field=size), raw("c.png", b"c")
+    shard = b"".join(entries) + END
+    assert as_we_read(shard) == as_tarfile_reads(shard) == [("a/b.png", b"a" * 700), ("c.png", b"c")]
+
+
+def test_kinds_of_entries_are_counted():
+    ignored = Counter()
+    kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"S")
+    shard = b"".join(raw("a.png", b"", kind) for kind in kinds) + raw("L", LONGER.encode(), b"L") + raw("b", b"b") + END
+    assert [name for name, _, _ in members(shard, ignored)] == [LONGER]
+    assert ignored == {"directory": 1, "link": 2, "device": 2, "other entry": 2}
+
+
 def test_what_follows_the_end_is_not_read():
     shard = tar_of(SIZES)
     assert as_we_read(shard + b"rubbish") == as_we_read(shard + shard) == SIZES
@@ -127,6 +174,54 @@ def test_samples():
 
 def test_no_samples():
     assert list(samples(END)) == []
+    table = read_table(END)
+    assert (table.keys, table.start.tolist(), table.find("png").tolist()) == ([], [0], [])
+
+
+def test_table_by_hand():
+    names = ["0.png", "0.json", ".png", "1.JSON", "README", "2.txt", "2.png", "2.png", "c/.txt"]
+    ignored = Counter()
+    shard = tar_of([(name, b"d" * i) for i, name in enumerate(names)], format=USTAR)
+    table = read_table(shard, ignored)
+    assert table.keys == ["0", "1", "2", "2"]
+    assert table.start.tolist() == [0, 2, 3, 5, 6]
+    assert table.suffixes == ["png", "json", "txt"]
+    assert table.suffix.tolist() == [0, 1, 1, 2, 0, 0]
+    assert table.size.tolist() == [0, 1, 3, 5, 6, 7]
+    assert [shard[start : start + 1] for start in table.offset.tolist()[1:]] == [b"d"] * 5
+    assert ignored == {"file without a key or a suffix": 3}
+    assert table.find("png").tolist() == [0, -1, 4, 5]
+    assert table.find("json").tolist() == [1, 2, -1, -1]
+    assert table.find("cls").tolist() == [-1] * 4
+    position, member = table.members_of(np.array([2, 0, 2, 1]))
+    assert position.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert member.tolist() == [3, 4, 0, 1, 3, 4, 2]
+    part = table.take(np.array([3, 1]))
+    assert (part.keys, part.start.tolist(), part.size.tolist()) == (["2", "1"], [0, 1, 2], [7, 3])
+    assert part.find("json").tolist() == [-1, 1]
+
+
+def test_a_suffix_of_its_own_for_each_member():
+    """Names with dots in them: memory stays in proportion to the shard."""
+    shard = b"".join(header(f"{i}.{i}.jpg", 0) for i in range(4000)) + END
+    tracemalloc.start()
+    table = read_table(shard)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table.keys) == len(table.suffixes) == 4000
+    assert peak < 10 * len(shard)
+
+
+def test_many_entries():
+    """More than are looked at at a time, with a fault behind them, or within the last ones."""
+    entries = [header(f"{i}.png", 0) for i in range(10_000)]
+    shard = b"".join(entries) + END
+    assert [name for name, _, _ in members(shard)] == [f"{i}.png" for i in range(10_000)]
+    for damaged in (9_999, 4096, 4095, 0):
+        found = []
+        with pytest.raises(TicError, match=f"wrong header checksum at byte {512 * damaged}"):
+            found.extend(members(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :]))
+        assert len(found) == damaged
 
 
 def test_shard_is_read_by_tarfile_and_webdataset(tmp_path):
@@ -143,6 +238,24 @@ def test_header_is_tarfiles(size):
     info = tarfile.TarInfo("größe.png")
     info.size = size
     assert header("größe.png", size) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8")
+
+
+def test_headers_of_many_members():
+    names, sizes = ["a.png", "größe.json", "n" * 100, "b"], [0, 1, 8**11 - 1, 512]
+    table = headers([name.encode() for name in names], np.array(sizes))
+    assert table.shape == (4, 512)
+    assert table.tobytes() == b"".join(map(header, names, sizes))
+    assert table.view(HEADER)["size"].ravel().tolist() == [b"%011o" % size for size in sizes]
+    assert headers([], np.array([])).shape == (0, 512)
+
+
+def test_octal():
+    assert octal(np.array([0, 7, 8, 511]), 3).tolist() == [b"000", b"007", b"010", b"777"]
+
+
+def test_too_large_a_member():
+    with pytest.raises(TicError, match="member of 8589934592 bytes: a tar's limit is 8 GiB"):
+        header("a", 8**11)
 
 
 def test_too_long_a_name():
@@ -182,7 +295,13 @@ def test_every_byte_of_a_header_counts():
     assert as_we_read(bytes(shard)) == [("a.png", b"1")]
 
 
-@pytest.mark.parametrize("records", [b"rubbish", b"0 path=a\n", b"2 path=a\n", b"-5 path=a\n", b" path=a\n"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        *(b"rubbish", b"0 path=a\n", b"2 path=a\n", b"-5 path=a\n", b" path=a\n", b"99 path=a\n"),
+        *(b"9" * 5000 + b" path=a\n", pax(size="x"), pax(size=""), pax(size="-1"), pax(size="9" * 5000)),
+    ],
+)
 def test_damaged_pax_header(records):
     with pytest.raises(TicError, match="damaged PAX header at byte 512"):
         list(members(raw("x", records, b"x") + raw("a.png", b"") + END))

@@ -1,4 +1,4 @@
-"""``tic_clip.shards.verify`` and the stats, and the scripts verify.py, generate_stats.py and add_sizes.py."""
+"""``tic_clip.verify``, the stats, and the scripts verify.py, generate_stats.py and add_sizes.py."""
 
 import json
 import os
@@ -10,21 +10,10 @@ import numpy as np
 import pytest
 from conftest import picture, write_tar
 
-from tic_clip import TicError, shards, uids
-from tic_clip.shards import (
-    KEY,
-    STRANGE,
-    TORN,
-    TWICE,
-    Verified,
-    add_sizes,
-    compare,
-    generate_stats,
-    read_sizes,
-    split_sizes,
-    verify,
-)
+from tic_clip import TicError, uids
+from tic_clip.shards import add_sizes, generate_stats, read_sizes, split_sizes
 from tic_clip.storage import list_files, push, read_bytes, read_json, write_json, write_text
+from tic_clip.verify import KEY, LINES, STRANGE, TORN, TWICE, Verified, compare, verify
 
 ROOT = Path(__file__).parents[1]
 UIDS = [f"{i:02x}" + "0" * 29 + f"{i:x}" for i in range(8)]
@@ -119,7 +108,7 @@ def test_keys_that_come_twice(tmp_path):
 
 
 def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "LINES", 2)
+    monkeypatch.setattr("tic_clip.verify.LINES", 2)
     split = make_split(tmp_path / "split", [[sample(uid) for uid in UIDS], [sample(uid) for uid in UIDS]])
     assert faults_of(split, write_subset(tmp_path, UIDS[:1])) == [
         f"00000001.tar: {UIDS[0]}-0 is in the split already",
@@ -167,7 +156,7 @@ def test_names_and_gaps(split):
     os.rename(f"{split}/00000003.tar", f"{split}/99999999.tar")
     faults = faults_of(split)
     assert f"{split}: 99999989 more shards are missing between those that are there" in faults
-    assert len([fault for fault in faults if fault.endswith(".tar is missing")]) == shards.LINES
+    assert len([fault for fault in faults if fault.endswith(".tar is missing")]) == LINES
 
 
 @pytest.mark.parametrize("cut", [100, 1000, 4096])

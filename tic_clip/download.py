@@ -5,25 +5,21 @@ what it is a part of, so that the next attempt asks for the rest of the same fil
 """
 
 import http.client
-import pickle
 import re
 import shutil
 import tarfile
 import time
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-import numpy as np
-
 from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.storage import atomic_open, is_remote, read_json, write_json
+from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS, local_folder
+from tic_clip.storage import atomic_open, read_json, write_json
 from tic_clip.timeline import MONTHS
 from tic_clip.uids import check_size
 
@@ -36,11 +32,7 @@ SOURCES = (
 They differ in two ways: the second has the tables as JSON too, and one file a month instead of a tar a year.
 """
 
-YEARLY, MONTHLY = "tic-datacomp_training_yearly_noeval", "tic-datacomp_training_monthly"
-TABLES = {"retrieval": "tic-datacomp_retrieval_evals_year2uids", "datacompnet": "tic-datacompnet_year2uids"}
-FETCH = "python dataset_creation/tic-datacomp/download_uids.py --output-path"
 LISTS = ("yearly", "monthly", "eval")
-YEARS = tuple(dict.fromkeys(month[:4] for month in MONTHS))
 
 ATTEMPTS = 6  # in a row that bring nothing new
 WAIT = 1.0  # seconds before the second attempt, doubled before each further one
@@ -231,9 +223,7 @@ def download_lists(
     Raises:
         TicError: one can't be fetched or is damaged.
     """
-    if is_remote(output):
-        raise TicError(f"{output} is not local; UID files are memory-mapped, so they need a local disk")
-    folder, sources = Path(output), tuple(source.rstrip("/") for source in sources)
+    folder, sources = local_folder(output), tuple(source.rstrip("/") for source in sources)
     if "eval" in lists:
         for table in TABLES.values():
             yield _fetch_table(folder, sources, table)

@@ -1,32 +1,26 @@
-"""TiC-DataComp's evaluation sets: their UIDs and class ids, the list of tasks, and what clip_benchmark reads.
-
-    python -m tic_clip.evalsets data/tic/datacomp/yearly/eval/retrieval retrieval    # convert_wds.sh calls this
+"""TiC-DataComp's evaluation sets: their UIDs and class ids, and the list of tasks.
 
 Below an output folder, ``uids/{yearly|monthly}/{train|eval/{task}}/{period}.npy`` and
 ``classes/{yearly|monthly}/eval/datacompnet/{period}.npy`` are named as the splits that are cut with them.
 """
 
 import os
-import re
-import runpy
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, progress, run
-from tic_clip.download import FETCH, MONTHLY, TABLES, YEARLY, YEARS, read_table, table_path
-from tic_clip.evaluation import CLASSNAMES, TEMPLATES, tasks_of
+from tic_clip.cli import progress
+from tic_clip.evaluation import tasks_of
 from tic_clip.metrics import MAIN_METRIC
-from tic_clip.shards import SIZES, list_tars, split_sizes
-from tic_clip.storage import atomic_open, is_remote, read_json, write_text
+from tic_clip.released import FETCH, MONTHLY, TABLES, YEARLY, YEARS, local_folder, read_table, table_path
+from tic_clip.storage import atomic_open, read_json
 from tic_clip.timeline import MONTHS, get_benchmark
 from tic_clip.uids import (
     CLASSES,
@@ -70,7 +64,7 @@ def write_eval_uids(lists: str, output: str) -> Iterator[Written]:
     Raises:
         TicError: a table is missing or damaged, a list is not sorted, or a folder is not local.
     """
-    lists, folder = _local(lists), _local(output) / "uids"
+    lists, folder = local_folder(lists), local_folder(output) / "uids"
     chosen = {task: {year: _uids_of(rows) for year, rows in read_table(lists, task).items()} for task in TABLES}
     for task, years in chosen.items():
         for year in get_benchmark("datacomp").periods:
@@ -87,12 +81,6 @@ def write_eval_uids(lists: str, output: str) -> Iterator[Written]:
     for month in progress(months, "monthly lists", len(months), " months"):
         source, own = _month_list(lists, month), {task: sets[task].get(month[:4]) for task in sets}
         yield from _split_month(month, source, folder / "monthly", everything, own, tables)
-
-
-def _local(path: str) -> Path:
-    if is_remote(path):
-        raise TicError(f"{path} is not local; UID files are memory-mapped, so they need a local disk")
-    return Path(path)
 
 
 def _uids_of(rows: Any) -> tuple[np.ndarray, int]:
@@ -258,7 +246,7 @@ def write_classes(lists: str, output: str) -> Iterator[Written]:
     Raises:
         TicError: the table is missing or damaged, or has a synset that ImageNet lacks.
     """
-    lists, folder = _local(lists), _local(output)
+    lists, folder = local_folder(lists), local_folder(output)
     table, synsets = read_table(lists, "datacompnet"), imagenet_synsets(lists)
     for year in progress(table, "classes", len(table), " years"):
         rows, several = class_rows(table[year], synsets)

@@ -19,7 +19,7 @@ import numpy as np
 from tic_clip import TicError, metrics
 from tic_clip.cli import progress
 from tic_clip.results import RESULTS, append_result, read_results, task_key
-from tic_clip.shards import SIZES, list_tars, split_sizes
+from tic_clip.shards import SIZES, known_sizes, list_tars
 from tic_clip.storage import is_remote, to_path
 from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
@@ -210,7 +210,7 @@ class EvalSet:
     def __init__(self, folder: str, preprocess: Any, tokenizer: Any, kind: str) -> None:
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.label = "txt" if kind == "retrieval" else "cls"
-        sizes = split_sizes(folder) if (to_path(folder) / SIZES).exists() else dict.fromkeys(list_tars(folder))
+        sizes = known_sizes(folder)
         self.samples = [self._locate(path, sample) for path in sizes for sample in self._index(path, sizes[path])]
         if not self.samples:
             raise TicError(f"{folder} holds no sample")

@@ -1,4 +1,4 @@
-"""The shards of a pool or a split: where they lie, how many samples they hold, and whether all is as it should be.
+"""The shards of a pool or a split: where they lie and how many samples they hold.
 
 A split is ``split/*.tar``, or in parts ``split/part/*.tar``; beside the tars lie ``{:08d}_stats.json`` and
 ``sizes.json`` (shard -> samples), and ``meta.json`` where reshard has made them. All of it local or in a cloud.
@@ -8,52 +8,50 @@ import json
 import mmap
 import os
 import re
-import tempfile
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cache, partial
-from itertools import islice
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
-import numpy as np
-
-from tic_clip import TicError, uids
+from tic_clip import TicError
 from tic_clip.cli import progress
+from tic_clip.engine import each, processes
 from tic_clip.storage import (
     Missing,
     RandomAccess,
     is_remote,
     list_files,
     list_folders,
-    local_copy,
     open_random,
     read_bytes,
     read_json,
     to_path,
     write_json,
 )
-from tic_clip.tarshard import BLOCK, IMAGES, Buffer, Sample, open_shard, padded, samples
+from tic_clip.tarshard import BLOCK, open_shard, padded, samples
 
 SIZES, META = "sizes.json", "meta.json"
 STATS = "{:08d}_stats.json"
-
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
+LINKS = "test"
+"""The folder of a split where clip_benchmark looks for it (``tic_clip.wds``): links to its shards, never a part."""
+
+
+class Empty(TicError):
+    """A split that holds no sample."""
+
 
 # --- Where the shards are ---
 
 
 def list_shards(path: object) -> list[tuple[str, int]]:
-    """(path, size in bytes) of the tars of a pool or a split, flat or else in parts, sorted by path.
+    """(path, size in bytes) of the tars of a pool or a split, flat or else in parts but ``test/``, sorted by path.
 
     Raises:
         TicError: there is no such folder, or no tar in it.
     """
-    found = list_files(path, "*.tar") or list_files(path, "*/*.tar")
+    found = list_files(path, "*.tar")
+    found = found or [entry for entry in list_files(path, "*/*.tar") if entry[0].split("/")[-2] != LINKS]
     if not found:
         raise TicError(f"{path} holds no .tar file")
     return found
@@ -106,10 +104,10 @@ def split_folders(split: object) -> list[str]:
     if _sizes_or_none(folder) is not None:
         return [folder]
     try:
-        folders = list_folders(folder)
+        folders = [part for part in list_folders(folder) if os.path.basename(part) != LINKS]
     except Missing:
         raise TicError(f"{split} is missing: make this split first") from None
-    tables = dict(zip(folders, _each(_sizes_or_none, folders, 16), strict=True))
+    tables = dict(zip(folders, each(_sizes_or_none, folders, 16), strict=True))
     parts = [part for part, table in tables.items() if table is not None]
     if not parts:
         raise TicError(f"{split} has no {SIZES}: is the split there and finished?")
@@ -126,7 +124,7 @@ def _check_parts(split: object, parts: list[str]) -> None:
     Raises:
         TicError: some are not, or they come from runs of reshard with different numbers of parts.
     """
-    known = [part for part in _each(_part_of, parts, 16) if part]
+    known = [part for part in each(_part_of, parts, 16) if part]
     wanted = {total for _, total in known}
     if len(wanted) > 1:
         raise TicError(f"{split} has parts of a split in {min(wanted)} and of one in {max(wanted)}: make it again")
@@ -137,13 +135,14 @@ def _check_parts(split: object, parts: list[str]) -> None:
 
 def _part_of(folder: str) -> tuple[int, int] | None:
     """(number of this part, number of parts) as reshard's ``meta.json`` has them, or None."""
-    meta = _meta_or_none(folder)
+    meta = read_meta(folder)
     arguments = meta.get("arguments") if meta else None
     numbers = [arguments.get(name) if isinstance(arguments, dict) else None for name in ("part", "parts")]
     return tuple(numbers) if all(type(number) is int for number in numbers) else None
 
 
-def _meta_or_none(folder: str) -> dict[str, Any] | None:
+def read_meta(folder: str) -> dict[str, Any] | None:
+    """The ``meta.json`` that reshard writes last into a folder of shards, or None."""
     try:
         meta = read_json(f"{folder}/{META}")
     except FileNotFoundError:
@@ -157,7 +156,8 @@ def split_sizes(split: object) -> dict[str, int]:
     """Every shard of a split, in order: path -> samples; shards without a sample are left out.
 
     Raises:
-        TicError: the split is missing, unfinished or empty.
+        Empty: the split has none.
+        TicError: the split is missing or not finished.
     """
     sizes = {
         f"{folder}/{name}": count
@@ -166,8 +166,19 @@ def split_sizes(split: object) -> dict[str, int]:
         if count
     }
     if not sizes:
-        raise TicError(f"{split} holds no sample")
+        raise Empty(f"{split} holds no sample")
     return sizes
+
+
+def known_sizes(split: object) -> dict[str, int] | dict[str, None]:
+    """``split_sizes``, or every shard with None for its samples where no table counts them (data from elsewhere).
+
+    Raises:
+        TicError: as ``split_sizes`` and ``list_tars``.
+    """
+    in_parts = not list_files(split, "*.tar") and list_files(split, f"*/{SIZES}")
+    has_table = in_parts or list_files(split, SIZES)
+    return split_sizes(split) if has_table else dict.fromkeys(list_tars(split))
 
 
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
@@ -183,7 +194,7 @@ def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
     for shard in shards:
         folder, name = os.path.split(shard)
         names_in[folder].append(name)
-    tables = _each(_sizes_or_none, names_in, 16)
+    tables = each(_sizes_or_none, names_in, 16)
     return sum(_count(*entry) for entry in zip(names_in, names_in.values(), tables, strict=True)), len(shards)
 
 
@@ -272,7 +283,7 @@ def generate_stats(folder: str, num_workers: int = 1, overwrite: bool = False) -
     flat = os.path.dirname(tars[0]) == str(to_path(folder))
     there = {path for path, _ in list_files(folder, "*_stats.json" if flat else "*/*_stats.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar) not in there]
-    results = progress(_each(_write_stats, todo, num_workers, _processes), "count", len(todo), "shard")
+    results = progress(each(_write_stats, todo, num_workers, processes), "count", len(todo), "shard")
     faults = [fault for fault in results if fault]
     if faults:
         raise TicError(faults[0] + (f" (and {len(faults) - 1} more damaged shards)" if len(faults) > 1 else ""))
@@ -311,9 +322,9 @@ def add_sizes(folder: str, num_workers: int = 1) -> dict[str, int]:
         TicError: a shard has no stats; the message names it.
     """
     tars, tables = list_tars(folder), defaultdict(dict)
-    counts = progress(_each(read_stats, tars, num_workers), "read stats", len(tars), "shard")
+    counts = progress(each(read_stats, tars, num_workers), "read stats", len(tars), "shard")
     for tar, count in zip(tars, counts, strict=True):
-        tables[_folder(tar)][os.path.basename(tar)] = count
+        tables[os.path.dirname(tar)][os.path.basename(tar)] = count
     for part, sizes in tables.items():
         write_sizes(part, sizes)
     return {part: sum(sizes.values()) for part, sizes in tables.items()}

@@ -11,12 +11,8 @@ objects are written to a local file and uploaded when that is complete.
 import hashlib
 import json
 import os
-import random
-import re
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -24,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError
+from tic_clip.clouds import Listing, Missing, Window, locate
+
 
 def is_remote(path: object) -> bool:
     """Whether ``path`` is a cloud URL such as ``s3://bucket/key``."""
@@ -64,7 +62,7 @@ def is_dir(path: object) -> bool:
     if not is_remote(path):
         return Path(path).is_dir()
     found = locate(path)
-    entries, _ = found.retry(found.page, _prefix(found), True, None, 1)
+    entries, _ = found.retry(found.page, True, None, 1)
     return bool(entries) or not found.key
 
 
@@ -104,8 +102,9 @@ def list_folders(folder: object) -> list[str]:
         Missing: there is no such folder.
     """
     if is_remote(folder):
-        names = [name for name, _ in _entries(folder, deep=False) if name.endswith("/")]
-        return sorted(f"{locate(folder).url}/{name.rstrip('/')}" for name in names if not name.startswith("."))
+        found = locate(folder)
+        names = [name for name, _ in found.entries(deep=False) if name.endswith("/")]
+        return sorted(f"{found.url}/{name.rstrip('/')}" for name in names if not name.startswith("."))
     return sorted(str(Path(entry.path)) for entry in _scan(Path(folder)) if entry.is_dir() and entry.name[0] != ".")
 
 
@@ -136,11 +135,11 @@ def _walk(folder: Path, patterns: list[str]) -> Iterator[tuple[str, int]]:
 
 def _walk_cloud(folder: object, patterns: list[str]) -> Iterator[tuple[str, int]]:
     """(URL, size) of a cloud folder's objects that match."""
-    url = locate(folder).url
-    for name, size in _entries(folder, deep=len(patterns) > 1):
+    found = locate(folder)
+    for name, size in found.entries(deep=len(patterns) > 1):
         names = name.split("/")
         if not any(part.startswith(".") for part in names) and _matches(names, patterns):
-            yield f"{url}/{name}", size
+            yield f"{found.url}/{name}", size
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
@@ -190,11 +189,8 @@ def fetch(url: object, local: Path) -> None:
     Raises:
         Missing: there is no such object.
     """
-    found = locate(url)
-    total, tag = found.retry(found.stat)
     with atomic_open(local, sync=False) as file:
-        for start in range(0, total, PART):
-            file.write(found.retry(found.whole, start, min(start + PART, total), tag))
+        locate(url).download(file)
 
 
 def local_copy(path: object, folder: Path) -> Path:
@@ -274,8 +270,7 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
 
 def push(local: Path, url: object) -> None:
     """Upload a local file; it appears under its name when all of it is there."""
-    found = locate(url)
-    found.upload(Path(local))
+    locate(url).upload(Path(local))
 
 
 def remove(path: object) -> None:

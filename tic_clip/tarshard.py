@@ -86,7 +86,7 @@ def _pax(records: bytes) -> dict[str, Any] | None:
         if key == b"path":
             values["path"] = _text(value)
         elif key == b"size":
-            if not value.isdigit():
+            if not value.isdigit() or len(value) > 20:
                 return None
             values["size"] = int(value)
         start += length
@@ -325,11 +325,15 @@ def _starts(keys: list[str], suffix: np.ndarray, num_suffixes: int) -> np.ndarra
     """The members that start a sample: those with another key than the one before, or with a suffix that it has had."""
     new = np.ones(len(keys), bool)
     new[1:] = np.fromiter(map(ne, keys[1:], keys), bool, max(len(keys) - 1, 0))
-    if len(keys) and np.bincount((np.cumsum(new) - 1) * num_suffixes + suffix).max() > 1:
+    codes = (np.cumsum(new) - 1) * num_suffixes + suffix
+    few = num_suffixes <= 64  # else one counter for each suffix in each sample would be too many
+    if len(keys) and (np.bincount(codes).max() > 1 if few else len(np.unique(codes)) < len(codes)):
         seen: set[int] = set()
         for i, code in enumerate(suffix.tolist()):
             new[i] |= code in seen
-            seen = {code} if new[i] else seen | {code}
+            if new[i]:
+                seen = set()
+            seen.add(code)
     return np.flatnonzero(new)
 
 

@@ -7,8 +7,9 @@
 #   POOL=/pool DATA_DIR=data bash dataset_creation/tic-datacomp/build_tic_datacomp.sh
 #
 # LISTS holds released/, and gets uids/ and classes/. CADENCE=yearly or monthly makes one of them only. FLAGS are further
-# flags of reshard.py, such as "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards". Prints a table of the
-# splits (samples, shards, bytes, coverage of the lists) and leaves it in DATA_DIR/tic/datacomp/summary.txt.
+# flags of reshard.py, such as "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards" (a --part alone is for
+# reshard.py itself). Prints a table of the splits (samples, shards, bytes, coverage of the lists) and leaves it in
+# DATA_DIR/tic/datacomp/summary.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -17,20 +18,30 @@ DATA_DIR=${DATA_DIR:-data}
 LISTS=${LISTS:-data/lists}
 CADENCE=${CADENCE:-}
 NUM_WORKERS=${NUM_WORKERS:-$(getconf _NPROCESSORS_ONLN)}
-read -ra flags <<< "${FLAGS:-}"
+read -ra flags <<< "-j $NUM_WORKERS ${FLAGS:-}"
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+[[ $POOL == *://* || -d $POOL ]] || fail "POOL is $POOL, which is no folder"
+[[ $CADENCE =~ ^(yearly|monthly)?$ ]] || fail "CADENCE is $CADENCE; it can be yearly or monthly, or is left out for both"
 
 python=.venv/bin/python
 here=dataset_creation/tic-datacomp
 data=${DATA_DIR%/}/tic/datacomp
+below=${CADENCE:+/$CADENCE}
 
 bash setup.sh
 "$python" "$here/generate_eval_uids.py" --output-path "$LISTS"
 "$python" "$here/generate_datacompnet_uid2classid.py" --output-path "$LISTS"
-summary=$("$python" dataset_creation/reshard.py -i "$POOL" -o "$data/$CADENCE" -s "$LISTS/uids/$CADENCE" \
-    -c "$LISTS/classes/$CADENCE" -j "$NUM_WORKERS" "${flags[@]}")
-if [[ $DATA_DIR != *://* ]]; then
-    for folder in "$data"/${CADENCE:-*}/eval/retrieval; do bash "$here/convert_wds.sh" "$folder" retrieval; done
-    for folder in "$data"/${CADENCE:-*}/eval/datacompnet; do bash "$here/convert_wds.sh" "$folder" classification; done
-    printf '%s\n' "$summary" > "$data/summary.txt"
+if [[ -d $LISTS/classes$below ]]; then flags+=(-c "$LISTS/classes$below"); fi  # months may have none
+table=$("$python" dataset_creation/reshard.py -i "$POOL" -o "$data$below" -s "$LISTS/uids$below" "${flags[@]}")
+if [[ $DATA_DIR != *://* && " ${flags[*]} " != *" --dry-run "* ]]; then
+    for folder in "$data"/${CADENCE:-*}/eval/*/; do
+        case $folder in
+            */retrieval/) bash "$here/convert_wds.sh" "$folder" retrieval ;;
+            */datacompnet/) bash "$here/convert_wds.sh" "$folder" classification ;;
+        esac
+    done
+    summary=${table//  already there/}
+    if [[ $(cat "$data/summary.txt" 2>/dev/null) != "$summary" ]]; then printf '%s\n' "$summary" > "$data/summary.txt"; fi
 fi
-printf '%s\n' "$summary"
+printf '%s\n' "$table"

@@ -8,7 +8,8 @@ while they are unpacked), tic-datacomp_retrieval_evals_year2uids.json and tic-da
 """
 
 from tic_clip.cli import Parser, run
-from tic_clip.download import LISTS, SOURCES, YEARS, download_lists
+from tic_clip.download import LISTS, SOURCES, download_lists
+from tic_clip.released import YEARS
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from tic_clip.reshard.engine import on_ray, workers
 from tic_clip.reshard.part import Part, Target, clean, fill, open_journal, workplace
 from tic_clip.reshard.plan import block
 from tic_clip.shards import list_shards
-from tic_clip.storage import exists, is_dir, is_remote, list_files, local_copy, to_path
+from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, to_path
 
 ENGINES = {"local": False, "ray": True}
 
@@ -142,6 +142,8 @@ def reshard(
         all_made = [_part(shards, targets, output_dir, parts, number, settings) for number in numbers]
         for target in targets:
             output.check_layout(target.path, parts, overwrite, dry_run)
+        if overwrite and not dry_run:
+            _clean_others(output_dir, parts)
         metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
         todo = []
         for made in all_made:
@@ -153,7 +155,7 @@ def reshard(
                 todo.append(replace(made, targets=left))
             elif not dry_run and exists(made.work):  # killed at the very end, or others are at work there
                 with suppress(TicError), workplace(made):
-                    clean(made)
+                    clean(made.work)
         outcomes = list(_run_on_ray(todo, ray_address) if on_cluster else _run_here(todo, Path(folder)))
     bad = {tar: fault for outcome in outcomes for tar, fault in outcome.bad_shards.items()}
     if bad and not skip_bad_shards:
@@ -169,6 +171,14 @@ def _check_paths(pool: str, output_dir: str, paths: dict[str, str]) -> None:
         raise TicError(f"{output_dir} is no folder")
     if any(_same(path, pool) for path in paths.values()):
         raise TicError(f"{pool} is the pool; give another output folder")
+
+
+def _clean_others(output_dir: str, parts: int) -> None:
+    """Remove what an unfinished run with more parts left beside the output."""
+    work = to_path(output_dir) / ".reshard"
+    for folder in list_folders(work) if is_dir(work) else []:
+        if int(to_path(folder).name) >= parts:
+            clean(folder)
 
 
 def _same(path: str, other: str) -> bool:
@@ -298,7 +308,7 @@ def make_part(part: Part, executor: Executor, folder: Path, outcomes: list[Outco
             return
         for target in part.targets:
             output.finish(target, metas[target.name], part.shard_size)
-        clean(part)
+        clean(part.work)
 
 
 def _local(target: Target, folder: Path) -> Target:

@@ -56,7 +56,7 @@ def _tie_to_parent(parent: int) -> None:
 
 def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
     """Yield ``work(job)`` for each job as it ends, on a Ray cluster: that of ``address`` ("auto": one that this machine
-    belongs to), or one started here. Jobs of a node that is lost are run again on others.
+    belongs to), that of the variable RAY_ADDRESS, or one started here. Jobs of a lost node are run again on others.
 
     Raises:
         TicError: Ray is not installed or there is no cluster; an error of a job is raised as it is.
@@ -68,12 +68,16 @@ def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int,
         raise TicError("--engine ray needs Ray: pip install 'tic-clip[ray]'") from None
     started = not ray.is_initialized()
     if started:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            _reach(address or os.environ.get("RAY_ADDRESS") or "auto")
+            _reach(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
     try:
+        most = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+        if num_cpus > most:
+            raise TicError(f"no machine of the Ray cluster has {num_cpus} processors; give -j {most} or less")
         task = ray.remote(work).options(num_cpus=num_cpus, max_retries=-1)
         waiting = [task.remote(job) for job in jobs]
         while waiting:

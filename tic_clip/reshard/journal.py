@@ -49,7 +49,7 @@ class Journal:
         """What is known of these splits; an empty journal if nothing is, or of other splits."""
         try:
             return cls._of(read_json(path), path, splits)
-        except (TicError, KeyError, TypeError, ValueError, AttributeError):  # there is none, of other splits, or of another version
+        except (TicError, KeyError, TypeError, ValueError, AttributeError):  # none, of other splits, of another version
             return cls.empty(path, splits, num_shards)
 
     @classmethod

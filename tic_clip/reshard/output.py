@@ -80,14 +80,13 @@ def check_layout(split: str, parts: int, overwrite: bool, dry_run: bool) -> None
     """
     if not is_dir(split):
         return
-    others = [split] if parts > 1 and _arguments(split) else []
-    for folder in list_folders(split):
-        made = _arguments(folder)
-        if made.get("parts", 1) > 1 and (parts == 1 or made["part"] >= parts):
-            others.append(folder)
-    if others and not overwrite:
+    made = {folder: _arguments(folder) for folder in list_folders(split)}
+    others = [folder for folder, arguments in made.items() if arguments.get("parts", 1) not in (1, parts)]
+    flat = [split] if parts > 1 and _arguments(split) else []
+    if (others or flat) and not overwrite:
         raise TicError(f"{split} was made with another number of parts; give --overwrite to replace it")
-    for folder in [] if dry_run else others:
+    stale = flat + [folder for folder in others if parts == 1 or made[folder]["part"] >= parts]
+    for folder in [] if dry_run else stale:
         _clear(folder)
 
 

@@ -107,6 +107,10 @@ def fill(part: Part, journal: Journal, folder: Path, executor: Executor) -> Iter
         for future in state.running:
             future.cancel()
         wait(state.running)
+        for future, kind in state.running.items():
+            if kind[0] == "finish" and not future.cancelled() and not future.exception():
+                _, split, output, size = kind
+                journal.written[split][output] = size
         journal.save(now=True)
 
 
@@ -137,13 +141,13 @@ def workplace(part: Part) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def clean(part: Part) -> None:
+def clean(work: str) -> None:
     """Remove the journal and all else that lay beside the output while a part was made."""
-    remove(to_path(part.work) / "journal.json")
-    if not is_remote(part.work):
-        shutil.rmtree(part.work, ignore_errors=True)
+    remove(to_path(work) / "journal.json")
+    if not is_remote(work):
+        shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):
-            Path(part.work).parent.rmdir()  # if no other part is under way
+            Path(work).parent.rmdir()  # if no other part is under way
 
 
 def open_journal(part: Part, folder: Path) -> Journal:

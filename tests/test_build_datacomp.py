@@ -1,0 +1,316 @@
+"""build_tic_datacomp.sh, from a tiny pool and hand-made lists to splits that are read back."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tic_clip import TicError
+from tic_clip.evaluation import EvalSet, data_fingerprint, tasks_of
+from tic_clip.released import MONTHLY, TABLES, YEARLY
+from tic_clip.shards import list_tars, split_sizes
+from tic_clip.tarshard import open_shard, samples
+from tic_clip.timeline import get_benchmark
+from tic_clip.uids import parse_uids, save_uids
+from tic_clip.verify import Verified, verify
+
+ROOT = Path(__file__).parent.parent
+TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
+
+# Samples of the pool by their number; those from 100 are not in it.
+TRAIN = {"2014": [0, 1, 2, 100], "2016": [3, 4, 4, 101]}
+RETRIEVAL = {"2014": [5, 6, 6, 102], "2016": [7, 8, 9]}
+DATACOMPNET = {"2014": {GOLDFISH: [10, 5], TENCH: [11, 5]}, "2016": {SHARK: [12, 103]}}
+MONTH = [0, 3, 5, 7, 10, 12, 13, 14, 15, 104]  # 201604, with evaluation UIDs of this year and of another
+
+# What comes of them: {split: {sample: class id or None}}, and how many UIDs its list has.
+CLASSES = {"yearly/eval/datacompnet/2014": {5: 0, 10: 1, 11: 0}, "yearly/eval/datacompnet/2016": {12: 2}}
+CLASSES |= {"monthly/eval/datacompnet/201604": {12: 2}}
+SPLITS = {
+    "yearly/train/2014": ([0, 1, 2], 4),
+    "yearly/train/2016": ([3, 4, 4], 4),
+    "yearly/eval/retrieval/2014": ([5, 6], 3),
+    "yearly/eval/retrieval/2016": ([7, 8, 9], 3),
+    "yearly/eval/datacompnet/2014": ([5, 10, 11], 3),
+    "yearly/eval/datacompnet/2016": ([12], 2),
+    "monthly/train/201604": ([0, 3, 13, 14, 15], 6),
+    "monthly/eval/retrieval/201604": ([7], 1),
+    "monthly/eval/datacompnet/201604": ([12], 1),
+}
+YEARS = {name: split for name, split in SPLITS.items() if name.startswith("yearly/")}
+
+
+@pytest.fixture
+def pool(make_pool):
+    return make_pool((4, 3, 5, 4))
+
+
+@pytest.fixture
+def uid(pool):
+    return lambda number: pool.uids[number] if number < 100 else hashlib.md5(b"%d" % number).hexdigest()
+
+
+@pytest.fixture
+def released(tmp_path, uid):
+    """The folder of the released lists."""
+
+    def named(table):
+        if isinstance(table, dict):
+            return {key: named(value) for key, value in table.items()}
+        return [uid(number) for number in table]
+
+    folder = tmp_path / "lists/released"
+    for year, numbers in TRAIN.items():
+        save_uids(folder / YEARLY / f"{year}.npy", parse_uids(named(numbers)))
+    save_uids(folder / MONTHLY / "2016/201604.npy", parse_uids(named(MONTH)))
+    for task, table in (("retrieval", RETRIEVAL), ("datacompnet", DATACOMPNET)):
+        (folder / f"{TABLES[task]}.json").write_text(json.dumps(named(table)))
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, pool, released):
+    """What ``subprocess`` takes to build ``tmp_path/data``, with further variables."""
+
+    def make(**settings):
+        own = {"POOL": pool.path, "DATA_DIR": tmp_path / "data", "LISTS": tmp_path / "lists", "NUM_WORKERS": 1}
+        clean = {name: value for name, value in os.environ.items() if name not in ("CADENCE", "FLAGS")}
+        environment = {**clean, **{name: str(value) for name, value in {**own, **settings}.items()}}
+        script = str(ROOT / "dataset_creation/tic-datacomp/build_tic_datacomp.sh")
+        return {"args": ["bash", script], "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    return make
+
+
+@pytest.fixture
+def build(command):
+    """Run it to its end; returns the lines that it prints."""
+
+    def call(**settings):
+        done = subprocess.run(**command(**settings), text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data/tic/datacomp"
+
+
+def tree(folder):
+    """Every file and link with what it holds, but what a killed process was just writing."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if (path.is_symlink() or path.is_file()) and not fnmatch(path.name, ".*.tmp")
+    }
+
+
+def times(folder):
+    """When every file, link and folder was written."""
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def content(split, suffix):
+    """{sample's key: its member, or None} of a split."""
+    found = {}
+    for tar in list_tars(split):
+        with open_shard(tar) as shard:
+            for sample in samples(shard):
+                assert sample.key not in found
+                found[sample.key] = sample.read(shard, suffix) if suffix in sample.members else None
+    return found
+
+
+def check_splits(data, pool, uid, lists, wanted=SPLITS):
+    """All splits are there and no others, with the right samples, and without a fault."""
+    found = {re.sub(r"/[0-9]{5}$", "", str(path.parent.relative_to(data))) for path in data.rglob("meta.json")}
+    assert found == set(wanted)
+    for name, (numbers, total) in wanted.items():
+        keys = {f"{uid(number)}-{numbers[:i].count(number)}": number for i, number in enumerate(numbers)}
+        texts, classes = content(data / name, "txt"), content(data / name, "cls")
+        assert texts == {key: pool.samples[uid(number)]["txt"] for key, number in keys.items()}
+        ids = {key: str(CLASSES[name][number]).encode() if name in CLASSES else None for key, number in keys.items()}
+        assert classes == ids
+        assert sum(split_sizes(data / name).values()) == len(numbers)
+        seen = Verified()
+        assert list(verify(str(data / name), str(lists / f"uids/{name}.npy"), seen=seen)) == []
+        assert (seen.samples, seen.there, seen.wanted) == (len(numbers), len(numbers), total)
+
+
+def check_table(lines, data, wanted=SPLITS):
+    """The last lines are the table of the splits, as it is in summary.txt."""
+    lines = [line.removesuffix("  already there") for line in lines[-len(wanted) - 1 :]]
+    assert "\n".join(lines) + "\n" == (data / "summary.txt").read_text()
+    rows = [re.split(r" {2,}", line) for line in lines]
+    assert rows[0] == ["split", "samples", "shards", "size", "coverage"]
+    size = {name: sum(Path(tar).stat().st_size for tar in list_tars(data / name)) for name in wanted}
+    assert sorted(rows[1:]) == sorted(
+        [
+            str(data / name),
+            str(len(numbers)),
+            str(len(list_tars(data / name))),
+            f"{size[name] / 1e6:.2f} MB",
+            f"{100 * len(numbers) / total:.1f} % of {total}",
+        ]
+        for name, (numbers, total) in wanted.items()
+    )
+
+
+def check_evaluation(data, wanted=SPLITS):
+    """clip_benchmark and our own evaluation load each evaluation split whole."""
+    from clip_benchmark.datasets.builder import build_dataset
+
+    tasks = [task for name in ("datacomp", "datacomp_monthly") for task in tasks_of(get_benchmark(name), str(data))]
+    tasks = {str(Path(task.folder).relative_to(data / "tic/datacomp")): task for task in tasks}
+    for name, (numbers, _) in wanted.items():
+        if "/train/" in name:
+            continue
+        task = tasks[name]
+        texts = {"transform": None, "task": f"zeroshot_{task.kind}"}
+        dataset = build_dataset("wds/tic", root=task.folder, split="test", download=False, **texts)
+        assert len(list(dataset)) == len(numbers)
+        ours = EvalSet(task.folder, np.asarray, list, task.kind)
+        labels = [label for _, label in (ours[i] for i in range(len(ours)))]
+        if task.kind == "classification":
+            assert sorted(labels) == sorted(CLASSES[name].values())
+            assert len(dataset.classes) == 1000
+        else:
+            assert sorted(labels) == sorted([f"picture {number} of pool"] for number in numbers)
+        assert len(data_fingerprint(task)) == 64
+
+
+def test_everything_and_again(tmp_path, pool, uid, build, data):
+    lines = build()
+    check_splits(data, pool, uid, tmp_path / "lists")
+    check_table(lines, data)
+    check_evaluation(tmp_path / "data")
+    chosen = {uid for name in SPLITS if "/eval/" in name for uid in content(data / name, "txt")}
+    trained = {uid for name in SPLITS if "/train/" in name for uid in content(data / name, "txt")}
+    assert len(chosen) == 8
+    assert not chosen & trained
+    before = tree(tmp_path), times(data)
+    again = build()
+    assert (tree(tmp_path), times(data)) == before
+    assert all(line.endswith("  already there") for line in again[-len(SPLITS) :])
+    check_table(again, data)
+
+
+def test_one_cadence_then_both(tmp_path, pool, uid, build, data):
+    lines = build(CADENCE="yearly")
+    check_splits(data, pool, uid, tmp_path / "lists", YEARS)
+    check_table(lines, data, YEARS)
+    check_evaluation(tmp_path / "data", YEARS)
+    before = tree(data / "yearly"), times(data / "yearly")
+    both = build(CADENCE="")
+    assert (tree(data / "yearly"), times(data / "yearly")) == before
+    check_splits(data, pool, uid, tmp_path / "lists")
+    check_table(both, data)
+    assert sum(line.endswith("  already there") for line in both[-len(SPLITS) :]) == len(YEARS)
+
+
+def test_in_parts(tmp_path, pool, uid, build, data):
+    lines = build(FLAGS="--parts 2  --shard-size 2", NUM_WORKERS=2)
+    assert (data / "yearly/train/2014/00001/meta.json").exists()
+    assert os.readlink(data / "yearly/eval/datacompnet/2014/test/0.tar").startswith("../0000")
+    check_splits(data, pool, uid, tmp_path / "lists")
+    check_table(lines, data)
+    check_evaluation(tmp_path / "data")
+    before = tree(tmp_path), times(data)
+    check_table(build(FLAGS="--parts 2 --shard-size 2"), data)
+    assert (tree(tmp_path), times(data)) == before
+    (data / "yearly/eval/retrieval/2014/00001/meta.json").unlink()
+    with pytest.raises(TicError, match="retrieval/2014 has 1 of 2 parts: finish reshard first"):
+        EvalSet(str(data / "yearly/eval/retrieval/2014"), np.asarray, list, "retrieval")
+
+
+def test_without_months(tmp_path, pool, uid, build, data, released, command):
+    shutil.rmtree(released / MONTHLY)
+    lines = build()
+    check_splits(data, pool, uid, tmp_path / "lists", YEARS)
+    check_table(lines, data, YEARS)
+    done = subprocess.run(**command(CADENCE="monthly"), text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/lists/uids/monthly is missing"
+
+
+def test_a_month_without_evaluation(tmp_path, pool, uid, build, data, released):
+    save_uids(released / MONTHLY / "2016/201604.npy", parse_uids([uid(number) for number in (0, 5, 104)]))
+    wanted = {"monthly/train/201604": ([0], 2)}
+    lines = build(CADENCE="monthly")
+    check_splits(data, pool, uid, tmp_path / "lists", wanted)
+    check_table(lines, data, wanted)
+
+
+def test_evaluation_that_the_pool_has_nothing_of(tmp_path, pool, uid, build, data, released):
+    save_uids(released / MONTHLY / "2016/201604.npy", parse_uids([uid(number) for number in (0, 103)]))
+    lines = build(CADENCE="monthly")
+    rows = [re.split(r" {2,}", line) for line in (data / "summary.txt").read_text().splitlines()]
+    assert [(row[0].removeprefix(f"{data}/"), *row[1:3], row[4]) for row in rows[1:]] == [
+        ("monthly/eval/datacompnet/201604", "0", "0", "0.0 % of 1"),
+        ("monthly/train/201604", "1", "1", "100.0 % of 1"),
+    ]
+    assert f"{data}/monthly/eval/datacompnet/201604: no sample, so no test/" in lines
+
+
+def test_a_dry_run_writes_no_split(tmp_path, build, data):
+    lines = build(FLAGS="--dry-run")
+    assert lines[-1] == "dry run: nothing was written"
+    assert not data.exists()
+    assert [re.split(r" {2,}", line)[1] for line in lines[-10:-1]] == [
+        str(len(SPLITS[name][0])) for name in sorted(SPLITS)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"POOL": "/no/such/pool"}, "error: POOL is /no/such/pool, which is no folder"),
+        ({"CADENCE": "weekly"}, "error: CADENCE is weekly; it can be yearly or monthly, or is left out for both"),
+        ({"FLAGS": "--parts 9"}, "error: 9 parts of 4 pool shards: give from 1 to 4 parts"),
+    ],
+)
+def test_wrong_settings_are_one_line(command, setting, message, data):
+    done = subprocess.run(**command(**setting), text=True)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [message]
+    assert done.stderr.splitlines()[-1] == message
+    assert not data.exists()
+
+
+def test_an_empty_pool(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(**command(POOL=tmp_path / "empty"), text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/empty holds no .tar file"
+
+
+def test_killed_and_started_again(tmp_path, command, build, data):
+    """When the first lists, the first split and the first folder for clip_benchmark have appeared."""
+    build()
+    expected = tree(tmp_path)
+    made = tmp_path / "lists/uids", tmp_path / "lists/classes", tmp_path / "data"
+    years = "data/tic/datacomp/yearly"
+    for sign in ("lists/uids/yearly/eval/retrieval/2014.npy", f"{years}/*/*/*.json", f"{years}/eval/*/*/test"):
+        for folder in made:
+            shutil.rmtree(folder)
+        process = subprocess.Popen(**command(NUM_WORKERS=2), start_new_session=True)
+        while process.poll() is None and not any(tmp_path.glob(sign)):
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (data / "summary.txt").exists()
+        build()
+        assert tree(tmp_path) == expected

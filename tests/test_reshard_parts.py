@@ -1,0 +1,877 @@
+"""Resharding in parts, again after it was cut off anywhere, on a Ray cluster and in a cloud: always the same bytes."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from socketserver import StreamRequestHandler
+
+import boto3
+import pytest
+from cloudpathlib import S3Client
+from conftest import write_tar
+from test_reshard import DAMAGES, SCRIPT, good, read_meta, read_tars, script, slow_reshard, tree, uid_of
+
+from tic_clip import TicError
+from tic_clip import reshard as package
+from tic_clip.reshard import copy, engine, output, part, reshard
+from tic_clip.shards import split_folders, split_sizes
+from tic_clip.storage import push, read_bytes, to_path
+from tic_clip.uids import parse_uids, save_uids
+
+COUNTS = (2, 3, 1, 2, 4)
+SUBSETS = {"a": slice(1, None), "b": slice(0, 9, 2)}
+
+
+@pytest.fixture
+def job(make_pool, tmp_path):
+    """A pool of five shards and two subsets; ``job(out, parts=3)`` reshards it with two samples a shard."""
+    pool = make_pool(COUNTS)
+    for name, chosen in SUBSETS.items():
+        save_uids(tmp_path / "uids" / f"{name}.npy", parse_uids(pool.uids[chosen]))
+
+    def run(out, shard_size=2, **options):
+        return reshard(pool.path, str(out), str(tmp_path / "uids"), shard_size=shard_size, **options)
+
+    run.pool, run.uids = pool, {name: pool.uids[chosen] for name, chosen in SUBSETS.items()}
+    return run
+
+
+@pytest.fixture
+def indexed(monkeypatch):
+    """The names of the pool shards that are read in this process, in order."""
+    names = []
+    real = part.index_shard
+    monkeypatch.setattr(part, "index_shard", lambda job: names.append(Path(job.path).name) or real(job))
+    return names
+
+
+def identities(folder):
+    """What tells that a tar was not written again."""
+    found = ((path, path.stat()) for path in tars_in(folder))
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
+
+
+# Parts.
+
+
+def test_parts_hold_the_pool_in_its_order(job, tmp_path):
+    splits = job(tmp_path / "out", parts=3)
+    flat = job(tmp_path / "flat")
+    for split, whole in zip(splits, flat, strict=True):
+        assert read_tars(split.path) == slow_reshard(job.pool.path, job.uids[split.name])
+        assert (split.name, split.num_samples, split.wanted) == (whole.name, whole.num_samples, whole.wanted)
+        assert split.num_shards == len(list(Path(split.path).rglob("*.tar")))
+        assert split.num_bytes == sum(path.stat().st_size for path in Path(split.path).rglob("*.tar"))
+
+
+def test_a_part_is_the_split_of_its_block_of_the_pool(job, tmp_path):
+    job(tmp_path / "out", parts=3)
+    job(tmp_path / "flat")
+    for number, block in enumerate(((0,), (1, 2), (3, 4))):
+        (tmp_path / str(number)).mkdir()
+        for shard in block:
+            shutil.copy(f"{job.pool.path}/{shard:08d}.tar", tmp_path / str(number))
+        reshard(f"{tmp_path}/{number}", f"{tmp_path}/alone{number}", f"{tmp_path}/uids", shard_size=2)
+        for name in SUBSETS:
+            made, alone = (tree(tmp_path / folder) for folder in (f"out/{name}/{number:05d}", f"alone{number}/{name}"))
+            meta, expected = (json.loads(files.pop("meta.json")) for files in (made, alone))
+            assert made == alone
+            arguments = meta.pop("arguments")
+            assert (arguments["part"], arguments["parts"]) == (number, 3)
+            expected.pop("arguments")
+            assert meta == expected
+            assert meta["processed_count"] == sum(COUNTS[shard] for shard in block)
+            assert meta["processed_count"] == meta["kept_count"] + sum(meta["dropped"].values())
+    for name in SUBSETS:
+        metas = [read_meta(tmp_path / f"out/{name}/{number:05d}") for number in range(3)]
+        whole = read_meta(tmp_path / "flat" / name)
+        for key in ("processed_count", "kept_count", "output_count"):
+            assert sum(meta[key] for meta in metas) == whole[key]
+
+
+def test_parts_one_by_one_in_any_order(job, tmp_path, indexed):
+    job(tmp_path / "once", parts=3)
+    indexed.clear()
+    for number in (2, 0, 1):
+        splits = job(tmp_path / "single", parts=3, part=number)
+        assert [split.reused for split in splits] == [False, False]
+    assert sorted(indexed) == [f"{i:08d}.tar" for i in range(5)]
+    job(tmp_path / "workers", parts=3, part=1, num_workers=2)
+    job(tmp_path / "workers", parts=3, num_workers=3)
+    assert tree(tmp_path / "once") == tree(tmp_path / "single") == tree(tmp_path / "workers")
+    indexed.clear()
+    again = job(tmp_path / "single", parts=3)
+    assert [(split.reused, split.num_samples) for split in again] == [(True, 11), (True, 5)]
+    assert [split.num_samples for split in job(tmp_path / "single", parts=3, part=0)] == [1, 1]
+    assert indexed == []
+
+
+def test_readers_find_all_parts(job, tmp_path):
+    for number in (0, 2):
+        job(tmp_path / "out", parts=3, part=number)
+        with pytest.raises(TicError, match=rf"has {1 + number // 2} of 3 parts: finish reshard first"):
+            split_folders(tmp_path / "out/a")
+    job(tmp_path / "out", parts=3)
+    for name, uids in job.uids.items():
+        assert sum(split_sizes(tmp_path / "out" / name).values()) == len(uids)
+        assert split_folders(tmp_path / "out" / name) == [f"{tmp_path}/out/{name}/{number:05d}" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parts": 6}, "6 parts of 5 pool shards: give from 1 to 5 parts"),
+        ({"parts": 0}, "0 parts of 5 pool shards"),
+        ({"parts": 2, "part": 2}, "there is no part 2: the parts are 0 to 1"),
+        ({"parts": 2, "part": -1}, "there is no part -1: "),
+        ({"part": 1}, "there is no part 1: the parts are 0 to 0"),
+    ],
+)
+def test_no_such_part(job, tmp_path, options, message):
+    job(tmp_path / "out")
+    before = tree(tmp_path / "out")
+    for more in ({}, {"overwrite": True}, {"dry_run": True}):
+        with pytest.raises(TicError, match=message):
+            job(tmp_path / "out", **options, **more)
+    assert tree(tmp_path / "out") == before
+
+
+def test_no_such_part_is_one_line(job, tmp_path):
+    for flags, message in ((["--parts", "9"], "9 parts of 5 pool"), (["--parts", "2", "--part", "2"], "no part 2")):
+        done = script("-i", "pool", "-o", "out", "-s", "uids", *flags, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert message in done.stderr
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_number_of_parts(job, tmp_path, monkeypatch, before, after, finished):
+    out = tmp_path / "out"
+    if finished:
+        job(out, parts=before)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(output, "finish", stop)
+            for number in range(before):
+                with suppress(Stopped):
+                    job(out, parts=before, part=number)
+    found = tree(out)
+    assert any(name.endswith("started.json") for name in found) != finished
+    for options in ({}, {"dry_run": True}):
+        with pytest.raises(TicError, match="another number of parts; give --overwrite to replace it"):
+            job(out, parts=after, **options)
+    job(out, parts=after, dry_run=True, overwrite=True)
+    assert tree(out) == found
+    job(out, parts=after, overwrite=True)
+    job(tmp_path / "fresh", parts=after)
+    assert tree(out) == tree(tmp_path / "fresh")
+    for name, uids in job.uids.items():
+        assert sum(split_sizes(out / name).values()) == len(uids)
+
+
+def test_bad_shard_of_one_part(job, tmp_path, indexed):
+    """The other parts are finished; later only the part in question is looked at again."""
+    job(tmp_path / "undisturbed", parts=3)
+    bad = Path(job.pool.path, "00000001.tar")
+    data = bad.read_bytes()
+    bad.write_bytes(DAMAGES[3][0](data))
+    with pytest.raises(TicError, match=f"pool shards that can't be read: 1 .{bad}: wrong header checksum"):
+        job(tmp_path / "out", parts=3)
+    assert sorted(path.parent.name for path in (tmp_path / "out/a").rglob("meta.json")) == ["00000", "00002"]
+    indexed.clear()
+    shutil.copytree(tmp_path / "out", tmp_path / "left_out")
+    job(tmp_path / "left_out", parts=3, skip_bad_shards=True)
+    assert indexed == ["00000001.tar"]
+    metas = [read_meta(tmp_path / f"left_out/a/{number:05d}") for number in range(3)]
+    assert [list(meta["bad_shards"]) for meta in metas] == [[], [str(bad)], []]
+    assert [meta["processed_count"] for meta in metas] == [2, 1, 6]
+    bad.write_bytes(data)
+    indexed.clear()
+    job(tmp_path / "out", parts=3)
+    assert set(indexed) == {"00000001.tar", "00000002.tar"}
+    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
+
+
+# Cut off in this process.
+
+
+class Stopped(BaseException):
+    """Ends the program at once."""
+
+
+def stop(*args, **kwargs):
+    raise Stopped
+
+
+def stop_at(monkeypatch, number):
+    """Stop at the ``number``-th change of a folder from now on, and at all that follow; returns those done."""
+    done = []
+
+    def stopping(real):
+        def call(*args, **kwargs):
+            if len(done) >= number:
+                raise Stopped
+            done.append(args)
+            return real(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((os, "replace"), (os, "link"), (Path, "unlink"), (shutil, "rmtree"), (Path, "rmdir")):
+        monkeypatch.setattr(owner, name, stopping(getattr(owner, name)))
+    return done
+
+
+def without_marks(files):
+    """A tree without the marks of a beginning: one that stays beside ``meta.json`` harms nobody."""
+    return {name: data for name, data in files.items() if Path(name).name != "started.json"}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stopped_anywhere_it_is_finished_later(make_pool, tmp_path, monkeypatch, overwrite, parts):
+    """With ``overwrite``, a split made with another shard size is being replaced when the program stops."""
+    pool = make_pool((2, 1, 1))
+    subset, out = str(tmp_path / "2014.npy"), tmp_path / "out"
+    save_uids(subset, parse_uids(pool.uids))
+    reshard(pool.path, str(out), subset, shard_size=2, parts=parts)
+    expected, samples = tree(out), read_tars(out)
+    for number in range(400):
+        out = tmp_path / f"out{number}"
+        if overwrite:
+            reshard(pool.path, str(out), subset, shard_size=1, parts=parts)
+        with monkeypatch.context() as patch:
+            done = stop_at(patch, number)
+            with suppress(Stopped):
+                reshard(pool.path, str(out), subset, shard_size=2, parts=parts, overwrite=overwrite)
+        metas = list(out.rglob("meta.json"))
+        if len(metas) == parts:  # the old split or the new one, or parts of either, but whole
+            assert read_tars(out) == samples
+        reshard(pool.path, str(out), subset, shard_size=2, parts=parts, overwrite=overwrite and bool(metas))
+        assert without_marks(tree(out)) == expected
+        if len(done) < number:
+            break
+    assert 15 < number < 399
+
+
+def test_stopped_and_replaced_by_turns(job, tmp_path, monkeypatch):
+    """What the journal of one command says is not taken for the work of another one."""
+    for size in (1, 2):
+        job(tmp_path / f"whole{size}", shard_size=size)
+    out = tmp_path / "out"
+    for number in range(0, 60, 2):
+        for size in (1, 2, 1):
+            with monkeypatch.context() as patch:
+                stop_at(patch, number)
+                with suppress(Stopped):
+                    job(out, shard_size=size, overwrite=True)
+        job(out, shard_size=1, overwrite=True)
+        made = {name: data for name, data in tree(out).items() if not name.endswith(".tmp")}
+        assert without_marks(made) == tree(tmp_path / "whole1")
+
+
+def stop_at_finish(monkeypatch, out, job, **options):
+    """Run until all output shards are written, and stop there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "finish", stop)
+        with suppress(Stopped):
+            job(out, **options)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_other_arguments_on_a_begun_split(job, tmp_path, monkeypatch, parts):
+    out = tmp_path / "out"
+    stop_at_finish(monkeypatch, out, job, parts=parts)
+    assert not list(out.rglob("meta.json"))
+    before = tree(out)
+    with pytest.raises(TicError, match=f"{out}/a.* was begun with another shard size; give --overwrite to replace it"):
+        job(out, parts=parts, shard_size=3)
+    assert tree(out) == before
+    job(out, parts=parts, shard_size=3, overwrite=True)
+    job(tmp_path / "fresh", parts=parts, shard_size=3)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_another_pool_on_a_begun_split(job, make_pool, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    stop_at_finish(monkeypatch, out, job)
+    other = make_pool((2, 3), name="other")
+    with pytest.raises(TicError, match="was begun with another pool; give --overwrite to replace it"):
+        reshard(other.path, str(out), str(tmp_path / "uids"), shard_size=2)
+
+
+def test_only_what_is_missing_is_read_again(job, tmp_path, monkeypatch, indexed):
+    """Of 11 rows in 6 output shards, fed by pool shards with 1, 3, 1, 2 and 4 rows, the third is lost."""
+    out = tmp_path / "out"
+    subset = str(tmp_path / "uids/a.npy")
+
+    def run(folder):
+        reshard(job.pool.path, str(folder), subset, shard_size=2)
+
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "finish", stop)
+        with suppress(Stopped):
+            run(out)
+    (out / "00000002.tar").unlink()
+    kept = identities(out)
+    indexed.clear()
+    run(out)
+    assert indexed == ["00000002.tar", "00000003.tar"]  # rows 4 and 5
+    assert kept.items() <= identities(out).items()
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 512)])
+def test_output_shard_that_was_harmed_meanwhile(job, tmp_path, monkeypatch, harm):
+    """The machine went down before all of it was on the disk."""
+    out = tmp_path / "out"
+    job(tmp_path / "whole")
+    stop_at_finish(monkeypatch, out, job)
+    harm(out / "b/00000001.tar")
+    job(out)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("journal", [b"", b"{", b"[]", b"null", b'{"splits": []}', b'{"splits": 3, "shards": {}}'])
+def test_damaged_journal_is_left_aside(job, tmp_path, monkeypatch, journal):
+    out = tmp_path / "out"
+    job(tmp_path / "whole")
+    stop_at_finish(monkeypatch, out, job)
+    assert (out / ".reshard/00000/journal.json").stat().st_size > 100
+    (out / ".reshard/00000/journal.json").write_bytes(journal)
+    job(out)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_what_a_killed_process_left_is_removed(job, tmp_path):
+    out = tmp_path / "out/a"
+    out.mkdir(parents=True)
+    for name in ("started.json", "00000000.tar", "00000007.tar", ".00000001.tar.123.tmp", "notes.txt"):
+        (out / name).write_text("{}")
+    job(tmp_path / "out")
+    job(tmp_path / "fresh")
+    (out / "notes.txt").unlink()
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_disk_full_at_any_write(job, tmp_path, monkeypatch):
+    job(tmp_path / "whole")
+    whole = tree(tmp_path / "whole")
+    for number in range(0, 1000, 2):
+        out, calls = tmp_path / f"out{number}", []
+
+        def full(file, data, offset, real=os.pwrite, calls=calls, number=number):
+            calls.append(offset)
+            if len(calls) > number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(file, data, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with suppress(OSError):
+                job(out)
+        there = tree(out)
+        assert not [name for name in there if "unfinished" in name]
+        assert {name: data for name, data in there.items() if name.endswith(".tar")}.items() <= whole.items()
+        assert Path(out, "a/meta.json").exists() == (len(calls) <= number)
+        job(out)
+        assert tree(out) == whole
+        if len(calls) <= number:
+            break
+    assert 20 < number < 999
+
+
+def test_disk_full_names_the_file(job, tmp_path, monkeypatch):
+    def full(file, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] No space left on device: '{tmp_path}/out/.*\.tar'$"):
+        job(tmp_path / "out")
+
+
+def test_pool_shard_that_shrinks_meanwhile_is_named(job, tmp_path, monkeypatch):
+    shard = Path(job.pool.path, "00000003.tar")
+
+    def shrink(job, real=copy.copy_shard):
+        if job.path == str(shard):
+            os.truncate(shard, 1024)
+        return real(job)
+
+    monkeypatch.setattr(part, "copy_shard", shrink)
+    with pytest.raises(TicError, match=f"{shard}.* was cut short"):
+        job(tmp_path / "out")
+
+
+def test_the_lock_is_held_to_the_end(job, tmp_path, monkeypatch):
+    """Another process can't begin between the last file and the removal of what lay beside the output."""
+    free = []
+
+    def clean(work, real=package.clean):
+        with open(Path(work) / "lock", "w") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(work)
+        real(work)
+
+    monkeypatch.setattr(package, "clean", clean)
+    job(tmp_path / "out")
+    assert free == []
+    assert not (tmp_path / "out/.reshard").exists()
+
+
+def test_a_run_that_is_under_way_is_left_alone(job, tmp_path):
+    """A command whose splits are all there removes what another one is at work with only if nobody is."""
+    job(tmp_path / "out")
+    work = tmp_path / "out/.reshard/00000"
+    (work / "unfinished").mkdir(parents=True)
+    (work / "unfinished/0-00000003.tar").touch()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [split.reused for split in job(tmp_path / "out")] == [True, True]
+        assert (work / "unfinished/0-00000003.tar").exists()
+    assert [split.reused for split in job(tmp_path / "out")] == [True, True]
+    assert not (tmp_path / "out/.reshard").exists()
+
+
+def test_two_subsets_of_the_same_uids(job, make_pool, tmp_path, monkeypatch):
+    """What is written of one is not taken for the other."""
+    for name in "cd":
+        save_uids(tmp_path / "same" / f"{name}.npy", parse_uids(job.pool.uids))
+    for folder, number in (("whole", 1000), *((f"out{number}", number) for number in range(5, 40, 3))):
+        with monkeypatch.context() as patch:
+            stop_at(patch, number)
+            with suppress(Stopped):
+                reshard(job.pool.path, str(tmp_path / folder), str(tmp_path / "same"), shard_size=2)
+        reshard(job.pool.path, str(tmp_path / folder), str(tmp_path / "same"), shard_size=2)
+        assert without_marks(tree(tmp_path / folder)).keys() == tree(tmp_path / "whole").keys()
+    assert read_tars(tmp_path / "out5/c") == read_tars(tmp_path / "out5/d")
+
+
+# Cut off from outside.
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A pool that takes a moment: 40 shards of 20 samples with 30 kB each, and what it becomes, 4 samples a shard."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "pool").mkdir()
+    keys = [f"{number:04d}" for number in range(800)]
+    for shard in range(40):
+        samples = (good(key, png=os.urandom(30_000)) for key in keys[20 * shard : 20 * shard + 20])
+        write_tar(folder / f"pool/{shard:08d}.tar", [member for sample in samples for member in sample])
+    save_uids(folder / "uids.npy", parse_uids(map(uid_of, keys)))
+    reshard("/".join((str(folder), "pool")), str(folder / "whole"), str(folder / "uids.npy"), shard_size=4)
+    return folder
+
+
+def command(folder, out, *flags):
+    """The command that makes ``large``'s split in ``out``."""
+    arguments = ("-i", folder / "pool", "-o", out, "-s", folder / "uids.npy", "--shard-size", "4", *flags)
+    return [sys.executable, SCRIPT, *arguments]
+
+
+def start(folder, out, *flags):
+    return subprocess.Popen(command(folder, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    """Poll until ``condition()`` is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def tars_in(out):
+    return [path for path in Path(out).glob("**/[0-9]*.tar") if len(path.stem) == 8]
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def title(pid):
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def same_split(out, large):
+    """All but ``meta.json``, where the arguments name the paths."""
+    return [
+        {name: data for name, data in tree(folder).items() if name != "meta.json"} for folder in (out, large / "whole")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("signum", "written"),
+    [(signal.SIGKILL, 1), (signal.SIGKILL, 40), (signal.SIGKILL, 120), (signal.SIGTERM, 60), (signal.SIGINT, 60)],
+)
+def test_killed_it_goes_on_where_it_was(large, tmp_path, signum, written):
+    out = tmp_path / "out"
+    process = start(large, out, "-j", "2")
+    wait_for(lambda: len(tars_in(out)) >= written)
+    workers = children(process.pid)
+    process.send_signal(signum)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if signum == signal.SIGINT else -signum)
+    assert (signum == signal.SIGINT) == ("interrupted: the same command goes on from here" in stderr)
+    assert len(workers) >= 2
+    wait_for(lambda: all(map(is_gone, workers)), 20)
+    assert not (out / "meta.json").exists()
+    for path in tars_in(out):
+        assert path.read_bytes() == (large / "whole" / path.name).read_bytes()
+    journal = json.loads((out / ".reshard/00000/journal.json").read_text())
+    before = identities(out)
+    done = subprocess.run(command(large, out, "-j", "2"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made, expected = same_split(out, large)
+    assert made == expected
+    known = [out / f"{int(number):08d}.tar" for number in journal["written"][0]]
+    assert len(known) >= (written > 1)
+    after = identities(out)
+    assert [path for path in known if before[path] != after[path]] == []
+
+
+def test_two_at_once(large, tmp_path):
+    out = tmp_path / "out"
+    first = start(large, out, "-j", "2")
+    wait_for(lambda: tars_in(out))
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = subprocess.run(command(large, out), capture_output=True, text=True, timeout=60)
+        assert (second.returncode, second.stdout) == (1, "")
+        assert second.stderr.splitlines()[-1] == f"error: another process is writing {out}; wait for it or end it"
+    finally:
+        first.send_signal(signal.SIGCONT)
+    stderr = first.communicate(timeout=60)[1]
+    assert first.returncode == 0, stderr
+    made, expected = same_split(out, large)
+    assert made == expected
+
+
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_no_room_for_an_output_shard(large, tmp_path, num_workers):
+    """The system refuses to let a file grow beyond 100 kB; an output shard has 130."""
+    out, limited = tmp_path / "out", (100_000, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command(large, out, "-j", num_workers),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limited),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: [Errno 27] File too large: '")
+    assert tars_in(out) == []
+    assert [path for path in out.rglob("*") if "unfinished" in str(path)] == []
+    assert subprocess.run(command(large, out), capture_output=True).returncode == 0
+    made, expected = same_split(out, large)
+    assert made == expected
+
+
+def test_worker_whose_parent_is_gone_already(tmp_path):
+    """The parent is killed while its worker still starts: the worker must not stay for ever."""
+    program = (
+        "import os, sys, time; from tic_clip.reshard import engine\n"
+        "parent = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        "    engine._tie_to_parent(parent)\n"
+        f"    open({str(tmp_path / 'alive')!r}, 'w').close()\n"
+        "    os._exit(0)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")  # it has come to its end: the pipe is closed
+    assert not (tmp_path / "alive").exists()
+
+
+def test_workers_end_with_their_parent():
+    """Both ways to start them."""
+    for fork in (True, False):
+        read, write = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            os.close(read)
+            executor = engine.workers(2, fork=fork)
+            futures = [executor.submit(os.getpid) for _ in range(20)]
+            pids = {future.result() for future in futures} | set(executor._processes)
+            os.write(write, json.dumps(sorted(pids)).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            pids = json.load(pipe)
+        os.waitpid(parent, 0)
+        assert len(pids) == 2
+        wait_for(lambda pids=pids: all(map(is_gone, pids)), 20)
+
+
+# Ray.
+
+CLUSTER = """
+import os, signal, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+print(cluster.address, *(process.process.pid for process in node.all_processes["raylet"]), flush=True)
+for worker in map(int, sys.stdin):  # what it is at is neither finished nor noticed before the node is gone
+    os.kill(worker, signal.SIGSTOP)
+    cluster.remove_node(node, allow_graceful=False)
+    os.kill(worker, signal.SIGKILL)
+    print("removed", flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of two nodes with one processor each: its address, the process id of the second node's raylet, and
+    a function that kills this node with the worker that it is given.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def kill(worker):
+        process.stdin.write(f"{worker}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "removed\n"
+
+    address, raylet = process.stdout.readline().split()
+    yield address, int(raylet), kill
+    process.communicate(timeout=60)
+
+
+def on_ray(address, *arguments, **options):
+    return script(*arguments, "--engine", "ray", *(["--ray-address", address] if address else []), **options)
+
+
+def test_ray_gives_the_same_bytes(job, tmp_path, cluster):
+    job(tmp_path / "local", parts=3)
+    arguments = ("-i", job.pool.path, "-o", tmp_path / "ray", "-s", tmp_path / "uids", "--shard-size", "2")
+    done = on_ray(cluster[0], *arguments, "--parts", "3", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+    done = on_ray(cluster[0], *arguments, "--parts", "3", timeout=120)
+    assert done.stdout.count("already there") == 2
+
+
+def test_error_on_ray_is_one_line(job, tmp_path, cluster):
+    bad = Path(job.pool.path, "00000003.tar")
+    data = bad.read_bytes()
+    bad.write_bytes(b"")
+    arguments = ("-i", job.pool.path, "-o", tmp_path / "out", "-s", tmp_path / "uids", "--parts", "4")
+    done = on_ray(cluster[0], *arguments, timeout=120)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
+    assert done.stderr.splitlines()[-1] == (
+        f"error: pool shards that can't be read: 1 ({bad}: empty file); --skip-bad-shards leaves them out"
+    )
+    assert len(list((tmp_path / "out/a").rglob("meta.json"))) == 3
+    bad.write_bytes(data)
+    (tmp_path / "out/.reshard/00003/unfinished").touch()  # no folder: what a job raises comes back as it is
+    done = on_ray(cluster[0], *arguments, timeout=120)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
+    assert done.stderr.splitlines()[-1].startswith("error: [Errno 17] File exists: ")
+
+
+def test_a_node_is_lost(large, tmp_path, cluster):
+    """Its parts are made again elsewhere."""
+    address, raylet, kill = cluster
+    flags = ("--parts", "40", "--shard-size", "1")
+    local = subprocess.run(command(large, tmp_path / "local", *flags), capture_output=True, text=True)
+    assert local.returncode == 0, local.stderr
+    process = start(large, tmp_path / "out", *flags, "--engine", "ray", "--ray-address", address)
+
+    def at_work():
+        return [pid for pid in children(raylet) if title(pid).startswith("ray::make_part_alone")]
+
+    wait_for(lambda: len(tars_in(tmp_path / "out")) > 50 and at_work())
+    kill(at_work()[0])
+    assert process.poll() is None
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, stderr
+    made, expected = tree(tmp_path / "out"), tree(tmp_path / "local")
+    assert made == expected
+
+
+def test_ray_on_this_machine(job, tmp_path):
+    job(tmp_path / "local", parts=2)
+    arguments = ("-i", job.pool.path, "-o", tmp_path / "ray", "-s", tmp_path / "uids", "--shard-size", "2")
+    done = on_ray(None, *arguments, "--parts", "2", "-j", "2", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def test_more_processors_than_a_machine_has(job, tmp_path, cluster):
+    arguments = ("-i", job.pool.path, "-o", tmp_path / "out", "-s", tmp_path / "uids", "-j", "9")
+    done = on_ray(cluster[0], *arguments, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: no machine of the Ray cluster has 9 processors; give -j 1 or less"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1"])
+def test_no_ray_cluster_there(job, tmp_path, address):
+    arguments = ("-i", job.pool.path, "-o", tmp_path / "out", "-s", tmp_path / "uids")
+    done = on_ray(address, *arguments, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: no Ray cluster at {address}: ")
+    assert "Traceback" not in done.stderr
+
+
+# A cloud.
+
+
+@pytest.fixture
+def cloud_job(job, s3_faulty, tmp_path, monkeypatch):
+    """``job`` with the pool and the subsets in a bucket; temporary files go to a folder of their own."""
+    for source, name in ((job.pool.path, "pool"), (tmp_path / "uids", "uids")):
+        for path in sorted(Path(source).rglob("*.*")):
+            push(path, f"s3://tic-test/{name}/{path.relative_to(source)}")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(StreamRequestHandler, "disable_nagle_algorithm", True)  # saves 40 ms a request
+    s3_faulty.requests.clear()
+
+    def run(out="s3://tic-test/out", shard_size=4, **options):
+        return reshard("s3://tic-test/pool", out, "s3://tic-test/uids", shard_size=shard_size, **options)
+
+    run.store = s3_faulty
+    yield run
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def objects(prefix="out/"):
+    return {item.key.removeprefix(prefix): item.get()["Body"].read() for item in bucket().objects.filter(Prefix=prefix)}
+
+
+def bucket():
+    return boto3.resource("s3").Bucket("tic-test")
+
+
+def without_inputs(files):
+    """A tree whose ``meta.json`` do not say where the inputs lie."""
+    for name, data in files.items():
+        if Path(name).name == "meta.json":
+            meta = json.loads(data)
+            arguments = meta.pop("arguments")
+            files[name] = (meta, {key: arguments[key] for key in part.COMPARED})
+    return files
+
+
+def fetches(store, name):
+    return store.count("GET", f"/pool/{name}")
+
+
+@pytest.mark.parametrize(("num_workers", "parts"), [(1, 1), (2, 1), (1, 3)])
+def test_from_cloud_to_cloud(job, cloud_job, tmp_path, num_workers, parts):
+    job(tmp_path / "local", parts=parts, shard_size=4)
+    splits = cloud_job(num_workers=num_workers, parts=parts)
+    assert [(split.path, split.num_samples) for split in splits] == [
+        ("s3://tic-test/out/a", 11),
+        ("s3://tic-test/out/b", 5),
+    ]
+    assert [fetches(cloud_job.store, f"{i:08d}.tar") for i in range(5)] == [1] * 5
+    assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
+    assert sum(split_sizes("s3://tic-test/out/a").values()) == 11
+    assert [split.reused for split in cloud_job(parts=parts)] == [True, True]
+    assert [fetches(cloud_job.store, f"{i:08d}.tar") for i in range(5)] == [1] * 5
+
+
+def test_from_cloud_to_disk_and_back(job, cloud_job, tmp_path):
+    job(tmp_path / "local", shard_size=4)
+    cloud_job(str(tmp_path / "mixed"), num_workers=2)
+    assert without_inputs(tree(tmp_path / "mixed")) == without_inputs(tree(tmp_path / "local"))
+    job("s3://tic-test/out", shard_size=4)
+    assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
+
+
+def test_class_files_in_a_cloud(job, cloud_job, tmp_path):
+    from test_reshard import write_classes
+
+    path = write_classes(tmp_path / "classes.npy", {job.pool.uids[1]: 3})
+    push(Path(path), "s3://tic-test/classes/a.npy")
+    cloud_job(str(tmp_path / "out"), classes="s3://tic-test/classes")
+    assert read_tars(tmp_path / "out/a") == slow_reshard(job.pool.path, job.uids["a"], {job.pool.uids[1]: 3})
+    assert read_tars(tmp_path / "out/b") == slow_reshard(job.pool.path, job.uids["b"])
+
+
+def test_other_arguments_in_a_cloud(job, cloud_job, tmp_path):
+    cloud_job()
+    with pytest.raises(TicError, match="s3://tic-test/out/a was made with another shard size"):
+        cloud_job(shard_size=3)
+    with pytest.raises(TicError, match="s3://tic-test/out/a was made with another number of parts"):
+        cloud_job(parts=2)
+    cloud_job(parts=2, shard_size=3, overwrite=True)
+    cloud_job(parts=2, shard_size=12, overwrite=True)
+    job(tmp_path / "local", parts=2, shard_size=12)
+    assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
+
+
+def test_upload_that_fails_and_goes_on(job, cloud_job, tmp_path):
+    """Nothing is there under its name that is not whole, and what is there is not sent or fetched again."""
+    job(tmp_path / "local", shard_size=4)
+    cloud_job.store.fail("PUT", "out/a/00000002.tar", 503, times=1_000)
+    with pytest.raises(OSError, match=r"s3://tic-test/out/a/00000002\.tar could not be reached"):
+        cloud_job()
+    there = {name: data for name, data in objects().items() if name.endswith(".tar")}
+    assert 0 < len(there) < 5
+    assert there.items() <= tree(tmp_path / "local").items()
+    assert "a/00000002.tar" not in there
+    cloud_job.store.faults.clear()
+    cloud_job.store.requests.clear()
+    cloud_job()
+    assert [name for name in there if cloud_job.store.count("PUT", f"/out/{name}")] == []
+    assert fetches(cloud_job.store, "00000000.tar") == 0
+    assert fetches(cloud_job.store, "00000004.tar") == 1
+    assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
+
+
+def test_bad_pool_shard_in_a_cloud(job, cloud_job, tmp_path):
+    data = read_bytes("s3://tic-test/pool/00000001.tar")
+    (tmp_path / "bad.tar").write_bytes(data[:700])
+    push(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
+    with pytest.raises(TicError) as error:
+        cloud_job()
+    assert "1 (s3://tic-test/pool/00000001.tar: truncated: " in str(error.value)
+    cloud_job.store.requests.clear()
+    shutil.copy(f"{job.pool.path}/00000001.tar", tmp_path / "bad.tar")
+    push(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
+    cloud_job()
+    job(tmp_path / "local", shard_size=4)
+    assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
+
+
+def has_a_client(_):
+    return S3Client._default_client is not None
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_workers_share_no_connection(s3, fork):
+    assert to_path(s3).exists()
+    assert has_a_client(0)
+    with engine.workers(2, fork=fork) as executor:
+        assert list(executor.map(has_a_client, range(4))) == [False] * 4

@@ -1,0 +1,210 @@
+"""Damaged tars: what can't be read is a ``TicError`` and never another one, what is read is what tarfile reads."""
+
+import io
+import json
+import tarfile
+from hashlib import sha256
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_tarshard import pax, raw
+
+from tic_clip import TicError
+from tic_clip.reshard import index
+from tic_clip.tarshard import BLOCK, END, members, open_shard, read_table
+from tic_clip.uids import parse_uids, save_uids
+
+FILES = (b"0", b"\0", b"7")
+FUZZ = settings(
+    max_examples=400,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+NAMES = st.sampled_from(
+    ["0.png", "0.json", "0.txt", "a/b.c/1.json", "1.png", "README", "größe.png", "./x.JPG", ".", "/"]
+)
+UIDS = [sha256(bytes([i])).hexdigest()[:32] for i in range(4)]
+DATA = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([b"", b"x" * 511, b"x" * 512, b"x" * 513, END]),
+    st.sampled_from(UIDS).map(lambda uid: json.dumps({"uid": uid}).encode()),
+    st.sampled_from([b'{"uid": "A"}', b'{"uid": NaN}', b'{"a": "\\ud800"}', b"[" * 5000, b"{}", b"\xff"]),
+)
+SIZES = st.one_of(
+    st.binary(min_size=12, max_size=12),
+    st.integers(0, 8**11 - 1).map(lambda size: b"%011o\0" % size),
+    st.integers(0, 3 * BLOCK).map(lambda size: b"%11o " % size),
+    st.integers(0, 2**95 - 1).map(lambda size: (size | 1 << 95).to_bytes(12, "big")),
+    st.integers(0, 3 * BLOCK).map(lambda size: (size | 1 << 95).to_bytes(12, "big")),
+)
+RECORDS = st.one_of(
+    st.binary(max_size=60),
+    st.builds(pax, path=NAMES),
+    st.builds(pax, size=st.integers(0, 3 * BLOCK)),
+    st.builds(pax, path=st.text(max_size=20), size=st.integers(-5, 10**30)),
+    st.builds(pax, comment=st.text(max_size=20), path=NAMES, mtime=st.floats()),
+)
+
+
+def sealed(block):
+    """A header with a right checksum."""
+    block = block[:148] + b" " * 8 + block[156:]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+@st.composite
+def entry(draw):
+    """One member: a file, with any size field, any type, under a long name, or a header of random bytes."""
+    name, data = draw(NAMES), draw(DATA)
+    kind = draw(st.sampled_from(["file", "file", "file", "size", "type", "pax", "gnu", "noise", "field"]))
+    if kind == "file":
+        return raw(name, data)
+    if kind == "size":
+        return raw(name, data, size_field=draw(SIZES))
+    if kind == "type":
+        return raw(name, data, draw(st.sampled_from([b"\0", b"1", b"2", b"3", b"5", b"6", b"7", b"V", b"g", b"x"])))
+    if kind == "pax":
+        return raw("x", draw(RECORDS), b"x") + raw(name, data)
+    if kind == "gnu":
+        long = draw(
+            st.one_of(st.binary(max_size=200), st.sampled_from([b"k" * 150 + b".png\0", b"a/" * 90 + b"b.txt"]))
+        )
+        return raw("././@LongLink", long, draw(st.sampled_from([b"L", b"K"]))) + raw(name, data)
+    if kind == "noise":
+        return sealed(draw(st.binary(min_size=BLOCK, max_size=BLOCK)))
+    whole = raw(name, data)
+    start, field = draw(st.integers(0, 500)), draw(st.binary(min_size=1, max_size=12))
+    return sealed((whole[:start] + field + whole[start + len(field) : BLOCK])[:BLOCK]) + whole[BLOCK:]
+
+
+@st.composite
+def tar(draw):
+    """A tar of some entries, of which blocks are then removed, repeated, exchanged or overwritten, or its end."""
+    shard = b"".join(draw(st.lists(entry(), max_size=6))) + END
+    for change in draw(st.lists(st.sampled_from(["flip", "cut", "remove", "repeat", "exchange"]), max_size=2)):
+        blocks = [shard[i : i + BLOCK] for i in range(0, len(shard), BLOCK)] or [b""]
+        i, j = (draw(st.integers(0, len(blocks) - 1)) for _ in range(2))
+        if change == "cut":
+            shard = shard[: draw(st.integers(0, len(shard)))]
+            continue
+        if change == "flip":
+            at = draw(st.integers(0, max(len(blocks[i]) - 1, 0)))
+            blocks[i] = blocks[i][:at] + draw(st.binary(min_size=1, max_size=1)) + blocks[i][at + 1 :]
+        elif change == "remove":
+            del blocks[i]
+        elif change == "repeat":
+            blocks.insert(j, blocks[i])
+        else:
+            blocks[i], blocks[j] = blocks[j], blocks[i]
+        shard = b"".join(blocks)
+    return shard
+
+
+def as_we_read(shard):
+    """[(name, data)] up to the first fault, and the fault."""
+    found = []
+    try:
+        for name, start, size in members(shard):
+            assert size >= 0
+            assert BLOCK <= start <= start + size <= len(shard)
+            found.append((name, shard[start : start + size]))
+    except TicError as error:
+        return found, str(error)
+    return found, None
+
+
+def as_tarfile_reads(shard):
+    """[(name, data)] up to what tarfile can't read; it takes some damage for the end."""
+    found = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(shard), mode="r:") as archive:
+            for info in archive:
+                if info.type in FILES:
+                    found.append((info.name, archive.extractfile(info).read()))
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError):
+        pass
+    return found
+
+
+def same(ours, theirs, shard):
+    """Whether two members are; tarfile takes slashes off the end of a long name, and goes beyond the size of GNU's."""
+    mine, other = ours[0].rstrip("/"), theirs[0].rstrip("/")
+    return ours[1] == theirs[1] and (mine == other or (b"@LongLink" in shard and other.startswith(mine)))
+
+
+@FUZZ
+@given(tar())
+def test_what_both_read_is_the_same(shard):
+    ours, fault = as_we_read(shard)
+    theirs = as_tarfile_reads(shard)
+    assert len(ours) <= len(shard) // BLOCK
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+        assert same(mine, other, shard), number
+    if fault is None:
+        assert len(theirs) <= len(ours)
+
+
+@FUZZ
+@given(tar())
+def test_tables_are_of_the_members(shard):
+    ours, fault = as_we_read(shard)
+    if fault is not None:
+        with pytest.raises(TicError) as error:
+            read_table(shard)
+        assert str(error.value) == fault
+        return
+    table = read_table(shard)
+    assert len(table.keys) == len(table.start) - 1
+    assert table.start[0] == 0
+    assert table.start[-1] == len(table.suffix) == len(table.offset) == len(table.size)
+    named = [
+        (f"{key}.{table.suffixes[table.suffix[member]]}", shard[table.offset[member] :][: table.size[member]])
+        for key, start, stop in zip(table.keys, table.start, table.start[1:], strict=False)
+        for member in range(start, stop)
+    ]
+    assert named == [(lowered(name), data) for name, data in ours if is_named(name)]
+
+
+def is_named(name):
+    """Whether a member has a key and a suffix."""
+    key, dot, suffix = name.rpartition("/")[2].partition(".")
+    return bool(key and dot and suffix)
+
+
+def lowered(name):
+    """A name with its suffix in lower case."""
+    folder, slash, base = name.rpartition("/")
+    key, dot, suffix = base.partition(".")
+    return folder + slash + key + dot + suffix.lower()
+
+
+@FUZZ
+@given(shard=tar())
+def test_an_index_is_made_of_anything(shard, tmp_path):
+    path = tmp_path / "0.tar"
+    path.write_bytes(shard)
+    if not (tmp_path / "uids.npy").exists():
+        save_uids(tmp_path / "uids.npy", parse_uids([*UIDS[:3], UIDS[0]]))
+    found = index.index_shard(index.Job(path=str(path), subsets=(str(tmp_path / "uids.npy"),), classes=(None,)))
+    fault = None
+    try:
+        with open_shard(path) as data:
+            count = len(read_table(data).keys)
+    except TicError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+    assert found.fault == fault
+    if fault is None:
+        assert found.read == count == found.usable + sum(found.dropped.values())
+        assert all(number > 0 for number in found.dropped.values())
+
+
+@FUZZ
+@given(st.binary(max_size=3 * BLOCK))
+def test_any_bytes_at_all(data):
+    for shard in (data, sealed(data.ljust(BLOCK, b"\0")[:BLOCK]) + data):
+        ours, _ = as_we_read(shard)
+        assert len(ours) <= len(shard) // BLOCK
