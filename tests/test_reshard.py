@@ -18,8 +18,8 @@ import pytest
 from conftest import write_tar
 
 from tic_clip import TicError
+from tic_clip.engine import workers
 from tic_clip.reshard import find_subsets, index, part, plan, reshard
-from tic_clip.reshard.engine import workers
 from tic_clip.shards import split_sizes
 from tic_clip.tarshard import END, headers, write_shard
 from tic_clip.uids import CLASSES, is_uid, parse_uids, save_uids

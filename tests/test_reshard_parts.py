@@ -21,9 +21,9 @@ from cloudpathlib import S3Client
 from conftest import write_tar
 from test_reshard import DAMAGES, SCRIPT, good, read_meta, read_tars, script, slow_reshard, tree, uid_of
 
-from tic_clip import TicError
+from tic_clip import TicError, engine
 from tic_clip import reshard as package
-from tic_clip.reshard import copy, engine, output, part, reshard
+from tic_clip.reshard import copy, output, part, reshard
 from tic_clip.shards import split_folders, split_sizes
 from tic_clip.storage import push, read_bytes, to_path
 from tic_clip.uids import parse_uids, save_uids
@@ -591,7 +591,7 @@ def test_no_room_for_an_output_shard(large, tmp_path, num_workers):
 def test_worker_whose_parent_is_gone_already(tmp_path):
     """The parent is killed while its worker still starts: the worker must not stay for ever."""
     program = (
-        "import os, sys, time; from tic_clip.reshard import engine\n"
+        "import os, sys, time; from tic_clip import engine\n"
         "parent = os.getpid()\n"
         "if os.fork() == 0:\n"
         "    while os.getppid() == parent: time.sleep(0.01)\n"

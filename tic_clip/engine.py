@@ -1,16 +1,23 @@
-"""Where work runs: in threads or processes of this machine."""
+"""Where work runs: in threads or processes of this machine, or on a Ray cluster."""
 
+import ctypes
+import gc
+import os
+import signal
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tic_clip import TicError
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1
 
 # A fork would share the parent's open connections to a cloud.
 processes = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
@@ -49,3 +56,87 @@ def each(
             raise TicError("a worker process died (out of memory?); try fewer workers") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+class Inline(Executor):
+    """Runs each job at once, in this process."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
+        """The result of ``fn``, already there."""
+        future: Future[Result] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except (TicError, OSError) as error:
+            future.set_exception(error)
+        return future
+
+
+def workers(count: int, *, fork: bool = False) -> Executor:
+    """An executor of ``count`` processes (of none but this one for 1).
+
+    ``fork`` starts them at once, as copies of this process: quicker, but it must have no threads and no connections to
+    a cloud, which the copies would share.
+    """
+    if count == 1:
+        return Inline()
+    context = get_context("fork" if fork else "spawn")
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_tie_to_parent, initargs=(os.getpid(),))
+    if fork:
+        executor.submit(os.getpid)
+    return executor
+
+
+def _tie_to_parent(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(100_000)  # an index is many small objects and no cycles
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it has ended before
+
+
+def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
+    """Yield ``work(job)`` for each job as it ends, on a Ray cluster: that of ``address`` ("auto": one that this machine
+    belongs to), that of the variable RAY_ADDRESS, or one started here. Jobs of a lost node are run again on others.
+
+    Raises:
+        TicError: Ray is not installed or there is no cluster; an error of a job is raised as it is.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError:
+        raise TicError("--engine ray needs Ray: pip install 'tic-clip[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about anybody's run goes out unasked
+    started = not ray.is_initialized()
+    if started:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            _reach(address)
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+    try:
+        most = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+        if num_cpus > most:
+            raise TicError(f"no machine of the Ray cluster has {num_cpus} processors; give -j {most} or less")
+        task = ray.remote(work).options(num_cpus=num_cpus, max_retries=10)
+        waiting = [task.remote(job) for job in jobs]
+        while waiting:
+            (ready,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                raise TicError(f"a part failed on the Ray cluster: {str(error).splitlines()[0]}") from None
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError at once where nothing answers at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

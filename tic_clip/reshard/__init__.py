@@ -17,8 +17,8 @@ from typing import Any
 
 from tic_clip import TicError, pick, uids
 from tic_clip.cli import progress
+from tic_clip.engine import on_ray, workers
 from tic_clip.reshard import output
-from tic_clip.reshard.engine import on_ray, workers
 from tic_clip.reshard.part import Part, Target, clean, fill, open_journal, workplace
 from tic_clip.reshard.plan import block
 from tic_clip.shards import list_shards
