@@ -875,3 +875,17 @@ def test_workers_share_no_connection(s3, fork):
     assert has_a_client(0)
     with engine.workers(2, fork=fork) as executor:
         assert list(executor.map(has_a_client, range(4))) == [False] * 4
+
+
+def test_months_are_cut_from_years_in_parts(make_pool, tmp_path):
+    """The training years are a pool themselves: folders of folders of tars."""
+    pool = make_pool((4, 4))
+    for name, uids in {
+        "years/2014": pool.uids[:5],
+        "years/2015": pool.uids[5:],
+        "months/201403": pool.uids[2:7],
+    }.items():
+        save_uids(tmp_path / f"uids/{name}.npy", parse_uids(uids))
+    reshard(pool.path, str(tmp_path / "years"), str(tmp_path / "uids/years"), parts=2)
+    (split,) = reshard(str(tmp_path / "years"), str(tmp_path / "months"), str(tmp_path / "uids/months"))
+    assert (split.num_samples, split.wanted) == (5, 5)

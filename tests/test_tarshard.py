@@ -131,6 +131,13 @@ def test_size_in_a_pax_record():
     assert as_we_read(shard) == as_tarfile_reads(shard) == [("a/b.png", b"a" * 700), ("c.png", b"c")]
 
 
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6"])
+def test_size_of_an_entry_without_data(kind):
+    """Some tars give a link the size of what it leads to."""
+    shard = raw("a.png", b"", kind, size_field=b"00000001000\0") + raw("b.png", b"b") + END
+    assert as_we_read(shard) == as_tarfile_reads(shard) == [("b.png", b"b")]
+
+
 def test_kinds_of_entries_are_counted():
     ignored = Counter()
     kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"S")

@@ -38,6 +38,7 @@ SIZES = st.one_of(
     st.binary(min_size=12, max_size=12),
     st.integers(0, 8**11 - 1).map(lambda size: b"%011o\0" % size),
     st.integers(0, 3 * BLOCK).map(lambda size: b"%11o " % size),
+    st.integers(0, 3 * BLOCK).map(lambda size: b"%012o" % size),
     st.integers(0, 2**95 - 1).map(lambda size: (size | 1 << 95).to_bytes(12, "big")),
     st.integers(0, 3 * BLOCK).map(lambda size: (size | 1 << 95).to_bytes(12, "big")),
 )

@@ -45,16 +45,19 @@ class Empty(TicError):
 
 
 def list_shards(path: object) -> list[tuple[str, int]]:
-    """(path, size in bytes) of the tars of a pool or a split, flat or else in parts but ``test/``, sorted by path.
+    """(path, size in bytes) of the tars of a pool or a split, sorted by path: flat, or else in parts, or else in the
+    parts of several splits; ``test/`` is none.
 
     Raises:
         TicError: there is no such folder, or no tar in it.
     """
-    found = list_files(path, "*.tar")
-    found = found or [entry for entry in list_files(path, "*/*.tar") if entry[0].split("/")[-2] != LINKS]
-    if not found:
-        raise TicError(f"{path} holds no .tar file")
-    return found
+    for pattern in "*.tar", "*/*.tar", "*/*/*.tar":
+        found = list_files(path, pattern)
+        if pattern != "*.tar":
+            found = [entry for entry in found if entry[0].split("/")[-2] != LINKS]
+        if found:
+            return found
+    raise TicError(f"{path} holds no .tar file")
 
 
 def list_tars(path: object) -> list[str]:

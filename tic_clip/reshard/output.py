@@ -10,7 +10,7 @@ from tic_clip import TicError, uids
 from tic_clip.reshard.journal import Journal
 from tic_clip.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
 from tic_clip.reshard.plan import shard_counts
-from tic_clip.shards import SIZES, STATS
+from tic_clip.shards import SIZES, STATS, read_sizes
 from tic_clip.storage import (
     atomic_open,
     exists,
@@ -168,6 +168,7 @@ def finish(target: Target, meta: dict[str, Any], shard_size: int) -> None:
     path = to_path(target.path)
     counts = shard_counts(meta["output_count"], shard_size)
     write_json(path / SIZES, {SHARD_FORMAT.format(i): count for i, count in enumerate(counts)}, sync=False)
+    read_sizes.cache_clear()
     _link(Path(target.subset), path / SUBSET)
     write_json(path / META, meta, sync=False)
     remove(path / STARTED)
