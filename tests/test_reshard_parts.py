@@ -265,18 +265,23 @@ def test_stopped_anywhere_it_is_finished_later(make_pool, tmp_path, monkeypatch,
 
 def test_stopped_and_replaced_by_turns(job, tmp_path, monkeypatch):
     """What the journal of one command says is not taken for the work of another one."""
-    for size in (1, 2):
-        job(tmp_path / f"whole{size}", shard_size=size)
-    out = tmp_path / "out"
-    for number in range(0, 60, 2):
-        for size in (1, 2, 1):
+    subset, out = tmp_path / "2014.npy", tmp_path / "out"
+
+    def run(chosen, folder=out):
+        save_uids(subset, parse_uids(chosen))
+        reshard(job.pool.path, str(folder), str(subset), shard_size=2, overwrite=True)
+
+    mine, others = job.pool.uids[:6], job.pool.uids[6:]  # shards of the same sizes
+    run(mine, tmp_path / "whole")
+    for number in range(40):
+        for chosen, stop_after in ((mine, 24), (others, number)):
             with monkeypatch.context() as patch:
-                stop_at(patch, number)
+                stop_at(patch, stop_after)
                 with suppress(Stopped):
-                    job(out, shard_size=size, overwrite=True)
-        job(out, shard_size=1, overwrite=True)
+                    run(chosen)
+        run(mine)
         made = {name: data for name, data in tree(out).items() if not name.endswith(".tmp")}
-        assert without_marks(made) == tree(tmp_path / "whole1")
+        assert without_marks(made) == tree(tmp_path / "whole")
 
 
 def stop_at_finish(monkeypatch, out, job, **options):
@@ -481,7 +486,11 @@ def command(folder, out, *flags):
 
 
 def start(folder, out, *flags):
-    return subprocess.Popen(command(folder, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Begin; Ctrl-C reaches it even where the tests run in the background, which ignores it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        command(folder, out, *flags), **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
 
 
 def wait_for(condition, seconds=60):
