@@ -113,7 +113,8 @@ def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int,
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
             _reach(address)
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+            own = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
         except (OSError, ValueError, RuntimeError) as error:
             raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
     try:
