@@ -101,7 +101,7 @@ def s3_faulty(s3, s3_server, monkeypatch):
 
     from tic_clip import clouds
 
-    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 0.5}.items():
+    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.5}.items():
         monkeypatch.setattr(clouds, name, value)
     with serving(Proxy(behind=s3_server)) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)

@@ -19,7 +19,7 @@ from conftest import write_tar
 
 from tic_clip import TicError
 from tic_clip.engine import workers
-from tic_clip.reshard import find_subsets, index, part, plan, reshard
+from tic_clip.reshard import find_subsets, index, part, plan, reshard, table
 from tic_clip.shards import split_sizes
 from tic_clip.tarshard import END, headers, write_shard
 from tic_clip.uids import CLASSES, is_uid, parse_uids, save_uids
@@ -921,7 +921,7 @@ def test_the_pool_is_never_written_into(make_pool, write_uids, tmp_path, overwri
     subset = write_uids(pool.uids, "pool")
     before = tree(pool.path)
     for output, subsets in ((f"{pool.path}/../pool", subset), (str(tmp_path), str(Path(subset).parent))):
-        with pytest.raises(TicError, match="is the pool; give another output folder"):
+        with pytest.raises(TicError, match="holds shards of the pool; give another output folder"):
             reshard(pool.path, output, subsets, overwrite=overwrite)
     assert tree(pool.path) == before
 
@@ -1051,3 +1051,69 @@ def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
 def test_script_without_a_pool(tmp_path):
     done = script("-i", "nothing", "-o", "out", "-s", "uids", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: nothing is missing or no folder\n")
+
+
+def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):
+    """A pool may be folders of tars: none of them is an output, and none of the outputs is a part of the next pool."""
+    pool = make_pool((2, 2), name="pool/2014")
+    root, subset = f"{tmp_path}/pool", write_uids(pool.uids, "2014")
+    folder, before = str(Path(subset).parent), tree(root)
+    (tmp_path / "link").symlink_to(root)
+    for output, subsets, message in (
+        (root, folder, "pool/2014 holds shards of the pool"),
+        (f"{tmp_path}/link", folder, "pool/2014 holds shards of the pool"),
+        (f"{root}/2014", subset, "pool/2014 holds shards of the pool"),
+        (f"{root}/other", subset, "pool/other lies among the folders of the pool"),
+    ):
+        for options in ({}, {"overwrite": True}, {"dry_run": True}, {"parts": 2, "overwrite": True}):
+            with pytest.raises(TicError, match=message):
+                reshard(root, output, subsets, **options)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("empty", range(3))
+def test_empty_paths_are_not_this_folder(make_pool, write_uids, out, empty):
+    pool = make_pool()
+    paths = [pool.path, out, write_uids(pool.uids)]
+    paths[empty] = ""
+    with pytest.raises(TicError, match="is empty"):
+        reshard(*paths)
+
+
+def test_a_split_without_bad_shards_is_kept_only_on_demand(make_pool, write_uids, out):
+    pool = make_pool((2, 2))
+    subset = write_uids(pool.uids)
+    Path(pool.path, "00000002.tar").symlink_to("nowhere")
+    (split,) = reshard(pool.path, out, subset, skip_bad_shards=True)
+    assert (split.num_samples, split.num_bad) == (4, 1)
+    assert "without 1 bad pool shards" in table([split])
+    assert reshard(pool.path, out, subset, skip_bad_shards=True)[0].reused
+    with pytest.raises(TicError, match="was made without 1 pool shards that could not be read; --skip-bad-shards"):
+        reshard(pool.path, out, subset)
+    with pytest.raises(TicError, match=r"can't be read: 1 .*00000002\.tar: .* is missing"):
+        reshard(pool.path, out, subset, overwrite=True)
+
+
+@pytest.mark.parametrize("lost", ["00000000_stats.json", "sample_ids.npy"])
+def test_a_lost_table_is_made_again(make_pool, write_uids, out, lost):
+    pool = make_pool()
+    reshard(pool.path, out, write_uids(pool.uids))
+    before = tree(out)
+    Path(out, lost).unlink()
+    reshard(pool.path, out, write_uids(pool.uids))
+    assert tree(out) == before
+
+
+def test_a_broken_table_is_replaced_on_demand(make_pool, write_uids, out):
+    pool = make_pool()
+    subset = write_uids(pool.uids)
+    reshard(pool.path, out, subset)
+    before = tree(out)
+    Path(out, "meta.json").write_text("{")
+    with pytest.raises(TicError, match="not valid JSON"):
+        reshard(pool.path, out, subset)
+    reshard(pool.path, out, subset, overwrite=True)
+    assert tree(out) == before
+    Path(out, "sizes.json").write_text("{")
+    reshard(pool.path, out, subset)
+    assert tree(out) == before

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import StreamRequestHandler
 
@@ -265,21 +265,23 @@ def test_stopped_anywhere_it_is_finished_later(make_pool, tmp_path, monkeypatch,
 
 def test_stopped_and_replaced_by_turns(job, tmp_path, monkeypatch):
     """What the journal of one command says is not taken for the work of another one."""
-    subset, out = tmp_path / "2014.npy", tmp_path / "out"
+    subset = tmp_path / "2014.npy"
 
-    def run(chosen, folder=out):
+    def run(chosen, folder):
         save_uids(subset, parse_uids(chosen))
         reshard(job.pool.path, str(folder), str(subset), shard_size=2, overwrite=True)
 
     mine, others = job.pool.uids[:6], job.pool.uids[6:]  # shards of the same sizes
     run(mine, tmp_path / "whole")
     for number in range(40):
-        for chosen, stop_after in ((mine, 24), (others, number)):
-            with monkeypatch.context() as patch:
-                stop_at(patch, stop_after)
-                with suppress(Stopped):
-                    run(chosen)
-        run(mine)
+        out = tmp_path / f"out{number}"
+        with monkeypatch.context() as patch, suppress(Stopped):
+            patch.setattr(output, "finish", stop)
+            run(mine, out)
+        with monkeypatch.context() as patch, suppress(Stopped):
+            stop_at(patch, number)
+            run(others, out)
+        run(mine, out)
         made = {name: data for name, data in tree(out).items() if not name.endswith(".tmp")}
         assert without_marks(made) == tree(tmp_path / "whole")
 
@@ -418,20 +420,40 @@ def test_pool_shard_that_shrinks_meanwhile_is_named(job, tmp_path, monkeypatch):
         job(tmp_path / "out")
 
 
+@contextmanager
+def locked(folder):
+    """Hold the lock of a folder; yields whether it was to be had."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(lock)
+
+
 def test_the_lock_is_held_to_the_end(job, tmp_path, monkeypatch):
     """Another process can't begin between the last file and the removal of what lay beside the output."""
     free = []
 
     def clean(work, real=package.clean):
-        with open(Path(work) / "lock", "w") as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free.append(work)
+        for folder in work, tmp_path / "out/a", tmp_path / "out":
+            with locked(folder) as held:
+                free.append(held)
         real(work)
 
     monkeypatch.setattr(package, "clean", clean)
     job(tmp_path / "out")
-    assert free == []
+    assert free == [False, False, True]
     assert not (tmp_path / "out/.reshard").exists()
+
+
+def test_a_split_is_locked_whatever_the_output_is_called(job, tmp_path):
+    """-o OUT with a folder of subsets and -o OUT/a with one write into the same folder."""
+    job(tmp_path / "out")
+    with locked(tmp_path / "out/a") as held, pytest.raises(TicError, match=r"another process is writing .*out/a;"):
+        job(tmp_path / "out", shard_size=1, overwrite=held)
 
 
 def test_a_run_that_is_under_way_is_left_alone(job, tmp_path):
@@ -440,8 +462,7 @@ def test_a_run_that_is_under_way_is_left_alone(job, tmp_path):
     work = tmp_path / "out/.reshard/00000"
     (work / "unfinished").mkdir(parents=True)
     (work / "unfinished/0-00000003.tar").touch()
-    with open(work / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(work):
         assert [split.reused for split in job(tmp_path / "out")] == [True, True]
         assert (work / "unfinished/0-00000003.tar").exists()
     assert [split.reused for split in job(tmp_path / "out")] == [True, True]

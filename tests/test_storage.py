@@ -134,7 +134,7 @@ def test_an_error_leaves_the_cloud_object_that_was_there(s3):
 @pytest.fixture
 def short(monkeypatch):
     """Few and short attempts."""
-    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 0.5}.items():
+    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.5}.items():
         monkeypatch.setattr(clouds, name, value)
 
 

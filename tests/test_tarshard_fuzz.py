@@ -3,17 +3,22 @@
 import io
 import json
 import tarfile
+import tempfile
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from test_tarshard import pax, raw
 
 from tic_clip import TicError
 from tic_clip.reshard import index
 from tic_clip.tarshard import BLOCK, END, members, open_shard, read_table
 from tic_clip.uids import parse_uids, save_uids
+
+set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # not into the working tree
 
 FILES = (b"0", b"\0", b"7")
 FUZZ = settings(

@@ -40,6 +40,8 @@ def each(
     Raises:
         TicError: a process died; an error of a job is raised as it is.
     """
+    if num_workers < 1:
+        raise TicError("the number of workers must be at least 1")
     if num_workers == 1:
         yield from map(work, jobs)
         return

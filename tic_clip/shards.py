@@ -283,8 +283,8 @@ def generate_stats(folder: str, num_workers: int = 1, overwrite: bool = False) -
         TicError: shards are damaged; all others have their stats then.
     """
     tars = list_tars(folder)
-    flat = os.path.dirname(tars[0]) == str(to_path(folder))
-    there = {path for path, _ in list_files(folder, "*_stats.json" if flat else "*/*_stats.json")}
+    depth = tars[0].count("/") - str(to_path(folder)).rstrip("/").count("/") - 1
+    there = {path for path, _ in list_files(folder, "*/" * depth + "*_stats.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar) not in there]
     results = progress(each(_write_stats, todo, num_workers, processes), "count", len(todo), "shard")
     faults = [fault for fault in results if fault]

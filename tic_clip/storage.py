@@ -129,8 +129,11 @@ def _walk(folder: Path, patterns: list[str]) -> Iterator[tuple[str, int]]:
             yield from _walk(folder / entry.name, patterns)
         elif rest and fnmatchcase(entry.name, first) and entry.is_dir():
             yield from _walk(folder / entry.name, rest)
-        elif not rest and fnmatchcase(entry.name, first) and entry.is_file():
-            yield str(folder / entry.name), entry.stat().st_size
+        elif not rest and fnmatchcase(entry.name, first) and not entry.is_dir():
+            try:
+                yield str(folder / entry.name), entry.stat().st_size
+            except FileNotFoundError:  # a link to nothing: who reads it will say so
+                yield str(folder / entry.name), 0
 
 
 def _walk_cloud(folder: object, patterns: list[str]) -> Iterator[tuple[str, int]]:

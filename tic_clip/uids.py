@@ -123,7 +123,9 @@ def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise TicError(f"{path} is no NumPy file of UIDs: {error}") from None
-    if rows.dtype != dtype or rows.ndim != 1:
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1:
+        raise TicError(f"{path} is no list of UIDs")
+    if rows.dtype != dtype:
         raise TicError(f"{path} has dtype {rows.dtype}, not {dtype.descr}")
     return rows
 

@@ -74,6 +74,9 @@ def _convert_split(split: Path, kind: str) -> int:
     (split / LINKS).mkdir(exist_ok=True)
     for number, tar in enumerate(tars):
         _symlink(f"../{Path(tar).relative_to(split)}", split / f"{LINKS}/{number}.tar")
+    for link in (split / LINKS).glob("[0-9]*.tar"):
+        if link.is_symlink() and link.stem.isdecimal() and int(link.stem) >= len(tars):
+            link.unlink()  # of a split that had more shards
     if _line(split / LINKS / "nshards.txt", str(len(tars))) != str(len(tars)):
         write_text(split / LINKS / "nshards.txt", f"{len(tars)}\n")
     return len(tars)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ ENGINES = {"local": False, "ray": True}
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """What one subset became. ``wanted`` counts the UIDs asked for, ``num_samples`` those found in the pool; over all
-    parts that were asked for. ``reused``: all of it was there already.
+    parts that were asked for. ``num_bad`` pool shards could not be read. ``reused``: all of it was there already.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Split:
     num_samples: int
     num_shards: int
     num_bytes: int
+    num_bad: int = 0
     reused: bool = False
 
 
@@ -59,7 +60,7 @@ def table(splits: list[Split]) -> str:
             f"{split.num_shards:,}",
             f"{split.num_bytes / 1e9:,.2f} GB" if split.num_bytes >= 1e8 else f"{split.num_bytes / 1e6:,.2f} MB",
             f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-",
-            "already there" if split.reused else "",
+            _note(split),
         )
         for split in splits
     ]
@@ -68,6 +69,12 @@ def table(splits: list[Split]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]).rstrip() for row in rows
     )
+
+
+def _note(split: Split) -> str:
+    """What the table says of a split beside its numbers."""
+    notes = [f"without {split.num_bad} bad pool shards"] if split.num_bad else []
+    return ", ".join([*notes, *(["already there"] if split.reused else [])])
 
 
 def find_subsets(path: object) -> dict[str, str]:
@@ -127,6 +134,8 @@ def reshard(
     on_cluster = pick(ENGINES, "engine", engine)
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
+    if not (pool and output_dir and subsets):
+        raise TicError("the path of the pool, the output or the subsets is empty")
     settings = {
         "shard_size": shard_size,
         "num_workers": num_workers,
@@ -135,9 +144,9 @@ def reshard(
     }
     shards, files = list_shards(pool), find_subsets(subsets)
     paths = {name: str(to_path(output_dir) / name) for name in files}
-    _check_paths(pool, output_dir, paths)
+    _check_paths(pool, output_dir, shards, paths)
     numbers = range(max(parts, 1)) if part is None else [part]
-    with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder:
+    with _cache(*files.values(), classes) as folder:
         targets = _targets(pool, files, paths, classes, Path(folder))
         all_made = [_part(shards, targets, output_dir, parts, number, settings) for number in numbers]
         for target in targets:
@@ -147,7 +156,7 @@ def reshard(
         metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
         todo = []
         for made in all_made:
-            found = {target.name: output.finished(target, overwrite) for target in made.targets}
+            found = {target.name: output.finished(target, overwrite, skip_bad_shards) for target in made.targets}
             for name, meta in found.items():
                 metas[name] += [meta] if meta else []
             left = tuple(target for target in made.targets if not found[target.name])
@@ -166,11 +175,33 @@ def reshard(
     return [_split(name, paths[name], metas[name], name not in new) for name in files]
 
 
-def _check_paths(pool: str, output_dir: str, paths: dict[str, str]) -> None:
+def _cache(*files: str | None) -> AbstractContextManager[str]:
+    """A folder for the copies of files of UIDs and classes that lie in a cloud, if any does."""
+    if any(file is not None and is_remote(file) for file in files):
+        return tempfile.TemporaryDirectory(prefix="tic-clip-subsets-")
+    return nullcontext("")
+
+
+def _check_paths(pool: str, output_dir: str, shards: list[tuple[str, int]], paths: dict[str, str]) -> None:
+    """See that no split lies where the pool's shards are, or where the next run would take it for a part of the pool.
+
+    Raises:
+        TicError: one does, or ``output_dir`` is no folder.
+    """
     if exists(output_dir) and not is_dir(output_dir):
         raise TicError(f"{output_dir} is no folder")
-    if any(_same(path, pool) for path in paths.values()):
-        raise TicError(f"{pool} is the pool; give another output folder")
+    root = _resolved(pool)
+    folders = {_resolved(folder) for folder in {tar.rpartition("/")[0] for tar, _ in shards}}
+    for path in map(_resolved, paths.values()):
+        if any(f"{folder}/".startswith(f"{path}/") for folder in folders):
+            raise TicError(f"{path} holds shards of the pool; give another output folder")
+        if f"{path}/".startswith(f"{root}/") and folders != {root}:
+            raise TicError(f"{path} lies among the folders of the pool; give another output folder")
+
+
+def _resolved(path: str) -> str:
+    """A path as the one name that it has; a URL without a slash at its end."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path).resolve())
 
 
 def _clean_others(output_dir: str, parts: int) -> None:
@@ -179,13 +210,6 @@ def _clean_others(output_dir: str, parts: int) -> None:
     for folder in list_folders(work) if is_dir(work) else []:
         if int(to_path(folder).name) >= parts:
             clean(folder)
-
-
-def _same(path: str, other: str) -> bool:
-    """Whether two paths or URLs name the same folder."""
-    if is_remote(path) or is_remote(other):
-        return path.rstrip("/") == other.rstrip("/")
-    return Path(path).resolve() == Path(other).resolve()
 
 
 def _targets(
@@ -278,7 +302,8 @@ def _run_on_ray(todo: list[Part], address: str | None) -> Iterator[Outcome]:
 def make_part_alone(part: Part) -> Outcome:
     """Make a part with processes of its own, on whatever machine this is."""
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="tic-clip-subsets-") as folder, workers(part.num_workers) as executor:
+    files = (file for target in part.targets for file in (target.subset, target.classes))
+    with _cache(*files) as folder, workers(part.num_workers) as executor:
         for _ in make_part(part, executor, Path(folder), outcomes):
             pass
     return outcomes[0]
@@ -332,5 +357,6 @@ def _split(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> S
         num_samples=sum(meta["output_count"] for meta in metas),
         num_shards=sum(meta["output_shard_count"] for meta in metas),
         num_bytes=sum(meta["output_bytes"] for meta in metas),
+        num_bad=sum(len(meta["bad_shards"]) for meta in metas),
         reused=reused,
     )

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tic_clip.tarshard import BLOCK
 META, STARTED, SUBSET = "meta.json", "started.json", "sample_ids.npy"
 
 
-def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
+def finished(target: Target, overwrite: bool, skip_bad_shards: bool) -> dict[str, Any] | None:
     """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made.
 
     Raises:
@@ -39,7 +40,12 @@ def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
     for name in META, STARTED:
         if not exists(path / name):
             continue
-        found = read_json(path / name)
+        try:
+            found = read_json(path / name)
+        except TicError:
+            if overwrite:
+                continue
+            raise
         before = found.get("arguments", {}) if isinstance(found, dict) else {}
         different = [what for key, what in COMPARED.items() if before.get(key) != target.arguments[key]]
         if name == STARTED and not before:
@@ -49,7 +55,13 @@ def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
         if different and not overwrite:
             made = "made" if name == META else "begun"
             raise TicError(f"{path} was {made} with another {' and '.join(different)}; give --overwrite to replace it")
-        return found if name == META and not different and _is_whole(path, found) else None
+        if name == META and found.get("bad_shards") and not (skip_bad_shards or overwrite):
+            raise TicError(
+                f"{path} was made without {len(found['bad_shards'])} pool shards that could not be read; "
+                "--skip-bad-shards leaves it so, --overwrite makes it again"
+            )
+        again = name == STARTED or different or (found.get("bad_shards") and not skip_bad_shards)
+        return found if not again and _is_whole(path, found) else None
     if not overwrite and is_dir(path) and list_files(path, "*.tar"):
         raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
     return None
@@ -57,18 +69,26 @@ def finished(target: Target, overwrite: bool) -> dict[str, Any] | None:
 
 def _is_whole(path: Path, meta: dict[str, Any]) -> bool:
     """Whether a split's table and all bytes of its shards are there."""
-    if not exists(path / SIZES):
+    there = {to_path(file).name: size for file, size in list_files(path)}
+    try:
+        tars = read_json(path / SIZES).keys()
+    except (TicError, AttributeError):
         return False
-    there = {to_path(file).name: size for file, size in list_files(path, "*.tar")}
-    return there.keys() == read_json(path / SIZES).keys() and sum(there.values()) == meta.get("output_bytes")
+    stats = {f"{name.removesuffix('.tar')}_stats.json" for name in tars}
+    return (
+        {name for name in there if name.endswith(".tar")} == tars
+        and there.keys() >= stats | {SUBSET}
+        and sum(there[name] for name in tars) == meta.get("output_bytes")
+    )
 
 
 def _arguments(folder: object) -> dict[str, Any]:
     """The arguments that a split or a part was made or begun with; empty if neither."""
     for name in META, STARTED:
         if exists(to_path(folder) / name):
-            found = read_json(to_path(folder) / name)
-            return found.get("arguments", {}) if isinstance(found, dict) else {}
+            with suppress(TicError):
+                found = read_json(to_path(folder) / name)
+                return found.get("arguments", {}) if isinstance(found, dict) else {}
     return {}
 
 
@@ -88,6 +108,9 @@ def check_layout(split: str, parts: int, overwrite: bool, dry_run: bool) -> None
     stale = flat + [folder for folder in others if parts == 1 or made[folder]["part"] >= parts]
     for folder in [] if dry_run else stale:
         _clear(folder)
+        if folder != split and not is_remote(folder):
+            with suppress(OSError):
+                Path(folder).rmdir()  # unless something else is in it
 
 
 def part_path(split: str, parts: int, part: int) -> str:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -116,7 +116,8 @@ def fill(part: Part, journal: Journal, folder: Path, executor: Executor) -> Iter
 
 @contextmanager
 def workplace(part: Part) -> Iterator[Path]:
-    """A folder on this machine for what is not whole yet; beside a local output it is locked, and emptied first.
+    """A folder on this machine for what is not whole yet; beside a local output. That and the splits are locked,
+    and what an earlier process left in it is removed first.
 
     Raises:
         TicError: another process is at work there.
@@ -126,12 +127,16 @@ def workplace(part: Part) -> Iterator[Path]:
             yield Path(folder)
         return
     work = Path(part.work)
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            flock(lock, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise TicError(f"another process is writing {work.parent.parent}; wait for it or end it") from None
+    with ExitStack() as locks:
+        for path in (work, *(Path(target.path) for target in part.targets)):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDONLY)
+            locks.callback(os.close, lock)
+            try:
+                flock(lock, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                busy = work.parent.parent if path == work else path
+                raise TicError(f"another process is writing {busy}; wait for it or end it") from None
         folder = work / "unfinished"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
