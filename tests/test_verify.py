@@ -11,6 +11,7 @@ import pytest
 from conftest import picture, write_tar
 
 from tic_clip import TicError, uids
+from tic_clip.reshard import reshard
 from tic_clip.shards import add_sizes, generate_stats, read_sizes, split_sizes
 from tic_clip.storage import list_files, push, read_bytes, read_json, write_json, write_text
 from tic_clip.verify import KEY, LINES, STRANGE, TORN, TWICE, Verified, compare, verify
@@ -380,3 +381,36 @@ def test_scripts_of_what_is_not_there(name, tmp_path):
     done = script(name, *(["--url"] if name != "verify" else []), tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder\n"
+
+
+@pytest.fixture
+def resharded(make_pool, tmp_path):
+    """A split that reshard made: ``resharded(uids)``."""
+    pool = make_pool((3, 2))
+
+    def run(wanted=None, **options):
+        uids.save_uids(tmp_path / "list.npy", uids.parse_uids(pool.uids if wanted is None else wanted))
+        reshard(pool.path, str(tmp_path / "split"), str(tmp_path / "list.npy"), **options)
+        return str(tmp_path / "split")
+
+    return run
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_split_without_a_sample_is_fine(resharded, parts):
+    assert list(verify(resharded(["0" * 32], parts=parts))) == []
+
+
+def test_a_split_that_is_not_finished(resharded):
+    split = Path(resharded())
+    (split / "meta.json").rename(split / "started.json")
+    assert f"{split} is not finished: give the command of reshard.py again" in list(verify(str(split)))
+
+
+def test_another_list_beside_the_shards(resharded, tmp_path):
+    split = resharded()
+    (tmp_path / "list.npy").unlink()
+    assert list(verify(split)) == []
+    rows = np.load(f"{split}/sample_ids.npy")
+    np.save(f"{split}/sample_ids.npy", rows[:3])
+    assert list(verify(split)) == [f"{split}/sample_ids.npy is not the list that the split was made with"]

@@ -30,7 +30,7 @@ from tic_clip.storage import (
 )
 from tic_clip.tarshard import BLOCK, open_shard, padded, samples
 
-SIZES, META = "sizes.json", "meta.json"
+SIZES, META, STARTED, SUBSET = "sizes.json", "meta.json", "started.json", "sample_ids.npy"
 STATS = "{:08d}_stats.json"
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 LINKS = "test"

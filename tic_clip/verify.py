@@ -9,14 +9,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tic_clip import TicError, uids
 from tic_clip.cli import progress
 from tic_clip.engine import each, processes
-from tic_clip.shards import META, SIZES, list_tars, read_meta, read_sizes, read_stats, split_folders, stats_path
-from tic_clip.storage import local_copy
+from tic_clip.shards import (
+    META,
+    SIZES,
+    STARTED,
+    SUBSET,
+    list_tars,
+    read_meta,
+    read_sizes,
+    read_stats,
+    split_folders,
+    stats_path,
+)
+from tic_clip.storage import exists, is_remote, list_files, local_copy
 from tic_clip.tarshard import IMAGES, Buffer, Sample, open_shard, samples
 
 KEY = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("copy", "<u4"), ("shard", "<u4")])
@@ -67,7 +79,7 @@ def verify(split: str, subset: str | None = None, num_workers: int = 1, seen: Ve
 
 def _faults(split: str, subset: str | None, num_workers: int, seen: Verified) -> Iterator[str]:
     read_sizes.cache_clear()
-    tars = list_tars(split)
+    tars = [] if _is_empty(split) else list_tars(split)
     shards_in = Counter(map(os.path.dirname, tars))
     try:
         shards_in.update(dict.fromkeys(split_folders(split), 0))  # a part without a sample has no tar
@@ -81,6 +93,14 @@ def _faults(split: str, subset: str | None, num_workers: int, seen: Verified) ->
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
             yield from _verify_folder(folder, islice(results, shards_in[folder]), keys, seen)
         yield from _verify_keys(keys, tars, wanted, seen)
+
+
+def _is_empty(split: str) -> bool:
+    """Whether a split says that it has no sample, and has no tar either."""
+    try:
+        return not any(read_sizes(folder) for folder in split_folders(split)) and not list_files(split, "**/*.tar")
+    except TicError:
+        return False
 
 
 def _open_subset(subset: str, folder: Path) -> np.ndarray:
@@ -200,6 +220,20 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
             yield f"{folder}/{SIZES} says {sizes[name]} samples for {name}, the tar holds {counts[name]}"
 
 
+def _check_subset(folder: str, meta: dict[str, Any]) -> Iterator[str]:
+    """Whether ``sample_ids.npy`` is still the list that the split was made with."""
+    path, arguments = f"{folder}/{SUBSET}", meta.get("arguments", {})
+    if is_remote(folder) or "subset" not in arguments or not exists(path):
+        return
+    try:
+        same = uids.fingerprint(path) == arguments["subset"]
+    except TicError as error:
+        yield str(error)
+    else:
+        if not same:
+            yield f"{path} is not the list that the split was made with"
+
+
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
     """What ``meta.json``, if there is one, says that is not so."""
     try:
@@ -208,7 +242,10 @@ def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
         yield str(error)
         return
     if meta is None:
+        if exists(f"{folder}/{STARTED}"):
+            yield f"{folder} is not finished: give the command of reshard.py again"
         return
+    yield from _check_subset(folder, meta)
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"
     if None not in counts.values() and meta.get("output_count") != sum(counts.values()):

@@ -58,7 +58,7 @@ def table(splits: list[Split]) -> str:
             split.path,
             f"{split.num_samples:,}",
             f"{split.num_shards:,}",
-            f"{split.num_bytes / 1e9:,.2f} GB" if split.num_bytes >= 1e8 else f"{split.num_bytes / 1e6:,.2f} MB",
+            _size(split.num_bytes) if split.num_bytes or not split.num_samples else "-",
             f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-",
             _note(split),
         )
@@ -69,6 +69,11 @@ def table(splits: list[Split]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]).rstrip() for row in rows
     )
+
+
+def _size(num_bytes: int) -> str:
+    """A number of bytes in GB, or in MB if it is small."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.2f} MB"
 
 
 def _note(split: Split) -> str:

@@ -11,7 +11,7 @@ from tic_clip import TicError, uids
 from tic_clip.reshard.journal import Journal
 from tic_clip.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
 from tic_clip.reshard.plan import shard_counts
-from tic_clip.shards import SIZES, STATS, read_sizes
+from tic_clip.shards import META, SIZES, STARTED, STATS, SUBSET, read_sizes
 from tic_clip.storage import (
     atomic_open,
     exists,
@@ -26,8 +26,6 @@ from tic_clip.storage import (
     write_json,
 )
 from tic_clip.tarshard import BLOCK
-
-META, STARTED, SUBSET = "meta.json", "started.json", "sample_ids.npy"
 
 
 def finished(target: Target, overwrite: bool, skip_bad_shards: bool) -> dict[str, Any] | None:
