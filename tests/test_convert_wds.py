@@ -9,7 +9,9 @@ import pytest
 from conftest import picture, write_tar
 
 from tic_clip import TicError, wds
+from tic_clip.reshard import reshard
 from tic_clip.shards import known_sizes, list_tars, split_sizes
+from tic_clip.uids import parse_uids, save_uids
 from tic_clip.verify import Verified, verify
 from tic_clip.wds import convert, imagenet_texts
 
@@ -348,3 +350,13 @@ def test_datacomps_loader_batches_it(tmp_path):
     list(convert(str(split), "classification"))
     loader = torch.utils.data.DataLoader(load(split).batched(2), batch_size=None, shuffle=False, num_workers=0)
     assert [target.tolist() for _, target in loader] == [[5, 6], [7, 8], [9]]
+
+
+def test_links_of_a_split_that_had_more_shards_go(make_pool, tmp_path):
+    pool, split = make_pool((3, 2)), tmp_path / "eval/retrieval/2014"
+    save_uids(tmp_path / "2014.npy", parse_uids(pool.uids))
+    for size, expected in ((2, ["0.tar", "1.tar", "2.tar"]), (5, ["0.tar"])):
+        reshard(pool.path, str(split), str(tmp_path / "2014.npy"), shard_size=size, overwrite=True)
+        list(convert(str(split), "retrieval"))
+        assert sorted(path.name for path in split.glob("test/*.tar")) == expected
+        assert (split / "test/nshards.txt").read_text() == f"{len(expected)}\n"

@@ -42,3 +42,9 @@ def test_an_error_is_raised_as_it_is(num_workers):
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(TicError, match=r"^a worker process died \(out of memory\?\); try fewer workers$"):
         list(each(die, range(6), 2, processes))
+
+
+@pytest.mark.parametrize("num_workers", [0, -1])
+def test_no_workers(num_workers):
+    with pytest.raises(TicError, match="number of workers must be at least 1"):
+        list(each(str, [1], num_workers))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -924,3 +925,12 @@ def test_months_are_cut_from_years_in_parts(make_pool, tmp_path):
     reshard(pool.path, str(tmp_path / "years"), str(tmp_path / "uids/years"), parts=2)
     (split,) = reshard(str(tmp_path / "years"), str(tmp_path / "months"), str(tmp_path / "uids/months"))
     assert (split.num_samples, split.wanted) == (5, 5)
+
+
+def test_a_lost_process_has_time_to_let_go(tmp_path):
+    file, holder = os.open(tmp_path, os.O_RDONLY), locked(tmp_path)
+    assert holder.__enter__()
+    assert not part._locked(file, 0)
+    threading.Timer(0.3, holder.__exit__, (None, None, None)).start()
+    assert part._locked(file, 30)
+    os.close(file)

@@ -146,6 +146,7 @@ def reshard(
         "num_workers": num_workers,
         "skip_bad_shards": skip_bad_shards,
         "dry_run": dry_run,
+        "patience": 60.0 if on_cluster else 0.0,
     }
     shards, files = list_shards(pool), find_subsets(subsets)
     paths = {name: str(to_path(output_dir) / name) for name in files}

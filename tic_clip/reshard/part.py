@@ -8,6 +8,7 @@ renamed (or uploaded) when it is whole.
 import os
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -68,6 +69,7 @@ class Part:
     num_workers: int = 1
     skip_bad_shards: bool = False
     dry_run: bool = False
+    patience: float = 0.0  # seconds for a process that was at work here, and is lost, to let go
 
 
 @dataclass(kw_only=True)
@@ -132,11 +134,9 @@ def workplace(part: Part) -> Iterator[Path]:
             path.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDONLY)
             locks.callback(os.close, lock)
-            try:
-                flock(lock, LOCK_EX | LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock, part.patience):
                 busy = work.parent.parent if path == work else path
-                raise TicError(f"another process is writing {busy}; wait for it or end it") from None
+                raise TicError(f"another process is writing {busy}; wait for it or end it")
         folder = work / "unfinished"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -144,6 +144,20 @@ def workplace(part: Part) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(file: int, patience: float) -> bool:
+    """Lock an open file or folder, for which others have ``patience`` seconds to give it up; whether that came off."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.5)
+        else:
+            return True
 
 
 def clean(work: str) -> None:
