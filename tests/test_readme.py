@@ -79,3 +79,21 @@ def test_the_recorded_runs_are_the_default_ones_and_show_what_the_readme_says():
 @pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
 def test_it_names_every_row_of_the_tables(names):
     assert all(f"`{name}`" in README for name in names)
+
+
+def test_its_figures_of_resharding_are_those_measured():
+    """The sentence in the README against the table in bench/README.md."""
+    measured = (ROOT / "bench/README.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in measured.splitlines() if line.startswith(("| warm", "| cold"))]
+    ratio = {(state, name): float(figure) for state, name, _, figure, _ in rows}
+    seconds = {(state, name): float(figure.split()[0]) for state, name, figure, _, _ in rows}
+    cpu = {(state, name): float(figure) for state, name, _, _, figure in rows}
+    ours, peer = ("warm", "ours, nine subsets"), ("warm", "DataComp's resharder, nine runs")
+    said = between("bench")
+    assert f"take {ratio[ours]:.2f} times as long as `cp -r`" in said
+    assert f"{ratio['cold', 'ours, nine subsets']:.2f} times if the pool is not" in said
+    assert (
+        f"takes {seconds[peer] / seconds[ours]:.0f} times as long and {cpu[peer] / cpu[ours]:.0f} times the CPU"
+        in " ".join(said.split())
+    )
+    assert re.search(r"100,000,000 UIDs: (\d+) MB", measured)[1] + " MB beside the page cache" in said
