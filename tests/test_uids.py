@@ -92,10 +92,24 @@ def test_class_table(tmp_path):
         open_uids(tmp_path / "x.npy")
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros(3, ">u8,>u8"), np.zeros((2, 2), UID), np.zeros((), UID)])
-def test_another_dtype_or_shape(tmp_path, wrong):
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros(3, ">u8,>u8")])
+def test_another_dtype(tmp_path, wrong):
     np.save(tmp_path / "x.npy", wrong)
     with pytest.raises(TicError, match=r"x.npy has dtype"):
+        open_uids(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("shape", [(2, 2), ()])
+def test_another_shape(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.zeros(shape, UID))
+    with pytest.raises(TicError, match=r"x.npy is no list of UIDs"):
+        open_uids(tmp_path / "x.npy")
+
+
+def test_an_archive_of_arrays(tmp_path):
+    np.savez(tmp_path / "x.npz", np.zeros(3, UID))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(TicError, match=r"x.npy is no list of UIDs"):
         open_uids(tmp_path / "x.npy")
 
 

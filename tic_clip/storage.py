@@ -84,7 +84,7 @@ def size(path: object) -> int:
 def list_files(folder: object, pattern: str = "*") -> Listing:
     """(path, size in bytes) of the files below ``folder`` whose names match, sorted by path, hidden ones left out.
 
-    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A
+    A link to nothing has 0 bytes. ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A
     cloud is asked once for all of them: one request for each 1,000 objects.
 
     Raises:
