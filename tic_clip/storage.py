@@ -84,8 +84,8 @@ def size(path: object) -> int:
 def list_files(folder: object, pattern: str = "*") -> Listing:
     """(path, size in bytes) of the files below ``folder`` whose names match, sorted by path, hidden ones left out.
 
-    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A cloud
-    is asked once for all of them: one request for each 1,000 objects. A local link to nothing is there, with 0 bytes.
+    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A
+    cloud is asked once for all of them: one request for each 1,000 objects. A link to nothing is there, with 0 bytes.
 
     Raises:
         Missing: there is no such folder.
