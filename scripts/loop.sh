@@ -1,8 +1,10 @@
-# The yearly loop behind every run_*.sh, which sets BENCHMARK, SCALE, METHOD, DATA_DIR and OUT and then sources this
+# The loop over time behind every run_*.sh, which sets BENCHMARK, SCALE, METHOD, DATA_DIR and OUT and then sources this
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
-# From the environment: SAMPLES_PER_STEP, SEED, WORKERS, RESAMPLED=1 (sampling with replacement), NPROC (processes on
-# this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, DRY_RUN=1 (print the plan, train nothing).
+# From the environment, as scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
+# WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and RESAMPLED=1
+# (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to
+# torchrun; DRY_RUN=1 prints the plan and trains nothing.
 set -euo pipefail
 
 PYTHON=.venv/bin/python
@@ -10,9 +12,10 @@ NPROC=${NPROC:-1} NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0}
 export PYTHONUNBUFFERED=1
 
 flags=(--benchmark "$BENCHMARK" --method "$METHOD" --scale "$SCALE" --data_dir "$DATA_DIR" --output_dir "$OUT")
-[ -z "${SAMPLES_PER_STEP:-}" ] || flags+=(--samples_per_step "$SAMPLES_PER_STEP")
-[ -z "${SEED:-}" ] || flags+=(--seed "$SEED")
-[ -z "${WORKERS:-}" ] || flags+=(--workers "$WORKERS")
+for variable in SAMPLES_PER_STEP SEED WORKERS MODEL FILTER BUDGET BUFFER WEIGHTS INIT FIRST_STEP POLICY COEFFICIENT \
+    MAX_KEPT SAVE_EVERY SAVE_MINUTES REPORT_TO REMOTE; do
+    [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
+done
 [ "${RESAMPLED:-0}" = 0 ] || flags+=(--dataset_resampled)
 
 for variable in NPROC NNODES; do
@@ -30,19 +33,18 @@ if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
     cores=$(getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
 fi
-plan() { WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$1" --dry_run; }
+export LAUNCH="${launch[*]}"  # for the command in plan.json
 
-for step in $("$PYTHON" -m tic_clip.timeline "$BENCHMARK"); do
-    if [ "${DRY_RUN:-0}" != 0 ]; then
-        plan "$step"
-        echo "  ${launch[*]} scripts/train.py ${flags[*]} --step $step"
-        continue
-    fi
+if [ "${DRY_RUN:-0}" != 0 ]; then
+    WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --dry_run
+    exit 0
+fi
+for step in $("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"}); do
     # A mistake in the settings is one line here, not one traceback a process below.
-    [ "${#launch[@]}" = 1 ] || plan "$step" > /dev/null
+    [ "${#launch[@]}" = 1 ] || WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --check
     "${launch[@]}" scripts/train.py "${flags[@]}" --step "$step"
 done
-[ "${DRY_RUN:-0}" = 0 ] && [ "$NODE_RANK" = 0 ] || exit 0
+[ "$NODE_RANK" = 0 ] || exit 0
 
 "$PYTHON" scripts/evaluate.py --train_output_dir "$OUT" --data_dir "$DATA_DIR"
 "$PYTHON" scripts/report.py "$OUT" --out "$OUT"

@@ -4,43 +4,81 @@
         --data_dir data/emoji --output_dir results/emoji/cumulative
 
 Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
-was cut off goes on from its own newest checkpoint.
+was cut off goes on from its own newest checkpoint. With --dry_run, "--step all" prints the plan of every step.
 """
 
+import argparse
 import os
+from dataclasses import replace
 
+from tic_clip import TicError
 from tic_clip.cli import Parser, run
 from tic_clip.methods import METHODS
-from tic_clip.scales import SCALES
+from tic_clip.plans import Request, describe, make_plan, parse_budget, steps_of
+from tic_clip.scales import POLICIES, SCALES
 from tic_clip.timeline import BENCHMARKS
-from tic_clip.training import Request, describe, make_plan, run_step
+from tic_clip.training import run_step
 
 
-def main() -> None:
-    """Parse the flags and train the step."""
+def parse() -> argparse.Namespace:
+    """The flags; their names are the fields of ``Request``."""
     parser = Parser(__doc__)
     parser.add_argument("--benchmark", default="datacomp", help=f"one of {', '.join(BENCHMARKS)} (default: datacomp)")
     parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--scale", required=True, help=f"one of {', '.join(SCALES)}")
     parser.add_argument("--step", required=True, help="a step of the benchmark: python -m tic_clip.timeline BENCHMARK")
-    parser.add_argument("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
+    parser.add_argument("--data_dir", required=True, help="the folder or URL that holds tic/{dataset}/…")
     parser.add_argument("--output_dir", required=True, help="the run's folder, one for all its steps")
-    parser.add_argument("--dataset_resampled", action="store_true", help="OpenCLIP's sampling with replacement")
-    parser.add_argument("--samples_per_step", type=int, help="instead of the scale's")
+    parser.add_argument("--filter", help="which selection of the training data; of datacomp: basic, bestpool")
+    parser.add_argument("--dataset_resampled", dest="resampled", action="store_true", help="sample with replacement")
+    parser.add_argument("--samples_per_step", type=int, help="C, instead of the scale's")
+    parser.add_argument("--budget", help="what each step spends, in units of C: 1,1,1,1,1.5,2,3")
+    parser.add_argument("--buffer", type=float, help="old data of cumulative-exp and -equal, in units of the new (1)")
+    parser.add_argument("--weights", help='JSON {"step": {"split": share of the samples, …}, …}; the shares sum to 1')
+    parser.add_argument("--init", help="a checkpoint to start from in place of random weights")
+    parser.add_argument("--first_step", help="the step that starts from --init; those before it are not trained")
+    parser.add_argument("--policy", help=f"how a step after the first begins: one of {', '.join(POLICIES)}")
+    parser.add_argument("--coefficient", type=float, help="of patching, 0 to 1; chosen on held-out data if not given")
     parser.add_argument("--model", help="an OpenCLIP architecture, instead of the scale's")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     parser.add_argument("--workers", type=int, help="loader processes a rank, instead of the scale's")
+    parser.add_argument("--max_kept", type=int, help="checkpoints of a step that stay on the disk")
+    parser.add_argument("--save_every", type=int, help="samples between two checkpoints, to the next block")
+    parser.add_argument("--save_minutes", type=float, default=10, help="minutes between two checkpoints (10)")
+    parser.add_argument("--report_to", default="", help="tensorboard, wandb or both")
+    parser.add_argument("--remote", help="a URL or folder: copies of the checkpoints go there")
     parser.add_argument("--dry_run", action="store_true", help="print the step's plan and stop")
-    args = vars(parser.parse_args())
-    dry_run, resampled = args.pop("dry_run"), args.pop("dataset_resampled")
-    request = Request(**args, resampled=resampled)
+    parser.add_argument("--check", action="store_true", help="make the step's plan and stop")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train the step, or print the plan."""
+    args = vars(parse())
+    dry_run, check = args.pop("dry_run"), args.pop("check")
+    args["budget"] = parse_budget(args["budget"]) if args["budget"] else None
+    request = Request(**args)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if dry_run:
-        print(describe(make_plan(request, world_size)))
+        show(request, world_size)
         return
+    if check:
+        make_plan(request, world_size)
+        return
+    if request.step == "all":
+        raise TicError("--step all is for --dry_run; scripts/loop.sh trains step after step")
     trained = run_step(request, rank=rank, world_size=world_size)
     if rank == 0 and not trained:
         print(f"{request.step}: done already")
+
+
+def show(request: Request, world_size: int) -> None:
+    """Print the plan of the step, or of all."""
+    steps = steps_of(request) if request.step == "all" else [request.step]
+    plans = [make_plan(replace(request, step=step), world_size) for step in steps]
+    from tic_clip import macs
+
+    print("\n".join(describe(macs.add(plan)) for plan in plans))
 
 
 if __name__ == "__main__":

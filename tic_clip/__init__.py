@@ -17,12 +17,12 @@ class TicError(ValueError):
     """A mistake that the user can mend; scripts print its message as one line and exit with status 1."""
 
 
-def pick(table: dict[str, T], kind: str, name: str) -> T:
+def pick(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
     """The row of ``table`` called ``name``.
 
     Raises:
         TicError: there is none; the message lists those that exist.
     """
     if name not in table:
-        raise TicError(f"unknown {kind} {name!r}; the {kind}s are {', '.join(table)}")
+        raise TicError(f"unknown {kind} {name!r}; the {plural or f'{kind}s'} are {', '.join(table)}")
     return table[name]

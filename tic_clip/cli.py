@@ -38,5 +38,15 @@ def run(main: Callable[[], int | None]) -> None:
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Yield ``items`` under a progress bar with the time left; on the first process of several only."""
+    with progress_bar(description, total, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def progress_bar(description: str, total: int | None, unit: str, done: int = 0) -> tqdm:
+    """A progress bar with the time left; it shows on the first process of several only."""
     quiet = int(os.environ.get("RANK", "0")) > 0 or total == 0
-    yield from tqdm(items, desc=description, total=total, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+        desc=description, total=total, initial=done, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5
+    )

@@ -23,7 +23,9 @@ from tic_clip.shards import SIZES, known_sizes, list_tars
 from tic_clip.storage import is_remote, to_path
 from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
-from tic_clip.training import MODEL_CONFIGS, pins, read_done
+from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.plans import pins
+from tic_clip.training import read_done
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
@@ -325,23 +327,31 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     Raises:
         TicError: OpenCLIP knows neither, or the file does not fit the architecture.
     """
-    import open_clip
-
     from tic_clip.weights import load, mismatch
+
+    if not Path(weights).is_file():
+        return make_model(arch, device, tag=weights)
+    model, *rest = make_model(arch, device)
+    state = load(weights)
+    difference = mismatch(state, model.state_dict())
+    if difference:
+        raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
+    model.load_state_dict(state)
+    return model, *rest
+
+
+def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
+    """(model in evaluation mode, image transform, tokenizer) of an architecture, random or with a pretrained tag.
+
+    Raises:
+        TicError: OpenCLIP knows no such architecture or tag.
+    """
+    import open_clip
 
     open_clip.add_model_config(MODEL_CONFIGS)
     if arch not in open_clip.list_models():
         raise TicError(f"OpenCLIP has no model {arch!r}; `open_clip.list_models()` names those it has")
-    is_file = Path(weights).is_file()
-    if not is_file and weights not in open_clip.list_pretrained_tags_by_model(arch):
-        raise TicError(f"{weights} is neither a checkpoint file nor a pretrained tag of {arch}")
-    model, _, preprocess = open_clip.create_model_and_transforms(
-        arch, pretrained=None if is_file else weights, device=device
-    )
-    if is_file:
-        state = load(weights)
-        difference = mismatch(state, model.state_dict())
-        if difference:
-            raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
-        model.load_state_dict(state)
+    if tag is not None and tag not in open_clip.list_pretrained_tags_by_model(arch):
+        raise TicError(f"{tag} is neither a checkpoint file nor a pretrained tag of {arch}")
+    model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
     return model.eval(), preprocess, open_clip.get_tokenizer(arch)

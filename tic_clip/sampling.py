@@ -2,9 +2,10 @@
 
 Each source (a split) is laid out as an endless *line*: pass after pass over its samples, the shards of each pass in a
 seeded order. A step reads the first ``samples`` positions of each line; the lines are merged so that every stretch of
-the step holds the sources in proportion. The merged line is cut into checkpoint intervals, these into ranks, these into
-loader workers: consecutive ranges, so the samples read do not depend on the number of ranks or workers, and a shard is
-cut wherever a range ends. The first half of this file is that plan, pure; the second half reads what it says.
+the step holds the sources in proportion. The merged line is cut into blocks, these into ranks, these into loader
+workers: consecutive ranges, so the samples read do not depend on the number of ranks or workers, and a shard is cut
+wherever a range ends. Training can stop after any block and go on there. The first half of this file is that plan, pure;
+the second half reads what it says.
 """
 
 import heapq
@@ -32,7 +33,7 @@ SHUFFLE_SIZE = 5000  # samples held by one loader worker, over all sources; Open
 SHUFFLE_INITIAL = 1000  # of these, read before the first one is given out
 
 
-def apportion(weights: Iterable[int], total: int) -> list[int]:
+def apportion(weights: Iterable[int | Fraction], total: int) -> list[int]:
     """Split ``total`` in proportion to ``weights`` into integers, by largest remainders (ties: the first)."""
     weights = list(weights)
     whole = sum(weights)
@@ -63,10 +64,10 @@ def counts_before(quotas: list[int], position: int) -> list[int]:
 
 
 def worker_range(batches: int, batch_size: int, rank: int, worker: int, num_workers: int) -> tuple[int, int]:
-    """The positions in a checkpoint interval that one loader worker reads.
+    """The positions in a block that one loader worker reads.
 
     Args:
-        batches: batches that each rank takes in the interval; the loader takes them from its workers in turn.
+        batches: batches that each rank takes in the block; the loader takes them from its workers in turn.
         batch_size: of one rank.
         rank: of the process.
         worker: number of the loader worker, 0 … num_workers − 1.
@@ -100,6 +101,20 @@ def line(sizes: np.ndarray, seed: tuple[int, ...], start: int, stop: int) -> Ite
             yield Slice(number, int(order[i]), max(low - begin, 0), min(high, int(ends[i])) - begin)
 
 
+def turns(blocks: range, batches: int, worker: int, num_workers: int) -> Iterator[tuple[int, int]]:
+    """(block, place of this loader worker in it) for blocks in a row: the loader goes on taking turns between them.
+
+    What is in a batch depends on the place, so a block is the same wherever the row began.
+    """
+    for block in blocks:
+        yield block, (worker - (block - blocks.start) * batches) % num_workers
+
+
+def heads(sizes: Iterable[int], used: int) -> list[int]:
+    """How many of the first samples of each shard make ``used`` of all; the tails are left to others."""
+    return apportion(sizes, used)
+
+
 def seed_of(*parts: object) -> int:
     """A 64-bit seed that depends on all of ``parts`` and on nothing else."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
@@ -129,7 +144,7 @@ def _pop(buffer: list[T], rng: random.Random) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A split as the step reads it: its shards, their samples, and how many samples the step takes from it."""
+    """A split as the step reads it: its shards, the samples used of each, and how many the step takes from it."""
 
     name: str
     shards: tuple[str, ...]
@@ -144,7 +159,9 @@ class Raw:
     image: bytes | None
     text: bytes | None
     seed: int
-    where: str
+    shard: str
+    key: str
+    among: int  # samples of the slice that it was read in
 
 
 def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[Raw]:
@@ -163,7 +180,9 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[Raw]:
                 image=sample.read(shard, image) if image else None,
                 text=sample.read(shard, "txt") if "txt" in sample.members else None,
                 seed=seed_of(seed, piece.number, piece.shard, i),
-                where=f"{path}:{sample.key}",
+                shard=path,
+                key=sample.key,
+                among=piece.stop - piece.start,
             )
             count += 1
     if count != piece.stop - piece.start:
@@ -177,6 +196,15 @@ def read_line(source: Source, seed: tuple[int, ...], start: int, stop: int, buff
         yield from shuffled(raw, buffer, min(buffer, SHUFFLE_INITIAL), random.Random(seed_of(seed, number, start)))
 
 
+UNUSABLE = (OSError, ValueError, SyntaxError)
+"""What ``decode`` raises for a sample that is left out."""
+
+
+def reason_of(raw: Raw) -> str:
+    """Why a sample that ``decode`` refused is left out."""
+    return "no image" if raw.image is None else "no text" if raw.text is None else "undecodable"
+
+
 def decode(raw: Raw, preprocess: Callable, tokenizer: Callable) -> tuple[Any, Any]:
     """(image tensor, token tensor) of a sample; its augmentation is seeded by its place, not by its worker.
 
@@ -187,7 +215,7 @@ def decode(raw: Raw, preprocess: Callable, tokenizer: Callable) -> tuple[Any, An
     from PIL import Image
 
     if raw.image is None or raw.text is None:
-        raise ValueError("no image" if raw.image is None else "no text")
+        raise ValueError(reason_of(raw))
     torch.default_generator.manual_seed(raw.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
     random.seed(raw.seed)
     np.random.seed(raw.seed & 0xFFFFFFFF)
@@ -196,34 +224,53 @@ def decode(raw: Raw, preprocess: Callable, tokenizer: Callable) -> tuple[Any, An
 
 
 def decoded(
-    source: Source, seed: tuple[int, ...], start: int, stop: int, buffer: int, transforms: tuple
+    source: Source, seed: tuple[int, ...], start: int, stop: int, buffer: int, transforms: tuple, tally: Counter
 ) -> Iterator[tuple[Any, Any]]:
     """Exactly ``stop`` − ``start`` decoded samples of a source; one that can't be decoded is replaced from its range.
 
+    ``tally`` counts (source, "read") and (source, reason to leave out).
+
     Raises:
-        TicError: none of the range can be decoded.
+        TicError: none of a shard, or none of the range, can be decoded.
     """
-    need, bad = stop - start, Counter()
-    try:
-        while need:
-            before = need
-            for raw in read_line(source, seed, start, stop, buffer):
-                try:
-                    item = decode(raw, *transforms)
-                except (OSError, ValueError, SyntaxError) as error:
-                    if not bad:
-                        logging.warning("%s is left out: %s", raw.where, error)
-                    bad["undecodable" if raw.image and raw.text else str(error)] += 1
-                    continue
-                need -= 1
-                yield item
-                if not need:
-                    return
-            if need == before:
-                raise TicError(f"{source.name}: no sample can be used ({dict(bad)})")
-    finally:
-        if bad:
-            logging.warning("%s: samples left out and replaced: %s", source.name, dict(bad))
+    need, bad_of = stop - start, Counter()
+    while need:
+        before = need
+        for raw in read_line(source, seed, start, stop, buffer):
+            try:
+                item = decode(raw, *transforms)
+            except UNUSABLE as error:
+                if not bad_of:
+                    logging.warning("%s:%s is left out: %s", raw.shard, raw.key, error)
+                bad_of[raw.shard] += 1
+                tally[source.name, reason_of(raw)] += 1
+                if bad_of[raw.shard] == raw.among:
+                    check_shard(source, raw.shard, transforms)
+                continue
+            need -= 1
+            tally[source.name, "read"] += 1
+            yield item
+            if not need:
+                return
+        if need == before:
+            raise TicError(f"{source.name}: no sample can be used ({dict(tally)})")
+
+
+def check_shard(source: Source, path: str, transforms: tuple) -> None:
+    """Look for a sample that can be decoded in a shard of which a whole slice could not.
+
+    Raises:
+        TicError: there is none.
+    """
+    size, reasons = int(source.sizes[source.shards.index(path)]), Counter()
+    for raw in read_slice(path, Slice(0, 0, 0, size), (0,)):
+        try:
+            decode(raw, *transforms)
+        except UNUSABLE:
+            reasons[reason_of(raw)] += 1
+        else:
+            return
+    raise TicError(f"{path}: no sample of this shard can be used ({dict(reasons)})")
 
 
 def merged(streams: list[Iterator[T]], counts: list[int]) -> Iterator[T]:
@@ -248,11 +295,13 @@ def sources_of(plan: dict[str, Any]) -> list[Source]:
         sizes = split_sizes(entry["split"])
         if sum(sizes.values()) != entry["size"]:
             raise TicError(f"{entry['split']} has {sum(sizes.values())} samples, the plan says {entry['size']}")
+        used = dict(zip(sizes, heads(sizes.values(), entry["used"]), strict=True))
+        shards = tuple(path for path in used if used[path])
         sources.append(
             Source(
                 name=entry["name"],
-                shards=tuple(sizes),
-                sizes=np.array(list(sizes.values()), dtype=np.int64),
+                shards=shards,
+                sizes=np.array([used[path] for path in shards], dtype=np.int64),
                 samples=entry["samples"],
             )
         )
@@ -260,14 +309,20 @@ def sources_of(plan: dict[str, Any]) -> list[Source]:
 
 
 def stream(
-    plan: dict[str, Any], epoch: int, rank: int, world_size: int, worker: int, num_workers: int, transforms: tuple
+    plan: dict[str, Any],
+    sources: list[Source],
+    block: int,
+    rank: int,
+    world_size: int,
+    place: int,
+    num_workers: int,
+    transforms: tuple,
+    tally: Counter,
 ) -> Iterator[tuple[Any, Any]]:
-    """The decoded samples that one loader worker of one rank reads in checkpoint interval ``epoch`` (from 0)."""
-    sources = sources_of(plan)
+    """The decoded samples of ``block`` (from 0) that the loader worker at ``place`` of one rank reads."""
     quotas = [source.samples for source in sources]
-    batches = plan["iterations"] // plan["checkpoints"]
-    first, last = worker_range(batches, plan["batch_size"] // world_size, rank, worker, num_workers)
-    offset = epoch * batches * plan["batch_size"]
+    first, last = worker_range(plan["block"], plan["batch_size"] // world_size, rank, place, num_workers)
+    offset = block * plan["block"] * plan["batch_size"]
     starts, stops = counts_before(quotas, offset + first), counts_before(quotas, offset + last)
     counts = [stop - start for start, stop in zip(starts, stops, strict=True)]
     streams = [
@@ -278,6 +333,7 @@ def stream(
             stops[i],
             max(1, SHUFFLE_SIZE * counts[i] // max(1, sum(counts))),
             transforms,
+            tally,
         )
         for i, source in enumerate(sources)
     ]
@@ -288,6 +344,8 @@ def get_exact_dataset(
     args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Callable | None = None
 ) -> Any:
     """OpenCLIP's hook for ``--dataset-type exact --train-data plan.json``: its ``DataInfo`` for the plan's samples.
+
+    OpenCLIP's epoch is a block of the plan.
 
     Raises:
         TicError: the plan's batch is not what ``--batch-size`` times the number of ranks makes.
@@ -303,3 +361,16 @@ def get_exact_dataset(
     shared_epoch = SharedEpoch(epoch=epoch)
     loader = Loader(plan, shared_epoch, args.rank, args.world_size, args.workers, (preprocess, tokenizer))
     return DataInfo(dataloader=loader, shared_epoch=shared_epoch)
+
+
+def weighted_shards(path: str) -> tuple[list[str], list[float] | None]:
+    """OpenCLIP's hook for ``--dataset-resampled --train-data plan.json``: all shards, and how likely each is drawn.
+
+    A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n;
+    None where all weigh the same.
+    """
+    sources = read_json(path)["sources"]
+    weights = {entry["split"]: entry["samples"] / entry["size"] for entry in sources}
+    shards = [(shard, weights[entry["split"]]) for entry in sources for shard in split_sizes(entry["split"])]
+    alike = max(weights.values()) < 1.001 * min(weights.values())  # rounding to whole samples aside
+    return [shard for shard, _ in shards], None if alike else [weight for _, weight in shards]

@@ -1,6 +1,7 @@
 """Model, batch, learning rate, samples and warm-up of each scale, as frozen tables. Samples are per time step."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tic_clip import pick
 
@@ -15,11 +16,13 @@ class Scale:
     samples_per_step: int
     learning_rate: float
     warmup: int  # of the first step, and of every step that starts from random weights
-    next_warmup: int = 0  # of a step that starts from a trained model
+    policy: str = "scripts"  # of POLICIES, for a step that starts from a trained model
     weight_decay: float = 0.2
     beta2: float = 0.98
     checkpoints: int = 5  # a step
-    keep_all: bool = True  # False: only the newest checkpoint of a step stays
+    max_kept: int = 7  # checkpoints of a step on the disk: these five and the two newest in between
+    block: int = 300  # iterations, about: training can be cut off between two blocks and lose nothing
+    log_every: int = 100  # iterations
     grad_checkpointing: bool = True
     workers: int = 4
 
@@ -37,10 +40,12 @@ SCALES = {
             samples_per_step=7_680,
             learning_rate=1e-3,
             warmup=30,
-            next_warmup=15,
+            policy="tiny",
             weight_decay=0.1,
             checkpoints=2,
-            keep_all=False,
+            max_kept=2,
+            block=20,
+            log_every=10,
             grad_checkpointing=False,
             workers=0,
         ),
@@ -51,6 +56,7 @@ SCALES = {
             samples_per_step=1_024_000,
             learning_rate=1e-4,
             warmup=500,
+            block=100,
         ),
         Scale(
             name="tic_medium",
@@ -75,9 +81,35 @@ SCALES = {
             samples_per_step=1_847_296_000,
             learning_rate=1e-3,
             warmup=10_000,
+            block=100,
         ),
     )
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How a step that starts from a trained model begins: iterations of warm-up, and what becomes of the optimizer."""
+
+    name: str
+    warmup: int
+    optimizer: Literal["fresh", "kept"] = "fresh"
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy(name="scripts", warmup=0),  # the benchmark's scripts
+        Policy(name="released", warmup=2_000),  # the released xlarge models
+        Policy(name="kept", warmup=0, optimizer="kept"),
+        Policy(name="tiny", warmup=15),
+    )
+}
+
+
+def get_policy(name: str) -> Policy:
+    """The policy called ``name``; a ``TicError`` names those that exist."""
+    return pick(POLICIES, "policy", name, plural="policies")
 
 
 def get_scale(name: str) -> Scale:

@@ -6,9 +6,16 @@ A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{s
 """
 
 import argparse
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from tic_clip import TicError, pick
+
+
+def cutoff(name: str) -> int | None:
+    """The last month, as YYYYMM, of what is called ``name`` (2020, 201603, 2017-2018); None if that is no time."""
+    found = re.fullmatch(r"(?:\d{4}-)?(\d{4})(0[1-9]|1[0-2])?", name)
+    return int(found[1] + (found[2] or "12")) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +26,19 @@ class Step:
     splits: tuple[str, ...]
     periods: tuple[str, ...]
 
+    @property
+    def cutoff(self) -> int:
+        """The last month of its data as YYYYMM: 202012 for 2020, 201603 for 201603, 201812 for 2017-2018."""
+        return cutoff(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A dataset split by time. ``tasks`` maps a task's directory name to its kind: retrieval or classification."""
+    """A dataset split by time.
+
+    ``tasks`` maps a task's directory name to its kind, retrieval or classification; ``filters`` the name of a selection
+    of the training data to its directory, the default first.
+    """
 
     name: str
     dataset: str
@@ -30,6 +46,7 @@ class Benchmark:
     title: str
     steps: tuple[Step, ...]
     tasks: dict[str, str]
+    filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -76,6 +93,7 @@ MONTHS = tuple(
 """The 102 months of TiC-DataComp; they are crawl dumps, so some calendar months do not exist."""
 
 _FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
+_DATACOMP_FILTERS = {"basic": "train", "bestpool": "train_bestpool"}
 _DATACOMP_TASKS = {"retrieval": "retrieval", "datacompnet": "classification"}
 
 BENCHMARKS = {
@@ -88,6 +106,7 @@ BENCHMARKS = {
             title="TiC-DataComp",
             steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
             tasks=_DATACOMP_TASKS,
+            filters=_DATACOMP_FILTERS,
         ),
         Benchmark(
             name="datacomp_monthly",
@@ -96,6 +115,7 @@ BENCHMARKS = {
             title="TiC-DataComp (monthly)",
             steps=_single(*MONTHS),
             tasks=_DATACOMP_TASKS,
+            filters=_DATACOMP_FILTERS,
         ),
         Benchmark(
             name="yfcc15m",
@@ -141,4 +161,7 @@ def get_benchmark(name: str) -> Benchmark:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print the names of a benchmark's steps.")
     parser.add_argument("benchmark", choices=BENCHMARKS)
-    print(*(step.name for step in BENCHMARKS[parser.parse_args().benchmark].steps), sep="\n")
+    parser.add_argument("--first", help="the first of them to print")
+    args = parser.parse_args()
+    steps = BENCHMARKS[args.benchmark].steps
+    print(*(step.name for step in steps[BENCHMARKS[args.benchmark].step_index(args.first or steps[0].name) :]), sep="\n")

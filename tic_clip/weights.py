@@ -1,4 +1,4 @@
-"""Checkpoints: atomic saving, safe loading, and what OpenCLIP's ``main`` asks when it starts from one."""
+"""Weights: atomic saving, safe loading, and what OpenCLIP's ``main`` asks when it saves or starts from a checkpoint."""
 
 import hashlib
 import warnings
@@ -11,7 +11,7 @@ from tic_clip import TicError
 from tic_clip.storage import atomic_open
 
 
-def save(checkpoint: dict[str, Any], path: str) -> None:
+def write(checkpoint: dict[str, Any], path: object) -> None:
     """``torch.save``, but the file appears only when it is whole.
 
     Raises:
@@ -31,6 +31,12 @@ def load(path: str) -> dict[str, torch.Tensor]:
         TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is no checkpoint.
     """
     return state_dict(_read(torch.load, path, map_location="cpu", weights_only=True), path)
+
+
+def record(path: str) -> dict[str, Any] | None:
+    """What a checkpoint of ours says of its making (``Keeper`` writes it), or None for one from elsewhere."""
+    checkpoint = _read(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 
 def _read(reader: Callable, path: str, **options: Any) -> Any:
@@ -74,6 +80,19 @@ def fingerprint(path: str) -> str:
 # The hooks of open_clip.patch.
 
 
+def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
+    """What OpenCLIP saves after an epoch; in a step of ours an epoch is a block, and its ``Keeper`` decides.
+
+    Raises:
+        TicError: as ``write``.
+    """
+    keeper = getattr(args, "tic", None)
+    if keeper:
+        keeper.save(checkpoint)
+    else:
+        write(checkpoint, path)
+
+
 def start_from(args: Any, own: str | None) -> str | None:
     """``--resume`` for OpenCLIP: this experiment's ``own`` newest checkpoint if there is one; that is no new run.
 
@@ -86,27 +105,27 @@ def start_from(args: Any, own: str | None) -> str | None:
 
 
 def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """The checkpoint ``--resume``, whatever number of ranks saved it; for a new run its weights only.
+    """The checkpoint ``--resume``, whatever number of ranks saved it; for a new run its weights, and its optimizer
+    where ``--keep-optimizer`` asks for it. What the checkpoint records of its making goes to ``args.tic_record``.
 
     Raises:
-        TicError: it can't be loaded, or is of another architecture; the message names the file or the difference.
+        TicError: it can't be loaded, is of another architecture, or holds no optimizer; the message names the file.
     """
     from training.file_utils import pt_load
 
-    try:
-        checkpoint = _read(pt_load, args.resume, map_location="cpu")
-    except TicError as error:
-        hint = "" if args.new_run else "; delete it to go on from the one before"
-        raise TicError(f"{error}{hint}") from None
+    checkpoint = _read(pt_load, args.resume, map_location="cpu")
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     weights = {prefix + name: value for name, value in state_dict(checkpoint, args.resume).items()}
     difference = mismatch(weights, wanted)
     if difference:
         raise TicError(f"checkpoint {args.resume} is not of {args.model}: {difference}")
-    if args.new_run or "state_dict" not in checkpoint:
+    args.tic_record = checkpoint.get("tic")
+    if "state_dict" not in checkpoint or (args.new_run and not args.keep_optimizer):
         return weights
-    return {**checkpoint, "state_dict": weights}
+    if "optimizer" not in checkpoint:
+        raise TicError(f"{args.resume} holds no optimizer to go on with")
+    return {**checkpoint, "state_dict": weights, "epoch": 0 if args.new_run else checkpoint["epoch"]}
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:

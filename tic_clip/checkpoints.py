@@ -1,0 +1,231 @@
+"""The checkpoints of a step: when one is written, under which name, how many stay, and which one to go on from.
+
+``epoch_{k}.pt`` are the step's own, one at the end of each checkpoint interval; ``iteration_{i}.pt`` lie in between and
+go when the step is done. Each records benchmark, step, the data's cut-off, iteration, samples seen and what was read.
+"""
+
+import json
+import logging
+import math
+import re
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, storage, weights
+from tic_clip.plans import run_name
+
+LOG = "train.log.jsonl"
+NAME = re.compile(r"(epoch|iteration)_(\d+)\.pt")
+
+
+class Keeper:
+    """What OpenCLIP asks after each block; it lies on its ``args`` as ``tic``, with the loader that counts."""
+
+    def __init__(self, plan: dict[str, Any], folder: Path, loader: Any, resumed: dict[str, Any] | None) -> None:
+        self.plan, self.folder, self.loader = plan, folder, loader
+        self.before = Counter(_pairs(resumed["read"])) if resumed else Counter()
+        self.saved = time.monotonic()
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Write what OpenCLIP would save after a block, if it is time for it, and remove what need not stay."""
+        plan, keep = self.plan, self.plan["keep"]
+        iteration = checkpoint["epoch"] * plan["block"]
+        name = name_of(plan, iteration)
+        if name.startswith("iteration") and not self._due(iteration, keep):
+            return
+        path = self.folder / "checkpoints" / name
+        weights.write({**checkpoint, "tic": self._record(iteration)}, path)
+        self.saved = time.monotonic()
+        for old in surplus([file.name for file in kept(path.parent)], plan, keep["max_kept"]):
+            storage.remove(path.parent / old)
+            if keep["remote"]:
+                storage.remove(remote_name(plan, old))
+        if keep["remote"]:
+            storage.push(path, remote_name(plan, name))
+
+    def log(self, iteration: int, values: dict[str, float]) -> None:
+        """Append a line to ``train.log.jsonl``: OpenCLIP's figures after ``iteration`` iterations of the step.
+
+        Raises:
+            TicError: the loss is no number.
+        """
+        losses = {name: value for name, value in values.items() if name.endswith("loss")}
+        line = {
+            "step": iteration,
+            "samples_seen": self._seen(iteration),
+            **losses,
+            "lr": values["lr"],
+            "samples_per_second": values["samples_per_second"],
+            "data_wait": values["data_time"],
+        }
+        if not all(map(math.isfinite, losses.values())):
+            raise TicError(f"the loss after {iteration} iterations of step {self.plan['step']} is {values['loss']}")
+        with open(self.folder / LOG, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_log(self, iteration: int) -> None:
+        """Take away what an earlier attempt logged after the checkpoint that training goes on from."""
+        path = self.folder / LOG
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if _logged(line) <= iteration]
+            storage.write_text(path, "".join(lines))
+
+    def _seen(self, iteration: int) -> int:
+        return self.plan["samples_seen"] - self.plan["samples"] + iteration * self.plan["batch_size"]
+
+    def _due(self, iteration: int, keep: dict[str, Any]) -> bool:
+        """Whether so many samples, or minutes, have passed since a checkpoint could be written."""
+        every, each = keep["save_every"], self.plan["batch_size"]
+        if every and iteration * each // every > (iteration - self.plan["block"]) * each // every:
+            return True
+        return time.monotonic() - self.saved >= 60 * keep["save_minutes"]
+
+    def _record(self, iteration: int) -> dict[str, Any]:
+        plan = self.plan
+        tally = self.before + getattr(self.loader, "tally", Counter())
+        return {
+            "benchmark": plan["benchmark"],
+            "step": plan["step"],
+            "cutoff": plan["cutoff"],
+            "iteration": iteration,
+            "samples_seen": self._seen(iteration),
+            "read": _nested(tally),
+        }
+
+
+def log(args: Any, step: int, values: dict[str, float]) -> None:
+    """OpenCLIP's hook for what it logs after its batch ``step`` (from 0)."""
+    if getattr(args, "tic", None):
+        args.tic.log(step + 1, {name.removeprefix("train/"): value for name, value in values.items()})
+
+
+def name_in_wandb(args: Any) -> str:
+    """OpenCLIP's hook for a run's name."""
+    return run_name(args.tic.plan) if getattr(args, "tic", None) else args.name
+
+
+def _logged(line: str) -> float:
+    """The iteration of a line of the log; infinite for half a line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _nested(tally: Counter) -> dict[str, dict[str, int]]:
+    """{(source, what): n} as {source: {what: n}}."""
+    table: dict[str, dict[str, int]] = {}
+    for (source, what), count in sorted(tally.items()):
+        table.setdefault(source, {})[what] = count
+    return table
+
+
+def _pairs(table: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
+    return {(source, what): count for source, row in table.items() for what, count in row.items()}
+
+
+def name_of(plan: dict[str, Any], iteration: int) -> str:
+    """The name of the checkpoint after ``iteration`` iterations of a step."""
+    interval = plan["iterations"] // plan["checkpoints"]
+    number, rest = divmod(iteration, interval)
+    return f"iteration_{iteration}.pt" if rest else f"epoch_{number}.pt"
+
+
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints in a step's folder ``checkpoints/``, in no order."""
+    return [path for path in Path(folder).glob("*.pt") if NAME.fullmatch(path.name)]
+
+
+def iteration_of(name: str, plan: dict[str, Any]) -> int:
+    """After how many iterations of the step a checkpoint of this name was written."""
+    kind, number = NAME.fullmatch(name).groups()
+    return int(number) * (plan["iterations"] // plan["checkpoints"] if kind == "epoch" else 1)
+
+
+def surplus(names: list[str], plan: dict[str, Any], most: int) -> list[str]:
+    """Which of a step's checkpoints go, so that at most ``most`` stay.
+
+    The newest stays in any case; of those in between the two newest stay where there is room; then the oldest go.
+    """
+    old_to_new = sorted(names, key=lambda name: iteration_of(name, plan))
+    between = [name for name in old_to_new if name.startswith("iteration")]
+    gone = between[:-2]
+    left = [name for name in old_to_new if name not in gone]
+    extra = max(0, len(left) - most)
+    candidates = [name for name in between[-2:] if name != old_to_new[-1]]
+    candidates += [name for name in left[:-1] if name not in candidates]
+    return gone + candidates[:extra]
+
+
+def newest(folder: Path, plan: dict[str, Any]) -> str | None:
+    """The newest checkpoint that is whole; one that is not is named in a warning and passed over."""
+    for path in sorted(kept(folder), key=lambda path: iteration_of(path.name, plan), reverse=True):
+        fault = damage(path)
+        if fault is None:
+            return str(path)
+        logging.warning("%s is damaged (%s): going on from the one before", path, fault)
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file, by the checksums that torch writes; None if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return f"wrong checksum of {bad}" if bad else None
+
+
+def clear(folder: Path, plan: dict[str, Any]) -> None:
+    """Remove what lies in between: the step is done."""
+    for path in kept(folder):
+        if path.name.startswith("iteration"):
+            storage.remove(path)
+            if plan["keep"]["remote"]:
+                storage.remove(remote_name(plan, path.name))
+
+
+def push_step(folder: Path, plan: dict[str, Any]) -> None:
+    """Copy what says that a step is done, and its log, beside the remote checkpoints; ``done.json`` last."""
+    names = [file.name for file in (folder / "checkpoints").glob("patched.pt")]
+    for name in names:
+        storage.push(folder / "checkpoints" / name, remote_name(plan, name))
+    for name in ("plan.json", LOG, "done.json"):
+        storage.push(folder / name, f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/{name}")
+
+
+def remote_name(plan: dict[str, Any], name: str) -> str:
+    """Where a checkpoint's copy is."""
+    return f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/checkpoints/{name}"
+
+
+def fetch(folder: Path, plan: dict[str, Any]) -> None:
+    """Where nothing of a step is on this disk, its newest checkpoint from the remote copy, if there is one."""
+    remote = plan["keep"]["remote"]
+    if not remote or kept(folder / "checkpoints"):
+        return
+    names = [path.rsplit("/", 1)[-1] for path, _ in storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")]
+    names = [name for name in names if NAME.fullmatch(name)]
+    if names:
+        last = max(names, key=lambda name: iteration_of(name, plan))
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        storage.fetch(remote_name(plan, last), folder / "checkpoints" / last)
+
+
+def check_cutoff(record: dict[str, Any] | None, path: str, plan: dict[str, Any]) -> None:
+    """Refuse to start from a model that has seen data from after the step.
+
+    A released model records no cut-off; its name (``2019.pt``) is one.
+
+    Raises:
+        TicError: it has.
+    """
+    from tic_clip.timeline import cutoff
+
+    found = (record or {}).get("cutoff") or cutoff(Path(path).stem)
+    if found and found > plan["cutoff"]:
+        raise TicError(f"{path} has seen data up to {found}, after those of step {plan['step']}, {plan['cutoff']}")

@@ -1,0 +1,418 @@
+"""The plan of a step: all that it does, from the tables and the sizes of the splits, before anything is written.
+
+``plan.json`` is this plan; training reads it, a restart compares with it, ``DRY_RUN=1`` prints it.
+"""
+
+import importlib.metadata
+import math
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, pick
+from tic_clip.methods import Method, get_method, new_only
+from tic_clip.patching import PATCHED, held_out
+from tic_clip.sampling import apportion
+from tic_clip.scales import Scale, get_policy, get_scale
+from tic_clip.shards import split_sizes
+from tic_clip.storage import read_json
+from tic_clip.timeline import Benchmark, get_benchmark
+
+OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
+PINNED = ("tic-clip", "torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to train: names as in the tables, folders, and what overrides the scale's and the method's rows.
+
+    The fields after ``coefficient`` change nothing in the model: a step may go on with others.
+    """
+
+    benchmark: str
+    method: str
+    scale: str
+    step: str
+    data_dir: str
+    output_dir: str
+    filter: str | None = None
+    resampled: bool = False
+    seed: int = 0
+    model: str | None = None
+    samples_per_step: int | None = None
+    budget: tuple[float, ...] | None = None  # of each step of the benchmark, in units of samples_per_step
+    buffer: float | None = None  # of cumulative-exp and -equal, in units of the step's new data
+    weights: str | None = None  # JSON: step -> split -> share of the samples
+    init: str | None = None  # a checkpoint in place of random weights
+    first_step: str | None = None
+    policy: str | None = None
+    coefficient: float | None = None  # of patching; chosen on held-out data if not given
+    workers: int | None = None
+    max_kept: int | None = None
+    save_every: int | None = None  # samples
+    save_minutes: float = 10
+    report_to: str = ""
+    remote: str | None = None
+
+
+def pins() -> dict[str, str]:
+    """Versions of the packages that a number depends on."""
+    return {name: importlib.metadata.version(name) for name in PINNED} | {"open_clip": OPEN_CLIP_COMMIT}
+
+
+def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
+    """All that a step does; nothing is written or trained. ``macs.add`` adds what the model costs.
+
+    Raises:
+        TicError: an unknown name, a split that is missing or unfinished, a share that can't be had, a budget under one
+            batch a checkpoint, a batch that does not divide among the processes, a setting that can't be or that the
+            method does not have.
+    """
+    benchmark, method, scale = get_benchmark(request.benchmark), get_method(request.method), get_scale(request.scale)
+    t, first = benchmark.step_index(request.step), benchmark.step_index(request.first_step or benchmark.steps[0].name)
+    _check(request, method, scale, world_size, len(benchmark.steps))
+    if t < first:
+        raise TicError(f"step {request.step} is before the first step to train, {request.first_step}")
+    workers = scale.workers if request.workers is None else request.workers
+    spent = [_iterations(request, method, scale, i, workers) for i in range(first, t + 1)]
+    iterations, block = spent[-1]
+    samples = iterations * scale.batch_size
+    start = _start(request, benchmark, method, scale, t, first)
+    policy = get_policy(request.policy or scale.policy)
+    step = benchmark.steps[t]
+    distilled = spent[0 if request.init else 1 :] if method.teacher else []
+    return {
+        "benchmark": benchmark.name,
+        "filter": request.filter or next(iter(benchmark.filters)),
+        "method": method.name,
+        "scale": scale.name,
+        "step": step.name,
+        "cutoff": step.cutoff,
+        "model": request.model or scale.model,
+        "sampling": "resampled" if request.resampled else "exact",
+        "sources": _sources(request, benchmark, method, t, samples),
+        **({"buffer": _buffer(request)} if method.has_buffer else {}),
+        **_finish(request, benchmark, method, t, first),
+        "start": start,
+        "teacher": start if method.teacher else None,
+        "seed": request.seed,
+        "batch_size": scale.batch_size,
+        "iterations": iterations,
+        "checkpoints": scale.checkpoints,
+        "block": block,
+        "samples": samples,
+        "samples_seen": sum(count for count, _ in spent) * scale.batch_size,
+        "samples_distilled": sum(count for count, _ in distilled) * scale.batch_size,
+        "learning_rate": scale.learning_rate,
+        "warmup": scale.warmup if start is None else policy.warmup,
+        "optimizer": "fresh" if start is None else policy.optimizer,
+        "weight_decay": scale.weight_decay,
+        "beta2": scale.beta2,
+        "keep": {
+            "max_kept": scale.max_kept if request.max_kept is None else request.max_kept,
+            "save_every": request.save_every,
+            "save_minutes": request.save_minutes,
+            "remote": request.remote,
+        },
+        "command": command(step.name),
+        "pins": pins(),
+    }
+
+
+def command(step: str) -> list[str]:
+    """The words that train ``step``: those of this process, for that step; a launcher's are in ``LAUNCH``."""
+    words = [word for word in sys.argv if word != "--dry_run"]
+    if "--step" in words[:-1]:
+        words[words.index("--step") + 1] = step
+    return shlex.split(os.environ.get("LAUNCH", "python")) + words
+
+
+def _check(request: Request, method: Method, scale: Scale, world_size: int, steps: int) -> None:
+    """Refuse what can't be, whatever the data."""
+    positive = ("samples_per_step", "max_kept", "save_every", "save_minutes")
+    for name in positive:
+        value = getattr(request, name)
+        if value is not None and not 0 < value < math.inf:
+            raise TicError(f"--{name} is {value}: it must be more than 0")
+    if not 0 <= request.seed < 2**32:
+        raise TicError(f"a seed is from 0 to 2**32 - 1, not {request.seed}")
+    if (request.workers or 0) < 0:
+        raise TicError(f"{request.workers} workers: at least 0")
+    if scale.batch_size % world_size:
+        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
+    if request.budget is not None and len(request.budget) != steps:
+        raise TicError(f"--budget has {len(request.budget)} numbers, {request.benchmark} has {steps} steps")
+    if request.budget is not None and not all(0 < number < math.inf for number in request.budget):
+        raise TicError(f"--budget {','.join(map(str, request.budget))}: each number must be more than 0")
+    if request.buffer is not None and not method.has_buffer:
+        raise TicError(f"{method.name} has no buffer of old data: --buffer is of cumulative-exp and cumulative-equal")
+    if request.buffer is not None and not 0 <= request.buffer < math.inf:
+        raise TicError(f"--buffer is {request.buffer}: it must be at least 0")
+    if request.buffer is not None and request.weights is not None:
+        raise TicError("--buffer and --weights both say what is read of the old data: give one of them")
+    if request.coefficient is not None and not method.finish:
+        raise TicError(f"{method.name} does not interpolate weights: --coefficient is of patching")
+    if request.coefficient is not None and not 0 <= request.coefficient <= 1:
+        raise TicError(f"--coefficient is {request.coefficient}: it must be from 0 to 1")
+    if method.finish and request.coefficient is None and request.resampled:
+        raise TicError(
+            "patching chooses its coefficient on data that it holds out, which sampling with replacement "
+            "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
+        )
+    if request.init is not None and not Path(request.init).is_file():
+        raise TicError(f"--init {request.init} is missing")
+    if request.first_step is not None and request.init is None and method.start != "random":
+        raise TicError(f"--first_step {request.first_step} needs --init: {method.name} goes on from a model before it")
+
+
+def _iterations(request: Request, method: Method, scale: Scale, t: int, workers: int) -> tuple[int, int]:
+    """(iterations of step ``t``, iterations of a block): whole blocks, the same number for each checkpoint."""
+    per_step = scale.samples_per_step if request.samples_per_step is None else request.samples_per_step
+    factor = Fraction(str(request.budget[t])) if request.budget else method.budget_of(t)
+    samples = int(per_step * factor)
+    smallest = scale.batch_size * scale.checkpoints
+    if samples < smallest:
+        raise TicError(
+            f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
+            f"{scale.batch_size} = {smallest}; give more samples per step"
+        )
+    multiple = max(1, workers) if request.resampled else 1  # OpenCLIP rounds an epoch up to its loader workers
+    blocks, block = blocks_of(samples // smallest, scale.block, multiple)
+    return scale.checkpoints * blocks * block, block
+
+
+def blocks_of(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
+    """(number, size) of equal blocks of about ``wanted`` that fill as much of ``interval`` as can be.
+
+    Raises:
+        TicError: a size must be a multiple of more than the interval.
+    """
+    if interval < multiple:
+        raise TicError(f"{interval} batches a checkpoint are less than one for each of {multiple} loader workers")
+    about = max(1, round(interval / wanted))
+    sizes = {number: interval // number // multiple * multiple for number in range(max(1, about // 2), 2 * about + 1)}
+    number = min((n for n in sizes if sizes[n]), key=lambda n: (interval - n * sizes[n], abs(n - about)), default=1)
+    return number, sizes.get(number) or interval // multiple * multiple
+
+
+def _start(
+    request: Request, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int
+) -> str | None:
+    before = method.starts_from(t) if t > first else None
+    if before is None:
+        return request.init
+    last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
+    return str(step_folder(request, benchmark.steps[before].name) / last)
+
+
+def _buffer(request: Request) -> float:
+    return 1.0 if request.buffer is None else request.buffer
+
+
+def _split(request: Request, benchmark: Benchmark, name: str) -> str:
+    folder = pick(benchmark.filters, "filter", request.filter or next(iter(benchmark.filters)))
+    return f"{request.data_dir.rstrip('/')}/{benchmark.root}/{folder}/{name}"
+
+
+def _sizes(request: Request, benchmark: Benchmark, i: int) -> dict[str, int]:
+    """Samples of each split that is new at step ``i``."""
+    return {name: sum(split_sizes(_split(request, benchmark, name)).values()) for name in benchmark.steps[i].splits}
+
+
+def _sources(
+    request: Request, benchmark: Benchmark, method: Method, t: int, samples: int
+) -> list[dict[str, Any]]:
+    """The splits that a step reads, the samples that it uses of each, and how many it takes."""
+    steps = range(t if method.data is new_only and not request.weights else 0, t + 1)
+    sizes = [_sizes(request, benchmark, i) for i in steps]
+    used = [_spare(request, method, split) for split in sizes]
+    weights = _weights(request, benchmark, t) if request.weights else None
+    if weights is None:
+        wanted = method.data([sum(split.values()) for split in used], Fraction(str(_buffer(request))))
+        used = [
+            dict(zip(split, apportion(split.values(), count), strict=True))
+            for split, count in zip(used, wanted, strict=True)
+        ]
+    size = {name: count for split in sizes for name, count in split.items()}
+    use = {name: count for split in used for name, count in split.items() if weights is None or weights.get(name)}
+    if weights is None:
+        weights = use
+    shares = apportion([weights[name] for name in use], samples)
+    if request.resampled:
+        use = {name: size[name] for name in use}  # whole shards are drawn, with a source's share as their weight
+    return [
+        {
+            "name": name,
+            "split": _split(request, benchmark, name),
+            "size": size[name],
+            "used": count,
+            "samples": share,
+            "share": round(share / samples, 6),
+            "repeats": round(share / count, 4),
+        }
+        for (name, count), share in zip(use.items(), shares, strict=True)
+        if share
+    ]
+
+
+def _spare(request: Request, method: Method, split: dict[str, int]) -> dict[str, int]:
+    """What may be trained on: all, or what is not held out for the choice of patching's coefficient."""
+    choose = method.finish and request.coefficient is None
+    return {name: size - held_out(size) if choose else size for name, size in split.items()}
+
+
+def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
+    """The user's share of each split at step ``t``, or None where the file does not name the step.
+
+    Raises:
+        TicError: it is no such file, names an unknown step or split or one from later than the step, or the shares
+            are no numbers from 0 or do not sum to 1.
+    """
+    table = read_json(request.weights)
+    if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+        raise TicError(f'{request.weights} must be {{"step": {{"split": share, …}}, …}}')
+    for name in table:
+        benchmark.step_index(name)
+    row = table.get(benchmark.steps[t].name)
+    if row is None:
+        return None
+    known = [name for step in benchmark.steps[: t + 1] for name in step.splits]
+    for name, share in row.items():
+        if name not in known:
+            raise TicError(
+                f"{request.weights}: {name} is no data of step {benchmark.steps[t].name}; those are {', '.join(known)}"
+            )
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise TicError(f"{request.weights}: the share of {name} is {share!r}, not a number from 0")
+    if abs(sum(row.values()) - 1) > 1e-6:
+        raise TicError(f"{request.weights}: the shares of step {benchmark.steps[t].name} sum to {sum(row.values())}")
+    return {name: Fraction(str(share)) for name, share in row.items()}
+
+
+def _finish(request: Request, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
+    """What the method's ``finish`` needs: the coefficient, or the data to choose it on, of the steps before."""
+    if not method.finish:
+        return {}
+    if request.coefficient is not None:
+        return {"coefficient": request.coefficient}
+    splits = [(name, size) for i in range(first, t) for name, size in _sizes(request, benchmark, i).items()]
+    return {
+        "coefficient": "chosen",
+        "validation": [
+            {"name": name, "split": _split(request, benchmark, name), "size": size, "held_out": held_out(size)}
+            for name, size in splits
+        ],
+    }
+
+
+def step_folder(request: Request, step: str) -> Path:
+    """``O/{step}``."""
+    return Path(request.output_dir) / step
+
+
+def last_checkpoint(checkpoints: int) -> Path:
+    """The last checkpoint of a step, in its folder; they are counted from 1."""
+    return Path("checkpoints") / f"epoch_{checkpoints}.pt"
+
+
+def run_name(plan: dict[str, Any]) -> str:
+    """What a run is called in TensorBoard and wandb: benchmark, scale, filter, method and step."""
+    return "-".join(plan[part] for part in ("benchmark", "scale", "filter", "method", "step"))
+
+
+NO_IDENTITY = ("command", "pins", "keep", "macs", "macs_seen", "validation")
+
+
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same to go on with a step: all that makes the model, but not where the folders are."""
+    sources = {s["name"]: f"{s['samples']} of {s.get('used', s['size'])} of {s['size']}" for s in plan["sources"]}
+    kept = {key: value for key, value in plan.items() if key not in NO_IDENTITY}
+    return {**kept, "sources": sources, "start": _short(plan["start"]), "teacher": _short(plan.get("teacher"))}
+
+
+def _short(path: str | None) -> str:
+    return "/".join(Path(path).parts[-3:]) if path else "random weights"  # step/checkpoints/epoch
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first thing in which two plans make different models, as "key old, now it is new"; None if none."""
+    before, now = identity(old), identity(new)
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            return f"{key} {before.get(key)}, now it is {now.get(key)}"
+    return None
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with a step under another plan.
+
+    Raises:
+        TicError: a setting differs; the message shows it.
+    """
+    if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
+        raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
+    found = difference(old, new)
+    if found:
+        raise TicError(
+            f"{folder} was begun with {found}: use the old setting, another output folder, or delete the step"
+        )
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """The plan of a step as lines of text."""
+    start = plan["start"] or "random weights"
+    lines = [
+        f"{plan['step']}: {plan['method']} at {plan['scale']}, {plan['model']} from {start}, "
+        f"{plan['sampling']} sampling",
+        f"  {plan['samples']:,} samples = {plan['iterations']:,} × {plan['batch_size']:,}, "
+        f"{plan['checkpoints']} checkpoints, warm-up {plan['warmup']}, {plan['optimizer']} optimizer, "
+        f"seed {plan['seed']}; {plan['samples_seen']:,} samples seen after it",
+    ]
+    if plan.get("macs") is not None:
+        lines.append(f"  {plan['macs']:.2e} MACs, {plan['macs_seen']:.2e} after it")
+    if plan["teacher"]:
+        lines.append(f"  distilled from {plan['teacher']}")
+    if "buffer" in plan:
+        lines.append(f"  a buffer of {plan['buffer']:g} D of old data, new data not counted")
+    if "coefficient" in plan:
+        lines.append(f"  patched with coefficient {plan['coefficient']}" + _validation(plan))
+    lines += [_source_line(source, plan["samples"]) for source in plan["sources"]]
+    return "\n".join([*lines, f"  {shlex.join(plan['command'])}"])
+
+
+def _validation(plan: dict[str, Any]) -> str:
+    if not plan.get("validation"):
+        return ""
+    return " on " + ", ".join(f"{entry['held_out']:,} of {entry['name']}" for entry in plan["validation"])
+
+
+def _source_line(source: dict[str, Any], samples: int) -> str:
+    part = f"{source['used']:,} of {source['size']:,}" if source["used"] != source["size"] else f"{source['size']:,}"
+    return (
+        f"  {source['name']}: {source['samples'] / samples:.1%}, {source['samples']:,} samples of {part} "
+        f"({source['repeats']:.2f} each)"
+    )
+
+
+def parse_budget(text: str) -> tuple[float, ...]:
+    """The numbers of ``1,1,1.5``.
+
+    Raises:
+        TicError: one is no number.
+    """
+    try:
+        return tuple(float(Fraction(word.strip())) for word in text.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise TicError(f"--budget {text!r} is no list of numbers such as 1,1,1.5") from None
+
+
+def steps_of(request: Request) -> Sequence[str]:
+    """The names of the steps that a run trains, in order."""
+    benchmark = get_benchmark(request.benchmark)
+    first = benchmark.step_index(request.first_step) if request.first_step else 0
+    return [step.name for step in benchmark.steps[first:]]
