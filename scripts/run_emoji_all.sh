@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-METHODS=${METHODS:-cumulative sequential oracle}
+METHODS=${METHODS:-cumulative cumulative-exp cumulative-equal sequential restart patching lwf oracle}
 RESULTS=${RESULTS:-results/emoji}
 
 for method in $METHODS; do

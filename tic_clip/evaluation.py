@@ -18,13 +18,13 @@ import numpy as np
 
 from tic_clip import TicError, metrics
 from tic_clip.cli import progress
+from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.plans import pins
 from tic_clip.results import RESULTS, append_result, read_results, task_key
 from tic_clip.shards import SIZES, known_sizes, list_tars
 from tic_clip.storage import is_remote, to_path
 from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
 from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
-from tic_clip.macs import MODEL_CONFIGS
-from tic_clip.plans import pins
 from tic_clip.training import read_done
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"

@@ -25,19 +25,17 @@ class ExactDataset(IterableDataset):
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
         self.first = 0
 
-    def __iter__(self) -> Iterator[tuple[Batch, Counter]]:
+    def __iter__(self) -> Iterator[tuple[Batch, dict]]:
         """Yield the batches of this loader worker."""
         plan, info, tally = self.plan, get_worker_info(), Counter()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         blocks = range(self.first, plan["iterations"] // plan["block"])
         sources = sources_of(plan)
         for block, place in turns(blocks, plan["block"], worker, num_workers):
-            items = stream(
-                plan, sources, block, self.rank, self.world_size, place, num_workers, self.transforms, tally
-            )
+            items = stream(plan, sources, block, self.rank, self.world_size, place, num_workers, self.transforms, tally)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
                 images, texts = zip(*batch, strict=True)
-                yield (torch.stack(images), torch.stack(texts)), tally.copy()
+                yield (torch.stack(images), torch.stack(texts)), dict(tally)
                 tally.clear()
 
 
@@ -81,7 +79,9 @@ class Loader:
         if block != self.following:
             self.dataset.first = block
             self.batches = batches_of(self.loader)
-        torch.manual_seed(seed_of(self.seed, "block", block, self.rank))  # what the model draws does not depend on before
+        torch.manual_seed(
+            seed_of(self.seed, "block", block, self.rank)
+        )  # what the model draws does not depend on before
         for batch, read in itertools.islice(self.batches, self.num_batches):
             tally.update(read)
             yield batch

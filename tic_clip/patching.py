@@ -35,7 +35,9 @@ def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) ->
     if found := mismatch(new, old):
         raise TicError(f"the models to interpolate differ: {found}")
     return {
-        name: (1 - coefficient) * old[name].float() + coefficient * value.float() if value.is_floating_point() else value
+        name: (1 - coefficient) * old[name].float() + coefficient * value.float()
+        if value.is_floating_point()
+        else value
         for name, value in new.items()
     }
 
@@ -96,7 +98,10 @@ def features(net: Any, pairs: list[tuple[Any, Any]], device: str) -> tuple[np.nd
 
     with torch.inference_mode():
         parts = [
-            [encode(batch.to(device), normalize=True).float().cpu().numpy() for encode, batch in zip(encoders, pair, strict=True)]
+            [
+                encode(batch.to(device), normalize=True).float().cpu().numpy()
+                for encode, batch in zip(encoders, pair, strict=True)
+            ]
             for encoders in [(net.encode_image, net.encode_text)]
             for pair in pairs
         ]
@@ -113,7 +118,9 @@ def batches(entry: dict[str, Any], preprocess: Any, tokenizer: Any, size: int = 
 
     sizes = split_sizes(entry["split"])
     pairs = []
-    for number, (path, head) in enumerate(zip(sizes, heads(sizes.values(), entry["size"] - entry["held_out"]), strict=True)):
+    for number, (path, head) in enumerate(
+        zip(sizes, heads(sizes.values(), entry["size"] - entry["held_out"]), strict=True)
+    ):
         for raw in read_slice(path, Slice(0, number, head, sizes[path]), (0,)) if head < sizes[path] else ():
             try:
                 pairs.append(decode(raw, preprocess, tokenizer))

@@ -200,9 +200,7 @@ def blocks_of(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
     return number, sizes.get(number) or interval // multiple * multiple
 
 
-def _start(
-    request: Request, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int
-) -> str | None:
+def _start(request: Request, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int) -> str | None:
     before = method.starts_from(t) if t > first else None
     if before is None:
         return request.init
@@ -224,9 +222,7 @@ def _sizes(request: Request, benchmark: Benchmark, i: int) -> dict[str, int]:
     return {name: sum(split_sizes(_split(request, benchmark, name)).values()) for name in benchmark.steps[i].splits}
 
 
-def _sources(
-    request: Request, benchmark: Benchmark, method: Method, t: int, samples: int
-) -> list[dict[str, Any]]:
+def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:
     """The splits that a step reads, the samples that it uses of each, and how many it takes."""
     steps = range(t if method.data is new_only and not request.weights else 0, t + 1)
     sizes = [_sizes(request, benchmark, i) for i in steps]

@@ -164,4 +164,6 @@ if __name__ == "__main__":
     parser.add_argument("--first", help="the first of them to print")
     args = parser.parse_args()
     steps = BENCHMARKS[args.benchmark].steps
-    print(*(step.name for step in steps[BENCHMARKS[args.benchmark].step_index(args.first or steps[0].name) :]), sep="\n")
+    print(
+        *(step.name for step in steps[BENCHMARKS[args.benchmark].step_index(args.first or steps[0].name) :]), sep="\n"
+    )
