@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from tic_clip import TicError
-from tic_clip.scales import SCALES, get_scale
+from tic_clip.plans import blocks_of
+from tic_clip.scales import POLICIES, SCALES, get_policy, get_scale
 
 TABLE = """
 tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500
@@ -21,16 +22,16 @@ def test_the_table_of_the_benchmark(row):
     assert scale.batch_size == int(batch)
     assert scale.samples_per_step == int(samples) == int(batch) * int(iterations)
     assert scale.learning_rate == float(lr)
-    assert (scale.warmup, scale.next_warmup) == (int(warmup), 0)
+    assert (scale.warmup, scale.policy) == (int(warmup), "scripts")
     assert (scale.weight_decay, scale.beta2, scale.checkpoints) == (0.2, 0.98, 5)
     assert scale.grad_checkpointing
-    assert scale.keep_all
+    assert scale.max_kept >= scale.checkpoints
 
 
 def test_the_embedded_default():
     scale = get_scale("tic_tiny")
     assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 120 * 64)
-    assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.next_warmup) == (1e-3, 0.1, 30, 15)
+    assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.policy) == (1e-3, 0.1, 30, "tiny")
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
@@ -47,3 +48,18 @@ def test_an_unknown_scale_lists_the_valid_ones():
 def test_a_scale_without_a_batch_for_each_checkpoint_is_refused():
     with pytest.raises(AssertionError, match="tic_debug"):
         dataclasses.replace(get_scale("tic_debug"), samples_per_step=4 * 1024)
+
+
+def test_the_policies_after_the_first_step():
+    rows = {name: (policy.warmup, policy.optimizer) for name, policy in POLICIES.items()}
+    assert rows == {"scripts": (0, "fresh"), "released": (2000, "fresh"), "kept": (0, "kept"), "tiny": (15, "fresh")}
+    with pytest.raises(TicError, match=r"unknown policy 'warm'; the policies are scripts, released, kept, tiny"):
+        get_policy("warm")
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_the_blocks_of_the_tables_lose_no_iteration(scale):
+    interval = scale.samples_per_step // scale.batch_size // scale.checkpoints
+    number, size = blocks_of(interval, scale.block, max(1, scale.workers))
+    assert number * size == interval
+    assert scale.block / 2 <= size <= 2 * scale.block

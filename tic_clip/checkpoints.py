@@ -208,10 +208,8 @@ def fetch(folder: Path, plan: dict[str, Any]) -> None:
     remote = plan["keep"]["remote"]
     if not remote or kept(folder / "checkpoints"):
         return
-    names = [
-        path.rsplit("/", 1)[-1]
-        for path, _ in storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")
-    ]
+    there = storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")
+    names = [path.rsplit("/", 1)[-1] for path, _ in there]
     names = [name for name in names if NAME.fullmatch(name)]
     if names:
         last = max(names, key=lambda name: iteration_of(name, plan))

@@ -79,9 +79,8 @@ class Loader:
         if block != self.following:
             self.dataset.first = block
             self.batches = batches_of(self.loader)
-        torch.manual_seed(
-            seed_of(self.seed, "block", block, self.rank)
-        )  # what the model draws does not depend on before
+        # What the model draws must not depend on what was before the block: it may be the first of a process.
+        torch.manual_seed(seed_of(self.seed, "block", block, self.rank))
         for batch, read in itertools.islice(self.batches, self.num_batches):
             tally.update(read)
             yield batch

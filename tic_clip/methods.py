@@ -1,7 +1,8 @@
 """What a continual method trains on, starts from and spends at a step. Pure: a method is one row of a table.
 
-Steps are counted from 0 here; at step t a method sees the steps 0 … t. C is the scale's samples per step, D the samples
-that are new at the step. A method says how many samples of each step it trains on; of these one is as likely as another.
+Steps are counted from 0 here; at step t a method sees the steps 0 … t. C is the scale's samples per step, D the
+samples that are new at the step. A method says how many samples of each step it trains on; of these one is as likely as
+another.
 ``docs/adding_a_method.md`` adds one.
 """
 
@@ -35,7 +36,7 @@ def halved(sizes: Sequence[int], buffer: Fraction) -> list[int]:
 def equal(sizes: Sequence[int], buffer: Fraction) -> list[int]:
     """The new samples and a buffer of old ones, shared equally among the earlier steps."""
     old = len(sizes) - 1
-    return _with_buffer(sizes, buffer, [Fraction(1, old)] * old)
+    return _with_buffer(sizes, buffer, [Fraction(1, max(old, 1))] * old)
 
 
 def _with_buffer(sizes: Sequence[int], buffer: Fraction, shares: list[Fraction]) -> list[int]:
@@ -52,7 +53,8 @@ def _with_buffer(sizes: Sequence[int], buffer: Fraction, shares: list[Fraction])
     for i, (count, size) in enumerate(zip(kept, old, strict=True)):
         if count > size:
             raise TicError(
-                f"a buffer of {room} samples would hold {count} of step {i + 1}, which has {size}: give a smaller buffer"
+                f"a buffer of {room} samples would hold {count} of step {i + 1}, which has {size}: "
+                "give a smaller --buffer"
             )
     return [*kept, new]
 

@@ -34,12 +34,11 @@ def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) ->
 
     if found := mismatch(new, old):
         raise TicError(f"the models to interpolate differ: {found}")
-    return {
-        name: (1 - coefficient) * old[name].float() + coefficient * value.float()
-        if value.is_floating_point()
-        else value
-        for name, value in new.items()
-    }
+    mixed = dict(new)
+    for name, value in new.items():
+        if value.is_floating_point():
+            mixed[name] = (1 - coefficient) * old[name].float() + coefficient * value.float()
+    return mixed
 
 
 def patch(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -97,15 +96,10 @@ def features(net: Any, pairs: list[tuple[Any, Any]], device: str) -> tuple[np.nd
     import torch
 
     with torch.inference_mode():
-        parts = [
-            [
-                encode(batch.to(device), normalize=True).float().cpu().numpy()
-                for encode, batch in zip(encoders, pair, strict=True)
-            ]
-            for encoders in [(net.encode_image, net.encode_text)]
-            for pair in pairs
-        ]
-    images, texts = (np.concatenate(part) for part in zip(*parts, strict=True))
+        images, texts = (
+            np.concatenate([encode(batch.to(device), normalize=True).float().cpu().numpy() for batch in part])
+            for encode, part in zip((net.encode_image, net.encode_text), zip(*pairs, strict=True), strict=True)
+        )
     return images, texts
 
 
@@ -117,11 +111,11 @@ def batches(entry: dict[str, Any], preprocess: Any, tokenizer: Any, size: int = 
     from tic_clip.shards import split_sizes
 
     sizes = split_sizes(entry["split"])
+    firsts = heads(sizes.values(), entry["size"] - entry["held_out"])
+    tails = [(path, Slice(0, i, first, sizes[path])) for i, (path, first) in enumerate(zip(sizes, firsts, strict=True))]
     pairs = []
-    for number, (path, head) in enumerate(
-        zip(sizes, heads(sizes.values(), entry["size"] - entry["held_out"]), strict=True)
-    ):
-        for raw in read_slice(path, Slice(0, number, head, sizes[path]), (0,)) if head < sizes[path] else ():
+    for path, tail in tails:
+        for raw in read_slice(path, tail, (0,)) if tail.start < tail.stop else ():
             try:
                 pairs.append(decode(raw, preprocess, tokenizer))
             except UNUSABLE:

@@ -326,9 +326,15 @@ NO_IDENTITY = ("command", "pins", "keep", "macs", "macs_seen", "validation")
 
 def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """What must be the same to go on with a step: all that makes the model, but not where the folders are."""
-    sources = {s["name"]: f"{s['samples']} of {s.get('used', s['size'])} of {s['size']}" for s in plan["sources"]}
+    sources = {source["name"]: f"{source['samples']} of {_used(source)}" for source in plan["sources"]}
     kept = {key: value for key, value in plan.items() if key not in NO_IDENTITY}
     return {**kept, "sources": sources, "start": _short(plan["start"]), "teacher": _short(plan.get("teacher"))}
+
+
+def _used(source: dict[str, Any]) -> str:
+    """``300``, or ``50 of 300`` where a source is not used whole."""
+    size, used = source["size"], source.get("used", source["size"])
+    return f"{size:,}" if used == size else f"{used:,} of {size:,}"
 
 
 def _short(path: str | None) -> str:
@@ -388,9 +394,8 @@ def _validation(plan: dict[str, Any]) -> str:
 
 
 def _source_line(source: dict[str, Any], samples: int) -> str:
-    part = f"{source['used']:,} of {source['size']:,}" if source["used"] != source["size"] else f"{source['size']:,}"
     return (
-        f"  {source['name']}: {source['samples'] / samples:.1%}, {source['samples']:,} samples of {part} "
+        f"  {source['name']}: {source['samples'] / samples:.1%}, {source['samples']:,} samples of {_used(source)} "
         f"({source['repeats']:.2f} each)"
     )
 

@@ -4,8 +4,8 @@ Each source (a split) is laid out as an endless *line*: pass after pass over its
 seeded order. A step reads the first ``samples`` positions of each line; the lines are merged so that every stretch of
 the step holds the sources in proportion. The merged line is cut into blocks, these into ranks, these into loader
 workers: consecutive ranges, so the samples read do not depend on the number of ranks or workers, and a shard is cut
-wherever a range ends. Training can stop after any block and go on there. The first half of this file is that plan, pure;
-the second half reads what it says.
+wherever a range ends. Training can stop after any block and go on there. The first half of this file is that plan,
+pure; the second half reads what it says.
 """
 
 import heapq

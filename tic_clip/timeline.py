@@ -163,7 +163,6 @@ if __name__ == "__main__":
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--first", help="the first of them to print")
     args = parser.parse_args()
-    steps = BENCHMARKS[args.benchmark].steps
-    print(
-        *(step.name for step in steps[BENCHMARKS[args.benchmark].step_index(args.first or steps[0].name) :]), sep="\n"
-    )
+    benchmark = BENCHMARKS[args.benchmark]
+    first = benchmark.step_index(args.first) if args.first else 0
+    print(*(step.name for step in benchmark.steps[first:]), sep="\n")
