@@ -2,7 +2,7 @@
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
 # From the environment, as scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
-# WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and RESAMPLED=1
+# WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and RESAMPLED=1
 # (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to
 # torchrun; DRY_RUN=1 prints the plan and trains nothing.
 set -euo pipefail
@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED=1
 
 flags=(--benchmark "$BENCHMARK" --method "$METHOD" --scale "$SCALE" --data_dir "$DATA_DIR" --output_dir "$OUT")
 for variable in SAMPLES_PER_STEP SEED WORKERS MODEL FILTER BUDGET BUFFER WEIGHTS INIT FIRST_STEP POLICY COEFFICIENT \
-    MAX_KEPT SAVE_EVERY SAVE_MINUTES REPORT_TO REMOTE; do
+    BLOCK MAX_KEPT SAVE_EVERY SAVE_MINUTES REPORT_TO REMOTE; do
     [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
 done
 [ "${RESAMPLED:-0}" = 0 ] || flags+=(--dataset_resampled)

@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="an OpenCLIP architecture, instead of the scale's")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     parser.add_argument("--workers", type=int, help="loader processes a rank, instead of the scale's")
+    parser.add_argument("--block", type=int, help="iterations, about, between two places that training can go on from")
     parser.add_argument("--max_kept", type=int, help="checkpoints of a step that stay on the disk")
     parser.add_argument("--save_every", type=int, help="samples between two checkpoints, to the next block")
     parser.add_argument("--save_minutes", type=float, default=10, help="minutes between two checkpoints (10)")

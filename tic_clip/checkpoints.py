@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
+from tic_clip.clouds import Missing
 from tic_clip.plans import run_name
 
 LOG = "train.log.jsonl"
@@ -208,7 +209,10 @@ def fetch(folder: Path, plan: dict[str, Any]) -> None:
     remote = plan["keep"]["remote"]
     if not remote or kept(folder / "checkpoints"):
         return
-    there = storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")
+    try:
+        there = storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")
+    except Missing:
+        return
     names = [path.rsplit("/", 1)[-1] for path, _ in there]
     names = [name for name in names if NAME.fullmatch(name)]
     if names:

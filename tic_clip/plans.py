@@ -51,6 +51,7 @@ class Request:
     init: str | None = None  # a checkpoint in place of random weights
     first_step: str | None = None
     policy: str | None = None
+    block: int | None = None  # iterations, about
     coefficient: float | None = None  # of patching; chosen on held-out data if not given
     workers: int | None = None
     max_kept: int | None = None
@@ -134,7 +135,7 @@ def command(step: str) -> list[str]:
 
 def _check(request: Request, method: Method, scale: Scale, world_size: int, steps: int) -> None:
     """Refuse what can't be, whatever the data."""
-    positive = ("samples_per_step", "max_kept", "save_every", "save_minutes")
+    positive = ("samples_per_step", "block", "max_kept", "save_every", "save_minutes")
     for name in positive:
         value = getattr(request, name)
         if value is not None and not 0 < value < math.inf:
@@ -182,7 +183,7 @@ def _iterations(request: Request, method: Method, scale: Scale, t: int, workers:
             f"{scale.batch_size} = {smallest}; give more samples per step"
         )
     multiple = max(1, workers) if request.resampled else 1  # OpenCLIP rounds an epoch up to its loader workers
-    blocks, block = blocks_of(samples // smallest, scale.block, multiple)
+    blocks, block = blocks_of(samples // smallest, request.block or scale.block, multiple)
     return scale.checkpoints * blocks * block, block
 
 

@@ -11,6 +11,7 @@ objects are written to a local file and uploaded when that is complete.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -189,9 +190,14 @@ def read_json(path: object) -> Any:
 def fetch(url: object, local: Path) -> None:
     """Make a local file of a cloud object: in parts, each tried again on its own, all of the same version.
 
+    What is local is copied.
+
     Raises:
         Missing: there is no such object.
     """
+    if not is_remote(url):
+        push(Path(url), local)
+        return
     with atomic_open(local, sync=False) as file:
         locate(url).download(file)
 
@@ -272,7 +278,11 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
 
 
 def push(local: Path, url: object) -> None:
-    """Upload a local file; it appears under its name when all of it is there."""
+    """Upload a local file, or copy it to a local path; it appears under its name when all of it is there."""
+    if not is_remote(url):
+        with open(local, "rb") as source, atomic_open(url, sync=False) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return
     locate(url).upload(Path(local))
 
 
