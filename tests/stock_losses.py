@@ -9,7 +9,7 @@ sys.path = [path for path in sys.path if not path.endswith(os.path.join("open_cl
 import open_clip  # noqa: E402
 from training import main, train  # noqa: E402
 
-from tic_clip.training import MODEL_CONFIGS  # noqa: E402
+from tic_clip.macs import MODEL_CONFIGS  # noqa: E402
 
 losses = []
 

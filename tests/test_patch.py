@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.macs import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
-from tic_clip.training import MODEL_CONFIGS
 
 ROOT = Path(__file__).parent.parent
 PATCH = (ROOT / "open_clip.patch").read_text()
@@ -117,10 +117,12 @@ def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
     from tic_clip import weights
 
     saved = []
-    monkeypatch.setattr(weights, "save", lambda checkpoint, path: saved.append(Path(path).name) or Path(path).touch())
+    monkeypatch.setattr(
+        weights, "save", lambda _, path, *args: saved.append((Path(path).name, len(args))) or Path(path).touch()
+    )
     arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--save-most-recent"]
     patched_run(tmp_path, *arguments, "--name", "run")
-    assert saved == ["epoch_1.pt", "tmp.pt"]
+    assert saved == [("epoch_1.pt", 1), ("tmp.pt", 0)]  # a step of ours decides from OpenCLIP's args
 
 
 @pytest.mark.parametrize(("flags", "fused"), [([], None), (["--fused-adamw"], True)])
@@ -180,10 +182,51 @@ def test_exact_sampling_is_a_dataset_type():
     from tic_clip.sampling import get_exact_dataset
 
     assert openclip("data").get_dataset_fn("plan.json", "exact") is get_exact_dataset
-    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw"])
-    assert (args.dataset_type, args.new_run, args.fused_adamw) == ("exact", True, True)
+    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
+    assert (args.dataset_type, args.new_run, args.fused_adamw, args.keep_optimizer) == ("exact", True, True, True)
     args = openclip("params").parse_args([])
-    assert (args.new_run, args.fused_adamw) == (False, None)
+    assert (args.new_run, args.fused_adamw, args.keep_optimizer) == (False, None, False)
+
+
+def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
+    sources = []
+    for name, samples in (("a", 30), ("b", 10)):
+        make_shards(tmp_path / name, [3, 2])
+        sources.append({"split": str(tmp_path / name), "size": 5, "samples": samples})
+    write_json(tmp_path / "plan.json", {"sources": sources})
+    urls, weights = openclip("data").expand_urls(str(tmp_path / "plan.json"))
+    assert [url.removeprefix(f"{tmp_path}/") for url in urls] == [f"{n}/{i:08d}.tar" for n in "ab" for i in range(2)]
+    assert weights == [6, 6, 2, 2]
+    assert openclip("data").expand_urls("{00..02}.tar") == (["00.tar", "01.tar", "02.tar"], None)
+
+
+def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
+    from tic_clip import checkpoints
+
+    logged = []
+    monkeypatch.setattr(checkpoints, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "16", "--epochs", "1"]
+    patched_run(tmp_path, *arguments, "--name", "run")
+    figures = ["batch_time", "contrastive_loss", "data_time", "loss", "lr", "samples_per_second"]
+    figures += ["samples_per_second_per_gpu", "scale"]
+    assert logged == [("run", step, [f"train/{name}" for name in figures]) for step in (0, 1)]
+
+
+def test_a_run_in_wandb_has_its_own_name(tmp_path, monkeypatch):
+    from tic_clip import checkpoints
+
+    began = []
+    fake = SimpleNamespace(
+        init=lambda **options: began.append(options), save=print, log=lambda *_, **__: 0, finish=print
+    )
+    monkeypatch.setattr(openclip("main"), "wandb", fake)
+    monkeypatch.setattr(openclip("train"), "wandb", fake)
+    monkeypatch.setattr(checkpoints, "name_in_wandb", lambda args: f"long-{args.name}")
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--report-to", "wandb"]
+    patched_run(tmp_path, *arguments, "--name", "run")
+    assert [(options["name"], options["id"], options["resume"]) for options in began] == [
+        ("long-run", "long-run", None)
+    ]
 
 
 def test_the_learning_rate_is_a_plain_float():
