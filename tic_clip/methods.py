@@ -73,6 +73,7 @@ class Method:
     budget: Literal["fixed", "growing"] = "fixed"  # C a step, or C for each step so far
     teacher: bool = False  # OpenCLIP's distillation from the last model
     finish: Callable[[dict[str, Any], Path], dict[str, Any]] | None = None
+    hold_out: bool = False  # part of the data for ``finish`` to choose the coefficient on
 
     @property
     def has_buffer(self) -> bool:
@@ -97,7 +98,7 @@ METHODS = {
         Method(name="cumulative-equal", data=equal, start="last"),
         Method(name="sequential", data=new_only, start="last"),
         Method(name="restart", data=everything, start="random"),
-        Method(name="patching", data=new_only, start="last patched", finish=patch),
+        Method(name="patching", data=new_only, start="last patched", finish=patch, hold_out=True),
         Method(name="lwf", data=new_only, start="last", teacher=True),
     )
 }

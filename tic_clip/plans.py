@@ -98,7 +98,7 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
         "sampling": "resampled" if request.resampled else "exact",
         "sources": _sources(request, benchmark, method, t, samples),
         **({"buffer": _buffer(request)} if method.has_buffer else {}),
-        **_finish(request, benchmark, method, t, first),
+        **_coefficient(request, benchmark, method, t, first),
         "start": start,
         "teacher": start if method.teacher else None,
         "seed": request.seed,
@@ -156,11 +156,11 @@ def _check(request: Request, method: Method, scale: Scale, world_size: int, step
         raise TicError(f"--buffer is {request.buffer}: it must be at least 0")
     if request.buffer is not None and request.weights is not None:
         raise TicError("--buffer and --weights both say what is read of the old data: give one of them")
-    if request.coefficient is not None and not method.finish:
+    if request.coefficient is not None and not method.hold_out:
         raise TicError(f"{method.name} does not interpolate weights: --coefficient is of patching")
     if request.coefficient is not None and not 0 <= request.coefficient <= 1:
         raise TicError(f"--coefficient is {request.coefficient}: it must be from 0 to 1")
-    if method.finish and request.coefficient is None and request.resampled:
+    if method.hold_out and request.coefficient is None and request.resampled:
         raise TicError(
             "patching chooses its coefficient on data that it holds out, which sampling with replacement "
             "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
@@ -259,7 +259,7 @@ def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, sam
 
 def _spare(request: Request, method: Method, split: dict[str, int]) -> dict[str, int]:
     """What may be trained on: all, or what is not held out for the choice of patching's coefficient."""
-    choose = method.finish and request.coefficient is None
+    choose = method.hold_out and request.coefficient is None
     return {name: size - held_out(size) if choose else size for name, size in split.items()}
 
 
@@ -291,9 +291,9 @@ def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fracti
     return {name: Fraction(str(share)) for name, share in row.items()}
 
 
-def _finish(request: Request, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
-    """What the method's ``finish`` needs: the coefficient, or the data to choose it on, of the steps before."""
-    if not method.finish:
+def _coefficient(request: Request, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
+    """The coefficient of patching, or the data of the steps before to choose it on."""
+    if not method.hold_out:
         return {}
     if request.coefficient is not None:
         return {"coefficient": request.coefficient}

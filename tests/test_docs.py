@@ -1,0 +1,60 @@
+"""The documents: their code does what they say."""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from tic_clip import methods, weights
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def added(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    names = {}
+    for example in EXAMPLES:
+        exec(example, names)
+    return methods.METHODS
+
+
+def test_weight_averaging_as_the_document_adds_it(added, tmp_path):
+    for k, value in ((1, 1.0), (2, 4.0)):
+        state = {"state_dict": {"w": torch.tensor([value])}, "tic": {"iteration": k}}
+        weights.write(state, tmp_path / f"checkpoints/epoch_{k}.pt")
+    facts = methods.get_method("averaging").finish({"checkpoints": 2}, tmp_path)
+    assert weights.load(str(tmp_path / facts["checkpoint"]))["w"].item() == 2.5
+    assert weights.record(str(tmp_path / facts["checkpoint"])) == {"iteration": 2}
+
+
+def test_another_mixture_as_the_document_adds_it(added):
+    data = methods.get_method("last-two").data
+    assert [data([10, 20, 30][: t + 1], Fraction(1)) for t in range(3)] == [[10], [10, 20], [0, 20, 30]]
+
+
+def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_path):
+    """Through the plan: the table is looked up by name everywhere."""
+    from tic_clip.plans import Request, make_plan
+    from tic_clip.shards import read_sizes
+    from tic_clip.storage import write_json
+
+    read_sizes.cache_clear()
+    for step in ("2014", "2015", "2016"):
+        write_json(tmp_path / "tic/emoji/yearly/train" / step / "sizes.json", {"00000000.tar": 100})
+    names = {"benchmark": "emoji", "scale": "tic_tiny", "step": "2016", "data_dir": str(tmp_path), "output_dir": "out"}
+    plan = make_plan(Request(method="last-two", **names))
+    assert [source["name"] for source in plan["sources"]] == ["2015", "2016"]
+    plan = make_plan(Request(method="averaging", **names))
+    assert plan["start"] == "out/2015/checkpoints/epoch_2.pt"
+    assert "coefficient" not in plan
+    assert [source["used"] for source in plan["sources"]] == [100, 100, 100]
+
+
+def test_the_rows_fields_are_those_of_the_document():
+    text = (ROOT / "docs/adding_a_method.md").read_text()
+    fields = re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
+    assert [*fields] == [name for name in methods.Method.__dataclass_fields__ if name != "name"]
