@@ -157,7 +157,7 @@ def test_other_files_are_no_checkpoints(tmp_path):
 def test_what_lies_in_between_goes_when_the_step_is_done(tmp_path):
     train(keeper(tmp_path, save_every=1280, max_kept=9), range(1, 7))
     assert files(tmp_path) == ["epoch_1.pt", "epoch_2.pt", "iteration_100.pt", "iteration_80.pt"]
-    checkpoints.clear(tmp_path / "checkpoints", PLAN)
+    checkpoints.clear(tmp_path, PLAN)
     assert files(tmp_path) == ["epoch_1.pt", "epoch_2.pt"]
 
 
@@ -176,16 +176,21 @@ def test_the_remote_copy_is_bounded_alike_and_can_be_gone_on_from(tmp_path, remo
         there = sorted(path.rsplit("/", 1)[1] for path, _ in list_files(f"{remote}/2015/checkpoints", "*.pt"))
         assert there == files(tmp_path / "run")
         assert len(there) <= 2
+    (tmp_path / "run/plan.json").write_text("{}")
+    checkpoints.push(tmp_path / "run", plan, ["plan.json"])
     checkpoints.fetch(tmp_path / "other", plan)
     assert files(tmp_path / "other") == ["iteration_100.pt"]
     same = (tmp_path / "other/checkpoints/iteration_100.pt").read_bytes()
     assert same == (tmp_path / "run/checkpoints/iteration_100.pt").read_bytes()
-    checkpoints.fetch(tmp_path / "run", plan)  # what is on this disk is not replaced
+    assert (tmp_path / "other/plan.json").read_text() == "{}"
+    (tmp_path / "other/checkpoints/iteration_100.pt").unlink()
+    checkpoints.fetch(tmp_path / "other", plan)  # what is on this disk is not replaced
+    assert files(tmp_path / "other") == []
     train(one, [6])
-    checkpoints.clear(tmp_path / "run/checkpoints", plan)
-    for name in ("plan.json", "train.log.jsonl", "done.json"):
+    checkpoints.clear(tmp_path / "run", plan)
+    for name in ("train.log.jsonl", "done.json"):
         (tmp_path / "run" / name).write_text("{}")
-    checkpoints.push_step(tmp_path / "run", plan)
+    checkpoints.push(tmp_path / "run", plan, ["checkpoints/epoch_2.pt", "train.log.jsonl", "done.json"])
     assert sorted(path.removeprefix(f"{remote}/") for path, _ in list_files(remote, "**/*")) == [
         "2015/checkpoints/epoch_1.pt",
         "2015/checkpoints/epoch_2.pt",
@@ -193,6 +198,16 @@ def test_the_remote_copy_is_bounded_alike_and_can_be_gone_on_from(tmp_path, remo
         "2015/plan.json",
         "2015/train.log.jsonl",
     ]
+    checkpoints.fetch(tmp_path / "third", plan)
+    assert files(tmp_path / "third") == ["epoch_2.pt"]
+    assert (tmp_path / "third/done.json").exists()
+
+
+def test_a_store_that_is_away_does_not_end_the_training(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    train(keeper(tmp_path / "run", remote=str(tmp_path / "file")), [3])
+    assert files(tmp_path / "run") == ["epoch_1.pt"]
+    assert f"epoch_1.pt was not copied to {tmp_path}/file: " in caplog.text
 
 
 def test_nothing_to_fetch_is_no_error(tmp_path, remote):

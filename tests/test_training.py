@@ -243,6 +243,24 @@ def test_killed_it_goes_on_with_other_ranks_and_workers_from_the_checkpoint_that
     assert [line[0] for line in curve(tmp_path, "2014")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_lost_disk_is_made_good_from_the_remote_copy(undisturbed, data, tmp_path):
+    out, copy = tmp_path / "run", ("--remote", str(tmp_path / "copy"))
+    kill_at("iteration_4.pt", data, out, "2014", *copy)
+    shutil.rmtree(out)
+    refused = train(data, out, "2014", *copy, "--seed", "1")
+    assert "was begun with seed 0, now it is 1" in refused.stderr
+    assert train(data, out, "2014", *copy).returncode == 0
+    assert "resuming checkpoint" in (out / "2014/out.log").read_text()
+    assert curve(out, "2014") == curve(undisturbed[0], "2014")
+    assert same(weights(out, "2014"), weights(undisturbed[0], "2014"))
+    there = (tmp_path / "copy/2014").glob("**/[!.]*.*")  # a killed copy leaves a hidden one
+    left = sorted(str(path.relative_to(tmp_path / "copy/2014")) for path in there)
+    assert left == ["checkpoints/epoch_1.pt", "checkpoints/epoch_2.pt", "done.json", "plan.json", "train.log.jsonl"]
+    shutil.rmtree(out)
+    assert train(data, out, "2014", *copy).stdout == "2014: done already\n"  # and the next step can start from it
+    assert same(weights(out, "2014"), weights(undisturbed[0], "2014"))
+
+
 @pytest.fixture(scope="module")
 def second(undisturbed, data, tmp_path_factory):
     """The first step of ``undisturbed``, copied, for a second one to go on from."""
@@ -410,3 +428,21 @@ def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
     assert read["read"] == 384
     assert read["undecodable"] >= 36  # four passes and more over nine of them
     assert f"2014: left out and replaced: {read['undecodable']} undecodable of 384 read" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path):
+    """ViT-B-32 in mixed precision, five checkpoints; there the losses are equal but for rounding."""
+    debug = ("--scale", "tic_debug", "--samples_per_step", "10240", "--workers", "2")
+    done = train(data, tmp_path / "whole", "2014", *debug)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kill_at("epoch_2.pt", data, tmp_path / "killed", "2014", *debug)
+    scaler = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)["scaler"]
+    assert scaler["scale"] > 0
+    done = train(data, tmp_path / "killed", "2014", *debug)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, killed = curve(tmp_path / "whole", "2014"), curve(tmp_path / "killed", "2014")
+    assert [line[:2] for line in killed] == [line[:2] for line in whole]
+    assert [line[2] for line in killed] == pytest.approx([line[2] for line in whole], rel=0.02)
+    assert read_json(tmp_path / "killed/2014/done.json")["read"] == {"2014": {"read": 10240}}

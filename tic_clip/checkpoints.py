@@ -11,6 +11,7 @@ import re
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tic_clip.clouds import Missing
 from tic_clip.plans import run_name
 
 LOG = "train.log.jsonl"
+LAST = ("plan.json", "done.json")
+"""What says that the rest is there; ``done.json`` after ``plan.json``."""
 NAME = re.compile(r"(epoch|iteration)_(\d+)\.pt")
 
 
@@ -40,12 +43,20 @@ class Keeper:
         path = self.folder / "checkpoints" / name
         weights.write({**checkpoint, "tic": self._record(iteration)}, path)
         self.saved = time.monotonic()
-        for old in surplus([file.name for file in kept(path.parent)], plan, keep["max_kept"]):
-            storage.remove(path.parent / old)
-            if keep["remote"]:
-                storage.remove(remote_name(plan, old))
+        gone = surplus([file.name for file in kept(path.parent)], plan, keep["max_kept"])
         if keep["remote"]:
-            storage.push(path, remote_name(plan, name))
+            self._copy(name, gone)
+        for old in gone:
+            storage.remove(path.parent / old)
+
+    def _copy(self, name: str, gone: list[str]) -> None:
+        """Bring the remote copy to the state of the disk; a store that is away does not end the training."""
+        try:
+            push(self.folder, self.plan, [f"checkpoints/{name}", *([LOG] if (self.folder / LOG).exists() else [])])
+            for old in gone:
+                storage.remove(remote_name(self.plan, f"checkpoints/{old}"))
+        except (TicError, OSError) as error:
+            logging.warning("%s was not copied to %s: %s", name, self.plan["keep"]["remote"], error)
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
         """Append a line to ``train.log.jsonl``: OpenCLIP's figures after ``iteration`` iterations of the step.
@@ -182,43 +193,40 @@ def damage(path: Path) -> str | None:
 
 
 def clear(folder: Path, plan: dict[str, Any]) -> None:
-    """Remove what lies in between: the step is done."""
-    for path in kept(folder):
+    """Remove what lies in between from a step's folder: the step is done."""
+    for path in kept(folder / "checkpoints"):
         if path.name.startswith("iteration"):
             storage.remove(path)
             if plan["keep"]["remote"]:
-                storage.remove(remote_name(plan, path.name))
-
-
-def push_step(folder: Path, plan: dict[str, Any]) -> None:
-    """Copy what says that a step is done, and its log, beside the remote checkpoints; ``done.json`` last."""
-    names = [file.name for file in (folder / "checkpoints").glob("patched.pt")]
-    for name in names:
-        storage.push(folder / "checkpoints" / name, remote_name(plan, name))
-    for name in ("plan.json", LOG, "done.json"):
-        storage.push(folder / name, f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/{name}")
+                storage.remove(remote_name(plan, f"checkpoints/{path.name}"))
 
 
 def remote_name(plan: dict[str, Any], name: str) -> str:
-    """Where a checkpoint's copy is."""
-    return f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/checkpoints/{name}"
+    """Where the copy of a file of the step's folder is."""
+    return f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/{name}"
+
+
+def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
+    """Copy files of a step's folder to where its remote copy is, if it has one."""
+    for name in names if plan["keep"]["remote"] else ():
+        storage.push(folder / name, remote_name(plan, name))
 
 
 def fetch(folder: Path, plan: dict[str, Any]) -> None:
-    """Where nothing of a step is on this disk, its newest checkpoint from the remote copy, if there is one."""
-    remote = plan["keep"]["remote"]
-    if not remote or kept(folder / "checkpoints"):
+    """Where nothing of a step is on this disk, its newest checkpoint and all but the others from the remote copy."""
+    if not plan["keep"]["remote"] or (folder / "plan.json").exists():
         return
     try:
-        there = storage.list_files(f"{remote.rstrip('/')}/{plan['step']}/checkpoints", "*.pt")
+        there = storage.list_files(remote_name(plan, "").rstrip("/"), "**/*")
     except Missing:
         return
-    names = [path.rsplit("/", 1)[-1] for path, _ in there]
-    names = [name for name in names if NAME.fullmatch(name)]
-    if names:
-        last = max(names, key=lambda name: iteration_of(name, plan))
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        storage.fetch(remote_name(plan, last), folder / "checkpoints" / last)
+    names = [path.removeprefix(remote_name(plan, "")) for path, _ in there]
+    own = [name for name in names if NAME.fullmatch(Path(name).name)]
+    last = max(own, key=lambda name: iteration_of(Path(name).name, plan), default=None)
+    rest = [name for name in names if (name not in own or name == last) and name not in LAST]
+    for name in [*rest, *(name for name in LAST if name in names)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        storage.fetch(remote_name(plan, name), folder / name)
 
 
 def check_cutoff(record: dict[str, Any] | None, path: str, plan: dict[str, Any]) -> None:

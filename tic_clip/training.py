@@ -70,6 +70,10 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     plan = make_plan(request, world_size)
     folder = step_folder(request, plan["step"])
     begun, done = folder / "plan.json", folder / "done.json"
+    if rank == 0 and request.remote:
+        from tic_clip import checkpoints
+
+        checkpoints.fetch(folder, plan)
     if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(begun), plan, folder)
     if done.exists():
@@ -85,8 +89,8 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     if plan["start"]:
         checkpoints.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
     if rank == 0:
-        checkpoints.fetch(folder, plan)
         write_json(begun, plan)
+        checkpoints.push(folder, plan, ["plan.json"])
     train(plan, request, world_size)
     if rank == 0:
         finish(plan, request, started)
@@ -122,10 +126,9 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "plan": plan,
     }
-    checkpoints.clear(folder / "checkpoints", plan)
+    checkpoints.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    if plan["keep"]["remote"]:
-        checkpoints.push_step(folder, plan)
+    checkpoints.push(folder, plan, dict.fromkeys([facts["checkpoint"], checkpoints.LOG, "done.json"]))
 
 
 def read_done(path: object) -> dict[str, Any]:
