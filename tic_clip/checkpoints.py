@@ -43,20 +43,20 @@ class Keeper:
         path = self.folder / "checkpoints" / name
         weights.write({**checkpoint, "tic": self._record(iteration)}, path)
         self.saved = time.monotonic()
-        gone = surplus([file.name for file in kept(path.parent)], plan, keep["max_kept"])
-        if keep["remote"]:
-            self._copy(name, gone)
-        for old in gone:
+        for old in surplus([file.name for file in kept(path.parent)], plan, keep["max_kept"]):
             storage.remove(path.parent / old)
+        if keep["remote"]:
+            self._copy(name)
 
-    def _copy(self, name: str, gone: list[str]) -> None:
-        """Bring the remote copy to the state of the disk; a store that is away does not end the training."""
+    def _copy(self, name: str) -> None:
+        """Bring the remote copy up to date, and within its bound; a store that is away does not end the training."""
+        plan = self.plan
         try:
-            push(self.folder, self.plan, [f"checkpoints/{name}", *([LOG] if (self.folder / LOG).exists() else [])])
-            for old in gone:
-                storage.remove(remote_name(self.plan, f"checkpoints/{old}"))
+            push(self.folder, plan, [f"checkpoints/{name}", *([LOG] if (self.folder / LOG).exists() else [])])
+            for old in surplus(remote_checkpoints(plan), plan, plan["keep"]["max_kept"]):
+                storage.remove(remote_name(plan, f"checkpoints/{old}"))
         except (TicError, OSError) as error:
-            logging.warning("%s was not copied to %s: %s", name, self.plan["keep"]["remote"], error)
+            logging.warning("%s was not copied to %s: %s", name, plan["keep"]["remote"], error)
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
         """Append a line to ``train.log.jsonl``: OpenCLIP's figures after ``iteration`` iterations of the step.
@@ -193,12 +193,22 @@ def damage(path: Path) -> str | None:
 
 
 def clear(folder: Path, plan: dict[str, Any]) -> None:
-    """Remove what lies in between from a step's folder: the step is done."""
+    """Remove what lies in between from a step's folder, and from its remote copy: the step is done."""
     for path in kept(folder / "checkpoints"):
         if path.name.startswith("iteration"):
             storage.remove(path)
-            if plan["keep"]["remote"]:
-                storage.remove(remote_name(plan, f"checkpoints/{path.name}"))
+    for name in remote_checkpoints(plan) if plan["keep"]["remote"] else ():
+        if name.startswith("iteration"):
+            storage.remove(remote_name(plan, f"checkpoints/{name}"))
+
+
+def remote_checkpoints(plan: dict[str, Any]) -> list[str]:
+    """The names of the checkpoints in a step's remote copy."""
+    try:
+        there = storage.list_files(remote_name(plan, "checkpoints"), "*.pt")
+    except Missing:
+        return []
+    return [name for path, _ in there if NAME.fullmatch(name := path.rsplit("/", 1)[-1])]
 
 
 def remote_name(plan: dict[str, Any], name: str) -> str:
