@@ -254,6 +254,15 @@ def test_patching_holds_out_a_twentieth_of_every_step_to_choose_on(fake_data):
     assert plans.difference(plan, fixed) is not None
 
 
+def test_data_too_small_to_hold_any_out_are_refused_before_training(fake_data):
+    for step in ("2014", "2015"):
+        fake_split(Path(fake_data) / "tic/emoji/yearly/train" / step, 19)
+    read_sizes.cache_clear()
+    with pytest.raises(TicError, match=r"a twentieth .*; of 19 of 2014, 19 of 2015: give a --coefficient"):
+        make_plan(request(fake_data, method="patching"))
+    assert make_plan(request(fake_data, method="patching", coefficient=0.5))["coefficient"] == 0.5
+
+
 @pytest.mark.parametrize("name", ["scripts", "released", "kept"])
 def test_a_policy_is_for_the_steps_after_the_first(fake_data, name):
     wanted = {"scripts": (0, "fresh"), "released": (2000, "fresh"), "kept": (0, "kept")}[name]

@@ -292,12 +292,19 @@ def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fracti
 
 
 def _coefficient(request: Request, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
-    """The coefficient of patching, or the data of the steps before to choose it on."""
+    """The coefficient of patching, or the data of the steps before to choose it on.
+
+    Raises:
+        TicError: there are none.
+    """
     if not method.hold_out:
         return {}
     if request.coefficient is not None:
         return {"coefficient": request.coefficient}
     splits = [(name, size) for i in range(first, t) for name, size in _sizes(request, benchmark, i).items()]
+    if splits and not any(held_out(size) for _, size in splits):
+        sizes = ", ".join(f"{size} of {name}" for name, size in splits)
+        raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {sizes}: give a --coefficient")
     return {
         "coefficient": "chosen",
         "validation": [
