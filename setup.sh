@@ -13,6 +13,8 @@ PYTHON=${PYTHON:-python3}
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
+# Write a file from standard input at once, and only if it changes: another process may be reading it.
+put() { cat > "$1.$$" && { cmp --silent "$1.$$" "$1" && rm "$1.$$" || mv "$1.$$" "$1"; }; }
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 
 [ $# -eq 0 ] || fail "unknown argument $1 (setup.sh takes none)"
@@ -55,9 +57,10 @@ if ! cmp --silent open_clip.patch <(changes); then
     fi
     git -C open_clip apply ../open_clip.patch || fail "open_clip.patch does not fit open_clip/: is it commit 73fa7f03?"
 fi
-cp open_clip.patch "$applied"
+put "$applied" < open_clip.patch
 
 # 4. This checkout's tic_clip and patched OpenCLIP go before all others for every Python of .venv, wherever it is moved;
 #    not in pip's isolated builds, which take what comes after the first paths for the system's and drop it.
-printf 'import os, sys; sys.path[:0] = [] if "PIP_BUILD_TRACKER" in os.environ else [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" > "$site/tic_clip_open_clip.pth"
+printf 'import os, sys; sys.path[:0] = [] if "PIP_BUILD_TRACKER" in os.environ else [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" |
+    put "$site/tic_clip_open_clip.pth"
 say "ready: .venv/ and open_clip/ (patched)"

@@ -2,9 +2,9 @@
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
 # From the environment, as scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
-# WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and RESAMPLED=1
-# (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT go to
-# torchrun; DRY_RUN=1 prints the plan and trains nothing.
+# WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and
+# RESAMPLED=1 (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
+# go to torchrun; DRY_RUN=1 prints the plan and trains nothing.
 set -euo pipefail
 
 PYTHON=.venv/bin/python
@@ -21,6 +21,8 @@ done
 for variable in NPROC NNODES; do
     [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || { echo "error: $variable is ${!variable}, not a whole number from 1" >&2; exit 1; }
 done
+[[ $NODE_RANK =~ ^(0|[1-9][0-9]*)$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] ||
+    { echo "error: NODE_RANK is $NODE_RANK, not a number from 0 to $((NNODES - 1))" >&2; exit 1; }
 launch=("$PYTHON")
 if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
     launch+=(-m torch.distributed.run --nproc-per-node "$NPROC")
@@ -39,10 +41,13 @@ if [ "${DRY_RUN:-0}" != 0 ]; then
     WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --dry_run
     exit 0
 fi
-for step in $("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"}); do
+steps=$("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"})
+for step in $steps; do
     # A mistake in the settings is one line here, not one traceback a process below.
     [ "${#launch[@]}" = 1 ] || WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --check
     "${launch[@]}" scripts/train.py "${flags[@]}" --step "$step"
+    # A port a step, so that a machine which is ahead waits for rank 0's next store and does not join its last one.
+    [ "$NNODES" = 1 ] || launch[-1]=$((launch[-1] + 1)) LAUNCH="${launch[*]}"
 done
 [ "$NODE_RANK" = 0 ] || exit 0
 

@@ -13,8 +13,9 @@ METHODS=${METHODS:-cumulative cumulative-exp cumulative-equal sequential restart
 RESULTS=${RESULTS:-results/emoji}
 
 for method in $METHODS; do
-    METHOD=$method OUT=$RESULTS/$method bash scripts/run_emoji_cumulative.sh
+    METHOD=$method OUT=$RESULTS/$method REMOTE=${REMOTE:+${REMOTE%/}/$method} bash scripts/run_emoji_cumulative.sh
 done
+[ "${DRY_RUN:-0}" = 0 ] || exit 0
 runs=()
 for method in $METHODS; do runs+=("$RESULTS/$method"); done
 .venv/bin/python scripts/report.py "${runs[@]}" --out "$RESULTS/comparison"

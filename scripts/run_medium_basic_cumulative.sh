@@ -5,12 +5,12 @@
 #   DRY_RUN=1 DATA_DIR=/data bash scripts/run_medium_basic_cumulative.sh     # prints the plan of every step
 #
 # DATA_DIR holds tic/datacomp/yearly/{train,eval}/; see the README. Samples with replacement as the benchmark does;
-# RESAMPLED=0 samples exactly. On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# RESAMPLED=0 samples exactly. BENCHMARK=datacomp_monthly has a step a month. Several machines, Slurm: docs/cluster.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-NAME=medium_basic_cumulative
 SCALE=tic_medium
+FILTER=basic
 METHOD=cumulative
 
 source scripts/datacomp.sh

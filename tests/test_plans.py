@@ -174,6 +174,7 @@ def test_a_buffer_is_a_part_of_the_old_data_read_as_often_as_the_new(fake_data):
 def test_sampling_with_replacement_draws_whole_shards_so_a_buffer_is_a_share(fake_data):
     plan = make_plan(request(fake_data, method="cumulative-equal", buffer=0.5, resampled=True, workers=0))
     assert shares(plan) == {"2014": (214, 300), "2015": (213, 100), "2016": (853, 100)}
+    assert "  a buffer of 0.5 D as the share of all old data, new data not counted" in describe(plan)
 
 
 def test_the_budget_of_each_step(fake_data):
@@ -268,6 +269,7 @@ def test_a_policy_is_for_the_steps_after_the_first(fake_data, name):
     wanted = {"scripts": (0, "fresh"), "released": (2000, "fresh"), "kept": (0, "kept")}[name]
     plan = make_plan(request(fake_data, policy=name))
     assert (plan["warmup"], plan["optimizer"]) == wanted
+    assert ("warm-up 2000 (longer than the step)" in describe(plan)) == (name == "released")
     first = make_plan(request(fake_data, policy=name, step="2014"))
     assert (first["warmup"], first["optimizer"]) == (30, "fresh")
 

@@ -376,11 +376,12 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 def describe(plan: dict[str, Any]) -> str:
     """The plan of a step as lines of text."""
     start = plan["start"] or "random weights"
+    too_long = " (longer than the step)" if plan["warmup"] > plan["iterations"] else ""
     lines = [
         f"{plan['step']}: {plan['method']} at {plan['scale']}, {plan['model']} from {start}, "
         f"{plan['sampling']} sampling",
         f"  {plan['samples']:,} samples = {plan['iterations']:,} × {plan['batch_size']:,}, "
-        f"{plan['checkpoints']} checkpoints, warm-up {plan['warmup']}, {plan['optimizer']} optimizer, "
+        f"{plan['checkpoints']} checkpoints, warm-up {plan['warmup']}{too_long}, {plan['optimizer']} optimizer, "
         f"seed {plan['seed']}; {plan['samples_seen']:,} samples seen after it",
     ]
     if plan.get("macs") is not None:
@@ -388,7 +389,8 @@ def describe(plan: dict[str, Any]) -> str:
     if plan["teacher"]:
         lines.append(f"  distilled from {plan['teacher']}")
     if "buffer" in plan:
-        lines.append(f"  a buffer of {plan['buffer']:g} D of old data, new data not counted")
+        what = "of old data" if plan["sampling"] == "exact" else "as the share of all old data"
+        lines.append(f"  a buffer of {plan['buffer']:g} D {what}, new data not counted")
     if "coefficient" in plan:
         lines.append(f"  patched with coefficient {plan['coefficient']}" + _validation(plan))
     lines += [_source_line(source, plan["samples"]) for source in plan["sources"]]

@@ -5,11 +5,11 @@
 A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
 """
 
-import argparse
 import re
 from dataclasses import dataclass, field
 
 from tic_clip import TicError, pick
+from tic_clip.cli import Parser, run
 
 
 def cutoff(name: str) -> int | None:
@@ -158,11 +158,16 @@ def get_benchmark(name: str) -> Benchmark:
     return pick(BENCHMARKS, "benchmark", name)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print the names of a benchmark's steps.")
-    parser.add_argument("benchmark", choices=BENCHMARKS)
+def main() -> None:
+    """Print the names of a benchmark's steps."""
+    parser = Parser("Print the names of a benchmark's training steps, one a line.")
+    parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
     parser.add_argument("--first", help="the first of them to print")
     args = parser.parse_args()
-    benchmark = BENCHMARKS[args.benchmark]
+    benchmark = get_benchmark(args.benchmark)
     first = benchmark.step_index(args.first) if args.first else 0
     print(*(step.name for step in benchmark.steps[first:]), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

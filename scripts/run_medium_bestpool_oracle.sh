@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# TiC-DataComp, medium scale, bestpool filter, seven yearly steps (2014-2016 is the first), oracle.
+#
+#   DATA_DIR=/data OUTPUT_DIR=/runs NPROC=8 bash scripts/run_medium_bestpool_oracle.sh
+#   DRY_RUN=1 DATA_DIR=/data bash scripts/run_medium_bestpool_oracle.sh     # prints the plan of every step
+#
+# DATA_DIR holds tic/datacomp/yearly/{train_bestpool,eval}/; see the README. Samples with replacement as the benchmark
+# does; RESAMPLED=0 samples exactly. BENCHMARK=datacomp_monthly has a step a month. Several machines, Slurm:
+# docs/cluster.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+SCALE=tic_medium
+FILTER=bestpool
+METHOD=oracle
+
+source scripts/datacomp.sh
