@@ -503,15 +503,17 @@ def finish(run, step, checkpoint="checkpoints/epoch_2.pt", **plan):
 
 def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):
     months = {"benchmark": "datacomp", "model": "ViT-B-16"}
-    for step in ("2018", "2014-2016", "2017"):
+    for step in ("2018", "2014-2016"):  # from before plans had MACs
         finish(tmp_path, step, **months)
+    finish(tmp_path, "2017", macs_seen=123, **months)
     (tmp_path / "2019").mkdir()  # begun and not finished
     models = models_of(str(tmp_path))
     assert [model.name for model in models] == ["oracle 2014-2016", "oracle 2017", "oracle 2018"]
     assert models[1].weights == str(tmp_path / "2017" / "checkpoints" / "epoch_2.pt")
     assert models[1].arch == "ViT-B-16"
     about = {"method": "oracle", "scale": "tic_tiny", "step": "2017", "samples_seen": 64}
-    assert models[1].about == {"benchmark": "datacomp", **about}
+    assert models[1].about == {"benchmark": "datacomp", **about, "macs_seen": 123}
+    assert models[0].about["macs_seen"] is None
 
 
 def test_a_run_without_a_finished_step(tmp_path):

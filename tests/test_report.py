@@ -1,3 +1,4 @@
+import base64
 import csv
 import io
 import json
@@ -13,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tic_clip import TicError
-from tic_clip.figure import heatmap
+from tic_clip.figure import curves, heatmap
 from tic_clip.report import report
-from tic_clip.results import RESULTS, task_key
-from tic_clip.tables import table_text, to_latex, to_markdown
+from tic_clip.results import RESULTS, read_log, task_key
+from tic_clip.tables import table_text, tables, to_latex, to_markdown
 from tic_clip.timeline import get_benchmark
 
 FILES = {"summary.json", "matrix.csv", "table.md", "table.tex", "heatmap.png", "report.html"}
@@ -61,6 +62,7 @@ def test_summary_of_one_run(tmp_path, two_runs):
         "scale": "tic_tiny",
         "steps": STEPS,
         "samples_seen": [10_000, 20_000, 30_000, 40_000],
+        "macs_seen": [None] * 4,
         "pins": {"torch": "2.15.0"},
     }
     assert task == {
@@ -345,3 +347,77 @@ def test_page_in_a_browser_fits_a_phone(tmp_path, two_runs):
     assert content <= window <= 500
     assert picture > 500
     assert '<td class="mark">55.0</td>' in done.stdout
+
+
+def write_log(folder, lines, tail=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {"step": i + 1, "samples_seen": seen, "loss": loss, "lr": 1e-3, "samples_per_second": 300.0, "data_wait": 0.01}
+        for i, (seen, loss) in enumerate(lines)
+    ]
+    (folder / "train.log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + tail)
+
+
+def test_macs_stand_in_the_comparison_where_a_run_has_them(tmp_path, two_runs):
+    assert "MACs" not in to_markdown(tables(report(two_runs, tmp_path / "out")))
+    write_run(tmp_path / "oracle", CUMULATIVE, method="oracle", macs_seen=3.16e11)
+    summary = report([*two_runs, tmp_path / "oracle"], tmp_path / "out")
+    assert summary["runs"]["oracle"]["macs_seen"] == [3.16e11] * 4
+    rows = [line.split(" | ")[:5] for line in to_markdown(tables(summary)).splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| run", "method", "samples seen", "MACs", "retrieval ID"]
+    assert [row[3] for row in rows[2:]] == ["–", "–", "3.2e11"]
+    assert rows[2][4] == "**55.0**"  # the marks are in their columns
+    assert "3.2e11" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_summary_recorded_without_macs_is_still_a_table(tmp_path, two_runs):
+    summary = report(two_runs, tmp_path / "out")
+    for run in summary["runs"].values():
+        del run["macs_seen"]
+    assert "| cumulative | cumulative | 40,000 |" in to_markdown(tables(summary))
+
+
+def test_the_log_of_training_is_read_step_after_step(tmp_path):
+    write_log(tmp_path / "2009-2010", [(200, 2.0)])
+    write_log(tmp_path / "2004-2008", [(100, 4.0), (150, 3.0)], tail='{"step": 3, "sam')
+    logs = read_log(tmp_path, STEPS)
+    assert [[(line["samples_seen"], line["loss"]) for line in step] for step in logs] == [
+        [(100, 4.0), (150, 3.0)],
+        [(200, 2.0)],
+        [],
+        [],
+    ]
+
+
+def test_training_is_drawn_where_there_is_a_log_and_taken_away_where_there_is_none(tmp_path, two_runs):
+    out = tmp_path / "out"
+    report(two_runs, out)
+    page = (out / "report.html").read_text()
+    assert not (out / "training.png").exists()
+    write_log(two_runs[0] / "2004-2008", [(100, 4.0), (200, 3.0)])
+    for runs in (two_runs[:1], two_runs):
+        report(runs, out)
+        picture = (out / "training.png").read_bytes()
+        assert Image.open(io.BytesIO(picture)).size == (1500, 960)
+        assert base64.b64encode(picture).decode() in (out / "report.html").read_text()
+        report(runs, out)
+        assert (out / "training.png").read_bytes() == picture
+    shutil.rmtree(two_runs[0] / "2004-2008")
+    report(two_runs, out)
+    assert not (out / "training.png").exists()
+    assert (out / "report.html").read_text() == page
+
+
+def test_curves_show_what_was_logged():
+    """Another loss is another picture, and so is another run; of nothing there is none."""
+    line = {"samples_seen": 100, "loss": 4.0, "lr": 1e-3, "samples_per_second": 300.0}
+    later = {**line, "samples_seen": 200}
+    pictures = {
+        curves({"a": [[line], [later]]}),
+        curves({"a": [[line], [{**later, "loss": 3.0}]]}),
+        curves({"a": [[line], [{**later, "lr": 1e-4}]]}),
+        curves({"a": [[line, later]]}),  # one step
+        curves({"a": [[line], [later]], "b": [[line], [later]]}),
+    }
+    assert len(pictures) == 5
+    assert curves({"a": [[], []]}) is None

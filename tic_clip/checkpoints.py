@@ -18,8 +18,8 @@ from typing import Any
 from tic_clip import TicError, storage, weights
 from tic_clip.clouds import Missing
 from tic_clip.plans import run_name
+from tic_clip.results import LOG
 
-LOG = "train.log.jsonl"
 LAST = ("plan.json", "done.json")
 """What says that the rest is there; ``done.json`` after ``plan.json``."""
 NAME = re.compile(r"(epoch|iteration)_(\d+)\.pt")

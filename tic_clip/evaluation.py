@@ -117,13 +117,13 @@ def models_of(run: str) -> list[Model]:
     if not done:
         raise TicError(f"{run} has no finished step (no STEP/done.json): run scripts/train.py first")
     steps = get_benchmark(done[0]["plan"]["benchmark"]).step_index
-    fields = ("benchmark", "method", "scale", "step", "samples_seen")
+    fields = ("benchmark", "method", "scale", "step", "samples_seen", "macs_seen")
     return [
         Model(
             name=f"{entry['plan']['method']} {entry['plan']['step']}",
             arch=entry["plan"]["model"],
             weights=str(Path(run) / entry["plan"]["step"] / entry["checkpoint"]),
-            about={field: entry["plan"][field] for field in fields},
+            about={field: entry["plan"].get(field) for field in fields},
         )
         for entry in sorted(done, key=lambda entry: steps(entry["plan"]["step"]))
     ]

@@ -1,13 +1,15 @@
-"""The step × period matrix as a heat map, readable in grey and for the colour-blind."""
+"""The step × period matrix as a heat map, and training as curves; readable in grey and for the colour-blind."""
 
 import io
 import math
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
 
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.tables import MAX_NUMBERED, MISSING, periods_matrix, task_names
@@ -31,9 +33,52 @@ def heatmap(runs: dict[str, dict]) -> bytes:
     method = f", {next(iter(runs.values()))['method']}" if len(runs) == 1 else ""
     figure.get_layout_engine().set(w_pad=0.1)
     figure.suptitle(f"{benchmark.title}{method}", fontsize=13, fontweight="bold")
+    return _to_png(figure)
+
+
+def _to_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+CURVES = {"loss": "loss", "lr": "learning rate", "samples_per_second": "samples a second"}
+
+
+def curves(logs: dict[str, list[list[dict]]]) -> bytes | None:
+    """A PNG of what training logged, against the samples seen: a line a run, and a panel a figure of ``CURVES``.
+
+    ``logs`` has the lines of each step of each run; None where there is no line. One run: its steps are marked off.
+    """
+    lines = {name: [line for step in steps for line in step] for name, steps in logs.items()}
+    lines = {name: found for name, found in lines.items() if found}
+    if not lines:
+        return None
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    panels = figure.subplots(len(CURVES), 1, sharex=True, height_ratios=(2.2, 1, 1))
+    colours = colormaps["cividis" if len(lines) > 1 else "gray"](np.linspace(0, 0.9, len(lines)))
+    for panel, (key, label) in zip(panels, CURVES.items(), strict=True):
+        for i, (name, found) in enumerate(lines.items()):
+            panel.plot(
+                [line["samples_seen"] for line in found],
+                [line[key] for line in found],
+                linewidth=1.1,
+                color=colours[i],
+                linestyle=("-", "--", ":", "-.")[i % 4],
+                label=name,
+            )
+        panel.set_ylabel(label, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        for step in next(iter(logs.values())) if len(lines) == 1 else ():
+            if step:
+                panel.axvline(step[-1]["samples_seen"], color="0.8", linewidth=0.8, zorder=0)
+    panels[-1].set_xlabel("samples seen", fontsize=9)
+    panels[-1].set_ylim(bottom=0)
+    panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(lines) > 1:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    return _to_png(figure)
 
 
 def _draw_task(figure: Figure, axes: np.ndarray, runs: dict[str, dict], task: str, benchmark: Benchmark) -> None:

@@ -4,14 +4,19 @@ import base64
 import html
 from pathlib import Path
 
-from tic_clip.tables import MISSING, Table, is_number, metric_notes, thousands, total_seen
+from tic_clip.tables import MISSING, Table, is_number, metric_notes, powers, thousands, total
 from tic_clip.timeline import get_benchmark
 
 FRAME = Path(__file__).with_name("page.html").read_text()
+TRAINING = """<h2>Training</h2>
+<div class="scroll"><img alt="Loss, learning rate and samples a second, against the samples seen"
+ src="data:image/png;base64,{png}"></div>
+<p class="legend">What training logged, against the samples that a run has seen.</p>
+"""
 
 
-def to_html(runs: dict[str, dict], items: list[Table], png: bytes) -> str:
-    """One page with everything in it: no script, no font, nothing to load."""
+def to_html(runs: dict[str, dict], items: list[Table], png: bytes, training: bytes | None = None) -> str:
+    """One page with everything in it, also the figure ``training``: no script, no font, nothing to load."""
     first = next(iter(runs.values()))
     subject = first["method"] if len(runs) == 1 else f"{len(runs)} runs compared"
     return FRAME.format(
@@ -19,6 +24,7 @@ def to_html(runs: dict[str, dict], items: list[Table], png: bytes) -> str:
         subtitle=html.escape("; ".join(metric_notes(runs))),
         min_width=40 if len(runs) <= 2 else 56,
         png=base64.b64encode(png).decode(),
+        training=TRAINING.format(png=base64.b64encode(training).decode()) if training else "",
         tables="\n".join(map(_html_table, items)),
         missing=MISSING,
         runs="\n".join(_html_run(name, run) for name, run in runs.items()),
@@ -50,7 +56,8 @@ def _html_run(name: str, run: dict) -> str:
     facts = {
         "Method": run["method"],
         "Scale": run["scale"],
-        "Samples seen": f"{thousands(total_seen(run))}, after {done} of {len(run['steps'])} steps",
+        "Samples seen": f"{thousands(total(run, 'samples_seen'))}, after {done} of {len(run['steps'])} steps",
+        "MACs": powers(total(run, "macs_seen")),
         "Versions": ", ".join(f"{package} {version}" for package, version in run["pins"].items()) or MISSING,
     }
     items = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())

@@ -2,14 +2,16 @@
 
     python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
 
-Reads ``R/eval_results.jsonl`` of each run R. Writes summary.json, matrix.csv, table.md, table.tex, heatmap.png and
-report.html. Everything is drawn from the summary, so equal results give equal bytes.
+Reads ``R/eval_results.jsonl`` and ``R/{step}/train.log.jsonl`` of each run R. Writes summary.json, matrix.csv,
+table.md, table.tex, heatmap.png, training.png (where there are logs) and report.html. Equal results and logs give equal
+bytes.
 """
 
 from tic_clip import TicError
-from tic_clip.figure import heatmap
+from tic_clip.figure import curves, heatmap
 from tic_clip.page import to_html
-from tic_clip.storage import atomic_open, to_path, write_json, write_text
+from tic_clip.results import read_log
+from tic_clip.storage import atomic_open, remove, to_path, write_json, write_text
 from tic_clip.tables import read_run, run_names, tables, to_csv, to_latex, to_markdown
 
 
@@ -28,13 +30,18 @@ def report(run_dirs: list, output_dir: object) -> dict:
     if len(benchmarks) > 1:
         raise TicError(f"cannot compare runs of different benchmarks: {', '.join(benchmarks)}")
     summary = next(iter(runs.values())) if len(runs) == 1 else {"runs": runs}
-    png = heatmap(runs)
+    logs = {name: read_log(run_dir, runs[name]["steps"]) for name, run_dir in zip(names, run_dirs, strict=True)}
+    png, training = heatmap(runs), curves(logs)
     output = to_path(output_dir)
     write_json(output / "summary.json", summary)
     write_text(output / "matrix.csv", to_csv(summary))
     write_text(output / "table.md", to_markdown(tables(summary)))
     write_text(output / "table.tex", to_latex(tables(summary)))
-    with atomic_open(output / "heatmap.png") as file:
-        file.write(png)
-    write_text(output / "report.html", to_html(runs, tables(summary), png))
+    for name, picture in (("heatmap.png", png), ("training.png", training)):
+        if picture is None:
+            remove(output / name)
+            continue
+        with atomic_open(output / name) as file:
+            file.write(picture)
+    write_text(output / "report.html", to_html(runs, tables(summary), png, training))
     return summary

@@ -16,6 +16,8 @@ from tic_clip.storage import is_remote, to_path
 from tic_clip.timeline import Benchmark
 
 RESULTS = "eval_results.jsonl"
+LOG = "train.log.jsonl"
+LOGGED = ("samples_seen", "loss", "lr", "samples_per_second")
 
 
 def task_key(benchmark: Benchmark, task: str, period: str) -> str:
@@ -120,3 +122,26 @@ def reduce_periods(values: np.ndarray, benchmark: Benchmark) -> np.ndarray:
     """
     ends = np.cumsum([len(step.periods) for step in benchmark.steps])
     return np.stack([part.mean(axis=1) for part in np.split(values, ends[:-1], axis=1)], axis=1)
+
+
+def read_log(run_dir: object, steps: list[str]) -> list[list[dict]]:
+    """What training logged at each of ``steps``: the lines of ``{run_dir}/{step}/train.log.jsonl``, [] where none is.
+
+    Half a line, as kill -9 leaves it, is passed over.
+    """
+    logs = []
+    for step in steps:
+        path = to_path(run_dir) / step / LOG
+        lines = path.read_text().splitlines() if path.is_file() else []
+        logs.append([line for line in map(_parse_log, lines) if line])
+    return logs
+
+
+def _parse_log(line: str) -> dict | None:
+    """The figures of a line of the log, or None where it has not all of them."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(entry, dict) and all(isinstance(entry.get(name), int | float) for name in LOGGED)
+    return entry if whole else None

@@ -70,7 +70,7 @@ def summarize(results: list[dict]) -> dict:
     if any(result.get("step") is None for result in results):
         raise TicError("a result has no step: a released model has no step x period matrix")
     benchmark = get_benchmark(_only(results, "benchmark"))
-    seen = {result["step"]: result.get("samples_seen") for result in results}
+    last = {result["step"]: result for result in results}
     scores = {task: matrix(results, benchmark, task) for task in benchmark.tasks}
     return {
         "benchmark": benchmark.name,
@@ -82,7 +82,8 @@ def summarize(results: list[dict]) -> dict:
             for task, values in scores.items()
             if not np.isnan(values).all()
         },
-        "samples_seen": [seen.get(step.name) for step in benchmark.steps],
+        "samples_seen": [last.get(step.name, {}).get("samples_seen") for step in benchmark.steps],
+        "macs_seen": [last.get(step.name, {}).get("macs_seen") for step in benchmark.steps],
         "pins": _pins(results),
     }
 
@@ -157,13 +158,17 @@ def _comparison(runs: dict[str, dict]) -> Table:
     columns = [(task, key) for task in task_names(runs) for key in TRANSFERS]
     figures = [[run["tasks"].get(task, {}).get(key) for task, key in columns] for run in runs.values()]
     cells = [[percent(value) for value in row] for row in figures]
-    heads = [[name, run["method"], thousands(total_seen(run))] for name, run in runs.items()]
+    heads = [[name, run["method"], thousands(total(run, "samples_seen"))] for name, run in runs.items()]
+    with_macs = any(total(run, "macs_seen") is not None for run in runs.values())
+    if with_macs:
+        heads = [[*head, powers(total(run, "macs_seen"))] for head, run in zip(heads, runs.values(), strict=True)]
+    names = ["run", "method", "samples\nseen", *["MACs"] * with_macs]
     return Table(
         title=f"{get_benchmark(any_run['benchmark']).title}: {', '.join(metric_notes(runs))}, in per cent",
-        header=["run", "method", "samples\nseen", *(f"{task}\n{TRANSFERS[key]}" for task, key in columns)],
+        header=[*names, *(f"{task}\n{TRANSFERS[key]}" for task, key in columns)],
         rows=[head + row for head, row in zip(heads, cells, strict=True)],
-        marked={(i, 3 + j) for i, j in _best(figures, cells)},
-        legend="{mark}: the best of its column",
+        marked={(i, len(names) + j) for i, j in _best(figures, cells)},
+        legend="{mark}: the best of its column" + "; MACs are those of the forward passes" * with_macs,
     )
 
 
@@ -198,9 +203,14 @@ def thousands(count: int | None) -> str:
     return MISSING if count is None else f"{count:,}"
 
 
-def total_seen(run: dict) -> int | None:
-    """The samples that a run has seen up to its last finished step."""
-    return max((seen for seen in run["samples_seen"] if seen is not None), default=None)
+def powers(count: float | None) -> str:
+    """A large count with two digits."""
+    return MISSING if count is None else f"{count:.1e}".replace("e+", "e")
+
+
+def total(run: dict, what: str) -> float | None:
+    """The samples, or MACs, that a run has spent up to its last finished step."""
+    return max((seen for seen in run.get(what) or [] if seen is not None), default=None)
 
 
 def table_text(summary: dict) -> str:
