@@ -27,3 +27,16 @@ def test_plan():
     printed = run("plan.py", "--num-shards", "1000")
     assert printed.startswith("10,000,000 samples in 1,000 shards\nreshard, nine splits: pieces ")
     assert len(printed.splitlines()) == 4
+
+
+def test_loader(tmp_path):
+    size = ["--num-shards", "2", "--per-shard", "100", "--batches", "10", "--workers", "0", "--rounds", "1"]
+    rows = run("loader.py", "--dir", str(tmp_path), *size).splitlines()
+    assert rows[0].startswith("| workers | ours: samples/s (range) | stock: samples/s (range) | ours / stock |")
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 0"]
+
+
+def test_train():
+    rows = run("train.py", "--iterations", "4", "--rounds", "1").splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| stock", "| patched", "| a step of ours"]
+    assert rows[2].split(" | ")[2] == "1.000"
