@@ -5,8 +5,8 @@
 Both read the same shards through the same transform (OpenCLIP's for training, 224 pixels) and tokenizer, as OpenCLIP's
 training loop would. Each round runs both with each number of loader workers, in turn, each in a process of its own; the
 table holds medians and ranges. The peer is the wheel's OpenCLIP, unpatched but for one thing: today's webdataset ends
-each shard with an empty dict, which its grouping of files can't bear. "first batch" is the time from asking for it until
-it is there, in which both fill their shuffle buffers.
+each shard with an empty dict, which its grouping of files can't bear. "first batch" is the time from asking for it
+until it is there, in which both fill their shuffle buffers.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from tic_clip.patching import PATCHED, held_out
 from tic_clip.sampling import apportion
 from tic_clip.scales import Scale, get_policy, get_scale
 from tic_clip.shards import split_sizes
-from tic_clip.storage import read_json
+from tic_clip.storage import is_remote, read_json, to_path
 from tic_clip.timeline import Benchmark, get_benchmark
 
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
@@ -165,8 +165,12 @@ def _check(request: Request, method: Method, scale: Scale, world_size: int, step
             "patching chooses its coefficient on data that it holds out, which sampling with replacement "
             "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
         )
+    if is_remote(request.output_dir):
+        raise TicError(f"{request.output_dir}: a run writes to a local folder; --remote {request.output_dir} gets copies")
+    if is_remote(request.remote or ""):
+        to_path(request.remote)
     if request.init is not None and not Path(request.init).is_file():
-        raise TicError(f"--init {request.init} is missing")
+        raise TicError(f"--init {request.init} is missing: it must be a file on this disk")
     if request.first_step is not None and request.init is None and method.start != "random":
         raise TicError(f"--first_step {request.first_step} needs --init: {method.name} goes on from a model before it")
 
