@@ -166,7 +166,8 @@ def _check(request: Request, method: Method, scale: Scale, world_size: int, step
             "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
         )
     if is_remote(request.output_dir):
-        raise TicError(f"{request.output_dir}: a run writes to a local folder; --remote {request.output_dir} gets copies")
+        out = request.output_dir
+        raise TicError(f"{out}: a run writes to a local folder; --remote {out} gets copies")
     if is_remote(request.remote or ""):
         to_path(request.remote)
     if request.init is not None and not Path(request.init).is_file():
