@@ -41,9 +41,10 @@ if [ "${DRY_RUN:-0}" != 0 ]; then
     WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --dry_run
     exit 0
 fi
+WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --check  # a mistake in any step shows now
 steps=$("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"})
 for step in $steps; do
-    # A mistake in the settings is one line here, not one traceback a process below.
+    # What is wrong now is one line here, not one traceback a process below.
     [ "${#launch[@]}" = 1 ] || WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --check
     "${launch[@]}" scripts/train.py "${flags[@]}" --step "$step"
     # A port a step, so that a machine which is ahead waits for rank 0's next store and does not join its last one.

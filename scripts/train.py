@@ -9,6 +9,7 @@ was cut off goes on from its own newest checkpoint. With --dry_run, "--step all"
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tic_clip import TicError
@@ -17,7 +18,7 @@ from tic_clip.methods import METHODS
 from tic_clip.plans import Request, describe, make_plan, parse_budget, steps_of
 from tic_clip.scales import POLICIES, SCALES
 from tic_clip.timeline import BENCHMARKS
-from tic_clip.training import run_step
+from tic_clip.training import fetch_copy, run_step
 
 
 def parse() -> argparse.Namespace:
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report_to", default="", help="tensorboard, wandb or both")
     parser.add_argument("--remote", help="a URL or folder: copies of the checkpoints go there")
     parser.add_argument("--dry_run", action="store_true", help="print the step's plan and stop")
-    parser.add_argument("--check", action="store_true", help="make the step's plan and stop")
+    parser.add_argument("--check", action="store_true", help="make the step's plan, get its --remote copy, and stop")
     return parser.parse_args()
 
 
@@ -60,11 +61,14 @@ def main() -> None:
     args["budget"] = parse_budget(args["budget"]) if args["budget"] else None
     request = Request(**args)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    steps = steps_of(request) if request.step == "all" else [request.step]
     if dry_run:
-        show(request, world_size)
+        show(request, world_size, steps)
         return
     if check:
-        make_plan(request, world_size)
+        plans = [make_plan(replace(request, step=step), world_size) for step in steps]
+        if request.step != "all":
+            fetch_copy(request, plans[0])
         return
     if request.step == "all":
         raise TicError("--step all is for --dry_run; scripts/loop.sh trains step after step")
@@ -73,9 +77,8 @@ def main() -> None:
         print(f"{request.step}: done already")
 
 
-def show(request: Request, world_size: int) -> None:
-    """Print the plan of the step, or of all."""
-    steps = steps_of(request) if request.step == "all" else [request.step]
+def show(request: Request, world_size: int, steps: Sequence[str]) -> None:
+    """Print the plans of steps."""
     plans = [make_plan(replace(request, step=step), world_size) for step in steps]
     from tic_clip import macs
 

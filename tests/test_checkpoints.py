@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tic_clip import TicError, checkpoints, weights
+from tic_clip import TicError, checkpoints, storage, weights
 from tic_clip.checkpoints import Keeper, damage, iteration_of, name_of, newest, surplus
 
 PLAN = {
@@ -207,7 +207,61 @@ def test_a_store_that_is_away_does_not_end_the_training(tmp_path, caplog):
     (tmp_path / "file").touch()
     train(keeper(tmp_path / "run", remote=str(tmp_path / "file")), [3])
     assert files(tmp_path / "run") == ["epoch_1.pt"]
-    assert f"epoch_1.pt was not copied to {tmp_path}/file: " in caplog.text
+    assert f"the copy in {tmp_path}/file is behind: " in caplog.text
+
+
+def test_of_a_damaged_copy_the_checkpoint_before_is_fetched(tmp_path, remote, caplog):
+    one = keeper(tmp_path / "run", max_kept=9, remote=remote)
+    train(one, range(1, 7))
+    (tmp_path / "run/plan.json").write_text("{}")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "run/checkpoints/epoch_2.pt").read_bytes()[:400])
+    storage.push(tmp_path / "half.pt", f"{remote}/2015/checkpoints/epoch_2.pt")
+    checkpoints.push(tmp_path / "run", one.plan, ["plan.json"])
+    assert checkpoints.fetch(tmp_path / "other", one.plan)
+    assert files(tmp_path / "other") == ["epoch_1.pt"]
+    assert "epoch_2.pt is damaged" in caplog.text
+
+
+def test_the_copy_of_a_finished_step_that_is_behind_is_completed(tmp_path, remote):
+    one = keeper(tmp_path, max_kept=9)
+    train(one, range(1, 7))
+    for name in ("plan.json", "done.json"):
+        (tmp_path / name).write_text("{}")
+    plan = keeper(tmp_path, remote=remote).plan
+    for _ in range(2):
+        checkpoints.push_done(tmp_path, plan, "checkpoints/epoch_2.pt")
+        there = [path.removeprefix(f"{remote}/2015/") for path, _ in storage.list_files(remote, "**/*")]
+        assert sorted(there) == ["checkpoints/epoch_2.pt", "done.json", "plan.json"]
+
+
+def test_a_step_is_trained_by_one_process(tmp_path):
+    half = tmp_path / "2014/checkpoints/.epoch_1.pt.1-1.tmp"
+    with checkpoints.alone(tmp_path / "2014"):
+        half.parent.mkdir()
+        half.touch()
+        with (
+            pytest.raises(TicError, match=r"another process is training .*/2014"),
+            checkpoints.alone(tmp_path / "2014"),
+        ):
+            raise AssertionError
+    assert half.exists()
+    with checkpoints.alone(tmp_path / "2014"):
+        assert not half.exists()  # what a killed process left
+
+
+def test_damage_is_found_wherever_a_bit_is_flipped(tmp_path):
+    """Each byte behind the data, where the zip says what is in it: the file is called damaged, or loads as it was."""
+    path = tmp_path / "epoch_1.pt"
+    weights.write({"epoch": 1, "state_dict": {"w": torch.arange(3.0)}, "tic": {"step": "x"}}, path)
+    data = path.read_bytes()
+    faults = 0
+    for place in range(len(data) - 600, len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        if damage(path) is None:
+            assert torch.equal(weights.load(str(path))["w"], torch.arange(3.0))
+        else:
+            faults += 1
+    assert faults > 100
 
 
 def test_nothing_to_fetch_is_no_error(tmp_path, remote):

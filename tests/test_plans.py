@@ -10,6 +10,7 @@ from tic_clip import TicError, plans
 from tic_clip.plans import (
     Request,
     blocks_of,
+    check_run,
     check_same,
     describe,
     difference,
@@ -187,7 +188,7 @@ def test_the_budget_of_each_step(fake_data):
 
 def test_a_budget_as_text():
     assert parse_budget("1,1, 1.5,2") == (1, 1, 1.5, 2)
-    for text in ("1,,2", "a", "", "nan", "1/0"):
+    for text in ("1,,2", "a", "", "nan", "1/0", "1e400"):
         with pytest.raises(TicError, match="is no list of numbers"):
             parse_budget(text)
 
@@ -302,6 +303,8 @@ def test_filters_are_folders(tmp_path):
         ({"method": "patching", "coefficient": 1.5}, r"must be from 0 to 1"),
         ({"method": "patching", "resampled": True}, r"give a --coefficient, or sample exactly"),
         ({"init": "/nowhere/2016.pt"}, r"--init /nowhere/2016.pt is missing"),
+        ({"report_to": "paper"}, r"--report_to is paper: it must be tensorboard, wandb or tensorboard,wandb"),
+        ({"method": "patching", "policy": "kept"}, r"a patched model has no optimizer"),
         ({"remote": "s3://"}, r"s3:// names no bucket"),
         ({"remote": "ftp://x/y"}, r"ftp://x/y is no local path"),
         ({"output_dir": "s3://b/run"}, r"a run writes to a local folder; --remote s3://b/run gets copies"),
@@ -338,6 +341,39 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
     assert blocks_of(interval, wanted, multiple) == found
     number, size = found
     assert number * size <= interval
+
+
+def test_a_step_goes_on_from_a_step_of_its_own_run_only(fake_data):
+    before = make_plan(request(fake_data, step="2015"))
+    check_run(before, make_plan(request(fake_data)))
+    for change, message in (
+        ({"seed": 1}, r"2016 goes on from 2015, which was trained with seed 0, now it is 1"),
+        ({"method": "lwf"}, r"with method cumulative, now it is lwf"),
+        ({"samples_per_step": 640}, r"after which 2,560 samples had been seen; these settings give 1,280"),
+    ):
+        with pytest.raises(TicError, match=message):
+            check_run(before, make_plan(request(fake_data, **change)))
+    fixed = make_plan(request(fake_data, method="patching", coefficient=0.5, step="2015"))
+    with pytest.raises(TicError, match=r"with coefficient 0.5, now it is chosen"):
+        check_run(fixed, make_plan(request(fake_data, method="patching")))
+
+
+def test_another_model_to_start_from_is_another_plan(fake_data, tmp_path):
+    """Of the same name, and in torch's old format, which is no zip."""
+    import torch
+
+    plans_of = {}
+    for run, old in (("a", False), ("b", False), ("c", True), ("d", True)):
+        path = tmp_path / run / "2014/checkpoints/epoch_2.pt"
+        path.parent.mkdir(parents=True)
+        state = {"w": torch.full((3,), float(ord(run)))}
+        torch.save(state, path, _use_new_zipfile_serialization=not old)
+        plans_of[run] = make_plan(request(fake_data, init=str(path), first_step="2016"))
+    assert difference(plans_of["a"], plans_of["b"]).startswith("start_content ")
+    assert difference(plans_of["c"], plans_of["d"]).startswith("start_content ")
+    again = make_plan(request(fake_data, init=str(tmp_path / "a/2014/checkpoints/epoch_2.pt"), first_step="2016"))
+    assert difference(plans_of["a"], again) is None
+    assert difference(plans_of["a"], {**again, "start_content": None}) is None  # no longer there: the step is done
 
 
 def test_what_changes_nothing_in_the_model_is_no_other_plan(fake_data):

@@ -391,7 +391,8 @@ def test_each_machine_has_its_own_launch(checkout):
 def test_each_step_of_several_machines_is_checked_and_has_a_port_of_its_own(checkout):
     """A machine that is done with a step before rank 0 would else join the rendezvous that is over, and hang."""
     several = {"DRY_RUN": 0, "NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 7000}
-    found = list(calls(checkout, ["scripts/run_medium_basic_oracle.sh"], **several))
+    all_steps, *found = calls(checkout, ["scripts/run_medium_basic_oracle.sh"], **several)
+    assert " ".join(all_steps[3]).endswith("--step all --check")  # all of them are planned before the first is trained
     assert [call[0] for call in found] == ["2", "", "2", ""]
     for (*_, check), (_, launch, _, words), step, port in zip(
         found[::2], found[1::2], "ab", ("7000", "7001"), strict=True

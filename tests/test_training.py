@@ -238,9 +238,36 @@ def test_killed_it_goes_on_with_other_ranks_and_workers_from_the_checkpoint_that
     done = train(data, tmp_path, "2014", "--workers", "1", launcher=two_ranks())
     assert done.returncode == 0, done.stderr[-3000:]
     assert "iteration_4.pt is damaged" in done.stderr
-    assert "going on from the one before" in done.stderr
+    assert "it is passed over for the one before" in done.stderr
+    assert done.stderr.count("iteration_4.pt is damaged") == 1
     assert read_json(tmp_path / "2014/done.json")["read"] == {"2014": {"read": 384}}
     assert [line[0] for line in curve(tmp_path, "2014")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_several_ranks_do_not_train_what_is_done_elsewhere(data, undisturbed, tmp_path):
+    """Its copy is fetched by one rank; the others must not wait for it in vain."""
+    shutil.copytree(undisturbed[0], tmp_path / "copy")
+    copy = ("--remote", str(tmp_path / "copy"))
+    done = train(data, tmp_path / "run", "2014", *copy, launcher=two_ranks())
+    assert done.returncode != 0
+    assert f"2014 is done, by its copy in {tmp_path}/copy, which is here now: start again" in done.stderr
+    assert train(data, tmp_path / "run", "2014", *copy, launcher=two_ranks()).stdout == "2014: done already\n"
+    assert train(data, tmp_path / "checked", "2014", *copy, "--check").returncode == 0  # what scripts/loop.sh does
+    assert (tmp_path / "checked/2014/done.json").exists()
+
+
+def test_a_damaged_model_is_not_started_from(data, second):
+    out = second("damaged")
+    path = out / "2014/checkpoints/epoch_2.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = train(data, out, "2015")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {path}, which 2015 starts from, is damaged: wrong checksum of ")
+    assert done.stderr.count("\n") == 1
+    (out / "2014/done.json").write_text('{"half')
+    assert "delete the step to train it again" in train(data, out, "2015").stderr
 
 
 def test_a_lost_disk_is_made_good_from_the_remote_copy(undisturbed, data, tmp_path):
@@ -371,10 +398,11 @@ def test_a_step_refuses_to_start_from_a_checkpoint_of_later_data(data, undisturb
     assert refused.stderr.startswith(f"error: {tmp_path}/model.pt has seen data up to 202012")
 
 
-def test_sampling_with_replacement_draws_by_the_plan(data, second):
+def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
     """Its shards come from plan.json, so they may be many; a progress bar is there too."""
-    out = second("resampled")
-    done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1")
+    out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
+    start = ("--first_step", "2015", "--init", init)
+    done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015, 2 of 2: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")

@@ -11,7 +11,9 @@ import re
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,10 @@ class Keeper:
     def _copy(self, name: str) -> None:
         """Bring the remote copy up to date, and within its bound; a store that is away does not end the training."""
         plan = self.plan
-        try:
+        with tolerated(plan):
             push(self.folder, plan, [f"checkpoints/{name}", *([LOG] if (self.folder / LOG).exists() else [])])
             for old in surplus(remote_checkpoints(plan), plan, plan["keep"]["max_kept"]):
                 storage.remove(remote_name(plan, f"checkpoints/{old}"))
-        except (TicError, OSError) as error:
-            logging.warning("%s was not copied to %s: %s", name, plan["keep"]["remote"], error)
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
         """Append a line to ``train.log.jsonl``: OpenCLIP's figures after ``iteration`` iterations of the step.
@@ -178,18 +178,21 @@ def newest(folder: Path, plan: dict[str, Any]) -> str | None:
         fault = damage(path)
         if fault is None:
             return str(path)
-        logging.warning("%s is damaged (%s): going on from the one before", path, fault)
+        logging.warning("%s is damaged (%s): it is passed over for the one before, if there is one", path, fault)
     return None
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file, by the checksums that torch writes; None if nothing is."""
+def damage(path: object) -> str | None:
+    """What is wrong with a checkpoint's file, by the checksums that torch writes and by loading it, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
-    return f"wrong checksum of {bad}" if bad else None
+        if bad:
+            return f"wrong checksum of {bad}"
+        weights.record(str(path))
+    except Exception as error:  # noqa: BLE001  zipfile raises many kinds for a flipped bit
+        return str(error) or type(error).__name__
+    return None
 
 
 def clear(folder: Path, plan: dict[str, Any]) -> None:
@@ -197,9 +200,10 @@ def clear(folder: Path, plan: dict[str, Any]) -> None:
     for path in kept(folder / "checkpoints"):
         if path.name.startswith("iteration"):
             storage.remove(path)
-    for name in remote_checkpoints(plan) if plan["keep"]["remote"] else ():
-        if name.startswith("iteration"):
-            storage.remove(remote_name(plan, f"checkpoints/{name}"))
+    with tolerated(plan):
+        for name in remote_checkpoints(plan) if plan["keep"]["remote"] else ():
+            if name.startswith("iteration"):
+                storage.remove(remote_name(plan, f"checkpoints/{name}"))
 
 
 def remote_checkpoints(plan: dict[str, Any]) -> list[str]:
@@ -216,27 +220,74 @@ def remote_name(plan: dict[str, Any], name: str) -> str:
     return f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/{name}"
 
 
+@contextmanager
+def tolerated(plan: dict[str, Any]) -> Iterator[None]:
+    """A store that is away does not end the training: what it lacks is said, and copied at the next occasion."""
+    try:
+        yield
+    except (TicError, OSError) as error:
+        logging.warning("the copy in %s is behind: %s", plan["keep"]["remote"], error)
+
+
 def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
     """Copy files of a step's folder to where its remote copy is, if it has one."""
     for name in names if plan["keep"]["remote"] else ():
         storage.push(folder / name, remote_name(plan, name))
 
 
-def fetch(folder: Path, plan: dict[str, Any]) -> None:
-    """Where nothing of a step is on this disk, its newest checkpoint and all but the others from the remote copy."""
+def push_done(folder: Path, plan: dict[str, Any], checkpoint: str) -> None:
+    """Bring the remote copy of a finished step up to date, unless it says that it is finished."""
+    with tolerated(plan):
+        if plan["keep"]["remote"] and not storage.exists(remote_name(plan, "done.json")):
+            last = name_of(plan, plan["iterations"])
+            names = dict.fromkeys([f"checkpoints/{last}", checkpoint, LOG, *LAST])
+            push(folder, plan, [name for name in names if (folder / name).exists()])
+
+
+def fetch(folder: Path, plan: dict[str, Any]) -> bool:
+    """Where nothing of a step is on this disk, what the remote copy has, of its checkpoints the newest that is whole.
+
+    Returns:
+        Whether there was something.
+    """
     if not plan["keep"]["remote"] or (folder / "plan.json").exists():
-        return
+        return False
     try:
         there = storage.list_files(remote_name(plan, "").rstrip("/"), "**/*")
     except Missing:
-        return
+        return False
     names = [path.removeprefix(remote_name(plan, "")) for path, _ in there]
     own = [name for name in names if NAME.fullmatch(Path(name).name)]
-    last = max(own, key=lambda name: iteration_of(Path(name).name, plan), default=None)
-    rest = [name for name in names if (name not in own or name == last) and name not in LAST]
-    for name in [*rest, *(name for name in LAST if name in names)]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in sorted(own, key=lambda name: iteration_of(Path(name).name, plan), reverse=True):
         storage.fetch(remote_name(plan, name), folder / name)
+        if fault := damage(folder / name):
+            logging.warning("%s is damaged (%s) and left out", remote_name(plan, name), fault)
+            storage.remove(folder / name)
+            continue
+        break
+    rest = [name for name in names if name not in own and name not in LAST]
+    for name in [*rest, *(name for name in LAST if name in names)]:
+        storage.fetch(remote_name(plan, name), folder / name)
+    return bool(names)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else trains the step meanwhile, on this machine; what a killed process half wrote is removed.
+
+    Raises:
+        TicError: somebody does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise TicError(f"another process is training {folder}") from None
+        for half in folder.glob("checkpoints/.*.tmp"):
+            half.unlink()
+        yield
 
 
 def check_cutoff(record: dict[str, Any] | None, path: str, plan: dict[str, Any]) -> None:

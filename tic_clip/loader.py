@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from tic_clip import TicError
 from tic_clip.cli import progress_bar
@@ -34,8 +34,8 @@ class ExactDataset(IterableDataset):
         for block, place in turns(blocks, plan["block"], worker, num_workers):
             items = stream(plan, sources, block, self.rank, self.world_size, place, num_workers, self.transforms, tally)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
-                images, texts = zip(*batch, strict=True)
-                yield (torch.stack(images), torch.stack(texts)), dict(tally)
+                images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared
+                yield (images, texts), dict(tally)
                 tally.clear()
 
 

@@ -3,11 +3,13 @@
 ``plan.json`` is this plan; training reads it, a restart compares with it, ``DRY_RUN=1`` prints it.
 """
 
+import hashlib
 import importlib.metadata
 import math
 import os
 import shlex
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -100,6 +102,7 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
         **({"buffer": _buffer(request)} if method.has_buffer else {}),
         **_coefficient(request, benchmark, method, t, first),
         "start": start,
+        "start_content": content_of(start),
         "teacher": start if method.teacher else None,
         "seed": request.seed,
         "batch_size": scale.batch_size,
@@ -160,6 +163,10 @@ def _check(request: Request, method: Method, scale: Scale, world_size: int, step
         raise TicError(f"{method.name} does not interpolate weights: --coefficient is of patching")
     if request.coefficient is not None and not 0 <= request.coefficient <= 1:
         raise TicError(f"--coefficient is {request.coefficient}: it must be from 0 to 1")
+    if method.start == "last patched" and request.policy == "kept":
+        raise TicError("a patched model has no optimizer to go on with: --policy kept is not for patching")
+    if set(filter(None, request.report_to.split(","))) - {"tensorboard", "wandb", "all"}:
+        raise TicError(f"--report_to is {request.report_to}: it must be tensorboard, wandb or tensorboard,wandb")
     if method.hold_out and request.coefficient is None and request.resampled:
         raise TicError(
             "patching chooses its coefficient on data that it holds out, which sampling with replacement "
@@ -212,6 +219,18 @@ def _start(request: Request, benchmark: Benchmark, method: Method, scale: Scale,
         return request.init
     last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
     return str(step_folder(request, benchmark.steps[before].name) / last)
+
+
+def content_of(checkpoint: str | None) -> str | None:
+    """A fingerprint of a checkpoint that is on this disk: of the checksums in torch's zip, or of the whole file."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    if not zipfile.is_zipfile(checkpoint):
+        with open(checkpoint, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    with zipfile.ZipFile(checkpoint) as archive:
+        parts = [f"{entry.filename.split('/', 1)[-1]} {entry.CRC}" for entry in archive.infolist()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _buffer(request: Request) -> float:
@@ -358,7 +377,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing in which two plans make different models, as "key old, now it is new"; None if none."""
     before, now = identity(old), identity(new)
     for key in {**now, **before}:
-        if before.get(key) != now.get(key):
+        unknown = key == "start_content" and None in (before.get(key), now.get(key))
+        if before.get(key) != now.get(key) and not unknown:
             return f"{key} {before.get(key)}, now it is {now.get(key)}"
     return None
 
@@ -375,6 +395,29 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     if found:
         raise TicError(
             f"{folder} was begun with {found}: use the old setting, another output folder, or delete the step"
+        )
+
+
+RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
+
+
+def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Refuse to go on from a step of another run than the plan's: other settings, or other samples seen until there.
+
+    Raises:
+        TicError: they differ; the message shows in what.
+    """
+    for key in RUN:
+        if before.get(key) != plan.get(key):
+            raise TicError(
+                f"{plan['step']} goes on from {before.get('step')}, which was trained with {key} {before.get(key)}, "
+                f"now it is {plan.get(key)}: use the old setting or another output folder"
+            )
+    seen = plan["samples_seen"] - plan["samples"]
+    if before.get("samples_seen") != seen:
+        raise TicError(
+            f"{plan['step']} goes on from {before.get('step')}, after which {before.get('samples_seen'):,} samples had "
+            f"been seen; these settings give {seen:,}: use the old ones or another output folder"
         )
 
 
@@ -423,7 +466,7 @@ def parse_budget(text: str) -> tuple[float, ...]:
     """
     try:
         return tuple(float(Fraction(word.strip())) for word in text.split(","))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise TicError(f"--budget {text!r} is no list of numbers such as 1,1,1.5") from None
 
 

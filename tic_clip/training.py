@@ -10,13 +10,14 @@ import io
 import logging
 import time
 import warnings
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError, storage
 from tic_clip.methods import get_method
-from tic_clip.plans import Request, check_same, difference, last_checkpoint, make_plan, step_folder
+from tic_clip.plans import Request, check_run, check_same, difference, last_checkpoint, make_plan, step_folder
 from tic_clip.scales import get_scale
 from tic_clip.storage import read_json, write_json
 
@@ -70,17 +71,19 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     plan = make_plan(request, world_size)
     folder = step_folder(request, plan["step"])
     begun, done = folder / "plan.json", folder / "done.json"
-    if rank == 0 and request.remote:
-        from tic_clip import checkpoints
-
-        checkpoints.fetch(folder, plan)
+    if rank == 0 and fetch_copy(request, plan) and done.exists() and world_size > 1:
+        raise TicError(f"{plan['step']} is done, by its copy in {request.remote}, which is here now: start again")
     if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(begun), plan, folder)
     if done.exists():
-        read_done(done)
+        facts = read_done(done)
+        if rank == 0 and request.remote:
+            from tic_clip import checkpoints
+
+            checkpoints.push_done(folder, plan, facts["checkpoint"])
         return False
-    if plan["start"] and plan["start"] != request.init and not (Path(plan["start"]).parents[1] / "done.json").exists():
-        raise TicError(f"{plan['step']} starts from {plan['start']}, but that step is not done: train it first")
+    if plan["start"] and plan["start"] != request.init:
+        check_step_before(plan)
     started = time.monotonic()
     warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
     from tic_clip import checkpoints, macs, weights
@@ -88,13 +91,39 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     plan = macs.add(plan)
     if plan["start"]:
         checkpoints.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
-    if rank == 0:
+    if rank != 0:
+        train(plan, request, world_size)
+        return True
+    if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoints.damage(plan["start"])):
+        raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
+    with checkpoints.alone(folder):
         write_json(begun, plan)
-        checkpoints.push(folder, plan, ["plan.json"])
-    train(plan, request, world_size)
-    if rank == 0:
+        with checkpoints.tolerated(plan):
+            checkpoints.push(folder, plan, ["plan.json"])
+        train(plan, request, world_size)
         finish(plan, request, started)
     return True
+
+
+def fetch_copy(request: Request, plan: dict[str, Any]) -> bool:
+    """Where nothing of the step is here, get what its remote copy has; whether there was something."""
+    if not request.remote:
+        return False
+    from tic_clip import checkpoints
+
+    return checkpoints.fetch(step_folder(request, plan["step"]), plan)
+
+
+def check_step_before(plan: dict[str, Any]) -> None:
+    """Refuse to start from a step that is not done, or is not of the same run.
+
+    Raises:
+        TicError: that is so.
+    """
+    done = Path(plan["start"]).parents[1] / "done.json"
+    if not done.exists():
+        raise TicError(f"{plan['step']} starts from {plan['start']}, but that step is not done: train it first")
+    check_run(read_done(done)["plan"], plan)
 
 
 def finish(plan: dict[str, Any], request: Request, started: float) -> None:
@@ -128,7 +157,7 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
     }
     checkpoints.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    checkpoints.push(folder, plan, dict.fromkeys([facts["checkpoint"], checkpoints.LOG, "done.json"]))
+    checkpoints.push_done(folder, plan, facts["checkpoint"])
 
 
 def read_done(path: object) -> dict[str, Any]:
@@ -137,7 +166,10 @@ def read_done(path: object) -> dict[str, Any]:
     Raises:
         TicError: it is damaged.
     """
-    facts = read_json(path)
+    try:
+        facts = read_json(path)
+    except TicError as error:
+        raise TicError(f"{error}: delete the step to train it again") from None
     if not isinstance(facts, dict) or not {"plan", "checkpoint"} <= facts.keys():
         raise TicError(f"{path} is damaged: delete the step to train it again")
     return facts
@@ -202,6 +234,8 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
     """OpenCLIP's logging, with only warnings on the console, where the progress bar is."""
     from training.logger import setup_logging
 
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)  # of who logged before; each line would come twice
     setup_logging(path, level, include_host)
     loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
     for handler in {handler for logger in loggers for handler in logger.handlers}:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ def load(path: str) -> dict[str, torch.Tensor]:
 
 def record(path: str) -> dict[str, Any] | None:
     """What a checkpoint of ours says of its making (``Keeper`` writes it), or None for one from elsewhere."""
-    checkpoint = _read(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
+    mmap = zipfile.is_zipfile(path)  # torch's old format can't be
+    checkpoint = _read(torch.load, path, map_location="cpu", weights_only=True, mmap=mmap)
     return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 
@@ -121,7 +123,7 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     if difference:
         raise TicError(f"checkpoint {args.resume} is not of {args.model}: {difference}")
     args.tic_record = checkpoint.get("tic")
-    if "state_dict" not in checkpoint or (args.new_run and not args.keep_optimizer):
+    if args.new_run and not args.keep_optimizer:
         return weights
     if "optimizer" not in checkpoint:
         raise TicError(f"{args.resume} holds no optimizer to go on with")
