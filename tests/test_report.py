@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from tic_clip import TicError
-from tic_clip.figure import curves, heatmap
+from tic_clip.figure import COLOURS, curves, heatmap
 from tic_clip.report import report
 from tic_clip.results import RESULTS, read_log, task_key
 from tic_clip.tables import table_text, tables, to_latex, to_markdown
@@ -368,6 +368,9 @@ def test_macs_stand_in_the_comparison_where_a_run_has_them(tmp_path, two_runs):
     assert [row[3] for row in rows[2:]] == ["–", "–", "3.2e11"]
     assert rows[2][4] == "**55.0**"  # the marks are in their columns
     assert "3.2e11" in (tmp_path / "out/report.html").read_text()
+    latex = (tmp_path / "out/table.tex").read_text()
+    assert "40,000 & -- &" in latex
+    assert r"40,000 & $3.2 \times 10^{11}$ & \textbf{55.0}" in latex
 
 
 def test_a_summary_recorded_without_macs_is_still_a_table(tmp_path, two_runs):
@@ -421,3 +424,12 @@ def test_curves_show_what_was_logged():
     }
     assert len(pictures) == 5
     assert curves({"a": [[], []]}) is None
+
+
+def test_eight_runs_have_eight_colours():
+    """Found by their hue in the picture; each run's curve has a height of its own."""
+    lines = [{"samples_seen": 100 * i, "lr": 1e-3, "samples_per_second": 300.0} for i in range(1, 9)]
+    logs = {f"run {k}": [[{**line, "loss": float(k)} for line in lines]] for k in range(8)}
+    with Image.open(io.BytesIO(curves(logs))) as image:
+        found = {colour[:3] for _, colour in image.convert("RGB").getcolors(1 << 20)}
+    assert len({ImageColor.getrgb(colour) for colour in COLOURS} & found) == len(logs)

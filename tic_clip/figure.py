@@ -4,7 +4,6 @@ import io
 import math
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -42,7 +41,9 @@ def _to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-CURVES = {"loss": "loss", "lr": "learning rate", "samples_per_second": "samples a second"}
+CURVES = {"loss": "contrastive loss", "lr": "learning rate", "samples_per_second": "samples a second"}
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d1f")
+"""Those of Okabe and Ito, which the colour-blind tell apart; ochre for yellow, which is faint on white."""
 
 
 def curves(logs: dict[str, list[list[dict]]]) -> bytes | None:
@@ -56,15 +57,14 @@ def curves(logs: dict[str, list[list[dict]]]) -> bytes | None:
         return None
     figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
     panels = figure.subplots(len(CURVES), 1, sharex=True, height_ratios=(2.2, 1, 1))
-    colours = colormaps["cividis" if len(lines) > 1 else "gray"](np.linspace(0, 0.9, len(lines)))
     for panel, (key, label) in zip(panels, CURVES.items(), strict=True):
         for i, (name, found) in enumerate(lines.items()):
             panel.plot(
                 [line["samples_seen"] for line in found],
-                [line[key] for line in found],
+                [line.get("contrastive_loss", line[key]) if key == "loss" else line[key] for line in found],
                 linewidth=1.1,
-                color=colours[i],
-                linestyle=("-", "--", ":", "-.")[i % 4],
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=("-", "--", ":", "-.")[i // len(COLOURS) % 4],
                 label=name,
             )
         panel.set_ylabel(label, fontsize=9)
@@ -95,8 +95,11 @@ def _draw_task(figure: Figure, axes: np.ndarray, runs: dict[str, dict], task: st
         image = ax.imshow(grid, aspect="auto", interpolation="nearest", **scale)
         ax.set_title(task if len(runs) == 1 else f"{task}: {name}", fontsize=10)
         _draw_axes(ax, benchmark)
+        if len(runs) > 1 and not ax.get_subplotspec().is_first_col():  # the labels stand at the left of the row
+            ax.set_yticks([])
+            ax.set_ylabel("")
         if grid.shape[1] <= MAX_NUMBERED:
-            _draw_numbers(ax, image, grid, size=8 if len(runs) == 1 else 6.5)
+            _draw_numbers(ax, image, grid, size=8 if len(runs) == 1 or grid.shape[1] < 10 else 6.5)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.02)
     bar.set_label(f"{MAIN_METRIC[benchmark.tasks[task]]} (%)", fontsize=8)
     bar.ax.tick_params(labelsize=7)

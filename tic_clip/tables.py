@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -275,9 +276,13 @@ def to_latex(items: list[Table]) -> str:
     def escape(text: str) -> str:
         return text.translate(_LATEX).replace("\n", " ")
 
+    def plain(cell: str) -> str:
+        power = re.fullmatch(r"(\d\.\d)e(\d+)", cell)
+        return rf"${power[1]} \times 10^{{{int(power[2])}}}$" if power else escape(cell)
+
     def write(table: Table) -> str:
         columns = "".join("r" if is_number(table, j) else "l" for j in range(len(table.header)))
-        rows = [" & ".join(row) + r" \\" for row in _marked_rows(table, escape, r"\textbf{{{}}}".format)]
+        rows = [" & ".join(row) + r" \\" for row in _marked_rows(table, plain, r"\textbf{{{}}}".format)]
         head = " & ".join(map(escape, table.header)) + r" \\"
         caption = escape(f"{table.title}; {table.legend.format(mark='bold')}.")
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
