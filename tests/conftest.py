@@ -10,6 +10,14 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(autouse=True)
+def fresh_tables():
+    """Every test is a process of its own to the tables of sizes, also where its cloud has the names of another's."""
+    from tic_clip.shards import read_sizes
+
+    read_sizes.cache_clear()
+
+
 @dataclass
 class Pool:
     """``path`` holds ``{:08d}.tar``; ``samples`` maps a UID to its members {suffix: data}, in the pool's order."""

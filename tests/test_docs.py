@@ -39,10 +39,8 @@ def test_another_mixture_as_the_document_adds_it(added):
 def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_path):
     """Through the plan: the table is looked up by name everywhere."""
     from tic_clip.plans import Request, make_plan
-    from tic_clip.shards import read_sizes
     from tic_clip.storage import write_json
 
-    read_sizes.cache_clear()
     for step in ("2014", "2015", "2016"):
         write_json(tmp_path / "tic/emoji/yearly/train" / step / "sizes.json", {"00000000.tar": 100})
     names = {"benchmark": "emoji", "scale": "tic_tiny", "step": "2016", "data_dir": str(tmp_path), "output_dir": "out"}

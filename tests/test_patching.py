@@ -10,7 +10,6 @@ from PIL import Image
 
 from tic_clip import TicError, patching, weights
 from tic_clip.patching import CANDIDATES, held_out, interpolate, patch, scores
-from tic_clip.shards import read_sizes
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
 
@@ -42,7 +41,6 @@ def picture(i):
 @pytest.fixture
 def validation(tmp_path):
     """Two splits of 40 and 25 samples in shards of 15 and 10; a sample's number is its colour and its caption."""
-    read_sizes.cache_clear()
     entries, number = [], 0
     for name, shards in (("2014", [15, 25]), ("2015", [10, 15])):
         for shard, size in enumerate(shards):

@@ -32,7 +32,6 @@ def fake_split(folder, size):
 @pytest.fixture
 def fake_data(tmp_path):
     """Tables without shards: all that a plan looks at."""
-    read_sizes.cache_clear()
     for step, size in SIZES.items():
         fake_split(tmp_path / "data/tic/emoji/yearly/train" / step, size)
     return str(tmp_path / "data")
@@ -80,7 +79,6 @@ def test_a_budget_is_rounded_down_to_whole_batches_for_each_checkpoint(fake_data
 
 
 def test_merged_years_are_sources_of_their_own(tmp_path):
-    read_sizes.cache_clear()
     for year in ("2014", "2015", "2016"):
         fake_split(tmp_path / "tic/datacomp/yearly/train" / year, 1000)
     plan = make_plan(
@@ -91,7 +89,6 @@ def test_merged_years_are_sources_of_their_own(tmp_path):
 
 
 def test_parts_of_a_split_are_one_source(tmp_path):
-    read_sizes.cache_clear()
     for part in ("00", "01"):
         fake_split(tmp_path / "tic/yfcc15m/yearly/train/2004-2008" / part, 40)
     plan = make_plan(request(str(tmp_path), benchmark="yfcc15m", step="2004-2008"))
@@ -276,7 +273,6 @@ def test_a_policy_is_for_the_steps_after_the_first(fake_data, name):
 
 
 def test_filters_are_folders(tmp_path):
-    read_sizes.cache_clear()
     for folder, size in (("train", 1000), ("train_bestpool", 10)):
         for year in ("2014", "2015", "2016"):
             fake_split(tmp_path / "tic/datacomp/yearly" / folder / year, size)

@@ -157,7 +157,6 @@ def test_table_is_datacomps(tmp_path):
 @pytest.fixture(params=["local", "cloud"])
 def folder(request, tmp_path):
     """A folder without anything in it, on the disk or in a cloud, where it has the name of an earlier test's."""
-    read_sizes.cache_clear()
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3") + "/f"
 
 

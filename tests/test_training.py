@@ -19,7 +19,6 @@ from tic_clip.evaluation import models_of
 from tic_clip.macs import macs_per_sample
 from tic_clip.patching import CANDIDATES
 from tic_clip.plans import Request, make_plan
-from tic_clip.shards import read_sizes
 from tic_clip.storage import read_json, write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.timeline import get_benchmark
@@ -36,7 +35,6 @@ def fake_split(folder, size):
 @pytest.fixture
 def fake_data(tmp_path):
     """Tables without shards: all that a plan looks at."""
-    read_sizes.cache_clear()
     for step, size in SIZES.items():
         fake_split(tmp_path / "data/tic/emoji/yearly/train" / step, size)
     return str(tmp_path / "data")
