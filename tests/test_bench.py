@@ -40,3 +40,12 @@ def test_train():
     rows = run("train.py", "--iterations", "4", "--rounds", "1").splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| stock", "| patched", "| a step of ours"]
     assert rows[2].split(" | ")[2] == "1.000"
+
+
+def test_recall():
+    rows = run("recall.py", "--n", "300", "--large", "400", "--rounds", "1").splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        ["| 300", "ours"],
+        ["| 300", "clip_benchmark"],
+        ["| 400", "ours"],
+    ]

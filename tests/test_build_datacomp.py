@@ -1,6 +1,7 @@
 """build_tic_datacomp.sh, from a tiny pool and hand-made lists to splits that are read back."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,14 +12,15 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from tic_clip import TicError
-from tic_clip.evaluation import EvalSet, data_fingerprint, tasks_of
+from tic_clip.evaldata import fingerprint, read_set
 from tic_clip.released import MONTHLY, TABLES, YEARLY
 from tic_clip.shards import list_tars, split_sizes
 from tic_clip.tarshard import open_shard, samples
+from tic_clip.tasks import tasks_of
 from tic_clip.timeline import get_benchmark
 from tic_clip.uids import parse_uids, save_uids
 from tic_clip.verify import Verified, verify
@@ -181,14 +183,14 @@ def check_evaluation(data, wanted=SPLITS):
         texts = {"transform": None, "task": f"zeroshot_{task.kind}"}
         dataset = build_dataset("wds/tic", root=task.folder, split="test", download=False, **texts)
         assert len(list(dataset)) == len(numbers)
-        ours = EvalSet(task.folder, np.asarray, list, task.kind)
-        labels = [label for _, label in (ours[i] for i in range(len(ours)))]
+        ours = read_set(task.folder, [task.kind])
+        assert all(Image.open(io.BytesIO(image)).size for image in ours.images(0, len(ours)))
         if task.kind == "classification":
-            assert sorted(labels) == sorted(CLASSES[name].values())
+            assert sorted(ours.labels) == sorted(CLASSES[name].values())
             assert len(dataset.classes) == 1000
         else:
-            assert sorted(labels) == sorted([f"picture {number} of pool"] for number in numbers)
-        assert len(data_fingerprint(task)) == 64
+            assert sorted(ours.captions) == sorted([f"picture {number} of pool"] for number in numbers)
+        assert len(fingerprint(task.folder, task.kind)) == 64
 
 
 def test_everything_and_again(tmp_path, pool, uid, build, data):
@@ -232,7 +234,7 @@ def test_in_parts(tmp_path, pool, uid, build, data):
     assert (tree(tmp_path), times(data)) == before
     (data / "yearly/eval/retrieval/2014/00001/meta.json").unlink()
     with pytest.raises(TicError, match="retrieval/2014 has 1 of 2 parts: finish reshard first"):
-        EvalSet(str(data / "yearly/eval/retrieval/2014"), np.asarray, list, "retrieval")
+        read_set(str(data / "yearly/eval/retrieval/2014"), ["retrieval"])
 
 
 def test_without_months(tmp_path, pool, uid, build, data, released, command):

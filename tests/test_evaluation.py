@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -15,14 +16,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hub import serving_hub
 from PIL import Image
 
-from tic_clip import TicError, evaluation
-from tic_clip.evaluation import RESULTS, Model, evaluate, models_of, read_tasklist, task_of, tasks_of
+from tic_clip import TicError, evaluation, models
+from tic_clip.evaldata import read_classes
+from tic_clip.evalsets import imagenet_synsets
+from tic_clip.evaluation import RESULTS, Settings, decode
+from tic_clip.metrics import METRIC_VERSION
+from tic_clip.models import Model
 from tic_clip.shards import SIZES, read_sizes
-from tic_clip.storage import write_json
+from tic_clip.storage import push, write_json
 from tic_clip.tarshard import write_shard
-from tic_clip.timeline import get_benchmark
+from tic_clip.tasks import static_task, task_of
+from tic_clip.uids import UID
+from tic_clip.wds import imagenet_texts
+from tic_clip.wordnet import find_wordnet, restricted_classes
 
 ARCH = "ViT-Tiny-8-48"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -72,7 +81,7 @@ def content():
 def net():
     import open_clip
 
-    open_clip.add_model_config(evaluation.MODEL_CONFIGS)
+    open_clip.add_model_config(models.MODEL_CONFIGS)
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(ARCH)
     return model.eval(), preprocess, open_clip.get_tokenizer(ARCH)
@@ -87,7 +96,7 @@ def checkpoint(net, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load_once():
-    return cache(evaluation.load_model)
+    return cache(models.load_model)
 
 
 @pytest.fixture
@@ -119,9 +128,14 @@ def lines(output_dir):
     return [json.loads(line) for line in (output_dir / RESULTS).read_text().splitlines()]
 
 
+def evaluate(models, tasks, output_dir, **options):
+    """How many results are new."""
+    return len(evaluation.evaluate(models, tasks, str(output_dir), Settings(**options)))
+
+
 def run(models, tasks, output_dir, **options):
     """The metrics of each result of a fresh evaluation."""
-    evaluate(models, tasks, str(output_dir), **options)
+    evaluate(models, tasks, output_dir, **options)
     return [line["metrics"] for line in lines(output_dir)]
 
 
@@ -170,18 +184,18 @@ def test_classification_is_that_of_clip_benchmark(net, content, model, data, tmp
 def test_the_classifier_is_that_of_clip_benchmark(net, model, data):
     from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
 
-    encoder = evaluation.Encoder(model, 8, 0)
+    encoder = evaluation.Encoder(model, Settings(batch_size=7))
     assert not encoder.net.training
-    with torch.inference_mode():
-        ours = encoder.classifier(Path(task(data, "emojinet").folder))
+    ours = encoder.classifier(read_classes(task(data, "emojinet").folder))
     peer = zero_shot_classifier(net[0], net[2], CLASSES, TEMPLATES, "cpu", amp=False)
     np.testing.assert_allclose(ours, peer.numpy().T, atol=1e-6)
 
 
 def test_a_line_has_the_documented_fields(model, data, tmp_path):
-    assert evaluate([model], both(data), str(tmp_path)) == 2
+    assert evaluate([model], both(data), tmp_path) == 2
     first, second = lines(tmp_path)
     fields = {"key", "dataset", "metrics", "num_samples", "benchmark", "method", "scale", "step", "samples_seen"}
+    fields |= {"ci95", "coverage", "dropped", "nonfinite", "precision", "device", "batch_size", "metric_version"}
     assert set(first) == set(second) == fields | {"model", "data", "pins"}
     assert (first["key"], second["key"]) == ("tic/emoji/retrieval/yearly/2014", "tic/emoji/emojinet/yearly/2014")
     assert (first["dataset"], second["dataset"]) == ("TiC-Emoji-Retrieval-Yearly-2014", "TiC-EmojiNet-Yearly-2014")
@@ -189,6 +203,9 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     assert {name: first[name] for name in model.about} == model.about
     assert first["num_samples"] == second["num_samples"] == NUM_SAMPLES
     assert first["model"] == {"name": "cumulative 2014", "arch": ARCH, "sha256": model.fingerprint()}
+    assert (first["precision"], first["device"], first["metric_version"]) == ("fp32", "cpu", METRIC_VERSION)
+    low, high = first["ci95"]
+    assert 0 <= low < first["metrics"]["main_metric"] < high <= 1
     assert first["pins"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -224,19 +241,19 @@ def test_a_training_checkpoint_gives_the_same(net, model, data, tmp_path):
 
 
 def test_again_appends_nothing(model, data, tmp_path, capfd):
-    assert evaluate([model], both(data), str(tmp_path)) == 2
+    assert evaluate([model], both(data), tmp_path) == 2
     before = (tmp_path / RESULTS).read_bytes()
     capfd.readouterr()
-    assert evaluate([model], both(data), str(tmp_path)) == 0
+    assert evaluate([model], both(data), tmp_path) == 0
     assert (tmp_path / RESULTS).read_bytes() == before
     assert capfd.readouterr() == ("", "")
 
 
 def test_it_goes_on_where_it_was(model, data, tmp_path):
-    evaluate([model], both(data), str(tmp_path))
+    evaluate([model], both(data), tmp_path)
     whole = (tmp_path / RESULTS).read_text()
     (tmp_path / RESULTS).write_text(whole[:-100])  # killed while it wrote the second line
-    assert evaluate([model], both(data), str(tmp_path)) == 1
+    assert evaluate([model], both(data), tmp_path) == 1
     assert (tmp_path / RESULTS).read_text() == whole
 
 
@@ -244,8 +261,8 @@ def test_another_checkpoint_is_evaluated(net, model, data, tmp_path):
     other = {name: value + 0.01 for name, value in net[0].state_dict().items()}
     torch.save(other, tmp_path / "other.pt")
     models = [model, Model(name="other", arch=ARCH, weights=str(tmp_path / "other.pt"), about={})]
-    evaluate([model], [task(data)], str(tmp_path))
-    assert evaluate(models, [task(data)], str(tmp_path)) == 1
+    evaluate([model], [task(data)], tmp_path)
+    assert evaluate(models, [task(data)], tmp_path) == 1
     assert [line["model"]["name"] for line in lines(tmp_path)] == ["cumulative 2014", "other"]
 
 
@@ -255,7 +272,7 @@ def test_weights_that_come_back_are_evaluated_again(net, model, data, tmp_path):
     torch.save(other, tmp_path / "other.pt")
     changed = Model(name=model.name, arch=ARCH, weights=str(tmp_path / "other.pt"), about=model.about)
     for now in (model, changed, model):
-        assert evaluate([now], [task(data)], str(tmp_path)) == 1
+        assert evaluate([now], [task(data)], tmp_path) == 1
     first, second, third = (line["model"]["sha256"] for line in lines(tmp_path))
     assert first == third != second
 
@@ -266,7 +283,7 @@ def test_changed_data_are_evaluated_anew(change, content, model, data, tmp_path)
     folder = Path(chosen.folder)
     if change == "bytes":  # of a folder that has neither sizes nor UIDs
         (folder / SIZES).unlink()
-    evaluate([model], [chosen], str(tmp_path))
+    evaluate([model], [chosen], tmp_path)
     if change == "samples":
         write_split(folder, content[:-1])
     elif change == "uids":
@@ -277,7 +294,7 @@ def test_changed_data_are_evaluated_anew(change, content, model, data, tmp_path)
         (folder / "zeroshot_classification_templates.txt").write_text("{c}!")
     else:
         write_split(folder, content[:-3], num_shards=3, sizes=False)
-    assert evaluate([model], [chosen], str(tmp_path)) == 1
+    assert evaluate([model], [chosen], tmp_path) == 1
     first, second = lines(tmp_path)
     assert first["data"] != second["data"]
 
@@ -287,7 +304,7 @@ def test_changed_data_are_evaluated_anew(change, content, model, data, tmp_path)
 
 def refused(models, tasks, tmp_path, **options):
     with pytest.raises(TicError) as caught:
-        evaluate(models, tasks, str(tmp_path / "refused"), **options)
+        evaluate(models, tasks, tmp_path / "refused", **options)
     assert not (tmp_path / "refused" / RESULTS).exists()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message
@@ -333,34 +350,50 @@ def one_sample(data, name, **members):
     write_split(folder, [("good", good), ("bad", bad)], num_shards=1)
 
 
-@pytest.mark.parametrize(("label", "ids"), [("6", "0 to 6"), ("-1", "-1 to 0")])
-def test_a_class_id_out_of_range(label, ids, model, data, tmp_path):
-    one_sample(data, "emojinet", cls=label.encode())
-    message = refused([model], [task(data, "emojinet")], tmp_path)
-    assert message == f"tic/emoji/emojinet/yearly/2014: class ids are {ids}, there are 6 class names"
+BAD = [
+    ("retrieval", {"png": None}, "has no image", "no image"),
+    ("retrieval", {"txt": None}, "has no txt", "no txt"),
+    ("emojinet", {"cls": None}, "has no cls", "no cls"),
+    ("retrieval", {"png": b"no picture"}, "has a bad image: cannot identify image", "bad image"),
+    ("emojinet", {"png": b"\x89PNG\r\n\x1a\n"}, "has a bad image: ", "bad image"),
+    ("retrieval", {"txt": b"\xff\xfe"}, "has a bad txt: 'utf-8'", "bad txt"),
+    ("retrieval", {"txt": b" \n"}, "has an empty caption", "empty caption"),
+    ("emojinet", {"cls": b"cat"}, "has a bad cls: invalid literal for int", "bad cls"),
+    ("emojinet", {"cls": b"6"}, "has class id 6, there are 6 class names", "unknown class id"),
+    ("emojinet", {"cls": b"-1"}, "has class id -1, there are 6 class names", "unknown class id"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "members", "message"),
-    [
-        ("retrieval", {"png": None}, "sample bad has no image"),
-        ("retrieval", {"txt": None}, "sample bad has no txt"),
-        ("emojinet", {"cls": None}, "sample bad has no cls"),
-        ("retrieval", {"png": b"no picture"}, "sample bad has a bad image or txt: cannot identify image"),
-        ("retrieval", {"txt": b"\xff\xfe"}, "sample bad has a bad image or txt: 'utf-8'"),
-        ("emojinet", {"cls": b"cat"}, "sample bad has a bad image or cls: invalid literal for int"),
-    ],
-)
-def test_a_bad_sample_is_named(name, members, message, model, data, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("name", "members", "message", "reason"), BAD)
+def test_a_bad_sample_is_named_or_counted(name, members, message, reason, workers, model, data, tmp_path):
     one_sample(data, name, **members)
     shard = Path(task(data, name).folder) / "00000000.tar"
-    assert refused([model], [task(data, name)], tmp_path).startswith(f"{shard}: {message}")
+    options = {"workers": workers}
+    assert refused([model], [task(data, name)], tmp_path, **options).startswith(f"{shard}: sample bad {message}")
+    evaluate([model], [task(data, name)], tmp_path, skip_bad=True, **options)
+    (line,) = lines(tmp_path)
+    assert (line["num_samples"], line["dropped"]) == (1, {reason: 1})
+    if name == "retrieval":
+        assert line["metrics"]["mean_recall@1"] == 1
 
 
-def test_an_error_in_a_worker_is_one_line_too(model, data, tmp_path):
-    one_sample(data, "retrieval", png=b"no picture")
-    message = refused([model], [task(data)], tmp_path, workers=1)
-    assert message.startswith(f"{Path(task(data).folder) / '00000000.tar'}: sample bad has a bad image")
+def test_samples_that_are_left_out_change_nothing_else(content, model, data, tmp_path):
+    usual = run([model], both(data), tmp_path / "a")
+    bad = [("x", {**content[5][1], "png": b"?"}), ("y", {**content[6][1], "png": b""})]
+    broken = [*content[:5], *bad, *content[5:]]
+    for each in both(data):
+        write_split(Path(each.folder), broken)
+    assert run([model], both(data), tmp_path / "b", skip_bad=True, batch_size=4) == [pytest.approx(m) for m in usual]
+    assert [line["dropped"] for line in lines(tmp_path / "b")] == [{"bad image": 2}] * 2
+
+
+def test_nothing_but_bad_samples(model, data, tmp_path):
+    write_split(Path(task(data).folder), [("a", {"txt": b"x"})], num_shards=1)
+    message = refused([model], [task(data)], tmp_path, skip_bad=True)
+    assert message.endswith("retrieval/2014 holds no sample that can be used")
+    write_split(Path(task(data).folder), [("a", {"png": b"x", "txt": b"x"})], num_shards=1)
+    assert refused([model], [task(data)], tmp_path, skip_bad=True).endswith("holds no image that can be decoded")
 
 
 def test_a_truncated_shard(model, data, tmp_path):
@@ -370,16 +403,266 @@ def test_a_truncated_shard(model, data, tmp_path):
     assert message.startswith(str(shard))
 
 
-def test_an_image_without_a_caption_is_not_found(model, data, tmp_path):
-    one_sample(data, "retrieval", txt=b"")
-    (metrics,) = run([model], [task(data)], tmp_path, batch_size=1)  # a batch without a caption as well
-    assert metrics["text_retrieval_recall@10"] == 0.5
-    assert metrics["image_retrieval_recall@10"] == 1
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size is 0, it must be at least 1"),
+        ({"workers": -1}, "--workers is -1, it must be at least 0"),
+        ({"together": 0}, "--together is 0"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; the precisions are fp32, amp, amp_bf16"),
+        ({"device": "gpu"}, "device gpu can't be used: "),
+        ({"device": "cuda:9"}, "device cuda:9 can't be used: "),
+    ],
+)
+def test_a_wrong_option(options, message, model, data, tmp_path):
+    assert message in refused([model], [task(data)], tmp_path, **options)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
-def test_a_wrong_option(options, model, data, tmp_path):
-    assert "at least 1 and 0" in refused([model], [task(data)], tmp_path, **options)
+# What a model makes of it.
+
+
+class Net(torch.nn.Module):
+    """Encodes every input as its own direction, and remembers how often, and in what batches, it was asked."""
+
+    def __init__(self, most=None, faults=()):
+        super().__init__()
+        self.most, self.faults, self.seen = most, faults, {"image": [], "text": []}
+
+    def _encode(self, part, batch):
+        if self.most and len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        self.seen[part].append(len(batch))
+        features = torch.nn.functional.normalize(batch.flatten(1)[:, :60].float() + 0.01, dim=1)
+        if part in self.faults:
+            features[0] = float("nan")
+        return features
+
+    def encode_image(self, batch, normalize):
+        return self._encode("image", batch)
+
+    def encode_text(self, batch, normalize):
+        return self._encode("text", batch)
+
+
+@pytest.fixture
+def with_net(monkeypatch, model):
+    """Replace the model by a ``Net``."""
+
+    def make(*arguments, **options):
+        made, (_, *rest) = Net(*arguments, **options), models.make_model(ARCH, "cpu")
+        words = {word: i for i, word in enumerate([*WORDS, "and", "another"])}
+        tokens = {"the": 40, "a": 41, "picture": 42, "of": 43}
+
+        def tokenizer(texts):
+            rows = torch.zeros(len(texts), 60)
+            for row, text in zip(rows, texts, strict=True):
+                for word in text.strip(".").split():
+                    row[words.get(word, tokens.get(word, 59))] += 1
+            return rows
+
+        monkeypatch.setattr(evaluation, "load_model", lambda *_: (made, rest[0], tokenizer))
+        return made
+
+    return make
+
+
+def test_each_image_and_each_different_text_is_encoded_once(content, with_net, model, data, tmp_path):
+    doubled = [(f"{key}{copy}", members) for copy in "ab" for key, members in content]
+    write_split(Path(task(data).folder), doubled)
+    net = with_net()
+    evaluate([model], both(data), tmp_path, batch_size=16)
+    captions = {line for _, members in content for line in members["txt"].decode().splitlines()}
+    assert sum(net.seen["image"]) == 2 * NUM_SAMPLES + NUM_SAMPLES
+    assert sum(net.seen["text"]) == len(captions) + len(CLASSES) * len(TEMPLATES)
+    (line, _) = lines(tmp_path)
+    assert line["num_samples"] == 2 * NUM_SAMPLES
+
+
+def test_tasks_of_one_folder_share_what_is_encoded(content, with_net, model, tmp_path):
+    write_split(tmp_path / "data/both", content)
+    write_classes(tmp_path / "data/both")
+    kinds = {"one": "retrieval", "two": "classification", "three": "classification"}
+    tasks = [static_task(key, {"folder": "both", "kind": kind}, str(tmp_path / "data")) for key, kind in kinds.items()]
+    net = with_net()
+    assert evaluate([model], tasks, tmp_path) == 3
+    assert sum(net.seen["image"]) == NUM_SAMPLES
+    first, second, third = ({**line, "key": "", "dataset": ""} for line in lines(tmp_path))
+    assert second == third
+    assert "text_retrieval_recall@1" in first["metrics"]
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_halved(with_net, model, data, tmp_path):
+    with_net()
+    usual = run([model], both(data), tmp_path / "a")
+    net = with_net(5)
+    assert run([model], both(data), tmp_path / "b", batch_size=32) == [pytest.approx(each) for each in usual]
+    assert max(net.seen["image"] + net.seen["text"]) == 4
+    assert {line["batch_size"] for line in lines(tmp_path / "b")} == {4}
+    with_net(0.5)
+    with pytest.raises(TicError, match="out of memory, even for one sample"):
+        evaluate([model], [task(data)], tmp_path / "c")
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_features_that_are_no_numbers_are_counted(part, with_net, model, data, tmp_path):
+    with_net(faults=[part])
+    evaluate([model], both(data), tmp_path, batch_size=10)
+    retrieval, classification = lines(tmp_path)
+    assert retrieval["nonfinite"] > 1
+    assert classification["nonfinite"] > 0
+    assert all(np.isfinite(value) for line in lines(tmp_path) for value in line["metrics"].values())
+
+
+def test_a_model_of_nothing_but_nan_finds_nothing(model, checkpoint, data, tmp_path, monkeypatch):
+    state = {name: torch.full_like(value, torch.nan) for name, value in torch.load(checkpoint).items()}
+    torch.save(state, tmp_path / "nan.pt")
+    for metrics in run([Model(name="x", arch=ARCH, weights=str(tmp_path / "nan.pt"))], both(data), tmp_path):
+        assert set(metrics.values()) == {0}
+    assert [line["nonfinite"] for line in lines(tmp_path)] == [2 * NUM_SAMPLES + 1, NUM_SAMPLES + len(CLASSES)]
+
+
+def test_models_of_one_architecture_share_what_is_decoded(net, model, data, tmp_path, monkeypatch):
+    other = {name: value * 1.1 for name, value in net[0].state_dict().items()}
+    torch.save(other, tmp_path / "other.pt")
+    several = [model, Model(name="other", arch=ARCH, weights=str(tmp_path / "other.pt"))]
+    for together in (1, 2):
+        evaluate(several, both(data), tmp_path / str(together), together=together, batch_size=8)
+    apart, shared = (sorted(map(json.dumps, lines(tmp_path / name))) for name in ("1", "2"))
+    assert apart == shared
+    decoded = []
+    monkeypatch.setattr(evaluation, "decode", lambda data: decoded.append(1) or decode(data))
+    evaluate(several, both(data), tmp_path / "3")
+    assert len(decoded) == 2 * NUM_SAMPLES
+
+
+@pytest.mark.parametrize("precision", ["amp_bf16", "amp"])
+def test_another_precision_is_evaluated_and_recorded(precision, model, data, tmp_path):
+    (usual,) = run([model], [task(data)], tmp_path)
+    assert evaluate([model], [task(data)], tmp_path, precision=precision) == 1
+    assert evaluate([model], [task(data)], tmp_path, precision=precision) == 0
+    line = lines(tmp_path)[1]
+    assert line["precision"] == precision
+    assert line["metrics"]["text_retrieval_recall@10"] == pytest.approx(usual["text_retrieval_recall@10"], abs=0.25)
+
+
+def test_an_older_metric_version_is_evaluated_again(model, data, tmp_path):
+    evaluate([model], [task(data)], tmp_path)
+    (line,) = lines(tmp_path)
+    for change in ({"metric_version": METRIC_VERSION - 1}, {}):
+        old = {name: value for name, value in line.items() if name != "metric_version"} | change
+        (tmp_path / RESULTS).write_text(json.dumps(old) + "\n")
+        assert evaluate([model], [task(data)], tmp_path) == 1
+
+
+def test_what_is_there_can_be_forced(model, data, tmp_path):
+    evaluate([model], [task(data)], tmp_path)
+    assert evaluate([model], [task(data)], tmp_path, force=True) == 1
+    first, second = lines(tmp_path)
+    assert first == second
+
+
+def test_names_that_stand_twice(model, data, tmp_path):
+    assert refused([model, model], [task(data)], tmp_path) == "two models are called cumulative 2014"
+    assert refused([model], [task(data)] * 2, tmp_path) == f"two tasks are called {task(data).key}"
+
+
+def test_coverage_is_the_share_of_the_list_that_is_there(model, data, tmp_path):
+    np.save(Path(task(data).folder) / "sample_ids.npy", np.zeros(2 * NUM_SAMPLES, dtype=UID))
+    evaluate([model], both(data), tmp_path)
+    assert [line["coverage"] for line in lines(tmp_path)] == [0.5, None]
+
+
+def test_data_in_a_cloud(s3, content, model, data, tmp_path):
+    usual = run([model], both(data), tmp_path / "a")
+    for path in Path(data).rglob("*"):
+        if path.is_file():
+            push(path, f"{s3}/{path.relative_to(data)}")
+    found = run([model], both(s3), tmp_path / "b", batch_size=8, workers=1)
+    assert found == [pytest.approx(metrics, abs=1e-6) for metrics in usual]
+    assert [line["data"] for line in lines(tmp_path / "a")] == [line["data"] for line in lines(tmp_path / "b")]
+
+
+# Static tasks.
+
+
+def test_a_webdataset_of_clip_benchmark(content, net, model, tmp_path, monkeypatch):
+    folder = tmp_path / "wds_my-set_test"
+    write_split(folder / "test", content, num_shards=11, names="{}.tar", sizes=False)
+    write_classes(folder)
+    (folder / "test/nshards.txt").write_text("11\n")
+    chosen = static_task("my/set", {"size": NUM_SAMPLES, "main_metric": "acc5"}, str(tmp_path))
+    (metrics,) = run([model], [chosen], tmp_path)
+    peer = peer_classification(net, content, monkeypatch)
+    assert metrics == pytest.approx({**peer, "main_metric": peer["acc5"]}, abs=1e-6)
+    (line,) = lines(tmp_path)
+    assert (line["key"], line["dataset"], line["ci95"]) == ("my/set", "my/set", None)
+    (folder / "test/nshards.txt").write_text("12\n")
+    assert refused([model], [chosen], tmp_path) == f"{folder}/test has 11 shards, its nshards.txt says 12"
+
+
+def test_another_number_of_samples_than_the_list_says(model, data, tmp_path):
+    chosen = static_task("x", {"folder": task(data, "emojinet").folder, "size": 50}, str(tmp_path))
+    message = refused([model], [chosen], tmp_path)
+    assert message == f"{chosen.folder} has {NUM_SAMPLES} samples, the list of tasks says 50"
+
+
+def test_acc5_of_less_than_five_classes(model, data, tmp_path):
+    one_sample(data, "emojinet")
+    write_classes(Path(task(data, "emojinet").folder), CLASSES[:4])
+    chosen = static_task("x", {"folder": task(data, "emojinet").folder, "main_metric": "acc5"}, str(tmp_path))
+    assert refused([model], [chosen], tmp_path) == "x has no acc5: there are 4 classes"
+
+
+def write_pictures(folder, content, names):
+    for number, (key, members) in enumerate(content):
+        place = folder / names[int(members["cls"])]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{key}.{'PNG' if number % 2 else 'png'}").write_bytes(members["png"])
+        (place / "notes.txt").write_text("not a picture")
+
+
+def test_pictures_in_folders(content, net, model, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "set", content, "abcde")
+    write_classes(tmp_path / "set", CLASSES[:5])
+    (metrics,) = run([model], [static_task("x", {"folder": "set"}, str(tmp_path))], tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", CLASSES[:5])
+    assert metrics == pytest.approx(peer := {**peer_classification(net, content, monkeypatch), **metrics}, abs=1e-6)
+    assert metrics["acc1"] == pytest.approx(peer["acc1"])
+    assert evaluate([model], [static_task("x", {"folder": "set"}, str(tmp_path))], tmp_path) == 0
+    (tmp_path / "set/a/new.png").write_bytes(content[0][1]["png"])
+    assert evaluate([model], [static_task("x", {"folder": "set"}, str(tmp_path))], tmp_path) == 1
+    message = refused([model], [static_task("x", {"folder": "set", "kind": "retrieval"}, str(tmp_path))], tmp_path)
+    assert message.endswith("which is a layout for classes: there are no captions")
+
+
+def test_folders_with_imagenets_names(content, model, tmp_path):
+    synsets = ["n01440764", "n01443537", "n01484850", "n02084071", "my_dogs"]  # the fourth is of no class
+    write_pictures(tmp_path / "set", content, synsets)
+    classes = read_classes(str(tmp_path / "set"))
+    assert classes.names == ("my dogs", "tench", "goldfish", "great white shark", "n02084071")
+    assert len(classes.templates) == 80
+    (folder,) = [tmp_path / "set"]
+    (folder / "classnames.txt").write_text("one\ntwo\n")
+    chosen = static_task("x", {"folder": "set"}, str(tmp_path))
+    assert refused([model], [chosen], tmp_path) == f"{folder} has 5 folders of pictures and 2 class names"
+
+
+def test_imagenets_groups_are_told_by_themselves(content, with_net, model, data, tmp_path):
+    texts = imagenet_texts()
+    folder = Path(task(data, "emojinet").folder)
+    (folder / "classnames.txt").write_text("\n".join(texts["classnames.txt"]))
+    (folder / "zeroshot_classification_templates.txt").write_text("{c}")
+    labels = [151, 153, 10, 17, 999]  # two dogs, two birds, toilet paper
+    write_split(folder, [(str(i), {**content[i][1], "cls": str(label).encode()}) for i, label in enumerate(labels)])
+    with_net()
+    (metrics,) = run([model], [task(data, "emojinet")], tmp_path)
+    groups = {name.partition("/")[2] for name in metrics if name.startswith("acc1/")}
+    assert groups == {"dog", "bird", "animal"}
+
+
+def test_the_groups_are_those_of_wordnet():
+    groups = json.loads(evaluation.GROUPS.read_text())
+    assert groups == restricted_classes(find_wordnet(), imagenet_synsets())
 
 
 # What is wrong with the model.
@@ -444,118 +727,100 @@ def test_a_malicious_checkpoint_runs_no_code(save, data, tmp_path):
     assert witness.exists()
 
 
-# Tasks and runs.
-
-
-def test_keys_names_and_folders():
-    first = task_of("tic/datacomp/datacompnet/monthly/201403", "/data/")
-    assert (first.name, first.kind) == ("TiC-DataCompNet-Monthly-201403", "classification")
-    assert first.folder == "/data/tic/datacomp/monthly/eval/datacompnet/201403"
-    second = task_of("tic/datacomp/retrieval/yearly/2014", "s3://bucket/data")
-    assert (second.name, second.kind) == ("TiC-DataComp-Retrieval-Yearly-2014", "retrieval")
-    assert second.folder == "s3://bucket/data/tic/datacomp/yearly/eval/retrieval/2014"
-
-
-def test_all_tasks_of_a_benchmark():
-    tasks = tasks_of(get_benchmark("datacomp"), "data")
-    assert len(tasks) == 2 * 9
-    assert [each for each in tasks if task_of(each.key, "data") != each] == []
-
-
-@pytest.mark.parametrize(
-    "key", ["tic/datacomp/retrieval/yearly/2023", "tic/emoji/emojinet/2014", "retrieval/imagenet", "", 7]
-)
-def test_an_unknown_task(key):
-    with pytest.raises(TicError, match=f"unknown task {key!r}"):
-        task_of(key, "data")
-
-
-def test_a_tasklist(tmp_path):
-    path = tmp_path / "tasklist.yml"
-    keys = ["tic/datacomp/retrieval/yearly/2016", "tic/datacomp/datacompnet/monthly/201403"]
-    path.write_text("".join(f"{key}:\n  name: any\n  tags: [any]\n" for key in keys))
-    assert [each.key for each in read_tasklist(str(path), "data")] == keys
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no list of tasks"),
-        ("- tic/emoji/retrieval/yearly/2014", "no list of tasks"),
-        ("a: [", "is not valid YAML"),
-        ("vtab/cifar10: {}", "unknown task 'vtab/cifar10'"),
-        ("2014: {}", "unknown task 2014"),
-    ],
-)
-def test_a_bad_tasklist(text, message, tmp_path):
-    path = tmp_path / "tasklist.yml"
-    path.write_text(text)
-    with pytest.raises(TicError, match=message) as caught:
-        read_tasklist(str(path), "data")
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def finish(run, step, checkpoint="checkpoints/epoch_2.pt", **plan):
-    plan = {"benchmark": "emoji", "method": "oracle", "scale": "tic_tiny", "step": step, "samples_seen": 64} | plan
-    (run / step).mkdir(parents=True)
-    write_json(run / step / "done.json", {"plan": {"model": ARCH, **plan}, "checkpoint": checkpoint})
-
-
-def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):
-    months = {"benchmark": "datacomp", "model": "ViT-B-16"}
-    for step in ("2018", "2014-2016"):  # from before plans had MACs
-        finish(tmp_path, step, **months)
-    finish(tmp_path, "2017", macs_seen=123, **months)
-    (tmp_path / "2019").mkdir()  # begun and not finished
-    models = models_of(str(tmp_path))
-    assert [model.name for model in models] == ["oracle 2014-2016", "oracle 2017", "oracle 2018"]
-    assert models[1].weights == str(tmp_path / "2017" / "checkpoints" / "epoch_2.pt")
-    assert models[1].arch == "ViT-B-16"
-    about = {"method": "oracle", "scale": "tic_tiny", "step": "2017", "samples_seen": 64}
-    assert models[1].about == {"benchmark": "datacomp", **about, "macs_seen": 123}
-    assert models[0].about["macs_seen"] is None
-
-
-def test_a_run_without_a_finished_step(tmp_path):
-    (tmp_path / "2014").mkdir()
-    with pytest.raises(TicError, match=r"no STEP/done.json"):
-        models_of(str(tmp_path))
-
-
 # The script, as a process.
 
 
-def script(*arguments):
+def script(*arguments, **settings):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_script_is_quiet_and_says_what_it_did(data, checkpoint, tmp_path):
-    shutil.copytree(checkpoint.parent, tmp_path / "run" / "2014" / "checkpoints")
-    finish_in = tmp_path / "made"
-    finish(finish_in, "2014", "checkpoints/model.pt")
-    shutil.copy(finish_in / "2014" / "done.json", tmp_path / "run" / "2014")
+@pytest.fixture
+def finished(checkpoint, tmp_path):
+    """A run with one finished step."""
+    plan = {"benchmark": "emoji", "method": "oracle", "scale": "tic_tiny", "step": "2014", "model": ARCH}
+    plan |= {"samples_seen": 64, "samples": 64, "checkpoints": 2}
+    shutil.copytree(checkpoint.parent, tmp_path / "run/2014/checkpoints")
+    write_json(tmp_path / "run/2014/done.json", {"plan": plan, "checkpoint": "checkpoints/model.pt"})
+    return tmp_path / "run"
+
+
+def test_the_script_is_quiet_and_says_what_it_did(data, finished, tmp_path):
     tasklist = tmp_path / "tasklist.yml"
     tasklist.write_text("".join(f"{each.key}: {{}}\n" for each in both(data)))
-    arguments = ("--train_output_dir", tmp_path / "run", "--data_dir", data, "--tasklist", tasklist)
+    arguments = ("--train_output_dir", finished, "--data_dir", data, "--tasklist", tasklist)
+    status, stdout, stderr = script(*arguments, "--dry_run")
+    assert (status, stderr) == (0, "")
+    assert stdout.splitlines()[0] == f"oracle 2014: {ARCH} {finished}/2014/checkpoints/model.pt"
+    assert [line.split() for line in stdout.splitlines()[1:]] == [[each.key, each.folder] for each in both(data)]
+    assert not (finished / RESULTS).exists()
     status, stdout, stderr = script(*arguments)
-    assert (status, stdout) == (0, f"2 results appended to {tmp_path / 'run'}/{RESULTS}\n")
-    assert all(re.match(r"(evaluate: .*task.*)?$", line) for line in stderr.splitlines()), stderr
+    assert (status, stdout) == (0, f"2 results appended to {finished}/{RESULTS}\n")
+    assert all(re.match(r"(evaluate: .*batch.*)?$", line) for line in stderr.splitlines()), stderr
     status, stdout, stderr = script(*arguments)
     assert (status, stderr) == (0, "")
-    assert stdout == f"0 results appended to {tmp_path / 'run'}/{RESULTS}, 2 were there already\n"
+    assert stdout == f"0 results appended to {finished}/{RESULTS}, 2 were there already\n"
+
+
+def test_the_script_says_what_is_odd(data, checkpoint, tmp_path):
+    one_sample(data, "emojinet", png=b"?")
+    (tmp_path / "list.yml").write_text(f"{task(data, 'emojinet').key}:\n")
+    model = f"{ARCH} {checkpoint}"
+    arguments = ("--use_model", model, "--data_dir", data, "--output_dir", tmp_path, "--skip_bad")
+    arguments += ("--tasklist", tmp_path / "list.yml", "--imagenet_val", task(data, "emojinet").folder)
+    status, stdout, stderr = script(*arguments)
+    assert (status, stdout) == (0, f"2 results appended to {tmp_path}/{RESULTS}\n")
+    said = [f"{model} on {name}: 1 samples left out: bad image" for name in ("TiC-EmojiNet-Yearly-2014", "ImageNet 1k")]
+    assert stderr.splitlines()[-2:] == said
+    assert lines(tmp_path)[1]["key"] == "imagenet1k"
+
+
+def test_a_model_of_the_hub(net, checkpoint, data, tmp_path):
+    """Its configuration and weights come from there; what a checkpoint of there would run is not run."""
+    config = json.loads((models.MODEL_CONFIGS / f"{ARCH}.json").read_text())
+    preprocess = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
+    torch.save({"state_dict": Malicious(tmp_path / "witness")}, tmp_path / "malicious.bin")
+    files = {"open_clip_config.json": json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}).encode()}
+    weights = {"good": checkpoint, "bad": tmp_path / "malicious.bin"}
+    repositories = {
+        f"me/{name}": {**files, "open_clip_pytorch_model.bin": weights[name].read_bytes()} for name in weights
+    }
+    arguments = ("--data_dir", data, "--output_dir", tmp_path, "--tasklist", tmp_path / "list.yml")
+    settings = {"HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with serving_hub(repositories) as hub:
+        settings["HF_ENDPOINT"] = hub.url
+        status, stdout, _ = script("--use_model", "hf-hub:me/good", *arguments, **settings)
+        assert (status, stdout) == (0, f"1 results appended to {tmp_path}/{RESULTS}\n")
+        status, _, stderr = script("--use_model", "hf-hub:me/bad", *arguments, **settings)
+        assert status == 1
+        assert stderr.splitlines()[-1].startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")
+        assert not (tmp_path / "witness").exists()
+        status, _, stderr = script("--use_model", "hf-hub:me/none", *arguments, **settings)
+        assert status == 1
+        assert stderr.splitlines()[-1].startswith("error: hf-hub:me/none can't be loaded: ")
+    (line,) = lines(tmp_path)
+    assert line["model"] == {"name": "hf-hub:me/good", "arch": "hf-hub:me/good", "sha256": "hf-hub:me/good"}
+    (usual,) = run([Model(name="x", arch=ARCH, weights=str(checkpoint))], [task(data)], tmp_path / "usual")
+    assert line["metrics"] == pytest.approx(usual)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--train_output_dir", "{tmp}"), "error: {tmp} has no finished step (no STEP/done.json): "),
-        (("--use_model", f"{ARCH} x.pt", "--output_dir", "{tmp}"), "error: no data for tic/datacomp/retrieval/yearly/"),
-        (("--use_model", ARCH, "--output_dir", "{tmp}"), 'error: --use_model takes "ARCH WEIGHTS"'),
-        (("--use_model", f"{ARCH} x.pt"), 'error: --use_model takes "ARCH WEIGHTS"'),
+        (("--use_model", f"{ARCH} x.pt", "--output_dir", "{tmp}"), "error: x.pt is neither a checkpoint file nor a "),
+        (("--use_model", "RN50 openai", "--output_dir", "{tmp}"), "error: no data for tic/datacomp/retrieval/yearly/"),
+        (("--use_model", ARCH, "--output_dir", "{tmp}"), 'error: a model is "ARCH FILE", "ARCH TAG" as in '),
+        (("--use_model", f"{ARCH} x.pt"), "error: --use_model and --released need an --output_dir"),
+        (("--released", "{tmp}", "--output_dir", "{tmp}"), "error: {tmp} is not called as a released model"),
         (("--use_model", "A b", "--benchmark", "laion", "--output_dir", "{tmp}"), "error: unknown benchmark 'laion'"),
-        (("--use_model", "A b", "--output_dir", "{tmp}", "--tasklist", "{tmp}/none.yml"), "error: [Errno 2] No such"),
+        (
+            ("--use_model", "RN50 openai", "--output_dir", "{tmp}", "--tasklist", "{tmp}/none.yml"),
+            "error: [Errno 2] No",
+        ),
+        (("--use_model", "RN50 openai", "--train_output_dir", "x"), "error: argument --train_output_dir: not allowed"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path):

@@ -1,17 +1,15 @@
 """Fetching models from a server of this machine's own that speaks what huggingface_hub asks the hub for."""
 
-import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub import FILE, INFO, serving_hub
 from huggingface_hub import constants
 
 from tic_clip import TicError, fetch
@@ -19,57 +17,10 @@ from tic_clip.fetch import MODELS, fetch_models, next_command
 
 ROOT = Path(__file__).parent.parent
 YEARS = ("2016", "2017", "2022")
-FILE = re.compile(r"/(apple/[\w-]+)/resolve/(\w+)/(.+)")
-INFO = re.compile(r"/api/models/(apple/[\w-]+)/revision/main\?blobs=true")
 
 
 def content(repository, name):
     return f"{repository} {name} ".encode() * 500
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.files``: repository -> name -> bytes, all at ``server.commit``; a path in faults answers that."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Range")))
-        server.tokens.add(self.headers.get("Authorization"))
-        fault = server.faults.get((self.command, self.path.rpartition("/")[2])) or server.faults.get("all")
-        if callable(fault):
-            return fault(self)
-        if found := INFO.fullmatch(self.path):
-            return self.answer(fault or 200, self.info(found[1]))
-        found = FILE.fullmatch(self.path)
-        body = server.files.get(found[1], {}).get(found[3]) if found and found[2] == server.commit else None
-        if fault or body is None:
-            return self.answer(fault or 404, b"")
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")
-        self.answer(200, body, int(start[1]))
-
-    do_GET = do_HEAD
-
-    def info(self, repository):
-        names = self.server.files.get(repository, {})
-        siblings = [{"rfilename": name, "size": len(body), "blobId": "b"} for name, body in names.items()]
-        return json.dumps({"id": repository, "sha": self.server.commit, "siblings": siblings}).encode()
-
-    def answer(self, status, body, start=0, sent=None):
-        """``sent``: cut the connection after so many bytes."""
-        self.send_response(206 if start else status)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.server.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[start:][:sent])
-        self.close_connection = self.close_connection or sent is not None
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -78,20 +29,12 @@ def hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # the waits between attempts
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.requests, server.tokens, server.faults, server.commit = [], set(), {}, "a" * 40
-    server.files = {
+    files = {
         repository: {"README.md": b"#", **{name: content(repository, name) for name in map(checkpoint, YEARS)}}
         for repository in MODELS.values()
     }
-    server.url = "http://{}:{}".format(*server.server_address)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving_hub(files) as server:
+        yield server
 
 
 @pytest.fixture

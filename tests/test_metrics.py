@@ -1,4 +1,7 @@
+import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +10,8 @@ from clip_benchmark.metrics import zeroshot_classification
 from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from tic_clip.metrics import KS, classification, ranks, retrieval, transfer
+from tic_clip import metrics as metrics_module
+from tic_clip.metrics import KS, RESAMPLES, _rank_both, classification, rank, resampled, retrieval, transfer
 
 
 def features(rng, count, dim=8):
@@ -35,7 +39,7 @@ def test_recall_is_that_of_clip_benchmark(seed, texts_per_image):
     text_image = np.repeat(np.arange(50), texts_per_image)
     images = features(rng, 50)
     texts = images[text_image] + features(rng, len(text_image))
-    ours = retrieval(images, texts, text_image)
+    ours, _ = retrieval(images, texts, text_image)
     mean = ours.pop("mean_recall@1")
     assert ours == pytest.approx(peer_recalls(images, texts, text_image), abs=1e-6)
     assert mean == (ours["image_retrieval_recall@1"] + ours["text_retrieval_recall@1"]) / 2
@@ -46,7 +50,7 @@ def test_texts_in_any_order():
     rng = np.random.default_rng(3)
     text_image = rng.permutation(np.repeat(np.arange(20), [1, 2, 3, 4] * 5))
     images, texts = features(rng, 20), features(rng, 50)
-    ours = retrieval(images, texts, text_image)
+    ours, _ = retrieval(images, texts, text_image)
     del ours["mean_recall@1"]
     assert ours == pytest.approx(peer_recalls(images, texts, text_image), abs=1e-6)
 
@@ -58,58 +62,194 @@ def test_hand_worked_similarities():
             [0.9, 0.1, 0.2, 0.3],  # its own (0) is first
             [0.5, 0.4, 0.6, 0.1],  # two are above its own (1)
             [0.9, 0.8, 0.1, 0.7],  # all are above its own (2)
-            [0.1, 0.3, 0.2, 0.2],  # one is above its own (3); key 2 ties with it and comes before
+            [0.1, 0.3, 0.2, 0.2],  # one is above its own (3); key 2 ties with it
         ]
     )
-    assert ranks(np.eye(4), similarities.T, np.arange(4)).tolist() == [0, 2, 3, 2]
-    metrics = retrieval(images=similarities.T, texts=np.eye(4))
+    ranks = rank(np.eye(4), similarities.T, np.arange(4))
+    assert ranks.above.tolist() == [0, 2, 3, 1]
+    assert ranks.tied.tolist() == [0, 0, 0, 1]
+    assert [ranks.hits(k).tolist() for k in (1, 2, 3, 4)] == [
+        [1, 0, 0, 0],
+        [1, 0, 0, 0.5],  # the second place is one of the two that tie
+        [1, 1, 0, 1],
+        [1, 1, 1, 1],
+    ]
+    # By column: image 0 ties with text 2, image 1 has 0.8 above 0.4, image 2 is below three and image 3 below two.
+    ranks = rank(similarities.T, np.eye(4), np.arange(4))
+    assert (ranks.above.tolist(), ranks.tied.tolist()) == ([0, 1, 3, 2], [1, 0, 0, 0])
+    metrics, _ = retrieval(images=similarities.T, texts=np.eye(4))
     assert metrics["image_retrieval_recall@1"] == 1 / 4
     assert metrics["image_retrieval_recall@5"] == 1
-    # By column: image 0 ties with text 2 but comes first, image 1 has 0.8 above 0.4, image 2 is below three and image 3
-    # below two.
-    assert ranks(similarities.T, np.eye(4), np.arange(4)).tolist() == [0, 1, 3, 2]
-    assert metrics["text_retrieval_recall@1"] == 1 / 4
-    assert metrics["mean_recall@1"] == 1 / 4
+    assert metrics["text_retrieval_recall@1"] == 1 / 8
+    assert metrics["mean_recall@1"] == 3 / 16
 
 
 def test_of_several_texts_the_best_counts():
     images = np.eye(2)
     texts = np.array([[0.1, 0.2], [0.9, 0.1], [0.5, 0.4], [0.3, 0.3]])  # texts 0 and 1 are of image 0, 2 and 3 of 1
-    metrics = retrieval(images, texts, np.array([0, 0, 1, 1]))
+    metrics, _ = retrieval(images, texts, np.array([0, 0, 1, 1]))
     assert metrics["text_retrieval_recall@1"] == 1  # text 1 is image 0's best, text 2 is image 1's
-    assert metrics["image_retrieval_recall@1"] == 1 / 4  # only text 1 finds its image: text 3's tie goes to image 0
+    assert metrics["image_retrieval_recall@1"] == 1.5 / 4  # text 1 finds its image, text 3's two images tie
+
+
+def test_own_texts_that_tie_help_each_other():
+    """Image 0 has 0.5 with two of its own three texts, and with three of image 1's; nothing is above."""
+    texts = np.array([[0.5, 0], [0.5, 0], [0.1, 0], [0.5, 0.9], [0.5, 0.9], [0.5, 0.2]])
+    metrics, _ = retrieval(np.eye(2), texts, np.array([0, 0, 0, 1, 1, 1]))
+    assert metrics["text_retrieval_recall@1"] == pytest.approx((2 / 5 + 1) / 2)
+    assert metrics["text_retrieval_recall@5"] == 1
+    _, by_image = _rank_both(np.eye(2), texts, np.array([0, 0, 0, 1, 1, 1]))
+    assert by_image.hits(3)[0] == pytest.approx(1 - 3 / 5 * 2 / 4 * 1 / 3)  # all three drawn are of image 1
 
 
 def test_an_image_without_a_text_is_not_found():
-    metrics = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))
+    metrics, _ = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))
     assert metrics["text_retrieval_recall@10"] == pytest.approx(2 / 3)
     assert metrics["image_retrieval_recall@1"] == 1
 
 
-def test_ties_count_as_in_a_stable_sort():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 3, size=(30, 12)).astype(float)
-    targets = rng.integers(0, 12, size=30)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    slow = [row.tolist().index(target) for row, target in zip(order, targets, strict=True)]
-    assert ranks(np.eye(30), scores.T, targets).tolist() == slow
+def slow_hits(scores, own, k):
+    """The mean over all orders of the keys (K,) of whether one of ``own`` is in the top ``k`` of a stable sort."""
+    found = []
+    for order in itertools.permutations(range(len(scores))):
+        top = sorted(order, key=lambda key: -scores[key])[:k]
+        found.append(bool(set(top) & set(own)))
+    return np.mean(found)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
-def test_any_chunk_gives_the_same_ranks(chunk):
-    rng = np.random.default_rng(1)
-    queries, keys, targets = features(rng, 30), features(rng, 20), rng.integers(0, 20, size=30)
-    slow = [
-        sum(float(query @ key) > float(query @ keys[target]) for key in keys)
-        for query, target in zip(queries, targets, strict=True)
-    ]
-    assert ranks(queries, keys, targets, chunk).tolist() == slow
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_count_as_the_mean_over_all_orders(seed):
+    rng = np.random.default_rng(seed)
+    similarities = rng.integers(0, 3, size=(3, 6)).astype(float)  # images x texts
+    text_image = np.array([0, 0, 1, 1, 1, 2])
+    metrics, _ = retrieval(np.eye(3), similarities.T, text_image)
+    by_text = [slow_hits(similarities[:, j], [image], 1) for j, image in enumerate(text_image)]
+    assert metrics["image_retrieval_recall@1"] == pytest.approx(np.mean(by_text))
+    for k in (1, 5):
+        by_image = [slow_hits(similarities[i], np.flatnonzero(text_image == i), k) for i in range(3)]
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(by_image))
+    assert set(metrics.values()) - {0.0, 1.0}, "no tie has shown"
+
+
+def test_a_model_that_tells_nothing_apart_is_chance():
+    same = np.tile(features(np.random.default_rng(0), 1), (40, 1))
+    metrics, _ = retrieval(same, same)
+    assert metrics["mean_recall@1"] == pytest.approx(1 / 40)
+    assert metrics["text_retrieval_recall@10"] == pytest.approx(10 / 40)
+    metrics, _ = classification(same, same[:8], np.arange(40) % 8)
+    assert metrics == pytest.approx({"acc1": 1 / 8, "acc5": 5 / 8, "mean_per_class_recall": 1 / 8})
+
+
+def slow_ranks(queries, keys, targets):
+    """(above, tied) from scores in float64, all at once."""
+    scores = queries.astype(np.float64) @ keys.astype(np.float64).T
+    own = np.take_along_axis(scores, targets[:, None], axis=1)
+    others = np.arange(len(keys)) != targets[:, None]
+    return (scores > own + 1e-12).sum(axis=1), ((np.abs(scores - own) <= 1e-12) & others).sum(axis=1)
+
+
+@pytest.mark.parametrize("distance", [0, 1e-7, 1e-3])
+def test_ranks_are_exact_where_float32_can_not_tell(distance, monkeypatch):
+    """Many keys lie next to each other: equal, nearer than float32's error, or apart."""
+    rng = np.random.default_rng(2)
+    keys = np.repeat(features(rng, 30, 64), 4, axis=0)
+    keys = (keys + distance * rng.normal(size=keys.shape)).astype(np.float32)
+    queries, targets = features(rng, 70, 64), rng.integers(0, len(keys), size=70)
+    above, tied = slow_ranks(queries, keys, targets)
+    for rows, share in ((1024, 64), (7, 64), (1024, 1), (7, 10**9)):  # also by a product in float64, and never by one
+        monkeypatch.setattr(metrics_module, "ROWS", rows)
+        monkeypatch.setattr(metrics_module, "MANY", 1 / share)
+        found = rank(queries, keys, targets)
+        assert (found.above.tolist(), found.tied.tolist()) == (above.tolist(), tied.tolist())
+    assert (tied == 3).all() if distance == 0 else not tied.any()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 50), (64, 7), (1000, 1000)])
+def test_tiles_and_order_change_nothing(rows, columns, monkeypatch):
+    rng = np.random.default_rng(4)
+    text_image = np.repeat(np.arange(40), [1, 2, 3, 2] * 10)
+    images, texts = features(rng, 40), features(rng, 80)
+    texts[20:40] = texts[:20]  # captions repeat
+    usual = retrieval(images, texts, text_image)
+    monkeypatch.setattr(metrics_module, "ROWS", rows)
+    monkeypatch.setattr(metrics_module, "COLUMNS", columns)
+    assert retrieval(images, texts, text_image) == usual
+    at, of = rng.permutation(40), rng.permutation(80)
+    found, interval = retrieval(images[at], texts[of], np.argsort(at)[text_image[of]])
+    assert found == pytest.approx(usual[0], abs=1e-12)
+    assert interval == pytest.approx(usual[1])
 
 
 def test_a_model_that_diverged_finds_nothing():
     broken = np.full((12, 4), np.nan, dtype=np.float32)
-    assert set(retrieval(broken, broken).values()) == {0.0}
-    assert set(classification(broken, broken, np.arange(12)).values()) == {0.0}
+    assert set(retrieval(broken, broken)[0].values()) == {0.0}
+    assert set(classification(broken, broken, np.arange(12))[0].values()) == {0.0}
+    assert set(retrieval(broken[:3], broken[:3])[0].values()) == {0.0}  # also with fewer keys than places
+
+
+def test_a_broken_key_stands_above_all_others():
+    images, texts = np.eye(4), np.eye(4)
+    images[2] = np.nan
+    metrics, _ = retrieval(images, texts)
+    assert metrics["image_retrieval_recall@1"] == 0
+    assert metrics["image_retrieval_recall@5"] == 3 / 4
+    assert metrics["text_retrieval_recall@1"] == 3 / 4
+
+
+def test_memory_does_not_grow_with_all_pairs():
+    """12,000 x 12,000 scores are 576 MB; all captions equal, so that every pair is near every other."""
+    program = """
+import resource, numpy as np
+from tic_clip.metrics import retrieval
+features = np.random.default_rng(0).normal(size=(12000, 16)).astype(np.float32)
+retrieval(features[:100], features[:100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+retrieval(features, features)
+retrieval(features, np.tile(features[:1], (12000, 1)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    assert grown < 250_000, f"{grown} kB more"
+
+
+# The interval.
+
+
+def test_the_interval_is_that_of_drawing_one_by_one():
+    rng = np.random.default_rng(1)
+    values = rng.choice([0, 0.25, 1], size=(60, 1), p=[0.5, 0.2, 0.3])
+    slow = [values[rng.integers(0, 60, size=60)].sum() for _ in range(20_000)]
+    (ours,) = resampled(values)
+    assert len(ours) == RESAMPLES
+    assert ours.mean() == pytest.approx(np.mean(slow), abs=0.5)
+    assert ours.std() == pytest.approx(np.std(slow), rel=0.1)
+    assert np.percentile(ours, [2.5, 97.5]) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=1)
+    assert (resampled(values) == resampled(values[::-1])).all()
+
+
+def test_the_interval_of_an_accuracy():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 10, size=400)
+    wrong = rng.random(400) < 0.3
+    images = np.eye(10)[(labels + wrong) % 10]
+    metrics, (low, high) = classification(images, np.eye(10), labels)
+    wald = 1.96 * np.sqrt(metrics["acc1"] * (1 - metrics["acc1"]) / 400)
+    assert (low, high) == pytest.approx((metrics["acc1"] - wald, metrics["acc1"] + wald), abs=0.01)
+
+
+def test_the_interval_of_retrieval_keeps_an_image_and_its_texts_together():
+    """Image 0 has nine of ten texts: whether it is drawn decides over nearly all of them."""
+    rng = np.random.default_rng(6)
+    text_image = np.array([0] * 9 + [1])
+    images, texts = np.eye(2), np.array([[1.0, 0]] * 9 + [[1.0, 0]])  # image 1's text finds image 0
+    metrics, (low, high) = retrieval(images, texts, text_image)
+    drawn = rng.integers(0, 2, size=(20_000, 2))
+    zeros = (drawn == 0).sum(axis=1)
+    by_text = 9 * zeros / (9 * zeros + (2 - zeros))
+    by_image = (zeros * 9 / 10 + (2 - zeros) / 10) / 2  # each image has one score with all ten texts
+    slow = (by_image + by_text) / 2
+    assert (low, high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
+    assert metrics["image_retrieval_recall@1"] == 0.9
 
 
 def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
@@ -119,7 +259,7 @@ def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
     classifier, labels = features(rng, 10), rng.integers(0, 9, size=200)  # class 9 has no sample
     images = classifier[labels] + 1.5 * features(rng, 200)
     logits = images @ classifier.T
-    ours = classification(images, classifier, labels)
+    ours, _ = classification(images, classifier, labels)
     logits_labels = torch.from_numpy(logits), torch.from_numpy(labels)
     acc1, acc5 = zeroshot_classification.accuracy(*logits_labels, topk=(1, 5))
     recall = balanced_accuracy_score(labels, logits.argmax(axis=1))
@@ -131,14 +271,28 @@ def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
 def test_mean_per_class_recall_leaves_out_classes_without_samples():
     classifier = np.eye(6)
     images, labels = np.eye(6)[[0, 0, 0, 1, 2]], np.array([0, 0, 0, 1, 1])  # class 0: 3 of 3, class 1: 1 of 2
-    metrics = classification(images, classifier, labels)
+    metrics, _ = classification(images, classifier, labels)
     assert metrics["acc1"] == pytest.approx(4 / 5)
     assert metrics["mean_per_class_recall"] == pytest.approx((1 + 1 / 2) / 2)
 
 
 def test_fewer_than_five_classes_have_no_acc5():
-    assert classification(np.eye(4), np.eye(4), np.arange(4)) == {"acc1": 1.0, "mean_per_class_recall": 1.0}
-    assert classification(np.eye(5), np.eye(5), np.arange(5))["acc5"] == 1.0
+    assert classification(np.eye(4), np.eye(4), np.arange(4))[0] == {"acc1": 1.0, "mean_per_class_recall": 1.0}
+    assert classification(np.eye(5), np.eye(5), np.arange(5))[0]["acc5"] == 1.0
+
+
+def test_the_accuracy_of_a_group_is_a_choice_within_it():
+    classifier = np.eye(6)
+    # Three samples of class 1: two look most like class 5, and of these one more like 1 than like 2.
+    images = np.array(
+        [[0, 0.8, 0.1, 0, 0, 0.2], [0, 0.5, 0.1, 0, 0, 0.9], [0, 0.1, 0.5, 0, 0, 0.9], [0, 0, 0, 1, 0, 0]]
+    )
+    groups = {"first": [2, 1], "last": [3, 4, 5], "none": [0]}
+    metrics, _ = classification(images, classifier, np.array([1, 1, 1, 3]), groups)
+    assert metrics["acc1"] == pytest.approx(2 / 4)
+    assert metrics["acc1/first"] == pytest.approx(2 / 3)
+    assert metrics["acc1/last"] == 1
+    assert "acc1/none" not in metrics
 
 
 def test_transfer_by_hand():

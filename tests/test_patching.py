@@ -98,12 +98,12 @@ class Net:
 
 @pytest.fixture
 def net(monkeypatch):
-    from tic_clip import evaluation
+    from tic_clip import models
 
     def make(*_):
         return Net(), lambda image: torch.tensor(image.getpixel((0, 0))[0]), lambda t: [torch.tensor(int(t))]
 
-    monkeypatch.setattr(evaluation, "make_model", make)
+    monkeypatch.setattr(models, "make_model", make)
 
 
 def test_the_coefficient_is_the_one_with_the_best_mean_retrieval(net, validation):

@@ -9,7 +9,7 @@ import yaml
 
 from tic_clip import TicError
 from tic_clip.evalsets import GROUPS, tasklist
-from tic_clip.evaluation import read_tasklist
+from tic_clip.tasks import read_tasklist
 from tic_clip.timeline import MONTHS
 
 ROOT = Path(__file__).parent.parent

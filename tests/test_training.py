@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
-from tic_clip.evaluation import models_of
 from tic_clip.macs import macs_per_sample
+from tic_clip.models import models_of
 from tic_clip.patching import CANDIDATES
 from tic_clip.plans import Request, make_plan
 from tic_clip.storage import read_json, write_json

@@ -17,10 +17,10 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.evaluation import tasks_of
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.released import FETCH, MONTHLY, TABLES, YEARLY, YEARS, local_folder, read_table, table_path
 from tic_clip.storage import atomic_open, read_json
+from tic_clip.tasks import tasks_of
 from tic_clip.timeline import MONTHS, get_benchmark
 from tic_clip.uids import (
     CLASSES,

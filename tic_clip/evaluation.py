@@ -1,357 +1,354 @@
-"""A model on a list of tasks: it is loaded once, every task's images and texts are encoded once.
+"""Models on tasks: a model is loaded once, the images and the different texts of a folder are encoded once by each.
 
-Results are appended to ``eval_results.jsonl`` one by one; a task whose last line there is of the same weights and data
-is skipped.
-Task keys are ``tic/{dataset}/{task}/{cadence}/{period}``; the data of a task lie in
-``{data_dir}/tic/{dataset}/{cadence}/eval/{task}/{period}/``.
+Results are appended to ``eval_results.jsonl`` one by one. A task whose last line there is of the same weights, data,
+precision and metric version is skipped. Loader processes decode the next batches, of the next task as well, while a
+batch is encoded; models of one architecture, such as the steps of a run, share what is decoded.
 """
 
-import hashlib
 import io
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tic_clip import TicError, metrics
+from tic_clip import TicError, metrics, pick
 from tic_clip.cli import progress
-from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.clouds import Missing
+from tic_clip.evaldata import Classes, EvalSet, fingerprint, imagenet_classes, read_set
+from tic_clip.models import Model, load_model
 from tic_clip.plans import pins
-from tic_clip.results import RESULTS, append_result, read_results, task_key
-from tic_clip.shards import SIZES, known_sizes, list_tars
-from tic_clip.storage import is_remote, to_path
-from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
-from tic_clip.timeline import BENCHMARKS, Benchmark, get_benchmark
-from tic_clip.training import read_done
+from tic_clip.results import RESULTS, append_result, read_results
+from tic_clip.sampling import UNUSABLE
+from tic_clip.storage import is_remote, read_json
+from tic_clip.tasks import Task
 
-CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One evaluation set: its key, its name in the tables, its kind (retrieval or classification) and its folder."""
-
-    key: str
-    name: str
-    kind: str
-    folder: str
+PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
+"""What OpenCLIP calls them: weights in float32, and what autocast computes in."""
+GROUPS = Path(__file__).with_name("imagenet_groups.json")
+"""Group -> ids of ImageNet's classes; ``imagenet_restricted_classes.py`` makes it from WordNet 3.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model to evaluate: an OpenCLIP architecture, a checkpoint file or pretrained tag, and what is known of it."""
+class Settings:
+    """How to evaluate; none of it but ``precision`` and, to the last bits, ``batch_size`` has a part in the numbers."""
 
-    name: str
-    arch: str
-    weights: str
-    about: dict[str, Any]  # copied into each result: benchmark, method, scale, step, samples_seen
+    batch_size: int = 256
+    workers: int = 0
+    precision: str = "fp32"
+    device: str | None = None  # the GPU where there is one
+    force: bool = False  # also what is there already
+    together: int = 8  # models of one architecture that are in memory at a time, for which a batch is decoded once
+    skip_bad: bool = False  # count samples that can't be used in place of an error
 
-    def fingerprint(self) -> str:
-        """The SHA-256 of the checkpoint file, or the tag."""
-        from tic_clip.weights import fingerprint
-
-        return fingerprint(self.weights) if Path(self.weights).is_file() else f"{self.arch} {self.weights}"
-
-
-def task_of(key: str, data_dir: str) -> Task:
-    """The task with a key.
-
-    Raises:
-        TicError: no benchmark has it.
-    """
-    for benchmark in BENCHMARKS.values():
-        for task, kind in benchmark.tasks.items():
-            for period in benchmark.periods:
-                if key == task_key(benchmark, task, period):
-                    return _task(benchmark, task, kind, period, data_dir)
-    raise TicError(f"unknown task {key!r}; keys are tic/{{dataset}}/{{task}}/{{cadence}}/{{period}}")
-
-
-def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
-    """All tasks of a benchmark: each of its kinds on each of its periods."""
-    return [
-        _task(benchmark, task, kind, period, data_dir)
-        for task, kind in benchmark.tasks.items()
-        for period in benchmark.periods
-    ]
-
-
-def _task(benchmark: Benchmark, task: str, kind: str, period: str, data_dir: str) -> Task:
-    title = benchmark.title.split(" ")[0]
-    label = f"{title}Net" if kind == "classification" else f"{title}-Retrieval"
-    return Task(
-        key=task_key(benchmark, task, period),
-        name=f"{label}-{benchmark.cadence.capitalize()}-{period}",
-        kind=kind,
-        folder=f"{data_dir.rstrip('/')}/{benchmark.root}/eval/{task}/{period}",
-    )
-
-
-def read_tasklist(path: str, data_dir: str) -> list[Task]:
-    """The tasks of a YAML file whose keys are task keys, as DataComp's ``tasklist.yml`` has them.
-
-    Raises:
-        TicError: it is missing, is no such file, or names an unknown task.
-    """
-    import yaml
-
-    try:
-        keys = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise TicError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(keys, dict) or not keys:
-        raise TicError(f"{path} is no list of tasks: its top level must have task keys")
-    return [task_of(key, data_dir) for key in keys]
-
-
-def models_of(run: str) -> list[Model]:
-    """The last checkpoint of each finished step of a run of ours, in the order of its steps.
-
-    Raises:
-        TicError: no step of it is finished.
-    """
-    done = [read_done(path) for path in sorted(Path(run).glob("*/done.json"))]
-    if not done:
-        raise TicError(f"{run} has no finished step (no STEP/done.json): run scripts/train.py first")
-    steps = get_benchmark(done[0]["plan"]["benchmark"]).step_index
-    fields = ("benchmark", "method", "scale", "step", "samples_seen", "macs_seen")
-    return [
-        Model(
-            name=f"{entry['plan']['method']} {entry['plan']['step']}",
-            arch=entry["plan"]["model"],
-            weights=str(Path(run) / entry["plan"]["step"] / entry["checkpoint"]),
-            about={field: entry["plan"].get(field) for field in fields},
-        )
-        for entry in sorted(done, key=lambda entry: steps(entry["plan"]["step"]))
-    ]
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("together", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise TicError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
+        pick(PRECISIONS, "precision", self.precision)
 
 
 def evaluate(
-    models: list[Model], tasks: list[Task], output_dir: str, *, batch_size: int = 256, workers: int = 0
-) -> int:
-    """Score every model on every task and append the results; returns how many were new.
+    models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings = Settings()
+) -> list[dict[str, Any]]:
+    """Score every model on every task and append the results; returns those that are new.
 
     Raises:
-        TicError: a task's data are missing or not as many as its table says, or a checkpoint does not fit.
+        TicError: a task's data are missing or not as many as they should be, or a checkpoint does not fit.
     """
-    if batch_size < 1 or workers < 0:
-        raise TicError(f"batch size {batch_size} and {workers} workers: at least 1 and 0")
+    data = fingerprints(tasks)
+    todo = missing(models, tasks, data, output_dir, settings)
+    sets = read_sets({task for _, _, some in todo for task in some}, settings)
+    found = []
+    for together in _together(todo, settings):
+        sha = {model.name: fingerprint for model, fingerprint, _ in together}
+        encoders = [Encoder(model, settings) for model, _, _ in together]
+        for task, encoder, numbers in score(encoders, together[0][2], sets):
+            model = encoder.model
+            result = {
+                "key": task.key,
+                "dataset": task.name,
+                **numbers,
+                **model.about,
+                "model": {"name": model.name, "arch": model.arch, "sha256": sha[model.name]},
+                "data": data[task.key],
+                **encoder.about(),
+                "metric_version": metrics.METRIC_VERSION,
+                "pins": pins(),
+            }
+            append_result(Path(output_dir) / RESULTS, result)
+            found.append(result)
+    return found
+
+
+Todo = tuple[Model, str, list[Task]]
+"""A model, its fingerprint, and the tasks on which it has no result."""
+
+
+def _together(todo: list[Todo], settings: Settings) -> Iterator[list[Todo]]:
+    """Yield the models that can share what is decoded: they have one architecture, files for weights, and one to-do."""
+    for _, group in groupby(enumerate(todo), key=_shared):
+        entries = [entry for _, entry in group]
+        yield from (entries[i : i + settings.together] for i in range(0, len(entries), settings.together))
+
+
+def _shared(item: tuple[int, Todo]) -> tuple:
+    number, (model, _, tasks) = item
+    alone = number if not Path(model.weights).is_file() else None  # a tag can have its own image transform
+    return model.arch, alone, [task.key for task in tasks]
+
+
+def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
+    """What each task's data are, by key.
+
+    Raises:
+        TicError: there are none.
+    """
+    found = {}
+    for task in tasks:
+        try:
+            found[task.key] = fingerprint(task.folder, task.kind)
+        except Missing:
+            raise TicError(f"no data for {task.key}: {task.folder} is missing") from None
+    return found
+
+
+def missing(
+    models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
+) -> list[Todo]:
+    """What there is to do, for each model that lacks a result.
+
+    Args:
+        data: as ``fingerprints`` gives it.
+
+    Raises:
+        TicError: ``output_dir`` is in a cloud, or two models have one name.
+    """
     if is_remote(output_dir):
         raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
+    for what, names in (("models", [model.name for model in models]), ("tasks", [task.key for task in tasks])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise TicError(f"two {what} are called {twice[0]}")
     path = Path(output_dir) / RESULTS
-    known = read_results(path) if path.exists() else []
-    latest = {(line["model"]["name"], line["key"]): (line["model"]["sha256"], line["data"]) for line in known}
-    data = {task.key: data_fingerprint(task) for task in tasks}
-    todo = [
-        (model, sha, task)
-        for model, sha in [(model, model.fingerprint()) for model in models]
-        for task in tasks
-        if latest.get((model.name, task.key)) != (sha, data[task.key])
-    ]
-    if not todo:
-        return 0
-    encoder = Encoder(todo[0][0], batch_size, workers)  # before the progress bar, as an unfit model is a likely mistake
-    for model, sha, task in progress(todo, "evaluate", len(todo), "task"):
-        if encoder.model != model:
-            encoder = Encoder(model, batch_size, workers)
-        numbers, num_samples = encoder.score(task)
-        result = {
-            "key": task.key,
-            "dataset": task.name,
-            "metrics": numbers | {"main_metric": numbers[metrics.MAIN_METRIC[task.kind]]},
-            "num_samples": num_samples,
-            **model.about,
-            "model": {"name": model.name, "arch": model.arch, "sha256": sha},
-            "data": data[task.key],
-            "pins": pins(),
-        }
-        append_result(path, result)
-    return len(todo)
+    known = read_results(path) if path.exists() and not settings.force else []
+    latest = {(line["model"]["name"], line["key"]): _state(line, line["model"]["sha256"]) for line in known}
+    todo = []
+    for model in models:
+        sha = model.fingerprint()
+        wanted = {"precision": settings.precision, "metric_version": metrics.METRIC_VERSION}
+        some = [
+            task
+            for task in tasks
+            if latest.get((model.name, task.key)) != _state({**wanted, "data": data[task.key]}, sha)
+        ]
+        todo += [(model, sha, some)] if some else []
+    return todo
 
 
-def data_fingerprint(task: Task) -> str:
-    """The SHA-256 of what a task is made of: its UIDs, its shards' sizes, its class names and templates.
+def _state(line: dict[str, Any], sha: str) -> tuple:
+    """What a result depends on."""
+    return sha, line["data"], line.get("precision"), line.get("metric_version")
 
-    Where there is neither a table of sizes nor one of UIDs, each shard's name and bytes in all stand for them.
+
+def read_sets(tasks: Collection[Task], settings: Settings) -> dict[str, EvalSet]:
+    """The samples of each task's folder, with what all its tasks need.
 
     Raises:
-        TicError: the task has no data.
+        TicError: as ``read_set``, or a folder has another number of samples than the list of tasks says.
     """
-    folder = to_path(task.folder)
-    if not folder.is_dir():
-        raise TicError(f"no data for {task.key}: {folder} is missing")
-    digest = hashlib.sha256()
-    tables = [file for file in (folder / SIZES, folder / "sample_ids.npy") if file.exists()]
-    for file in tables:
-        digest.update(file.read_bytes())
-    for shard in [] if tables else map(to_path, list_tars(folder)):
-        digest.update(f"{shard.name} {shard.stat().st_size}\n".encode())
-    for name in (CLASSNAMES, TEMPLATES) if task.kind == "classification" else ():
-        digest.update("\n".join(_read_lines(folder, name)).encode())
-    return digest.hexdigest()
+    kinds: dict[str, set[str]] = {}
+    for task in tasks:
+        kinds.setdefault(task.folder, set()).add(task.kind)
+    sets = {folder: read_set(folder, kinds[folder], skip_bad=settings.skip_bad) for folder in sorted(kinds)}
+    for task in tasks:
+        there = len(sets[task.folder]) + sets[task.folder].dropped.total()
+        if task.size not in (None, there):
+            raise TicError(f"{task.folder} has {there} samples, the list of tasks says {task.size}")
+    return sets
 
 
-def _read_lines(folder: Path, name: str) -> list[str]:
-    """The lines of a task's text file, in the split or (one for all periods) in the folder above it."""
-    for place in (folder / name, folder.parent / name):
-        if place.is_file():
-            return place.read_text().strip().splitlines()
-    raise TicError(f"{folder} has no {name}, and neither has the folder above it")
+class Batches:
+    """Batches of images and of texts of several sets, for a torch loader; ``places`` says what each is."""
 
-
-class EvalSet:
-    """The samples of an evaluation split for a torch loader, in the order of its shards.
-
-    Raises:
-        TicError: it has no sample, not as many as its table says, or one without an image or a label.
-    """
-
-    def __init__(self, folder: str, preprocess: Any, tokenizer: Any, kind: str) -> None:
-        self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.label = "txt" if kind == "retrieval" else "cls"
-        sizes = known_sizes(folder)
-        self.samples = [self._locate(path, sample) for path in sizes for sample in self._index(path, sizes[path])]
-        if not self.samples:
-            raise TicError(f"{folder} holds no sample")
-
-    def _index(self, path: str, wanted: int | None) -> list[Sample]:
-        with open_shard(path) as shard:
-            found = list(samples(shard))
-        if wanted is not None and len(found) != wanted:
-            raise TicError(f"{path} holds {len(found)} samples, its {SIZES} says {wanted}")
-        return found
-
-    def _locate(self, path: str, sample: Sample) -> tuple[str, str, tuple[int, int], tuple[int, int]]:
-        """(shard, key, place of the image, place of the label)."""
-        image = next((suffix for suffix in IMAGES if suffix in sample.members), "image")
-        for suffix in (image, self.label):
-            if suffix not in sample.members:
-                raise TicError(f"{path}: sample {sample.key} has no {suffix}")
-        return path, sample.key, sample.members[image], sample.members[self.label]
+    def __init__(self, sets: dict[str, EvalSet], preprocess: Any, tokenizer: Any, settings: Settings) -> None:
+        self.sets, self.preprocess, self.tokenizer, self.skip_bad = sets, preprocess, tokenizer, settings.skip_bad
+        self.places = [
+            (folder, part, range(start, min(start + settings.batch_size, total)))
+            for folder, found in sets.items()
+            for part, total in (("images", len(found)), ("texts", len(found.texts)))
+            for start in range(0, total, settings.batch_size)
+        ]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.places)
 
-    def __getitem__(self, i: int) -> tuple[Any, Any]:
-        """(image (3, H, W), tokens (num_captions, L) or class id) of sample ``i``; each line is a caption."""
-        from PIL import Image
+    def __getitem__(self, number: int) -> tuple[Any, list[int]]:
+        """(images (B, 3, H, W) or tokens (B, L), the samples that are not in it as they can't be decoded)."""
+        import torch
 
-        path, key, *places = self.samples[i]
-        with open(to_path(path), "rb") as file:
-            image, label = (os.pread(file.fileno(), size, at) for at, size in places)
-        try:
-            picture = Image.open(io.BytesIO(image)).convert("RGB")
-            target = self.tokenizer(label.decode().splitlines()) if self.label == "txt" else int(label)
-        except (OSError, ValueError) as error:
-            raise TicError(f"{path}: sample {key} has a bad image or {self.label}: {error}") from None
-        return self.preprocess(picture), target
-
-
-def _collate(batch: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
-    """(images (B, 3, H, W), tokens of all captions, captions of each image) of a batch of pairs."""
-    import torch
-
-    images, tokens = zip(*batch, strict=True)
-    return torch.stack(images), torch.cat(tokens), torch.tensor([len(captions) for captions in tokens])
+        folder, part, which = self.places[number]
+        found = self.sets[folder]
+        if part == "texts":
+            return self.tokenizer(found.texts[which.start : which.stop]), []
+        images, bad = [], []
+        for i, data in zip(which, found.images(which.start, which.stop), strict=True):
+            try:
+                images.append(self.preprocess(decode(data)))
+            except UNUSABLE as error:
+                if not self.skip_bad:
+                    raise TicError(f"{found.name(i)} has a bad image: {error} (--skip_bad leaves it out)") from None
+                bad.append(i)
+        return torch.stack(images) if images else torch.empty(0), bad
 
 
 class Encoder:
-    """A loaded model: turns tasks into features and features into numbers."""
+    """A loaded model: turns images and texts into features."""
 
-    def __init__(self, model: Model, batch_size: int, workers: int) -> None:
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings, self.limit = model, settings, settings.batch_size
+        self.device = find_device(settings.device)
+        self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, str(self.device))
+        self.call = {"images": self.net.encode_image, "texts": self.net.encode_text}
+        self.classifier = cache(self._classifier)
+
+    def about(self) -> dict[str, Any]:
+        """How it computes; the batch size is what the memory allowed."""
+        return {"precision": self.settings.precision, "device": self.device.type, "batch_size": self.limit}
+
+    def encode(self, part: str, batch: Any) -> np.ndarray:
+        """The normalised features (B, D) of a batch of images or texts, in halves where the memory is too small."""
         import torch
 
-        self.model, self.batch_size, self.workers = model, batch_size, workers
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, self.device)
-        self.classifiers = {}
+        parts, start, kind = [], 0, PRECISIONS[self.settings.precision]
+        dtype = getattr(torch, kind) if kind else None
+        while start < len(batch):
+            some = batch[start : start + self.limit].to(self.device)
+            try:
+                with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=kind is not None):
+                    parts.append(self.call[part](some, normalize=True).float().cpu().numpy())
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(some) == 1:
+                    raise TicError(f"{self.model.name}: the device is out of memory, even for one sample") from None
+                self.limit = len(some) // 2
+                continue
+            start += len(some)
+        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
-    def score(self, task: Task) -> tuple[dict[str, float], int]:
-        """(metrics, number of samples scored) of a task."""
-        import torch
-
-        data = EvalSet(task.folder, self.preprocess, self.tokenizer, task.kind)
-        with torch.inference_mode():
-            if task.kind == "retrieval":
-                images, texts, counts = (np.concatenate(part) for part in zip(*self._pairs(data), strict=True))
-                return metrics.retrieval(images, texts, np.repeat(np.arange(len(images)), counts)), len(images)
-            classifier = self.classifier(to_path(task.folder))
-            images, labels = (np.concatenate(part) for part in zip(*self._labelled(data), strict=True))
-        if labels.min() < 0 or labels.max() >= len(classifier):
-            ids = f"class ids are {labels.min()} to {labels.max()}"
-            raise TicError(f"{task.key}: {ids}, there are {len(classifier)} class names")
-        return metrics.classification(images, classifier, labels), len(images)
-
-    def _batches(self, data: EvalSet) -> Iterator[Any]:
-        from torch.utils.data import DataLoader
-
-        from tic_clip.loader import batches_of
-
-        collate = _collate if data.label == "txt" else None
-        yield from batches_of(
-            DataLoader(data, batch_size=self.batch_size, num_workers=self.workers, collate_fn=collate)
-        )
-
-    def _pairs(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for images, tokens, counts in self._batches(data):
-            yield self._images(images), self._texts(tokens), counts.numpy()
-
-    def _labelled(self, data: EvalSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for images, labels in self._batches(data):
-            yield self._images(images), labels.numpy()
-
-    def _images(self, images: Any) -> np.ndarray:
-        return self.net.encode_image(images.to(self.device), normalize=True).float().cpu().numpy()
-
-    def _texts(self, tokens: Any) -> np.ndarray:
-        return self.net.encode_text(tokens.to(self.device), normalize=True).float().cpu().numpy()
-
-    def classifier(self, folder: Path) -> np.ndarray:
-        """The zero-shot classifier (C, D) of a task: the normalised mean over the templates of each class name."""
-        names = _read_lines(folder, CLASSNAMES)
-        templates = _read_lines(folder, TEMPLATES)
-        key = (tuple(names), tuple(templates))
-        if key not in self.classifiers:
-            rows = [self._texts(self.tokenizer([template.format(c=name) for template in templates])) for name in names]
-            means = np.stack([row.mean(axis=0) for row in rows])
-            self.classifiers[key] = means / np.linalg.norm(means, axis=1, keepdims=True)
-        return self.classifiers[key]
+    def _classifier(self, classes: Classes) -> np.ndarray:
+        """The zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
+        try:
+            texts = [template.format(c=name) for name in classes.names for template in classes.templates]
+        except (LookupError, ValueError) as error:
+            raise TicError(f"a prompt template is not one with {{c}} for the name: {error!r}") from None
+        size = self.settings.batch_size
+        rows = [
+            self.encode("texts", self.tokenizer(texts[start : start + size])) for start in range(0, len(texts), size)
+        ]
+        means = np.concatenate(rows).reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
-def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
-    """(model in evaluation mode, image transform, tokenizer) of an architecture with a checkpoint file or a tag.
+def score(
+    encoders: Sequence[Encoder], tasks: Sequence[Task], sets: dict[str, EvalSet]
+) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
+    """Yield (task, encoder, its metrics and counts as they stand in a result); all encoders see the same batches."""
+    wanted = {task.folder: sets[task.folder] for task in tasks}
+    for folder, features, bad in _encode_all(encoders, wanted):
+        found = wanted[folder].without(bad)
+        for task in tasks:
+            if task.folder == folder:
+                for encoder, part in zip(encoders, features, strict=True):
+                    yield task, encoder, _score(encoder, task, found, part)
+
+
+Features = dict[str, list[np.ndarray]]
+"""The features (B, D) of each batch of images, and of each of texts."""
+
+
+def _encode_all(
+    encoders: Sequence[Encoder], sets: dict[str, EvalSet]
+) -> Iterator[tuple[str, list[Features], list[int]]]:
+    """Yield (folder, its features by each encoder, the images that could not be decoded) of each set."""
+    from torch.utils.data import DataLoader
+
+    from tic_clip.loader import batches_of
+
+    first = encoders[0]
+    data = Batches(sets, first.preprocess, first.tokenizer, first.settings)
+    loader = batches_of(DataLoader(data, batch_size=None, num_workers=first.settings.workers))
+    batches = zip(data.places, progress(loader, "evaluate", len(data), "batch"), strict=True)
+    for folder, group in groupby(batches, key=lambda item: item[0][0]):
+        features: list[Features] = [{"images": [], "texts": []} for _ in encoders]
+        bad = []
+        for (_, part, _), (batch, missed) in group:
+            bad += missed
+            for encoder, found in zip(encoders, features, strict=True):
+                found[part].append(encoder.encode(part, batch))
+        yield folder, features, bad
+
+
+def _score(encoder: Encoder, task: Task, found: EvalSet, features: Features) -> dict[str, Any]:
+    images = np.concatenate(features["images"])
+    if len(found) != len(images):
+        raise TicError(f"{task.key}: {len(images)} images were encoded, not {len(found)}")
+    if not len(images):
+        raise TicError(f"{task.folder} holds no image that can be decoded")
+    if task.kind == "retrieval":
+        keys = np.concatenate(features["texts"])[found.text_of]
+        numbers, interval = metrics.retrieval(images, keys, found.text_image)
+    else:
+        keys = encoder.classifier(found.classes)
+        numbers, interval = metrics.classification(images, keys, found.labels, _groups(found.classes))
+    if task.main_metric not in numbers:
+        raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
+    main = task.main_metric == metrics.MAIN_METRIC[task.kind]
+    return {
+        "metrics": numbers | {"main_metric": numbers[task.main_metric]},
+        "ci95": list(interval) if main else None,
+        "num_samples": len(images),
+        "coverage": found.coverage,
+        "dropped": dict(found.dropped),
+        "nonfinite": sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in (images, keys)),
+    }
+
+
+def find_device(name: str | None) -> Any:
+    """The torch device called ``name``, by default the GPU where there is one.
 
     Raises:
-        TicError: OpenCLIP knows neither, or the file does not fit the architecture.
+        TicError: it is not there.
     """
-    from tic_clip.weights import load, mismatch
+    import torch
 
-    if not Path(weights).is_file():
-        return make_model(arch, device, tag=weights)
-    model, *rest = make_model(arch, device)
-    state = load(weights)
-    difference = mismatch(state, model.state_dict())
-    if difference:
-        raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
-    model.load_state_dict(state)
-    return model, *rest
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by its build
+        raise TicError(f"device {name} can't be used: {str(error).splitlines()[0]}") from None
+    return device
 
 
-def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
-    """(model in evaluation mode, image transform, tokenizer) of an architecture, random or with a pretrained tag.
+def decode(data: bytes) -> Any:
+    """The picture in the bytes of a file."""
+    from PIL import Image
 
-    Raises:
-        TicError: OpenCLIP knows no such architecture or tag.
-    """
-    import open_clip
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
-    open_clip.add_model_config(MODEL_CONFIGS)
-    if arch not in open_clip.list_models():
-        raise TicError(f"OpenCLIP has no model {arch!r}; `open_clip.list_models()` names those it has")
-    if tag is not None and tag not in open_clip.list_pretrained_tags_by_model(arch):
-        raise TicError(f"{tag} is neither a checkpoint file nor a pretrained tag of {arch}")
-    model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
-    return model.eval(), preprocess, open_clip.get_tokenizer(arch)
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@cache
+def _groups(classes: Classes) -> dict[str, list[int]] | None:
+    """The groups of classes whose accuracy is told by itself, where the classes are ImageNet's."""
+    return read_json(GROUPS) if classes.names == imagenet_classes().names else None

@@ -76,7 +76,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     """
     import torch
 
-    from tic_clip.evaluation import make_model
+    from tic_clip.models import make_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
@@ -85,7 +85,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
         pairs = list(batches(entry, preprocess, tokenizer))
         for a in CANDIDATES if pairs else ():
             net.load_state_dict(interpolate(old, new, a))
-            found[a].append(retrieval(*features(net, pairs, device))[MAIN_METRIC["retrieval"]])
+            found[a].append(retrieval(*features(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
     if not found[CANDIDATES[0]]:
         raise TicError("there is no held-out sample to choose the coefficient on: give a --coefficient")
     return {a: float(np.mean(values)) for a, values in found.items()}

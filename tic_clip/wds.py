@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, run
+from tic_clip.evaldata import CLASSNAMES, TEMPLATES
 from tic_clip.evalsets import package_file
-from tic_clip.evaluation import CLASSNAMES, TEMPLATES
 from tic_clip.shards import LINKS, SIZES, Empty, known_sizes
 from tic_clip.storage import is_remote, write_text
 

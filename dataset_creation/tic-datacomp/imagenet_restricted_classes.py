@@ -9,8 +9,8 @@ imagenet_restricted_classnames.json, {group: [name]}.
 """
 
 from tic_clip.cli import Parser, run
+from tic_clip.evaldata import CLASSNAMES
 from tic_clip.evalsets import imagenet_synsets
-from tic_clip.evaluation import CLASSNAMES
 from tic_clip.storage import write_json
 from tic_clip.wds import imagenet_texts
 from tic_clip.wordnet import find_wordnet, restricted_classes

@@ -1,0 +1,123 @@
+"""The models of a run, released ones, and what OpenCLIP can load."""
+
+import pytest
+
+from tic_clip import TicError
+from tic_clip.models import models_of, named_model, released_models
+from tic_clip.storage import write_json
+
+ARCH = "ViT-Tiny-8-48"
+
+
+def finish(run, step, checkpoint="checkpoints/epoch_2.pt", **plan):
+    plan = {"benchmark": "emoji", "method": "oracle", "scale": "tic_tiny", "step": step, "samples_seen": 64} | plan
+    (run / step).mkdir(parents=True)
+    write_json(run / step / "done.json", {"plan": {"model": ARCH, **plan}, "checkpoint": checkpoint})
+
+
+def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):
+    months = {"benchmark": "datacomp", "model": "ViT-B-16"}
+    for step in ("2018", "2014-2016"):  # from before plans had MACs
+        finish(tmp_path, step, **months)
+    finish(tmp_path, "2017", macs_seen=123, **months)
+    (tmp_path / "2019").mkdir()  # begun and not finished
+    models = models_of(str(tmp_path))
+    assert [model.name for model in models] == ["oracle 2014-2016", "oracle 2017", "oracle 2018"]
+    assert models[1].weights == str(tmp_path / "2017" / "checkpoints" / "epoch_2.pt")
+    assert models[1].arch == "ViT-B-16"
+    about = {"method": "oracle", "scale": "tic_tiny", "step": "2017", "samples_seen": 64, "seed": None, "filter": None}
+    settings = models[1].about.pop("settings")
+    assert models[1].about == {"benchmark": "datacomp", **about, "macs_seen": 123}
+    assert models[0].about == {"benchmark": "datacomp", **about, "macs_seen": None, "step": "2014-2016"} | {
+        "settings": settings
+    }
+
+
+def test_runs_that_differ_in_the_seed_only_have_the_same_settings(tmp_path):
+    changes = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"seed": 1, "buffer": 2}, "d": {"filter": "bestpool"}}
+    for name, change in changes.items():
+        finish(tmp_path / name, "2014", **change)
+    a, b, c, d = (models_of(str(tmp_path / name))[0].about["settings"] for name in changes)
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def test_the_checkpoints_inside_a_step(tmp_path):
+    sizes = {"checkpoints": 3, "samples": 300, "samples_seen": 500, "macs": 3e6, "macs_seen": 5e6}
+    finish(tmp_path, "2015", "checkpoints/epoch_3.pt", **sizes)
+    for name in ("epoch_1", "epoch_2", "epoch_3", "iteration_7"):
+        write_json(tmp_path / f"2015/checkpoints/{name}.pt", {})
+    first, second, last = models_of(str(tmp_path), every=True)
+    assert [first.name, second.name, last.name] == ["oracle 2015 epoch_1", "oracle 2015 epoch_2", "oracle 2015"]
+    assert first.weights.endswith("2015/checkpoints/epoch_1.pt")
+    seen = [(each.about["samples_seen"], each.about["macs_seen"], each.about.get("final")) for each in (first, second)]
+    assert seen == [(300, 3e6, False), (400, 4e6, False)]
+    assert (last.about["samples_seen"], "final" in last.about) == (500, False)
+    assert models_of(str(tmp_path)) == [last]
+
+
+def test_a_run_without_a_finished_step(tmp_path):
+    (tmp_path / "2014").mkdir()
+    with pytest.raises(TicError, match=r"no STEP/done.json"):
+        models_of(str(tmp_path))
+
+
+def released(folder, *years):
+    for year in years:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / f"checkpoints/{year}.pt").touch()
+    return str(folder)
+
+
+def test_released_models(tmp_path):
+    folder = released(tmp_path / "TiC-CLIP-bestpool-oracle", 2022, 2016, 2019)
+    models = released_models(folder + "/")
+    steps = ["2014-2016", "2019", "2022"]
+    assert [model.name for model in models] == [f"bestpool-oracle {step}" for step in steps]
+    about = {"benchmark": "datacomp", "method": "oracle", "filter": "bestpool", "scale": "released"}
+    assert [model.about for model in models] == [{**about, "step": step} for step in steps]
+    assert models[0].weights == f"{folder}/checkpoints/2016.pt"
+    assert {model.arch for model in models} == {"ViT-B-16"}
+
+
+def test_folders_that_hold_no_released_model(tmp_path):
+    for name in ("TiC-CLIP-basic", "basic-oracle", "run"):
+        with pytest.raises(TicError, match="is not called as a released model; they are TiC-CLIP-basic-cumulative, "):
+            released_models(str(tmp_path / name))
+    with pytest.raises(TicError, match="has no checkpoints"):
+        released_models(str(tmp_path / "TiC-CLIP-basic-oracle"))
+    with pytest.raises(TicError, match=r"has last\.pt, which is of no year"):
+        released_models(released(tmp_path / "TiC-CLIP-basic-oracle", 2016, "last"))
+
+
+def test_models_by_name(tmp_path):
+    (tmp_path / "my_model.pt").touch()
+    texts = {
+        "ViT-B-16 openai": ("ViT-B-16", "openai", "openai"),
+        "ViT-B-32  laion2b_s34b_b79k ": ("ViT-B-32", "laion2b_s34b_b79k", "laion2b"),
+        f"{ARCH} {tmp_path}/my_model.pt": (ARCH, f"{tmp_path}/my_model.pt", ARCH),
+        "hf-hub:apple/CLIP-x": ("hf-hub:apple/CLIP-x", "", "apple"),
+    }
+    for text, (arch, weights, family) in texts.items():
+        model = named_model(text, "emoji")
+        assert (model.arch, model.weights, model.name) == (arch, weights, text.strip())
+        assert model.about == {"benchmark": "emoji", "family": family}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", 'a model is "ARCH FILE", "ARCH TAG" as in "ViT-B-16 openai", or "hf-hub:OWNER/NAME", not \'\''),
+        ("ViT-B-16", "a model is"),
+        ("hf-hub:apple", "a model is"),
+        ("ViT-Z openai", "OpenCLIP has no model 'ViT-Z'"),
+        (
+            "RN50 laion2b",
+            r"neither a checkpoint file nor a pretrained tag of RN50 \(openai, yfcc15m, cc12m\)",
+        ),
+        ("hf-hub:apple/x openai", "hf-hub:apple/x has its own weights"),
+    ],
+)
+def test_models_that_cannot_be(text, message):
+    with pytest.raises(TicError, match=message):
+        named_model(text, "datacomp")
