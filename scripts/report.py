@@ -1,27 +1,39 @@
-"""Draw the step x period matrix of one run, or compare several, from their eval_results.jsonl.
+"""Draw the step x period matrix of a run, or compare several runs and models, from their eval_results.jsonl.
 
     python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
+    python scripts/report.py results/medium_basic_cumulative --out results/paper --reference paper.csv
 
-Writes summary.json, matrix.csv, table.md, table.tex, heatmap.png and report.html and prints the table.
+R is the folder of a run, or of other models that were evaluated. Runs that differ in their seed only are one row. The
+reference is a copy of published numbers, in per cent; its columns are those of table.md:
+
+    method,retrieval backward,retrieval ID,retrieval forward
+    cumulative,65.3,58.4,53.1
+
+Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and the figures heatmap, curves, compute,
+robustness and training as .png and .svg, those that have something to show; prints the table.
 """
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, run
+from tic_clip.markup import to_text
 from tic_clip.report import report
-from tic_clip.tables import table_text
+from tic_clip.tables import headline, read_published
 
 
 def main() -> None:
     """Parse the flags, write the report, print its table and where it is."""
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="R", help="a run's folder, with its eval_results.jsonl")
+    parser.add_argument("runs", nargs="+", metavar="R", help="a folder with eval_results.jsonl")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default R, where there is only one")
+    parser.add_argument("--reference", metavar="CSV", help="published numbers to set beside ours")
     args = parser.parse_args()
     if args.out is None and len(args.runs) > 1:
         raise TicError("--out DIR is needed to compare several runs")
     output = args.out or args.runs[0]
-    print(table_text(report(args.runs, output)))
-    print(f"\nreport.html, heatmap.png, table.md, table.tex, matrix.csv and summary.json are in {output}")
+    found, files = report(args.runs, output, args.reference)
+    published = read_published(args.reference, found) if args.reference else None
+    print(to_text(headline(found, published)))
+    print(f"\n{', '.join(files[:-1])} and {files[-1]} are in {output}")
 
 
 if __name__ == "__main__":

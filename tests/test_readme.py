@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tic_clip.markup import to_markdown, to_text
 from tic_clip.methods import METHODS
 from tic_clip.scales import SCALES
-from tic_clip.tables import table_text, tables, to_markdown
+from tic_clip.summary import restore
+from tic_clip.tables import headline
 from tic_clip.timeline import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
@@ -58,9 +60,8 @@ def test_its_scripts_exist_with_their_flags():
 
 
 def test_its_table_is_that_of_the_recorded_run():
-    summary = recorded("emoji_cumulative.json")
-    assert between("table") == f"```\n{table_text(summary)}\n```\n"
-    assert between("comparison").strip() == to_markdown(tables(recorded("emoji_comparison.json"))).strip()
+    assert between("table") == f"```\n{to_text(headline(restore(recorded('emoji_cumulative.json'))))}\n```\n"
+    assert between("comparison").strip() == to_markdown(headline(restore(recorded("emoji_comparison.json")))).strip()
 
 
 def test_the_recorded_runs_are_the_default_ones_and_show_what_the_readme_says():

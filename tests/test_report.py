@@ -14,13 +14,19 @@ import pytest
 from PIL import Image, ImageColor
 
 from tic_clip import TicError
-from tic_clip.figure import COLOURS, curves, heatmap
-from tic_clip.report import report
+from tic_clip import report as report_module
+from tic_clip.figure import heatmap, to_bytes
+from tic_clip.markup import to_latex, to_markdown, to_text
+from tic_clip.paper import FIGURE_1, FLICKR, IMAGENET, SHIFTS
+from tic_clip.plots import COLOURS, compute, over_time, robustness, training
 from tic_clip.results import RESULTS, read_log, task_key
-from tic_clip.tables import table_text, tables, to_latex, to_markdown
+from tic_clip.summary import read_all, restore
+from tic_clip.tables import headline, tables
 from tic_clip.timeline import get_benchmark
 
-FILES = {"summary.json", "matrix.csv", "table.md", "table.tex", "heatmap.png", "report.html"}
+TEXTS = {"summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"}
+FIGURES = {f"{name}.{kind}" for name in ("heatmap", "curves", "robustness") for kind in ("png", "svg")}
+FILES = TEXTS | FIGURES
 STEPS = ["2004-2008", "2009-2010", "2011-2012", "2013-2014"]
 CUMULATIVE = [[0.5, 0.1, 0.1, 0.1], [0.4, 0.5, 0.1, 0.1], [0.4, 0.4, 0.5, 0.1], [0.4, 0.4, 0.4, 0.7]]
 """ID (0.5 + 0.5 + 0.5 + 0.7) / 4 = 0.55, backward 0.4, forward 0.1."""
@@ -41,6 +47,15 @@ def write_run(folder, values, benchmark="yfcc15m", method="cumulative", task="re
                     line |= {"step": table.steps[i].name, "samples_seen": 10_000 * (i + 1), **fields}
                     file.write(json.dumps(line) + "\n")
     return folder
+
+
+def report(folders, output, reference=None):
+    """The content of summary.json."""
+    return report_module.report(folders, output, reference)[0].content()
+
+
+def text_of(content):
+    return to_text(headline(restore(content)))
 
 
 @pytest.fixture
@@ -117,7 +132,7 @@ def test_missing_cells_are_shown_as_missing(tmp_path):
     assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
     assert "| 2013-2014 | – | 40.0 | 40.0 | **70.0** |" in (tmp_path / "out" / "table.md").read_text()
     assert "2013-2014 & -- & 40.0 & 40.0 & \\textbf{70.0} \\\\" in (tmp_path / "out" / "table.tex").read_text()
-    assert "ID 55.0, backward –, forward 10.0" in table_text(summary)
+    assert "ID 55.0, backward –, forward 10.0" in text_of(summary)
 
 
 def test_run_that_is_not_finished(tmp_path):
@@ -128,7 +143,7 @@ def test_run_that_is_not_finished(tmp_path):
 
 
 def test_text_of_one_run(tmp_path, two_runs):
-    assert table_text(report(two_runs[:1], tmp_path)).splitlines() == [
+    assert text_of(report(two_runs[:1], tmp_path)).splitlines() == [
         "TiC-YFCC15M, cumulative: retrieval, mean_recall@1 in per cent",
         "",
         "trained up to  2004-2008  2009-2010  2011-2012  2013-2014",
@@ -142,14 +157,14 @@ def test_text_of_one_run(tmp_path, two_runs):
 
 
 def test_comparison_marks_the_best(tmp_path, two_runs):
-    text = table_text(report(two_runs, tmp_path)).splitlines()
+    text = text_of(report(two_runs, tmp_path)).splitlines()
     assert text[-4:-2] == [
-        "cumulative  cumulative   40,000       55.0*      40.0*      10.0",
-        "sequential  sequential   40,000       50.0       23.3       20.0*",
+        "cumulative  cumulative   40,000       40.0*      55.0*      10.0",
+        "sequential  sequential   40,000       23.3       50.0       20.0*",
     ]
     markdown = (tmp_path / "table.md").read_text()
-    assert "| cumulative | cumulative | 40,000 | **55.0** | **40.0** | 10.0 |" in markdown
-    assert "| sequential | sequential | 40,000 | 50.0 | 23.3 | **20.0** |" in markdown
+    assert "| cumulative | cumulative | 40,000 | **40.0** | **55.0** | 10.0 |" in markdown
+    assert "| sequential | sequential | 40,000 | 23.3 | 50.0 | **20.0** |" in markdown
 
 
 def test_equal_figures_are_equally_good(tmp_path):
@@ -199,7 +214,7 @@ def test_heatmap_is_a_picture_of_sensible_size(tmp_path, benchmark):
 
 def test_heatmap_of_five_runs_and_of_equal_values(tmp_path):
     runs = [write_run(tmp_path / str(i), [[0.0] * 4] * 4) for i in range(5)]
-    with Image.open(io.BytesIO(heatmap(report(runs, tmp_path)["runs"]))) as image:
+    with Image.open(io.BytesIO(to_bytes(heatmap(read_all(runs)), "png"))) as image:
         assert image.width > image.height > 900  # three and two beside each other
 
 
@@ -228,8 +243,8 @@ def test_page_is_self_contained_and_has_the_table(tmp_path, two_runs):
     page = Page(text)
     assert not {"script", "link", "iframe"} & set(page.tags)
     sources = [value for name, value in page.attributes if name in ("src", "href")]
-    assert len(sources) == 1
-    assert sources[0].startswith("data:image/png;base64,")
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub('base64,[^"]*', "", text)
     assert page.cells[:10] == ["trained up to", *STEPS, "2004-2008", "50.0", "10.0", "10.0", "10.0"]
     assert all(word in text for word in ("tic_tiny", "40,000", "torch 2.15.0", "Backward transfer"))
@@ -255,7 +270,7 @@ def test_latex_and_markdown_of_nothing():
 
 def test_wide_matrix_stays_out_of_the_terminal(tmp_path):
     values = (np.ones((102, 102)) / 2).tolist()
-    text = table_text(report([write_run(tmp_path / "run", values, "datacomp_monthly")], tmp_path))
+    text = text_of(report([write_run(tmp_path / "run", values, "datacomp_monthly")], tmp_path))
     assert "102 columns: see matrix.csv" in text
     assert max(map(len, text.splitlines())) < 100
 
@@ -270,7 +285,6 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": None}, "no step: a released model"),
         ({"key": "imagenet1k"}, "no result on a time period"),
         ({"method": None}, "one method, these are of none"),
     ],
@@ -359,25 +373,27 @@ def write_log(folder, lines, tail=""):
 
 
 def test_macs_stand_in_the_comparison_where_a_run_has_them(tmp_path, two_runs):
-    assert "MACs" not in to_markdown(tables(report(two_runs, tmp_path / "out")))
+    assert "MACs" not in to_markdown(tables(read_all(two_runs)))
     write_run(tmp_path / "oracle", CUMULATIVE, method="oracle", macs_seen=3.16e11)
     summary = report([*two_runs, tmp_path / "oracle"], tmp_path / "out")
     assert summary["runs"]["oracle"]["macs_seen"] == [3.16e11] * 4
-    rows = [line.split(" | ")[:5] for line in to_markdown(tables(summary)).splitlines() if line.startswith("| ")]
-    assert rows[0] == ["| run", "method", "samples seen", "MACs", "retrieval ID"]
+    rows = [
+        line.split(" | ")[:5] for line in to_markdown(tables(restore(summary))).splitlines() if line.startswith("| ")
+    ]
+    assert rows[0] == ["| run", "method", "samples seen", "MACs", "retrieval backward"]
     assert [row[3] for row in rows[2:]] == ["–", "–", "3.2e11"]
-    assert rows[2][4] == "**55.0**"  # the marks are in their columns
+    assert rows[2][4] == "**40.0**"  # the marks are in their columns
     assert "3.2e11" in (tmp_path / "out/report.html").read_text()
     latex = (tmp_path / "out/table.tex").read_text()
     assert "40,000 & -- &" in latex
-    assert r"40,000 & $3.2 \times 10^{11}$ & \textbf{55.0}" in latex
+    assert r"40,000 & $3.2 \times 10^{11}$ & \textbf{40.0}" in latex
 
 
 def test_a_summary_recorded_without_macs_is_still_a_table(tmp_path, two_runs):
     summary = report(two_runs, tmp_path / "out")
     for run in summary["runs"].values():
         del run["macs_seen"]
-    assert "| cumulative | cumulative | 40,000 |" in to_markdown(tables(summary))
+    assert "| cumulative | cumulative | 40,000 |" in to_markdown(tables(restore(summary)))
 
 
 def test_the_log_of_training_is_read_step_after_step(tmp_path):
@@ -411,25 +427,285 @@ def test_training_is_drawn_where_there_is_a_log_and_taken_away_where_there_is_no
     assert (out / "report.html").read_text() == page
 
 
+def drawn(logs):
+    return to_bytes(training(logs), "png")
+
+
 def test_curves_show_what_was_logged():
     """Another loss is another picture, and so is another run; of nothing there is none."""
     line = {"samples_seen": 100, "loss": 4.0, "lr": 1e-3, "samples_per_second": 300.0}
     later = {**line, "samples_seen": 200}
     pictures = {
-        curves({"a": [[line], [later]]}),
-        curves({"a": [[line], [{**later, "loss": 3.0}]]}),
-        curves({"a": [[line], [{**later, "lr": 1e-4}]]}),
-        curves({"a": [[line, later]]}),  # one step
-        curves({"a": [[line], [later]], "b": [[line], [later]]}),
+        drawn({"a": [[line], [later]]}),
+        drawn({"a": [[line], [{**later, "loss": 3.0}]]}),
+        drawn({"a": [[line], [{**later, "lr": 1e-4}]]}),
+        drawn({"a": [[line, later]]}),  # one step
+        drawn({"a": [[line], [later]], "b": [[line], [later]]}),
     }
     assert len(pictures) == 5
-    assert curves({"a": [[], []]}) is None
+    assert training({"a": [[], []]}) is None
 
 
 def test_eight_runs_have_eight_colours():
     """Found by their hue in the picture; each run's curve has a height of its own."""
     lines = [{"samples_seen": 100 * i, "lr": 1e-3, "samples_per_second": 300.0} for i in range(1, 9)]
     logs = {f"run {k}": [[{**line, "loss": float(k)} for line in lines]] for k in range(8)}
-    with Image.open(io.BytesIO(curves(logs))) as image:
+    with Image.open(io.BytesIO(drawn(logs))) as image:
         found = {colour[:3] for _, colour in image.convert("RGB").getcolors(1 << 20)}
     assert len({ImageColor.getrgb(colour) for colour in COLOURS} & found) == len(logs)
+
+
+# Several seeds, static tasks, other models, published numbers, coverage.
+
+
+def write_lines(folder, *entries, **common):
+    """Append results given as (key, value, fields)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / RESULTS, "a") as file:
+        for key, value, fields in entries:
+            file.write(json.dumps({"key": key, "metrics": {"main_metric": value}, **common, **fields}) + "\n")
+    return folder
+
+
+def seeds(tmp_path, **changes):
+    """Two runs of CUMULATIVE, one of them 0.2 lower, that differ in the seed and in ``changes`` of the second."""
+    lower = [[value - 0.1 for value in row] for row in CUMULATIVE]
+    one = write_run(tmp_path / "one", CUMULATIVE, seed=0, settings="x")
+    return [one, write_run(tmp_path / "two", lower, **{"seed": 1, "settings": "x", **changes})]
+
+
+def test_runs_with_different_seeds_are_one_row(tmp_path):
+    report(seeds(tmp_path), tmp_path / "out")
+    deviation = 0.1 / 2**0.5
+    rows = (tmp_path / "out/table.md").read_text().splitlines()
+    assert "| one and 1 more | cumulative | 40,000 | **35.0 ± 7.1** | **50.0 ± 7.1** | **5.0 ± 7.1** |" in rows
+    assert "±: standard deviation over runs with different seeds" in (tmp_path / "out/table.md").read_text()
+    head, row = csv.reader(io.StringIO((tmp_path / "out/table.csv").read_text()))
+    assert head[4:6] == ["retrieval backward", "retrieval backward sd"]
+    assert [float(cell) for cell in row[4:8]] == pytest.approx([0.35, deviation, 0.5, deviation])
+
+
+@pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
+def test_runs_that_differ_in_more_are_rows_of_their_own(change, tmp_path):
+    report(seeds(tmp_path, **change), tmp_path / "out")
+    text = (tmp_path / "out/table.md").read_text()
+    assert "±" not in text
+    assert "| one | cumulative |" in text
+    assert "| two | cumulative |" in text
+
+
+def test_a_figure_that_one_seed_lacks_is_missing(tmp_path):
+    runs = seeds(tmp_path)
+    lines = (runs[1] / RESULTS).read_text().splitlines(keepends=True)
+    (runs[1] / RESULTS).write_text("".join(lines[:-1]))
+    report(runs, tmp_path / "out")
+    assert "| 40,000 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in (tmp_path / "out/table.md").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "two lacks" not in page  # nothing is known of the data, so there is no such table
+
+
+STATIC = {IMAGENET: 0.5, **{key: 0.1 * i for i, key in enumerate(SHIFTS)}, FLICKR: 0.6, "vtab/x": 0.8}
+
+
+def with_static(folder, values=STATIC, step="2013-2014", **fields):
+    lines = [(key, value, {"step": step, "macs_seen": 2e18, **fields}) for key, value in values.items()]
+    return write_lines(folder, *lines, benchmark="yfcc15m", method="cumulative", scale="tic_tiny")
+
+
+def test_static_tasks_stand_in_the_comparison_as_in_the_paper(tmp_path, two_runs):
+    with_static(two_runs[0])
+    summary = report(two_runs, tmp_path / "out")
+    assert summary["runs"]["cumulative"]["static"]["vtab/x"] == [None, None, None, 0.8]
+    header, _, row, other = (tmp_path / "out/table.md").read_text().splitlines()[2:6]
+    heads = ["ImageNet", "shifts (6)", "Flickr30k", "average (9)", "retrieval backward"]
+    assert [cell.strip() for cell in header.split("|")[5:10]] == heads
+    average = (0.5 + 1.5 + 0.6 + 0.8) / 9  # the shifts are 0, 0.1, … 0.5
+    assert [cell.strip() for cell in row.split("|")[5:9]] == [
+        "**50.0**",
+        "**25.0**",
+        "**60.0**",
+        f"**{100 * average:.1f}**",
+    ]
+    assert [cell.strip() for cell in other.split("|")[4:9]] == ["–"] * 5
+    assert "| vtab/x | 80.0 |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_shift_that_is_missing_is_not_averaged_over(tmp_path, two_runs):
+    with_static(two_runs[0], {key: value for key, value in STATIC.items() if key != "imagenet-r"})
+    report(two_runs, tmp_path / "out")
+    row = (tmp_path / "out/table.md").read_text().splitlines()[4]
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["**50.0**", "–", "**60.0**"]
+
+
+def labels(figure):
+    return [line.get_label() for line in figure.axes[0].lines]
+
+
+def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, two_runs):
+    assert compute(read_all(two_runs)) is None  # no MACs
+    with_static(two_runs[0])
+    figure = compute(read_all(two_runs))
+    run, *paper = figure.axes[0].lines
+    assert (run.get_label(), run.get_xdata().tolist()) == ("cumulative", [2e18])
+    assert run.get_ydata() == pytest.approx([100 * (0.5 + 1.5) / 7])
+    assert [line.get_label() for line in paper] == [f"paper, Fig. 1, {name} (read off, ± 0.3)" for name in FIGURE_1]
+    assert (paper[1].get_xdata()[-1], paper[1].get_ydata()[-1]) == (10.5 * 5e18, 45.6)
+
+
+def test_compute_without_imagenet_is_the_mean_over_all_periods(tmp_path):
+    run = write_run(tmp_path / "run", CUMULATIVE, macs_seen=4.0)
+    (line,) = compute(read_all([run])).axes[0].lines
+    assert (line.get_xdata().tolist(), line.get_ydata()) == ([4.0] * 4, pytest.approx([20, 27.5, 35, 47.5]))
+
+
+def models(folder):
+    """Two models of one family and one of another, on the four periods."""
+    table = get_benchmark("yfcc15m")
+    values = {"a one": [0.3, 0, 0.1, 0.3], "a two": [0.5, 0, 0.3, 0.5], "b": [0.5, 0, 0.7, 0.9], "c": [0.5, 0, 0, None]}
+    for name, row in values.items():
+        entries = [
+            (task_key(table, "retrieval", period), value, {}) for period, value in zip(table.periods, row, strict=True)
+        ]
+        about = {"benchmark": "yfcc15m", "family": name[0], "model": {"name": name}}
+        write_lines(folder, *(entry for entry in entries if entry[1] is not None), **about)
+    return folder
+
+
+def test_models_that_are_no_run(tmp_path, two_runs):
+    summary = report([models(tmp_path / "models")], tmp_path / "out")
+    assert list(summary) == ["models"]
+    assert summary["models"]["b"]["tasks"]["retrieval"]["periods"]["2013-2014"] == 0.9
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| b | b | 50.0 | 80.0 | 52.5 |" in markdown
+    assert "| c | c | 50.0 | – | – |" in markdown
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"heatmap.png", "heatmap.svg"}
+    summary = report([tmp_path / "models", *two_runs], tmp_path / "out")
+    assert (list(summary["runs"]), len(summary["models"])) == (["cumulative", "sequential"], 4)
+    assert "| a one | a | – | – | – | – |" in (tmp_path / "out/table.md").read_text()
+    lines = (tmp_path / "out/matrix.csv").read_text().splitlines()
+    assert lines[-1] == "c,retrieval,,0.5,0,0,"
+    assert restore(summary).content() == summary
+
+
+def test_robustness_has_a_fitted_line_for_each_family_and_joins_the_steps_of_a_run(tmp_path, two_runs):
+    figure = robustness(read_all([models(tmp_path / "models"), two_runs[0]]))
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["a"].get_xydata().tolist() == [pytest.approx([30, 20]), pytest.approx([50, 40])]
+    assert lines["b"].get_xydata().tolist() == [pytest.approx([50, 80])]
+    assert "c" not in lines  # lacks a new period
+    assert lines["cumulative"].get_xydata()[3].tolist() == pytest.approx([40, 55])
+    drawn_lines = [line.get_xydata() for line in figure.axes[0].lines if str(line.get_label()).startswith("_child")]
+    assert len(drawn_lines) == 2  # the run's steps, and family a's; b has one model
+    assert drawn_lines[1] == pytest.approx(np.array([[30, 20], [50, 40]]))
+
+
+def test_over_time_is_of_the_steps_of_one_run_or_of_the_last_models(tmp_path, two_runs):
+    assert labels(over_time(read_all(two_runs[:1]))) == STEPS
+    write_run(two_runs[0], CUMULATIVE[:2])
+    figure = over_time(read_all([*two_runs, models(tmp_path / "models")]))
+    assert labels(figure) == ["cumulative", "sequential", "a one", "a two", "b", "c"]
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([40, 40, 40, 70])
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, two_runs):
+    paper = tmp_path / "paper.csv"
+    paper.write_text("method,retrieval ID,retrieval forward\ncumulative, 54.3 ,\nsequential,51,20.0\n")
+    report(two_runs, tmp_path / "out", str(paper))
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| cumulative | cumulative | 55.0 | 54.3 | +0.7 | 10.0 | – | – |" in markdown
+    assert "| sequential | sequential | 50.0 | 51.0 | −1.0 | 20.0 | 20.0 | +0.0 |" in markdown
+    assert "Beside the numbers of paper.csv" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the first line must be method and columns, of: retrieval backward, retrieval ID, retrieval forward"),
+        ("retrieval ID\n1\n", "the first line must be method"),
+        ("method,ID\n", "no column 'ID' to compare with, or twice; the columns are retrieval backward, "),
+        (
+            "method,retrieval ID\nreplay,1\n",
+            "line 2: no method 'replay' to compare with, or twice; there are cumulative",
+        ),
+        ("method,retrieval ID\ncumulative,1\ncumulative,2\n", "line 3: no method 'cumulative'"),
+        ("method,retrieval ID\n\ncumulative,high\n", "line 3: 'high' is no number in per cent, from 0 to 100"),
+        ("method,retrieval ID\ncumulative,101\n", "line 2: '101' is no number"),
+        ("method,retrieval ID\ncumulative,1,2\n", "line 2 has 3 cells, the first line has 2"),
+    ],
+)
+def test_published_numbers_that_cannot_be(text, message, tmp_path, two_runs):
+    (tmp_path / "paper.csv").write_text(text)
+    with pytest.raises(TicError, match=re.escape(message)) as error:
+        report(two_runs, tmp_path / "out", str(tmp_path / "paper.csv"))
+    assert str(error.value).startswith(str(tmp_path / "paper.csv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_data_are_and_what_is_missing_of_the_results(tmp_path):
+    values = [[*row[:3], None] if i < 2 else row for i, row in enumerate(CUMULATIVE)]
+    run = write_run(tmp_path / "run", values, num_samples=1500, coverage=0.93, dropped={"bad image": 2}, nonfinite=0)
+    summary = report([run], tmp_path / "out")
+    facts = {"num_samples": 1500, "coverage": 0.93, "dropped": {"bad image": 2}}
+    assert summary["data"]["retrieval"]["2009-2010"] == facts
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| retrieval | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) |" in markdown
+    missing = "retrieval, 2004-2008 on 2013-2014; retrieval, 2009-2010 on 2013-2014"
+    assert f"run lacks 2 results ({missing}); retrieval 2004-2008: 2 samples left out (bad image)" in markdown
+    assert f"run lacks 2 results ({missing})" in (tmp_path / "out/report.html").read_text()
+
+
+def test_features_that_are_no_numbers_are_told(tmp_path):
+    run = write_run(tmp_path / "run", CUMULATIVE, num_samples=9, coverage=None, nonfinite=7)
+    report([run], tmp_path / "out")
+    assert "retrieval 2009-2010: 7 features of a model are no numbers" in (tmp_path / "out/table.md").read_text()
+    whole = write_run(tmp_path / "whole", CUMULATIVE, num_samples=9, coverage=1.0)
+    report([whole], tmp_path / "out")
+    assert "no result is missing, and no sample was left out" in (tmp_path / "out/table.md").read_text()
+
+
+def test_intervals_are_in_the_summary_and_told_of_the_matrix(tmp_path):
+    run = write_run(tmp_path / "run", CUMULATIVE, ci95=[0.4, 0.48])
+    summary = report([run], tmp_path / "out")
+    assert summary["tasks"]["retrieval"]["ci95"] == [[[0.4, 0.48]] * 4] * 4
+    assert "a cell is good to ± 4.0 on average (95 %)" in (tmp_path / "out/table.md").read_text()
+
+
+def test_checkpoints_inside_a_step_are_in_no_matrix(tmp_path):
+    run = write_run(tmp_path / "run", CUMULATIVE)
+    before = report([run], tmp_path / "out")
+    write_run(run, SEQUENTIAL, final=False)
+    assert report([run], tmp_path / "out") == before
+
+
+def test_results_of_two_metric_versions_are_not_compared(tmp_path, two_runs):
+    write_run(two_runs[0], CUMULATIVE[:2], metric_version=2)
+    for chosen in (two_runs[:1], two_runs):
+        with pytest.raises(TicError, match=r"several metric versions can't be compared \(1 in .*, 2 in .*again"):
+            report(chosen, tmp_path / "out")
+    write_run(two_runs[0], CUMULATIVE, metric_version=2)  # all of it again: the last line counts
+    report(two_runs[:1], tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_figures_have_the_same_bytes_each_time(kind, tmp_path, two_runs):
+    for out in ("a", "b"):
+        report([*two_runs, models(tmp_path / f"models_{out}" / "models")], tmp_path / out)
+    names = sorted(path.name for path in (tmp_path / "a").glob(f"*.{kind}"))
+    assert len(names) == 3
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_figure_that_has_nothing_to_show_any_more_is_taken_away(tmp_path, two_runs):
+    report(two_runs, tmp_path / "out")
+    report([models(tmp_path / "models")], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("heatmap.*"))
+
+
+def test_the_script_takes_published_numbers(tmp_path, two_runs):
+    (tmp_path / "paper.csv").write_text("method,retrieval ID\nsequential,51\n")
+    done = script(*two_runs, "--out", tmp_path / "out", "--reference", tmp_path / "paper.csv")
+    assert done.returncode == 0, done.stderr
+    assert "differences are ours - published" in done.stdout
+    names = re.findall(r"[\w.]+\.(?:json|csv|md|tex|html|png|svg)", done.stdout.splitlines()[-1])
+    assert set(names) == {path.name for path in (tmp_path / "out").iterdir()}

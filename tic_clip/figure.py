@@ -1,84 +1,52 @@
-"""The step × period matrix as a heat map, and training as curves; readable in grey and for the colour-blind."""
+"""The step x period matrix as a heat map, readable in grey and for the colour-blind; and figures as files."""
 
 import io
 import math
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter
 
+from tic_clip.markup import MAX_NUMBERED, MISSING
 from tic_clip.metrics import MAIN_METRIC
-from tic_clip.tables import MAX_NUMBERED, MISSING, periods_matrix, task_names
-from tic_clip.timeline import Benchmark, get_benchmark
+from tic_clip.summary import Summaries, periods_matrix
+from tic_clip.timeline import Benchmark
+
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""File types, and what is left out of them so that equal figures are equal bytes."""
 
 
-def heatmap(runs: dict[str, dict]) -> bytes:
-    """A PNG: a heat map for each task and run, all of one task on one colour scale.
-
-    One run: its tasks side by side. Several: the runs side by side, at most four in a row, one block of rows a task.
-    """
-    benchmark = get_benchmark(next(iter(runs.values()))["benchmark"])
-    tasks = task_names(runs)
-    lines = math.ceil(len(runs) / 4)
-    across, down = (len(tasks), 1) if len(runs) == 1 else (math.ceil(len(runs) / lines), len(tasks) * lines)
-    size = 4.8 if len(runs) == 1 else 3.6
-    figure = Figure(figsize=(size * across + 0.7, size * down * 0.92 + 0.5), dpi=150, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).reshape(len(tasks), -1)
-    for row, task in zip(axes, tasks, strict=True):
-        _draw_task(figure, row, runs, task, benchmark)
-    method = f", {next(iter(runs.values()))['method']}" if len(runs) == 1 else ""
-    figure.get_layout_engine().set(w_pad=0.1)
-    figure.suptitle(f"{benchmark.title}{method}", fontsize=13, fontweight="bold")
-    return _to_png(figure)
-
-
-def _to_png(figure: Figure) -> bytes:
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as a file of a kind of ``FORMATS``; equal figures give equal bytes."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
+    with mpl.rc_context({"svg.hashsalt": "tic-clip"}):
+        figure.savefig(file, format=kind, metadata=FORMATS[kind])
     return file.getvalue()
 
 
-CURVES = {"loss": "contrastive loss", "lr": "learning rate", "samples_per_second": "samples a second"}
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d1f")
-"""Those of Okabe and Ito, which the colour-blind tell apart; ochre for yellow, which is faint on white."""
+def heatmap(found: Summaries) -> Figure | None:
+    """A heat map for each task and run, all of one task on one colour scale; None without a run.
 
-
-def curves(logs: dict[str, list[list[dict]]]) -> bytes | None:
-    """A PNG of what training logged, against the samples seen: a line a run, and a panel a figure of ``CURVES``.
-
-    ``logs`` has the lines of each step of each run; None where there is no line. One run: its steps are marked off.
+    One run: its tasks side by side. Several: the runs side by side, at most four in a row, one block of rows a task.
     """
-    lines = {name: [line for step in steps for line in step] for name, steps in logs.items()}
-    lines = {name: found for name, found in lines.items() if found}
-    if not lines:
+    tasks = [task for task in found.tasks if any(task in run["tasks"] for run in found.runs.values())]
+    if not tasks:
         return None
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
-    panels = figure.subplots(len(CURVES), 1, sharex=True, height_ratios=(2.2, 1, 1))
-    for panel, (key, label) in zip(panels, CURVES.items(), strict=True):
-        for i, (name, found) in enumerate(lines.items()):
-            panel.plot(
-                [line["samples_seen"] for line in found],
-                [line.get("contrastive_loss", line[key]) if key == "loss" else line[key] for line in found],
-                linewidth=1.1,
-                color=COLOURS[i % len(COLOURS)],
-                linestyle=("-", "--", ":", "-.")[i // len(COLOURS) % 4],
-                label=name,
-            )
-        panel.set_ylabel(label, fontsize=9)
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-        for step in next(iter(logs.values())) if len(lines) == 1 else ():
-            if step:
-                panel.axvline(step[-1]["samples_seen"], color="0.8", linewidth=0.8, zorder=0)
-    panels[-1].set_xlabel("samples seen", fontsize=9)
-    panels[-1].set_ylim(bottom=0)
-    panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
-    if len(lines) > 1:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    return _to_png(figure)
+    lines = math.ceil(len(found.runs) / 4)
+    one = len(found.runs) == 1
+    across, down = (len(tasks), 1) if one else (math.ceil(len(found.runs) / lines), len(tasks) * lines)
+    size = 4.8 if one else 3.6
+    figure = Figure(figsize=(size * across + 0.7, size * down * 0.92 + 0.5), dpi=150, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).reshape(len(tasks), -1)
+    for row, task in zip(axes, tasks, strict=True):
+        _draw_task(figure, row, found.runs, task, found.benchmark)
+    method = f", {next(iter(found.runs.values()))['method']}" if one else ""
+    figure.get_layout_engine().set(w_pad=0.1)
+    figure.suptitle(f"{found.benchmark.title}{method}", fontsize=13, fontweight="bold")
+    return figure
 
 
 def _draw_task(figure: Figure, axes: np.ndarray, runs: dict[str, dict], task: str, benchmark: Benchmark) -> None:

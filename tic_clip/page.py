@@ -4,31 +4,59 @@ import base64
 import html
 from pathlib import Path
 
-from tic_clip.tables import MISSING, Table, is_number, metric_notes, powers, thousands, total
-from tic_clip.timeline import get_benchmark
+from tic_clip.markup import MISSING, Table, is_number, powers, thousands
+from tic_clip.summary import Summaries, total
+from tic_clip.tables import metric_notes
 
 FRAME = Path(__file__).with_name("page.html").read_text()
-TRAINING = """<h2>Training</h2>
-<div class="scroll"><img alt="Loss, learning rate and samples a second, against the samples seen"
- src="data:image/png;base64,{png}"></div>
-<p class="legend">What training logged, against the samples that a run has seen.</p>
-"""
+CAPTIONS = {
+    "heatmap": ("Step by period", "Heat map of the step by period matrix; its numbers are in the tables and files", ""),
+    "curves": (
+        "Over time",
+        "The main metric over the periods of the data",
+        "How good models are on the data of each period: of one run each step's model, of several runs the last.",
+    ),
+    "compute": (
+        "Compute",
+        "Accuracy against total compute",
+        "What a run has gained for the compute that it has spent up to each step; further left and higher is better.",
+    ),
+    "robustness": (
+        "Robustness over time",
+        "Retrieval on new data against retrieval on old data, by model",
+        "Each point is a model. Below the dashed line it does worse on new data than on old data.",
+    ),
+    "training": (
+        "Training",
+        "Loss, learning rate and samples a second, against the samples seen",
+        "What training logged, against the samples that a run has seen.",
+    ),
+}
+"""Heading, alternative text and caption of each figure, in the order of the page."""
 
 
-def to_html(runs: dict[str, dict], items: list[Table], png: bytes, training: bytes | None = None) -> str:
-    """One page with everything in it, also the figure ``training``: no script, no font, nothing to load."""
-    first = next(iter(runs.values()))
-    subject = first["method"] if len(runs) == 1 else f"{len(runs)} runs compared"
+def to_html(found: Summaries, items: list[Table], figures: dict[str, bytes]) -> str:
+    """One page with everything in it, also the ``figures``, which are PNGs: no script, no font, nothing to load."""
+    everything = found.everything
+    single = found.single
+    subject = single["method"] if single else f"{len(everything)} {'runs' if found.runs else 'models'} compared"
     return FRAME.format(
-        title=html.escape(f"{get_benchmark(first['benchmark']).title}: {subject}"),
-        subtitle=html.escape("; ".join(metric_notes(runs))),
-        min_width=40 if len(runs) <= 2 else 56,
-        png=base64.b64encode(png).decode(),
-        training=TRAINING.format(png=base64.b64encode(training).decode()) if training else "",
+        title=html.escape(f"{found.benchmark.title}: {subject}"),
+        subtitle=html.escape("; ".join(metric_notes(found))),
+        min_width=40 if len(found.runs) <= 2 else 56,
         tables="\n".join(map(_html_table, items)),
+        figures="\n".join(_html_figure(name, figures[name]) for name in CAPTIONS if name in figures),
         missing=MISSING,
-        runs="\n".join(_html_run(name, run) for name, run in runs.items()),
+        runs="\n".join(_html_run(name, one) for name, one in everything.items()),
     )
+
+
+def _html_figure(name: str, png: bytes) -> str:
+    heading, alt, caption = CAPTIONS[name]
+    wide = ' class="wide"' if name in ("heatmap", "curves") else ""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    lines = [f"<h2>{heading}</h2>", f'<div class="scroll"><img{wide} alt="{alt}" src="{source}"></div>']
+    return "\n".join([*lines, f'<p class="legend">{caption}</p>'] if caption else lines)
 
 
 def _html_table(table: Table) -> str:
@@ -46,19 +74,26 @@ def _html_table(table: Table) -> str:
             f'<div class="scroll"><table><caption>{html.escape(table.title)}</caption>',
             f"<thead><tr>{head}</tr></thead>",
             f"<tbody>{''.join(rows)}</tbody></table></div>",
-            f'<p class="legend">{html.escape(table.legend.format(mark="bold"))}</p>',
+            f'<p class="legend">{html.escape(table.legend.replace("{mark}", "bold"))}</p>',
         ]
     )
 
 
-def _html_run(name: str, run: dict) -> str:
-    done = sum(seen is not None for seen in run["samples_seen"])
-    facts = {
-        "Method": run["method"],
-        "Scale": run["scale"],
-        "Samples seen": f"{thousands(total(run, 'samples_seen'))}, after {done} of {len(run['steps'])} steps",
-        "MACs": powers(total(run, "macs_seen")),
-        "Versions": ", ".join(f"{package} {version}" for package, version in run["pins"].items()) or MISSING,
-    }
-    items = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
+def _html_run(name: str, one: dict) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in one["pins"].items()) or MISSING
+    if "steps" in one:
+        done = sum(seen is not None for seen in one["samples_seen"])
+        facts = {
+            "Method": one["method"],
+            "Scale": one["scale"],
+            "Seed": str(one.get("seed", MISSING)),
+            "Samples seen": f"{thousands(total(one, 'samples_seen'))}, after {done} of {len(one['steps'])} steps",
+            "MACs": powers(total(one, "macs_seen")),
+        }
+    else:
+        facts = {"Family": one["family"] or MISSING}
+    items = "".join(
+        f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+        for key, value in {**facts, "Versions": versions}.items()
+    )
     return f'<h3>{html.escape(name)}</h3>\n<dl class="run">{items}</dl>'

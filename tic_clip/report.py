@@ -1,47 +1,63 @@
-"""Tables, a figure and one self-contained HTML page from the results of one run, or of several to compare.
+"""Tables, figures and one self-contained HTML page from the results of runs and of models.
 
     python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
 
-Reads ``R/eval_results.jsonl`` and ``R/{step}/train.log.jsonl`` of each run R. Writes summary.json, matrix.csv,
-table.md, table.tex, heatmap.png, training.png (where there are logs) and report.html. Equal results and logs give equal
-bytes.
+Reads ``R/eval_results.jsonl`` and, of runs, ``R/{step}/train.log.jsonl`` of each folder R. Writes summary.json,
+matrix.csv, table.csv, table.md, table.tex, report.html, and of each figure of ``FIGURES`` that has something to show a
+PNG and an SVG. Equal results and logs give equal bytes.
 """
 
-from tic_clip import TicError
-from tic_clip.figure import curves, heatmap
+from tic_clip.figure import FORMATS, heatmap, to_bytes
+from tic_clip.markup import to_latex, to_markdown
 from tic_clip.page import to_html
+from tic_clip.plots import compute, over_time, robustness, training
 from tic_clip.results import read_log
 from tic_clip.storage import atomic_open, remove, to_path, write_json, write_text
-from tic_clip.tables import read_run, run_names, tables, to_csv, to_latex, to_markdown
+from tic_clip.summary import Summaries, read_all, run_names
+from tic_clip.tables import comparison_csv, matrix_csv, read_published, tables
+
+FIGURES = {"heatmap": heatmap, "curves": over_time, "compute": compute, "robustness": robustness}
 
 
-def report(run_dirs: list, output_dir: object) -> dict:
-    """Write every table and figure on ``run_dirs`` into ``output_dir``.
+def report(folders: list, output_dir: object, reference: str | None = None) -> tuple[Summaries, list[str]]:
+    """Write every table and figure on the runs and models in ``folders`` into ``output_dir``.
+
+    Args:
+        reference: a CSV with published numbers to set beside ours (``tic_clip.paper.read_reference``).
 
     Returns:
-        The content of summary.json: that of the one run, or ``{"runs": {name: summary}}``.
+        What was summarized, and the names of the files.
 
     Raises:
-        TicError: a run has no results that can be reported, or two runs are of different benchmarks.
+        TicError: a folder has no results that can be reported, or two are not comparable.
     """
-    names = run_names(run_dirs)
-    runs = {name: read_run(run_dir) for name, run_dir in zip(names, run_dirs, strict=True)}
-    benchmarks = sorted({run["benchmark"] for run in runs.values()})
-    if len(benchmarks) > 1:
-        raise TicError(f"cannot compare runs of different benchmarks: {', '.join(benchmarks)}")
-    summary = next(iter(runs.values())) if len(runs) == 1 else {"runs": runs}
-    logs = {name: read_log(run_dir, runs[name]["steps"]) for name, run_dir in zip(names, run_dirs, strict=True)}
-    png, training = heatmap(runs), curves(logs)
+    found = read_all(folders)
+    published = read_published(reference, found) if reference else None
+    items = tables(found, published)
+    names = zip(run_names(folders), folders, strict=True)
+    logs = {name: read_log(folder, found.runs[name]["steps"]) for name, folder in names if name in found.runs}
+    figures = {name: draw(found) for name, draw in FIGURES.items()} | {"training": training(logs)}
+    drawn = {name: {kind: to_bytes(figure, kind) for kind in FORMATS} for name, figure in figures.items() if figure}
+    texts = {
+        "matrix.csv": matrix_csv(found),
+        "table.csv": comparison_csv(found),
+        "table.md": to_markdown(items),
+        "table.tex": to_latex(items),
+        "report.html": to_html(found, items, {name: each["png"] for name, each in drawn.items()}),
+    }
     output = to_path(output_dir)
-    write_json(output / "summary.json", summary)
-    write_text(output / "matrix.csv", to_csv(summary))
-    write_text(output / "table.md", to_markdown(tables(summary)))
-    write_text(output / "table.tex", to_latex(tables(summary)))
-    for name, picture in (("heatmap.png", png), ("training.png", training)):
-        if picture is None:
-            remove(output / name)
-            continue
-        with atomic_open(output / name) as file:
-            file.write(picture)
-    write_text(output / "report.html", to_html(runs, tables(summary), png, training))
-    return summary
+    write_json(output / "summary.json", found.content())
+    for name, text in texts.items():
+        write_text(output / name, text)
+    for name in figures:
+        for kind in FORMATS:
+            _write_or_remove(output / f"{name}.{kind}", drawn.get(name, {}).get(kind))
+    return found, ["summary.json", *texts, *(f"{name}.{kind}" for name in drawn for kind in FORMATS)]
+
+
+def _write_or_remove(path: object, data: bytes | None) -> None:
+    if data is None:
+        remove(path)
+        return
+    with atomic_open(path) as file:
+        file.write(data)

@@ -1,150 +1,52 @@
-"""From results to tables: the summary of a run, and its numbers as text, Markdown, LaTeX and CSV. Draws nothing."""
+"""What the tables of a report say: matrices, the comparison, published numbers, the evaluation data; and as CSV."""
 
 import csv
-import html
 import io
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
+from tic_clip.markup import MAX_NUMBERED, MISSING, Table, percent, powers, thousands
+from tic_clip.metrics import MAIN_METRIC
+from tic_clip.paper import FLICKR, IMAGENET, SHIFTS, Reference, read_reference
+from tic_clip.summary import Summaries, by_seed, last_of, periods_matrix, spread, total
+from tic_clip.timeline import Benchmark
 
-from tic_clip import TicError
-from tic_clip.metrics import MAIN_METRIC, transfer
-from tic_clip.results import RESULTS, matrix, read_results, reduce_periods
-from tic_clip.storage import to_path
-from tic_clip.timeline import Benchmark, get_benchmark
-
-TRANSFERS = {"id": "ID", "backward": "backward", "forward": "forward"}
-MISSING = "–"
-MAX_NUMBERED = 15
-"""With more columns than this, a matrix is drawn without numbers and left out of the terminal."""
+TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
+Cell = tuple[float | None, float | None]
+"""A figure, a share of 1, and its standard deviation over seeds where there are several."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of text. ``marked`` cells (row, column) stand out; ``legend`` says what that and the numbers mean."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    marked: set[tuple[int, int]]
-    legend: str
-    wide: bool = False
+def tables(found: Summaries, reference: Reference | None = None) -> list[Table]:
+    """All tables of a report: ``headline``, and what the evaluation data are."""
+    return [*headline(found, reference), *_coverage(found)]
 
 
-def run_names(run_dirs: list) -> list[str]:
-    """A name for each run: its folder's, or parent/name where two folders have the same name."""
-    paths = [to_path(run_dir).absolute() if "://" not in str(run_dir) else to_path(run_dir) for run_dir in run_dirs]
-    short = [path.name for path in paths]
-    names = [n if short.count(n) == 1 else f"{p.parent.name}/{n}" for n, p in zip(short, paths, strict=True)]
-    if not names or len(set(names)) < len(names):
-        raise TicError(f"runs to compare need different names (folder, or parent/folder), not {', '.join(names)}")
-    return names
+def headline(found: Summaries, reference: Reference | None = None) -> list[Table]:
+    """The comparison of runs and models if there are several, else the matrices of the run; what there is beside it."""
+    first = [_matrix_table(found, name) for name in found.single["tasks"]] if found.single else [comparison(found)]
+    beside = [_beside(found, reference)] if reference else []
+    return [*first, *beside, *_static_table(found), *_models_table(found)]
 
 
-def read_run(run_dir: object) -> dict:
-    """The summary of the run in a folder.
-
-    Raises:
-        TicError: it has no results, or none that can be reported.
-    """
-    path = to_path(run_dir) / RESULTS
-    if not path.exists():
-        raise TicError(f"{path} is missing: run scripts/evaluate.py first")
-    try:
-        return summarize(read_results(path))
-    except TicError as error:
-        raise error if str(path) in str(error) else TicError(f"{path}: {error}") from None
-
-
-def summarize(results: list[dict]) -> dict:
-    """The summary of one run's results. Results that belong to no period (keys not under tic/) are left out.
-
-    Raises:
-        TicError: no result is left, one has no step, or they are not of one benchmark, method and scale.
-    """
-    results = [result for result in results if result["key"].startswith("tic/")]
-    if not results:
-        raise TicError("no result on a time period: run scripts/evaluate.py first")
-    if any(result.get("step") is None for result in results):
-        raise TicError("a result has no step: a released model has no step x period matrix")
-    benchmark = get_benchmark(_only(results, "benchmark"))
-    last = {result["step"]: result for result in results}
-    scores = {task: matrix(results, benchmark, task) for task in benchmark.tasks}
-    return {
-        "benchmark": benchmark.name,
-        "method": _only(results, "method"),
-        "scale": _only(results, "scale"),
-        "steps": [step.name for step in benchmark.steps],
-        "tasks": {
-            task: _summarize_task(values, benchmark, MAIN_METRIC[benchmark.tasks[task]])
-            for task, values in scores.items()
-            if not np.isnan(values).all()
-        },
-        "samples_seen": [last.get(step.name, {}).get("samples_seen") for step in benchmark.steps],
-        "macs_seen": [last.get(step.name, {}).get("macs_seen") for step in benchmark.steps],
-        "pins": _pins(results),
-    }
-
-
-def _only(results: list[dict], field: str) -> str:
-    values = sorted({str(result[field]) for result in results if result.get(field) is not None})
-    if len(values) != 1:
-        found = f"of several: {', '.join(values)}" if values else "of none"
-        raise TicError(f"the results of a run must be of one {field}, these are {found}")
-    return values[0]
-
-
-def _pins(results: list[dict]) -> dict[str, str]:
-    """The version of each package; both, where a run was evaluated with two."""
-    pins: dict[str, dict[str, None]] = {}
-    for result in results:
-        for package, version in (result.get("pins") or {}).items():
-            pins.setdefault(package, {})[str(version)] = None
-    return {package: ", ".join(versions) for package, versions in sorted(pins.items())}
-
-
-def _summarize_task(values: np.ndarray, benchmark: Benchmark, metric: str) -> dict:
-    """``values``: (num_steps, num_periods)."""
-    reduced = reduce_periods(values, benchmark)
-    task = {"metric": metric, "matrix": _to_json(reduced)}
-    task |= {name: None if math.isnan(value) else float(value) for name, value in transfer(reduced).items()}
-    if len(benchmark.periods) != len(benchmark.steps):
-        task["periods_matrix"] = _to_json(values)
-    return task
-
-
-def _to_json(values: np.ndarray) -> list[list[float | None]]:
-    return [[float(value) if np.isfinite(value) else None for value in row] for row in values]
-
-
-def periods_matrix(task: dict) -> list[list[float | None]]:
-    """The (num_steps, num_periods) values of a summary's task."""
-    return task.get("periods_matrix", task["matrix"])
-
-
-def tables(summary: dict) -> list[Table]:
-    """One run: the matrix of each task. Several: one table that compares them."""
-    if "runs" in summary:
-        return [_comparison(summary["runs"])]
-    benchmark = get_benchmark(summary["benchmark"])
-    return [_matrix_table(summary, benchmark, name) for name in summary["tasks"]]
-
-
-def _matrix_table(summary: dict, benchmark: Benchmark, name: str) -> Table:
-    task = summary["tasks"][name]
+def _matrix_table(found: Summaries, name: str) -> Table:
+    benchmark, run = found.benchmark, found.single
+    task = run["tasks"][name]
     values = periods_matrix(task)
-    transfers = ", ".join(f"{label} {percent(task[key])}" for key, label in TRANSFERS.items())
+    transfers = ", ".join(f"{TRANSFERS[key]} {percent(task[key])}" for key in ("id", "backward", "forward"))
     return Table(
-        title=f"{benchmark.title}, {summary['method']}: {name}, {task['metric']} in per cent",
+        title=f"{benchmark.title}, {run['method']}: {name}, {task['metric']} in per cent",
         header=["trained up to", *benchmark.periods],
-        rows=[[step, *map(percent, row)] for step, row in zip(summary["steps"], values, strict=True)],
+        rows=[[step, *map(percent, row)] for step, row in zip(run["steps"], values, strict=True)],
         marked={(i, 1 + j) for i, j in own_periods(benchmark)},
-        legend=f"{transfers} ({{mark}}: a step's model on the step's own periods)",
+        legend=f"{transfers} ({{mark}}: a step's model on the step's own periods)" + _interval_note(task),
         wide=len(benchmark.periods) > MAX_NUMBERED,
     )
+
+
+def _interval_note(task: dict) -> str:
+    """How wide the cells' intervals are."""
+    widths = [high - low for row in task.get("ci95", []) for low, high in filter(None, row)]
+    return f"; a cell is good to ± {50 * sum(widths) / len(widths):.1f} on average (95 %)" if widths else ""
 
 
 def own_periods(benchmark: Benchmark) -> list[tuple[int, int]]:
@@ -153,156 +55,298 @@ def own_periods(benchmark: Benchmark) -> list[tuple[int, int]]:
     return [(i, j) for j, i in enumerate(owners)]
 
 
-def _comparison(runs: dict[str, dict]) -> Table:
+# The comparison: a row a run, or a group of runs that differ in their seed only; models that are no run after them.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the comparison says of a run, of its repetitions, or of a model."""
+
+    name: str
+    method: str
+    samples: float | None
+    macs: float | None
+    figures: list[Cell]
+
+
+def columns(found: Summaries) -> list[tuple[str, Callable[[dict], float | None]]]:
+    """(header, how to read it from a summary) of each figure of the comparison, in the order of the paper's table."""
+    static = sorted({key for one in found.everything.values() for key in one.get("static", {})})
+    shown = [
+        ("ImageNet", [IMAGENET], {IMAGENET} & set(static)),
+        (f"shifts ({len(SHIFTS)})", SHIFTS, set(SHIFTS) & set(static)),
+        ("Flickr30k", [FLICKR], {FLICKR} & set(static)),
+        (f"average ({len(static)})", static, set(static)),
+    ]
+    some = [(head, _mean_static(keys)) for head, keys, there in shown if there]
+    return some + [
+        (f"{task}\n{label}", _transfer(task, key)) for task in found.tasks for key, label in TRANSFERS.items()
+    ]
+
+
+def _mean_static(keys: list[str]) -> Callable[[dict], float | None]:
+    def read(one: dict) -> float | None:
+        values = [one.get("static", {}).get(key) for key in keys]
+        return spread(last_of(value) if isinstance(value, list) else value for value in values)[0]
+
+    return read
+
+
+def _transfer(task: str, key: str) -> Callable[[dict], float | None]:
+    return lambda one: one["tasks"].get(task, {}).get(key)
+
+
+def rows(found: Summaries) -> list[Row]:
+    """The rows of the comparison."""
+    groups = by_seed(found.runs) | {name: [one] for name, one in found.models.items()}
+    readers = [read for _, read in columns(found)]
+    return [
+        Row(
+            name=name,
+            method=group[0].get("method") or group[0].get("family") or MISSING,
+            samples=total(group[0], "samples_seen"),
+            macs=total(group[0], "macs_seen"),
+            figures=[spread(read(one) for one in group) for read in readers],
+        )
+        for name, group in groups.items()
+    ]
+
+
+def comparison(found: Summaries) -> Table:
     """A row a run; the best figure of each column is marked."""
-    any_run = next(iter(runs.values()))
-    columns = [(task, key) for task in task_names(runs) for key in TRANSFERS]
-    figures = [[run["tasks"].get(task, {}).get(key) for task, key in columns] for run in runs.values()]
-    cells = [[percent(value) for value in row] for row in figures]
-    heads = [[name, run["method"], thousands(total(run, "samples_seen"))] for name, run in runs.items()]
-    with_macs = any(total(run, "macs_seen") is not None for run in runs.values())
-    if with_macs:
-        heads = [[*head, powers(total(run, "macs_seen"))] for head, run in zip(heads, runs.values(), strict=True)]
+    lines, heads = rows(found), [head for head, _ in columns(found)]
+    with_macs = any(line.macs is not None for line in lines)
     names = ["run", "method", "samples\nseen", *["MACs"] * with_macs]
+    left = [[line.name, line.method, thousands(line.samples), *[powers(line.macs)] * with_macs] for line in lines]
+    cells = [[percent(*figure) for figure in line.figures] for line in lines]
+    legend = ["{mark}: the best of its column"] + ["MACs are those of the forward passes"] * with_macs
+    if any(len(group) > 1 for group in by_seed(found.runs).values()):
+        legend.append("±: standard deviation over runs with different seeds")
     return Table(
-        title=f"{get_benchmark(any_run['benchmark']).title}: {', '.join(metric_notes(runs))}, in per cent",
-        header=[*names, *(f"{task}\n{TRANSFERS[key]}" for task, key in columns)],
-        rows=[head + row for head, row in zip(heads, cells, strict=True)],
-        marked={(i, len(names) + j) for i, j in _best(figures, cells)},
-        legend="{mark}: the best of its column" + "; MACs are those of the forward passes" * with_macs,
+        title=f"{found.benchmark.title}: {', '.join(metric_notes(found))}, in per cent",
+        header=[*names, *heads],
+        rows=[head + row for head, row in zip(left, cells, strict=True)],
+        marked={(i, len(names) + j) for i, j in _best([line.figures for line in lines])},
+        legend="; ".join(legend),
+        text=2,
     )
 
 
-def task_names(runs: dict[str, dict]) -> list[str]:
-    """The tasks that a run was evaluated on, in the benchmark's order."""
-    benchmark = get_benchmark(next(iter(runs.values()))["benchmark"])
-    return [task for task in benchmark.tasks if any(task in run["tasks"] for run in runs.values())]
-
-
-def metric_notes(runs: dict[str, dict]) -> list[str]:
+def metric_notes(found: Summaries) -> list[str]:
     """Which metric each task's numbers are."""
-    kinds = get_benchmark(next(iter(runs.values()))["benchmark"]).tasks
-    return [f"{task} = {MAIN_METRIC[kinds[task]]}" for task in task_names(runs)]
+    return [f"{task} = {MAIN_METRIC[found.benchmark.tasks[task]]}" for task in found.tasks]
 
 
-def _best(figures: list[list[float | None]], cells: list[list[str]]) -> set[tuple[int, int]]:
+def _best(figures: list[list[Cell]]) -> set[tuple[int, int]]:
     """Where the largest figure of each column stands; figures that read the same as it are as good."""
     best = set()
     for j, column in enumerate(zip(*figures, strict=True)):
-        shown = [(value, i) for i, value in enumerate(column) if value is not None]
-        best |= {(i, j) for _, i in shown if cells[i][j] == cells[max(shown)[1]][j]}
+        shown = [value for value, _ in column if value is not None]
+        best |= {(i, j) for i, (value, _) in enumerate(column) if shown and percent(value) == percent(max(shown))}
     return best
 
 
-def percent(value: float | None) -> str:
-    """A fraction in per cent with one decimal."""
-    return MISSING if value is None else f"{100 * value:.1f}"
+def read_published(path: str, found: Summaries) -> Reference:
+    """A user's copy of published numbers, for the rows and columns that there are.
+
+    Raises:
+        TicError: as ``read_reference``.
+    """
+    names = dict.fromkeys(name for row in rows(found) for name in (row.method, row.name))
+    return read_reference(path, list(names), _heads(found))
 
 
-def thousands(count: int | None) -> str:
-    """A count with separators."""
-    return MISSING if count is None else f"{count:,}"
+def _heads(found: Summaries) -> list[str]:
+    return [head.replace("\n", " ") for head, _ in columns(found)]
 
 
-def powers(count: float | None) -> str:
-    """A large count with two digits."""
-    return MISSING if count is None else f"{count:.1e}".replace("e+", "e")
+def _beside(found: Summaries, reference: Reference) -> Table:
+    """Published numbers beside ours: ours, published, and the difference in points."""
+    lines = []
+    for row in rows(found):
+        ours = dict(zip(_heads(found), row.figures, strict=True))
+        for method in [each for each in reference.values if each in (row.method, row.name)]:
+            cells = []
+            for column in reference.columns:
+                (value, _), published = ours[column], reference.values[method].get(column)
+                both = value is not None and published is not None
+                cells += [percent(value), MISSING if published is None else f"{published:.1f}"]
+                cells.append(f"{100 * value - published:+.1f}".replace("-", "\u2212") if both else MISSING)
+            lines.append([row.name, method, *cells])
+    parts = ("ours", "published", "difference")
+    return Table(
+        title=f"Beside the numbers of {reference.name}, in per cent",
+        header=["run", "method", *(f"{column}\n{part}" for column in reference.columns for part in parts)],
+        rows=lines,
+        marked=set(),
+        legend="differences are ours - published, in points",
+        text=2,
+    )
 
 
-def total(run: dict, what: str) -> float | None:
-    """The samples, or MACs, that a run has spent up to its last finished step."""
-    return max((seen for seen in run.get(what) or [] if seen is not None), default=None)
+# What else there is.
 
 
-def table_text(summary: dict) -> str:
-    """The tables of ``summary`` as aligned text for a terminal."""
-    return "\n\n".join(_table_text(table) for table in tables(summary))
-
-
-def _table_text(table: Table) -> str:
-    legend = table.legend.format(mark="*")
-    if table.wide:
-        return f"{table.title}\n(the matrix has {len(table.header) - 1} columns: see matrix.csv)\n{legend}"
-    heads = [head.split("\n") for head in table.header]
-    depth = max(map(len, heads))
-    head_rows = [[f"{'' if k >= len(head) else head[k]} " for head in heads] for k in range(depth)]
-    cells = [*head_rows, *_marked_rows(table, "{} ".format, lambda cell: f"{cell.strip()}*")]
-    columns = [
-        [cell.rjust(width) if is_number(table, j) else cell.ljust(width) for cell in column]
-        for j, column in enumerate(zip(*cells, strict=True))
-        for width in [max(map(len, column))]
-    ]
-    lines = [" ".join(row).rstrip() for row in zip(*columns, strict=True)]
-    return "\n".join([table.title, "", *lines, "", legend])
-
-
-def _marked_rows(table: Table, plain: Callable[[str], str], mark: Callable[[str], str]) -> list[list[str]]:
-    """The rows of ``table``, each cell as ``plain`` writes it, marked ones then passed through ``mark``."""
+def _static_table(found: Summaries) -> list[Table]:
+    """The static tasks: a row a task; a column a step of the single run, or a run or model."""
+    static = {name: one["static"] for name, one in found.everything.items() if one.get("static")}
+    if not static:
+        return []
+    if found.single:
+        header, values = found.single["steps"], found.single["static"]
+    else:
+        header = list(static)
+        keys = dict.fromkeys(key for each in static.values() for key in each)
+        values = {key: [each.get(key) for each in static.values()] for key in keys}
+        values = {key: [last_of(one) if isinstance(one, list) else one for one in each] for key, each in values.items()}
     return [
-        [mark(plain(cell)) if (i, j) in table.marked else plain(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
+        Table(
+            title="Static tasks, main metric in per cent",
+            header=["task", *header],
+            rows=[[key, *map(percent, each)] for key, each in values.items()],
+            marked=set(),
+            legend="of each step's model" if found.single else "of a run, its last model that was evaluated",
+            wide=len(header) > MAX_NUMBERED,
+        )
     ]
 
 
-def is_number(table: Table, column: int) -> bool:
-    """Whether a column is set flush right."""
-    return column > 0 and table.header[column] != "method"
+def _models_table(found: Summaries) -> list[Table]:
+    """Models that are no run of ours, on old and new data."""
+    if not found.models:
+        return []
+    old, new = old_periods(found.benchmark), new_periods(found.benchmark)
+    spans = {span(old): old, span(new): new, "all": found.benchmark.periods}
+    return [
+        Table(
+            title=f"{found.benchmark.title}: models by the time of the data, in per cent",
+            header=["model", "family", *(f"{task}\n{span}" for task in found.tasks for span in spans)],
+            rows=[
+                [name, one["family"] or MISSING]
+                + [percent(mean_over(one, task, periods)) for task in found.tasks for periods in spans.values()]
+                for name, one in found.models.items()
+            ],
+            marked=set(),
+            legend=f"means over the periods named; {', '.join(metric_notes(found))}",
+            text=2,
+        )
+    ]
 
 
-def to_markdown(items: list[Table]) -> str:
-    """``items`` as Markdown."""
-
-    def escape(text: str) -> str:
-        return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
-
-    def write(table: Table) -> str:
-        rule = ["---:" if is_number(table, j) else "---" for j in range(len(table.header))]
-        rows = [[escape(head) for head in table.header], rule, *_marked_rows(table, escape, "**{}**".format)]
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([f"**{escape(table.title)}**", "", *lines, "", escape(table.legend.format(mark="bold")), ""])
-
-    return "\n".join(map(write, items))
+def span(periods: tuple[str, ...]) -> str:
+    """Periods in words."""
+    return periods[0] if len(periods) == 1 else f"{periods[0]} to {periods[-1]}"
 
 
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "–": "--"}
-)
+def old_periods(benchmark: Benchmark) -> tuple[str, ...]:
+    """The periods of the first step: 2014 to 2016 of TiC-DataComp."""
+    return benchmark.steps[0].periods
 
 
-def to_latex(items: list[Table]) -> str:
-    """``items`` as LaTeX tables that need no package."""
-
-    def escape(text: str) -> str:
-        return text.translate(_LATEX).replace("\n", " ")
-
-    def plain(cell: str) -> str:
-        power = re.fullmatch(r"(\d\.\d)e(\d+)", cell)
-        return rf"${power[1]} \times 10^{{{int(power[2])}}}$" if power else escape(cell)
-
-    def write(table: Table) -> str:
-        columns = "".join("r" if is_number(table, j) else "l" for j in range(len(table.header)))
-        rows = [" & ".join(row) + r" \\" for row in _marked_rows(table, plain, r"\textbf{{{}}}".format)]
-        head = " & ".join(map(escape, table.header)) + r" \\"
-        caption = escape(f"{table.title}; {table.legend.format(mark='bold')}.")
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
-        lines += [r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}", r"\end{table}", ""]
-        return "\n".join(lines)
-
-    return "\n".join(map(write, items))
+def new_periods(benchmark: Benchmark) -> tuple[str, ...]:
+    """The last two periods: 2021 and 2022 of TiC-DataComp."""
+    return benchmark.periods[-2:]
 
 
-def to_csv(summary: dict) -> str:
+def mean_over(model: dict, task: str, periods: tuple[str, ...]) -> float | None:
+    """The mean of a model's values on some periods; None if one is missing."""
+    values = model["tasks"].get(task, {}).get("periods", {})
+    return spread(values.get(period) for period in periods)[0]
+
+
+def _coverage(found: Summaries) -> list[Table]:
+    """What was scored of each period, where it is known, and what there is to know of it."""
+    known = [one["data"] for one in found.everything.values() if one.get("data")]
+    if not known:
+        return []
+    data = {task: {} for task in found.tasks}
+    for each in known:
+        for task, facts in each.items():
+            data[task] |= facts
+    periods = found.benchmark.periods
+    return [
+        Table(
+            title="Evaluation data: samples, and the share of the list of UIDs that is there",
+            header=["task", *periods],
+            rows=[[task, *(_amount(each.get(period)) for period in periods)] for task, each in data.items()],
+            marked=set(),
+            legend="; ".join([*_gaps(found), *_oddities(data)]) or "no result is missing, and no sample was left out",
+            wide=len(periods) > MAX_NUMBERED,
+        )
+    ]
+
+
+def _gaps(found: Summaries) -> list[str]:
+    """Which results are missing, in words."""
+    cells = {name: missing_cells(one, found.benchmark) for name, one in found.everything.items()}
+    return [
+        f"{name} lacks {len(each)} results ({'; '.join(each[:3])}{'; …' * (len(each) > 3)})"
+        for name, each in cells.items()
+        if each
+    ]
+
+
+def _oddities(data: dict[str, dict[str, dict]]) -> list[str]:
+    """What was left out of the evaluation data, and where a model gave no numbers, in words."""
+    said = []
+    for task, periods in data.items():
+        for period, facts in periods.items():
+            dropped = facts.get("dropped", {}).items()
+            said += [f"{task} {period}: {count} samples left out ({reason})" for reason, count in dropped]
+            if facts.get("nonfinite"):
+                said.append(f"{task} {period}: {facts['nonfinite']} features of a model are no numbers")
+    return said
+
+
+def _amount(facts: dict | None) -> str:
+    if not facts:
+        return MISSING
+    share = facts.get("coverage")
+    return thousands(facts.get("num_samples")) + (f" ({100 * share:.0f} %)" if share is not None and share < 1 else "")
+
+
+def missing_cells(one: dict, benchmark: Benchmark) -> list[str]:
+    """The results that a run or model lacks of the tasks that it was evaluated on."""
+    cells = []
+    for name, task in one["tasks"].items():
+        if "periods" in task:
+            cells += [f"{name} {period}" for period, value in task["periods"].items() if value is None]
+            continue
+        for step, row in zip(one["steps"], periods_matrix(task), strict=True):
+            pairs = zip(benchmark.periods, row, strict=True)
+            cells += [f"{name}, {step} on {period}" for period, value in pairs if value is None]
+    return cells
+
+
+def matrix_csv(found: Summaries) -> str:
     """Every cell of every task in full precision; empty where there is no result."""
-    several = "runs" in summary
-    runs = summary["runs"] if several else {"": summary}
-    periods = get_benchmark(next(iter(runs.values()))["benchmark"]).periods
+    several = not found.single
+    rows = [["run"] * several + ["task", "step", *found.benchmark.periods]]
+    for name, run in found.runs.items():
+        for task, summary in run["tasks"].items():
+            for step, row in zip(run["steps"], periods_matrix(summary), strict=True):
+                rows.append([name] * several + [task, step, *map(_full, row)])
+    for name, model in found.models.items():
+        rows += [[name, task, "", *map(_full, each["periods"].values())] for task, each in model["tasks"].items()]
+    return _csv(rows)
+
+
+def comparison_csv(found: Summaries) -> str:
+    """The comparison in full precision, as shares of 1; the standard deviation over seeds in columns of its own."""
+    lines = [
+        ["run", "method", "samples seen", "MACs", *(name for head in _heads(found) for name in (head, f"{head} sd"))]
+    ]
+    for row in rows(found):
+        figures = [_full(value) for figure in row.figures for value in figure]
+        lines.append([row.name, row.method, _full(row.samples), _full(row.macs), *figures])
+    return _csv(lines)
+
+
+def _full(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _csv(lines: list[list[str]]) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["run"] * several + ["task", "step", *periods])
-    for run_name, run in runs.items():
-        for name, task in run["tasks"].items():
-            for step, row in zip(run["steps"], periods_matrix(task), strict=True):
-                cells = ["" if value is None else repr(value) for value in row]
-                writer.writerow([run_name] * several + [name, step, *cells])
+    csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
