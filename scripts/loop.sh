@@ -1,7 +1,8 @@
 # The loop over time behind every run_*.sh, which sets BENCHMARK, SCALE, METHOD, DATA_DIR and OUT and then sources this
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
-# From the environment, as scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
+# From the environment, as scripts/evaluate.py's flags: IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION,
+# SKIP_BAD=1. As scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
 # WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and
 # RESAMPLED=1 (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
 # go to torchrun; DRY_RUN=1 prints the plan and trains nothing.
@@ -52,5 +53,10 @@ for step in $steps; do
 done
 [ "$NODE_RANK" = 0 ] || exit 0
 
-"$PYTHON" scripts/evaluate.py --train_output_dir "$OUT" --data_dir "$DATA_DIR"
+flags=(--train_output_dir "$OUT" --data_dir "$DATA_DIR")
+for variable in IMAGENET_VAL TASKLIST PRECISION; do
+    [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
+done
+[ "${SKIP_BAD:-0}" = 0 ] || flags+=(--skip_bad)
+"$PYTHON" scripts/evaluate.py "${flags[@]}"
 "$PYTHON" scripts/report.py "$OUT" --out "$OUT"

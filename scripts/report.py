@@ -4,10 +4,11 @@
     python scripts/report.py results/medium_basic_cumulative --out results/paper --reference paper.csv
 
 R is the folder of a run, or of other models that were evaluated. Runs that differ in their seed only are one row. The
-reference is a copy of published numbers, in per cent; its columns are those of table.md:
+reference is a copy of published numbers, in per cent (these are made up); its columns are those of
+table.md:
 
     method,retrieval backward,retrieval ID,retrieval forward
-    cumulative,65.3,58.4,53.1
+    cumulative,60.0,50.0,40.0
 
 Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and the figures heatmap, curves, compute,
 robustness and training as .png and .svg, those that have something to show; prints the table.

@@ -25,10 +25,12 @@ from tic_clip.evalsets import imagenet_synsets
 from tic_clip.evaluation import RESULTS, Settings, decode
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
+from tic_clip.report import report
 from tic_clip.shards import SIZES, read_sizes
 from tic_clip.storage import push, write_json
 from tic_clip.tarshard import write_shard
-from tic_clip.tasks import static_task, task_of
+from tic_clip.tasks import static_task, task_of, tasks_of
+from tic_clip.timeline import get_benchmark
 from tic_clip.uids import UID
 from tic_clip.wds import imagenet_texts
 from tic_clip.wordnet import find_wordnet, restricted_classes
@@ -725,6 +727,28 @@ def test_a_malicious_checkpoint_runs_no_code(save, data, tmp_path):
     with suppress(RuntimeError):  # without the safety it would have run
         torch.load(path, weights_only=False)
     assert witness.exists()
+
+
+def test_released_models_make_one_table(content, net, data, tmp_path, monkeypatch):
+    """Two of them, of two steps each, on TiC-DataComp's years; a tiny architecture stands for theirs."""
+    monkeypatch.setattr(models, "ARCH", ARCH)
+    benchmark = get_benchmark("datacomp")
+    root = tmp_path / "data"
+    for number, period in enumerate(benchmark.periods):
+        write_split(root / f"tic/datacomp/yearly/eval/retrieval/{period}", content[number : number + 12], num_shards=1)
+    tasks = [task for task in tasks_of(benchmark, str(root)) if task.kind == "retrieval"]
+    outputs = []
+    for factor, name in ((1.0, "TiC-CLIP-basic-oracle"), (1.1, "TiC-CLIP-basic-sequential")):
+        (tmp_path / f"models/{name}/checkpoints").mkdir(parents=True)
+        for year in (2016, 2017):
+            state = {key: value * factor ** (year - 2015) for key, value in net[0].state_dict().items()}
+            torch.save(state, tmp_path / f"models/{name}/checkpoints/{year}.pt")
+        outputs.append(tmp_path / name)
+        assert evaluate(models.released_models(str(tmp_path / "models" / name)), tasks, outputs[-1]) == 2 * 9
+    found, _ = report(outputs, tmp_path / "out")
+    matrix = found.runs["TiC-CLIP-basic-oracle"]["tasks"]["retrieval"]["matrix"]
+    assert [sum(value is not None for value in row) for row in matrix] == [7, 7, 0, 0, 0, 0, 0]
+    assert "| TiC-CLIP-basic-sequential | sequential | – |" in (tmp_path / "out/table.md").read_text()
 
 
 # The script, as a process.

@@ -243,23 +243,35 @@ def test_only_local_folders():
 @pytest.mark.parametrize(
     ("model", "years", "command"),
     [
-        ("basic-cumulative", ("2018",), "INIT=m/2018.pt FIRST_STEP=2019 bash scripts/run_medium_basic_cumulative.sh"),
-        ("basic-sequential", YEARS, "INIT=m/2017.pt FIRST_STEP=2018 bash scripts/run_medium_basic_sequential.sh"),
-        ("basic-cumulative", ("2016",), "INIT=m/2016.pt FIRST_STEP=2017 bash scripts/run_medium_basic_cumulative.sh"),
-        ("basic-cumulative", ("2022",), "evaluate 2022"),  # no step after it
-        ("basic-oracle", YEARS, "evaluate 2022"),  # starts from scratch
+        (
+            "basic-cumulative",
+            ("2018",),
+            "INIT=m/c/2018.pt FIRST_STEP=2019 bash scripts/run_medium_basic_cumulative.sh",
+        ),
+        (
+            "basic-sequential",
+            YEARS,
+            "INIT=m/c/2017.pt FIRST_STEP=2018 bash scripts/run_medium_basic_sequential.sh",
+        ),
+        (
+            "basic-cumulative",
+            ("2016",),
+            "INIT=m/c/2016.pt FIRST_STEP=2017 bash scripts/run_medium_basic_cumulative.sh",
+        ),
+        ("basic-cumulative", ("2022",), "evaluate"),  # no step after it
+        ("basic-oracle", YEARS, "evaluate"),  # starts from scratch
     ],
 )
 def test_next_command(model, years, command):
-    paths = {year: Path(f"m/{year}.pt") for year in years}
-    evaluation = f"--use_model 'ViT-B-16 m/2022.pt' --data_dir data --output_dir results/TiC-CLIP-{model}"
-    command = command.replace("evaluate 2022", f".venv/bin/python scripts/evaluate.py {evaluation}")
-    assert next_command(model, paths) == command
+    paths = {year: Path(f"m/checkpoints/{year}.pt") for year in years}
+    evaluation = f"--released m --data_dir data --output_dir results/TiC-CLIP-{model}"
+    command = command.replace("evaluate", f".venv/bin/python scripts/evaluate.py {evaluation}")
+    assert next_command(model, paths) == command.replace("m/c/", "m/checkpoints/")
 
 
 def test_next_command_names_a_script_that_exists():
     for model in MODELS:
-        command = next_command(model, {"2018": Path("a folder/2018.pt")})
+        command = next_command(model, {"2018": Path("a folder/checkpoints/2018.pt")})
         assert (ROOT / re.search(r"scripts/\w+\.(py|sh)", command)[0]).exists()
         assert "'" in command
 

@@ -511,3 +511,68 @@ def test_a_mistake_in_the_settings_of_a_loop_is_one_line(tmp_path):
     errors = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
     assert errors == [f"error: {tmp_path}/tic/datacomp/yearly/train/2014 is missing: make this split first"]
     assert not (tmp_path / "out").exists()
+
+
+def released(tmp_path, *models):
+    """Empty checkpoints of released models, and the tables of TiC-DataComp's evaluation sets."""
+    for model in models:
+        (tmp_path / f"models/TiC-CLIP-{model}/checkpoints").mkdir(parents=True)
+        for year in (2016, 2022):
+            (tmp_path / f"models/TiC-CLIP-{model}/checkpoints/{year}.pt").touch()
+    root = tmp_path / "data/tic/datacomp/yearly/eval"
+    for period in get_benchmark("datacomp").periods:
+        for task in ("retrieval", "datacompnet"):
+            write_json(root / task / period / "sizes.json", {"00000000.tar": 3})
+    for text in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        (root / "datacompnet" / text).write_text("{c}")
+    return {"MODELS_DIR": tmp_path / "models", "DATA_DIR": tmp_path / "data", "OUT": tmp_path / "out"}
+
+
+def test_what_released_models_lack_is_printed(tmp_path):
+    lines = dry_run("evaluate_released.sh", **released(tmp_path, "basic-oracle", "bestpool-cumulative")).splitlines()
+    lines = [line for line in lines if not line.startswith("setup: ")]
+    heads = [line for line in lines if not line.startswith("  ")]
+    folder = tmp_path / "models/TiC-CLIP-{}/checkpoints"
+    assert heads == [
+        f"{model} {step}: ViT-B-16 {str(folder).format(model)}/{year}.pt"
+        for model in ("basic-oracle", "bestpool-cumulative")
+        for step, year in (("2014-2016", 2016), ("2022", 2022))
+    ]
+    assert len(lines) == len(heads) * (1 + 18)
+    assert lines[1].split()[0] == "tic/datacomp/retrieval/yearly/2014"
+    assert not (tmp_path / "out").exists()
+
+
+def test_released_models_that_are_not_there_are_one_line(tmp_path):
+    environment = {**os.environ, "MODELS_DIR": str(tmp_path)}
+    command = ["bash", "scripts/evaluate_released.sh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    said = f"error: {tmp_path} has no TiC-CLIP-*/: run scripts/fetch_models.sh {tmp_path} first"
+    assert done.stderr.splitlines()[-1] == said
+
+
+def test_the_settings_of_an_evaluation_are_flags(checkout, tmp_path):
+    """The loop's and that of released models, with a python that prints how it is called."""
+    shown = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True)
+    (shown / ".venv/bin/python").write_text('#!/bin/sh\ncase "$1" in *evaluate.py|*report.py) echo "$@" ;; esac\n')
+    (shown / "models/TiC-CLIP-basic-oracle").mkdir(parents=True)
+    settings = {"IMAGENET_VAL": "/val", "TASKLIST": "list.yml", "PRECISION": "amp", "SKIP_BAD": "1"}
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": "d", "OUTPUT_DIR": "o", "MODELS_DIR": "models", **settings}
+    printed = {}
+    for script in ("run_medium_basic_oracle.sh", "evaluate_released.sh"):
+        command = ["bash", f"scripts/{script}"]
+        done = subprocess.run(command, cwd=shown, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed[script] = done.stdout.splitlines()
+    evaluated, reported = printed["run_medium_basic_oracle.sh"]
+    own = "scripts/evaluate.py --train_output_dir o/medium_basic_oracle --data_dir d"
+    assert evaluated == f"{own} --imagenet_val /val --tasklist list.yml --precision amp --skip_bad"
+    assert reported == "scripts/report.py o/medium_basic_oracle --out o/medium_basic_oracle"
+    evaluated, reported = printed["evaluate_released.sh"]
+    own = "--released models/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"
+    assert (
+        evaluated
+        == f"scripts/evaluate.py {own} --data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
+    )
+    assert reported == "scripts/report.py results/released/TiC-CLIP-basic-oracle --out results/released"

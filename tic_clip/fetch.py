@@ -120,15 +120,15 @@ def fetch_models(
 def next_command(model: str, paths: dict[str, Path]) -> str:
     """What to type with a model's checkpoints, by year: train on from the newest that has a step after it.
 
-    An oracle starts each step from scratch, so there it is evaluating the newest; so it is without a script to train.
+    An oracle starts each step from scratch, so there it is evaluating them; so it is without a script to train.
     """
     script = f"scripts/run_medium_{model.replace('-', '_')}.sh"
     steps = {before.periods[-1]: after.name for before, after in pairwise(get_benchmark("datacomp").steps)}
     started = sorted(set(paths) & set(steps))
     if started and not model.endswith("-oracle") and (ROOT / script).exists():
         return f"INIT={shlex.quote(str(paths[started[-1]]))} FIRST_STEP={steps[started[-1]]} bash {script}"
-    weights = shlex.quote(f"{ARCH} {paths[max(paths)]}")
-    flags = f"--use_model {weights} --data_dir data --output_dir results/TiC-CLIP-{model}"
+    folder = shlex.quote(str(next(iter(paths.values())).parent.parent))
+    flags = f"--released {folder} --data_dir data --output_dir results/TiC-CLIP-{model}"
     return f".venv/bin/python scripts/evaluate.py {flags}"
 
 

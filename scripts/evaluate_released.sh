@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The released TiC-CLIP models, every step of each, on TiC-DataComp (or another benchmark's data): one table.
+#
+#   bash scripts/fetch_models.sh data/models && DATA_DIR=/data bash scripts/evaluate_released.sh
+#   MODELS="basic-cumulative bestpool-oracle" DATA_DIR=/data bash scripts/evaluate_released.sh     # some of them
+#   DRY_RUN=1 DATA_DIR=/data bash scripts/evaluate_released.sh         # prints what is missing, evaluates nothing
+#
+# MODELS_DIR is where fetch_models.sh put them; MODELS is by default all that are there. TASKLIST, IMAGENET_VAL,
+# PRECISION, BATCH_SIZE, WORKERS, DEVICE and SKIP_BAD=1 are flags of scripts/evaluate.py. Writes the results into
+# OUT/TiC-CLIP-{model}/ and their comparison into OUT. Killed and started again, it goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+MODELS_DIR=${MODELS_DIR:-data/models}
+DATA_DIR=${DATA_DIR:-data}
+OUT=${OUT:-results/released}
+
+bash setup.sh
+if [ -z "${MODELS:-}" ]; then
+    MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
+        { echo "error: $MODELS_DIR has no TiC-CLIP-*/: run scripts/fetch_models.sh $MODELS_DIR first" >&2; exit 1; }
+fi
+flags=(--data_dir "$DATA_DIR")
+for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do
+    [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
+done
+[ "${SKIP_BAD:-0}" = 0 ] || flags+=(--skip_bad)
+[ "${DRY_RUN:-0}" = 0 ] || flags+=(--dry_run)
+
+runs=()
+for model in $MODELS; do
+    runs+=("$OUT/TiC-CLIP-$model")
+    .venv/bin/python scripts/evaluate.py --released "$MODELS_DIR/TiC-CLIP-$model" --output_dir "${runs[-1]}" "${flags[@]}"
+done
+[ "${DRY_RUN:-0}" = 0 ] || exit 0
+.venv/bin/python scripts/report.py "${runs[@]}" --out "$OUT"
