@@ -21,7 +21,7 @@ from tic_clip.paper import FIGURE_1, FLICKR, IMAGENET, SHIFTS
 from tic_clip.plots import COLOURS, compute, over_time, robustness, training
 from tic_clip.results import RESULTS, read_log, task_key
 from tic_clip.summary import read_all, restore
-from tic_clip.tables import headline, tables
+from tic_clip.tables import comparison, headline, tables
 from tic_clip.timeline import get_benchmark
 
 TEXTS = {"summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"}
@@ -581,7 +581,11 @@ def test_models_that_are_no_run(tmp_path, two_runs):
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"heatmap.png", "heatmap.svg"}
     summary = report([tmp_path / "models", *two_runs], tmp_path / "out")
     assert (list(summary["runs"]), len(summary["models"])) == (["cumulative", "sequential"], 4)
-    assert "| a one | a | – | – | – | – |" in (tmp_path / "out/table.md").read_text()
+    table = comparison(read_all([tmp_path / "models", *two_runs]))
+    assert [row[0] for row in table.rows] == ["cumulative", "sequential"]
+    write_lines(tmp_path / "models", (IMAGENET, 0.6, {}), benchmark="yfcc15m", family="b", model={"name": "b"})
+    table = comparison(read_all([tmp_path / "models", *two_runs]))
+    assert [row[:5] for row in table.rows][2] == ["b", "b", "–", "60.0", "60.0"]
     lines = (tmp_path / "out/matrix.csv").read_text().splitlines()
     assert lines[-1] == "c,retrieval,,0.5,0,0,"
     assert restore(summary).content() == summary

@@ -39,7 +39,8 @@ def to_html(found: Summaries, items: list[Table], figures: dict[str, bytes]) -> 
     """One page with everything in it, also the ``figures``, which are PNGs: no script, no font, nothing to load."""
     everything = found.everything
     single = found.single
-    subject = single["method"] if single else f"{len(everything)} {'runs' if found.runs else 'models'} compared"
+    counts = [f"{len(part)} {name}" for part, name in ((found.runs, "runs"), (found.models, "models")) if part]
+    subject = single["method"] if single else f"{' and '.join(counts)} compared"
     return FRAME.format(
         title=html.escape(f"{found.benchmark.title}: {subject}"),
         subtitle=html.escape("; ".join(metric_notes(found))),

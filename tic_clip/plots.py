@@ -23,8 +23,8 @@ MARKERS, LINES = "osD^vP*X", ("-", "--", ":", "-.")
 def styles() -> Iterator[dict[str, str]]:
     """A colour, a marker and a kind of line for each of as many series as there are."""
     for i in itertools.count():
-        line = LINES[(i + i // len(COLOURS)) % len(LINES)]
-        yield {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+        line, marker = (kinds[(i + i // len(COLOURS)) % len(kinds)] for kinds in (LINES, MARKERS))
+        yield {"color": COLOURS[i % len(COLOURS)], "marker": marker, "linestyle": line}
 
 
 def _plain(panel: Axes, x: str, y: str) -> None:
@@ -174,7 +174,10 @@ def robustness(found: Summaries) -> Figure | None:
     task = _retrieval(found)
     old, new = span(old_periods(found.benchmark)), span(new_periods(found.benchmark))
     _plain(panel, f"{task} on {old} (%)", f"{task} on {new} (%)")
-    panel.axline((0, 0), slope=1, color="0.7", linewidth=0.9, linestyle=(0, (4, 4)), zorder=0, label="as good on both")
+    least = min(min(pair) for pairs in (*runs.values(), *families.values()) for pair in pairs)
+    panel.axline(
+        (least, least), slope=1, color="0.7", linewidth=0.9, linestyle=(0, (4, 4)), zorder=0, label="as good on both"
+    )
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 

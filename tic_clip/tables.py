@@ -23,7 +23,8 @@ def tables(found: Summaries, reference: Reference | None = None) -> list[Table]:
 
 def headline(found: Summaries, reference: Reference | None = None) -> list[Table]:
     """The comparison of runs and models if there are several, else the matrices of the run; what there is beside it."""
-    first = [_matrix_table(found, name) for name in found.single["tasks"]] if found.single else [comparison(found)]
+    matrices = [_matrix_table(found, name) for name in found.single["tasks"]] if found.single else []
+    first = matrices or ([comparison(found)] if rows(found) else [])
     beside = [_beside(found, reference)] if reference else []
     return [*first, *beside, *_static_table(found), *_models_table(found)]
 
@@ -97,8 +98,8 @@ def _transfer(task: str, key: str) -> Callable[[dict], float | None]:
 
 
 def rows(found: Summaries) -> list[Row]:
-    """The rows of the comparison."""
-    groups = by_seed(found.runs) | {name: [one] for name, one in found.models.items()}
+    """The rows of the comparison: runs, and models where they have static results, as they have no transfer."""
+    groups = by_seed(found.runs) | {name: [one] for name, one in found.models.items() if one.get("static")}
     readers = [read for _, read in columns(found)]
     return [
         Row(
