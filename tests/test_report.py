@@ -285,7 +285,6 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": "imagenet1k"}, "no result on a time period"),
         ({"method": None}, "one method, these are of none"),
     ],
 )
@@ -713,3 +712,13 @@ def test_the_script_takes_published_numbers(tmp_path, two_runs):
     assert "differences are ours - published" in done.stdout
     names = re.findall(r"[\w.]+\.(?:json|csv|md|tex|html|png|svg)", done.stdout.splitlines()[-1])
     assert set(names) == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_static_results_alone(tmp_path):
+    run = with_static(tmp_path / "run")
+    model = write_lines(tmp_path / "m", (IMAGENET, 0.6, {}), benchmark="yfcc15m", family="b", model={"name": "b"})
+    for chosen in ([run], [model], [run, model]):
+        report(chosen, tmp_path / "out")
+        table = comparison(read_all(chosen))
+        assert table.title == "TiC-YFCC15M: in per cent"
+        assert [row[0] for row in table.rows] == [name for name, path in (("run", run), ("b", model)) if path in chosen]

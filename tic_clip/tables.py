@@ -124,7 +124,7 @@ def comparison(found: Summaries) -> Table:
     if any(len(group) > 1 for group in by_seed(found.runs).values()):
         legend.append("±: standard deviation over runs with different seeds")
     return Table(
-        title=f"{found.benchmark.title}: {', '.join(metric_notes(found))}, in per cent",
+        title=f"{found.benchmark.title}: {', '.join([*metric_notes(found), 'in per cent'])}",
         header=[*names, *heads],
         rows=[head + row for head, row in zip(left, cells, strict=True)],
         marked={(i, len(names) + j) for i, j in _best([line.figures for line in lines])},
@@ -214,7 +214,7 @@ def _static_table(found: Summaries) -> list[Table]:
 
 def _models_table(found: Summaries) -> list[Table]:
     """Models that are no run of ours, on old and new data."""
-    if not found.models:
+    if not any(model["tasks"] for model in found.models.values()):
         return []
     old, new = old_periods(found.benchmark), new_periods(found.benchmark)
     spans = {span(old): old, span(new): new, "all": found.benchmark.periods}
