@@ -348,18 +348,21 @@ def test_script_compares(tmp_path, two_runs):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_page_in_a_browser_fits_a_phone(tmp_path, two_runs):
+    """The page as it is, but for a script that tells the window's width, the content's, and that of each picture."""
     report(two_runs, tmp_path)
     page = tmp_path / "probe.html"
-    probe = (
-        "<script>document.title = [innerWidth, document.documentElement.scrollWidth, document.images[0].naturalWidth]"
-    )
-    page.write_text((tmp_path / "report.html").read_text().replace("</body>", f"{probe}</script></body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", f"--user-data-dir={tmp_path}/user"]
-    done = subprocess.run(["chromium", *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=90)
-    window, content, picture = map(int, re.search(r"<title>(\d+),(\d+),(\d+)", done.stdout).groups())
+    widths = "[innerWidth, document.documentElement.scrollWidth, ...[...document.images].map(one => one.naturalWidth)]"
+    probe = f"<script>document.title = {widths}</script></body>"
+    page.write_text((tmp_path / "report.html").read_text().replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--enable-logging=stderr"]
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path}/user", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    window, content, *pictures = map(int, re.search(r"<title>([\d,]+)<", done.stdout)[1].split(","))
     assert content <= window <= 500
-    assert picture > 500
+    assert len(pictures) == 3
+    assert min(pictures) > 500
     assert '<td class="mark">55.0</td>' in done.stdout
+    assert ":CONSOLE" not in done.stderr
 
 
 def write_log(folder, lines, tail=""):
