@@ -3,13 +3,16 @@
 # OpenCLIP with open_clip.patch applied). Again is a few seconds. Needs python3 >= 3.11, git and a package index.
 #
 #   bash setup.sh
+#   bash setup.sh --datacomp        # and datacomp/: DataComp's pinned checkout with datacomp.patch applied
 #
 # OpenCLIP is release 2.24.0, whose wheel holds the sources of commit 73fa7f03a33da53653f61841eb6d69aef161e521. A clone
-# of that commit in open_clip/ is taken as it is, and patched if it is not yet.
+# of that commit in open_clip/ is taken as it is, and patched if it is not yet. DataComp is commit
+# 7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8 of DATACOMP_GIT (default: https://github.com/mlfoundations/datacomp.git).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 PYTHON=${PYTHON:-python3}
+DATACOMP=7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -17,7 +20,7 @@ fail() { say "error: $*"; exit 1; }
 put() { cat > "$1.$$" && { cmp --silent "$1.$$" "$1" && rm "$1.$$" || mv "$1.$$" "$1"; }; }
 sha256() { if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 
-[ $# -eq 0 ] || fail "unknown argument $1 (setup.sh takes none)"
+[ "$*" = "" ] || [ "$*" = --datacomp ] || fail "unknown argument $*; there is --datacomp, or none"
 command -v git >/dev/null || fail "git is needed and was not found"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$PYTHON is older than 3.11; set PYTHON=/path/to/python3.11"
 
@@ -46,21 +49,42 @@ if [ ! -e open_clip ]; then
 fi
 
 # 3. The patch. applied.patch remembers what was applied, so a newer patch replaces it and edits by hand are kept.
-[ -d open_clip/.git ] || fail "open_clip/ is not a git checkout; delete it and run setup.sh again"
-changes() { git -C open_clip diff --no-ext-diff -U1 -- src | sed '/^index /d'; }
-applied=open_clip/.git/applied.patch
-if ! cmp --silent open_clip.patch <(changes); then
-    if [ -s "$applied" ] && cmp --silent "$applied" <(changes); then
-        git -C open_clip checkout --quiet -- src
-    elif [ -n "$(changes)" ]; then
-        fail "open_clip/ has edits that are not in open_clip.patch: keep them as CONTRIBUTING.md says, or delete open_clip/"
+#    patched FOLDER COMMIT PATHS...: PATHS in FOLDER have the changes of FOLDER.patch and no others.
+patched() {
+    local folder=$1 commit=$2 applied=$1/.git/applied.patch
+    shift 2
+    changes() { git -C "$folder" diff --no-ext-diff -U1 -- "$@" | sed '/^index /d'; }
+    [ -d "$folder/.git" ] || fail "$folder/ is not a git checkout; delete it and run setup.sh again"
+    if ! cmp --silent "$folder.patch" <(changes "$@"); then
+        if [ -s "$applied" ] && cmp --silent "$applied" <(changes "$@"); then
+            git -C "$folder" checkout --quiet -- "$@"
+        elif [ -n "$(changes "$@")" ]; then
+            fail "$folder/ has edits that are not in $folder.patch: keep them as CONTRIBUTING.md says, or delete $folder/"
+        fi
+        git -C "$folder" apply "../$folder.patch" || fail "$folder.patch does not fit $folder/: is it commit ${commit::8}?"
     fi
-    git -C open_clip apply ../open_clip.patch || fail "open_clip.patch does not fit open_clip/: is it commit 73fa7f03?"
-fi
-put "$applied" < open_clip.patch
+    put "$applied" < "$folder.patch"
+}
+patched open_clip 73fa7f03a33da53653f61841eb6d69aef161e521 src
 
 # 4. This checkout's tic_clip and patched OpenCLIP go before all others for every Python of .venv, wherever it is moved;
 #    not in pip's isolated builds, which take what comes after the first paths for the system's and drop it.
 printf 'import os, sys; sys.path[:0] = [] if "PIP_BUILD_TRACKER" in os.environ else [r"""%s""", r"""%s"""]\n' "$PWD" "$PWD/open_clip/src" |
     put "$site/tic_clip_open_clip.pth"
-say "ready: .venv/ and open_clip/ (patched)"
+ready=".venv/ and open_clip/ (patched)"
+
+# 5. DataComp, on request; one that is there gets a newer patch.
+if [ "$*" = --datacomp ] && [ ! -e datacomp ]; then
+    address=${DATACOMP_GIT:-https://github.com/mlfoundations/datacomp.git}
+    rm -rf datacomp.tmp
+    git clone --quiet --no-checkout "$address" datacomp.tmp && git -C datacomp.tmp checkout --quiet "$DATACOMP" || {
+        rm -rf datacomp.tmp
+        fail "$address can't be cloned at ${DATACOMP::8} (DATACOMP_GIT can name another place), so there is no datacomp/ with its train.py, evaluate.py and resharder.py; all else is ready"
+    }
+    mv datacomp.tmp datacomp
+fi
+if [ -e datacomp ]; then
+    patched datacomp "$DATACOMP" evaluate.py resharder.py scale_configs.py train.py
+    ready=".venv/, open_clip/ and datacomp/ (patched)"
+fi
+say "ready: $ready"

@@ -14,7 +14,14 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def checkout(tmp_path):
     """What setup.sh reads, and a .venv with OpenCLIP's wheel and a python that refuses to do more than name it."""
-    for name in ("setup.sh", "open_clip.patch", "open_clip.sha256", "requirements.txt", "pyproject.toml"):
+    for name in (
+        "setup.sh",
+        "open_clip.patch",
+        "datacomp.patch",
+        "open_clip.sha256",
+        "requirements.txt",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     site = next((ROOT / ".venv/lib").glob("python3*/site-packages"))
     fake = tmp_path / ".venv/site"
@@ -104,7 +111,38 @@ def test_a_wrong_python_or_argument_is_one_line(checkout):
     )
     assert done.returncode == 1
     assert "is older than 3.11" in done.stderr
-    assert setup(checkout, "--nonsense").stderr == "setup: error: unknown argument --nonsense (setup.sh takes none)\n"
+    said = "setup: error: unknown argument --nonsense; there is --datacomp, or none\n"
+    assert setup(checkout, "--nonsense").stderr == said
+
+
+def test_datacomp_is_cloned_and_patched_on_request(checkout, monkeypatch):
+    if not (ROOT / "datacomp").exists():
+        pytest.skip("needs datacomp/: bash setup.sh --datacomp")
+    monkeypatch.setenv("DATACOMP_GIT", str(ROOT / "datacomp"))
+    done = setup(checkout, "--datacomp")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "setup: ready: .venv/, open_clip/ and datacomp/ (patched)"
+    for name in ("evaluate.py", "resharder.py", "scale_configs.py", "train.py"):
+        assert "tic_clip.datacomp" in (checkout / "datacomp" / name).read_text()
+    (checkout / "datacomp/tasklist.yml").write_text("mine: {}")  # as users do
+    patch = checkout / "datacomp.patch"
+    patch.write_text(patch.read_text().replace("ends each shard with an empty dict", "ends shards so"))
+    assert setup(checkout).returncode == 0  # with and without the flag
+    assert "ends shards so" in (checkout / "datacomp/resharder.py").read_text()
+    assert (checkout / "datacomp/tasklist.yml").read_text() == "mine: {}"
+    (checkout / "datacomp/train.py").write_text("mine")
+    assert "datacomp/ has edits that are not in datacomp.patch" in setup(checkout).stderr
+
+
+def test_datacomp_that_cannot_be_reached_says_what_is_missing(checkout, monkeypatch):
+    monkeypatch.setenv("DATACOMP_GIT", str(checkout / "nowhere"))
+    done = setup(checkout, "--datacomp")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"setup: error: {checkout}/nowhere can't be cloned at 7fdb5c65")
+    assert said.endswith("there is no datacomp/ with its train.py, evaluate.py and resharder.py; all else is ready")
+    assert [path.name for path in checkout.glob("datacomp*")] == ["datacomp.patch"]
+    assert (checkout / "open_clip").exists()
 
 
 def test_requirements_pin_every_direct_dependency():
