@@ -539,6 +539,15 @@ def test_a_shift_that_is_missing_is_not_averaged_over(tmp_path, two_runs):
     assert [cell.strip() for cell in row.split("|")[5:8]] == ["**50.0**", "–", "**60.0**"]
 
 
+def test_static_results_of_two_steps_are_not_mixed(tmp_path, two_runs):
+    with_static(two_runs[0], {IMAGENET: 0.9, FLICKR: 0.5}, step="2009-2010")
+    with_static(two_runs[0], {IMAGENET: 0.3})
+    report(two_runs, tmp_path / "out")
+    row = (tmp_path / "out/table.md").read_text().splitlines()[4]
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["**30.0**", "–", "–"]
+    assert "| retrieval/flickr_1k_test_image_text_retrieval | – |" in (tmp_path / "out/table.md").read_text()
+
+
 def labels(figure):
     return [line.get_label() for line in figure.axes[0].lines]
 

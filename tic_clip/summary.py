@@ -250,9 +250,13 @@ def total(run: dict[str, Any], what: str) -> float | None:
     return max((seen for seen in run.get(what) or [] if seen is not None), default=None)
 
 
-def last_of(values: list[float | None]) -> float | None:
-    """The value of a run's last step that has any of its results."""
-    return next((value for value in reversed(values) if value is not None), None)
+def static_of(one: dict[str, Any]) -> dict[str, float | None]:
+    """The static results of a model, or of a run's last model that has any: never those of two models."""
+    static = one.get("static", {})
+    if "steps" not in one:
+        return static
+    there = [i for i, values in enumerate(zip(*static.values(), strict=True)) if any(v is not None for v in values)]
+    return {key: values[there[-1]] for key, values in static.items()} if there else {}
 
 
 # Several seeds.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tic_clip.markup import MAX_NUMBERED, MISSING, Table, percent, powers, thousands
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.paper import FLICKR, IMAGENET, SHIFTS, Reference, read_reference
-from tic_clip.summary import Summaries, by_seed, last_of, periods_matrix, spread, total
+from tic_clip.summary import Summaries, by_seed, periods_matrix, spread, static_of, total
 from tic_clip.timeline import Benchmark
 
 TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
@@ -87,8 +87,8 @@ def columns(found: Summaries) -> list[tuple[str, Callable[[dict], float | None]]
 
 def _mean_static(keys: list[str]) -> Callable[[dict], float | None]:
     def read(one: dict) -> float | None:
-        values = [one.get("static", {}).get(key) for key in keys]
-        return spread(last_of(value) if isinstance(value, list) else value for value in values)[0]
+        values = static_of(one)
+        return spread(values.get(key) for key in keys)[0]
 
     return read
 
@@ -190,16 +190,14 @@ def _beside(found: Summaries, reference: Reference) -> Table:
 
 def _static_table(found: Summaries) -> list[Table]:
     """The static tasks: a row a task; a column a step of the single run, or a run or model."""
-    static = {name: one["static"] for name, one in found.everything.items() if one.get("static")}
+    static = {name: static_of(one) for name, one in found.everything.items() if one.get("static")}
     if not static:
         return []
+    header, values = list(static), {}
+    for key in dict.fromkeys(key for each in static.values() for key in each):
+        values[key] = [each.get(key) for each in static.values()]
     if found.single:
         header, values = found.single["steps"], found.single["static"]
-    else:
-        header = list(static)
-        keys = dict.fromkeys(key for each in static.values() for key in each)
-        values = {key: [each.get(key) for each in static.values()] for key in keys}
-        values = {key: [last_of(one) if isinstance(one, list) else one for one in each] for key, each in values.items()}
     return [
         Table(
             title="Static tasks, main metric in per cent",
