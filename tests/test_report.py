@@ -1,6 +1,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from tic_clip import report as report_module
 from tic_clip.figure import heatmap, to_bytes
 from tic_clip.markup import to_latex, to_markdown, to_text
 from tic_clip.paper import FIGURE_1, FLICKR, IMAGENET, SHIFTS
-from tic_clip.plots import COLOURS, compute, over_time, robustness, training
+from tic_clip.plots import COLOURS, compute, over_time, robustness, styles, training
 from tic_clip.results import RESULTS, read_log, task_key
 from tic_clip.summary import read_all, restore
 from tic_clip.tables import comparison, headline, tables
@@ -261,7 +262,8 @@ def test_what_comes_from_files_is_escaped(tmp_path):
         markdown = (tmp_path / "table.md").read_text()
         assert "<script>" not in markdown
         assert "&lt;/script&gt;\\|_%" in markdown
-        assert '<script>"\\&</script>|\\_\\%' in (tmp_path / "table.tex").read_text()
+        latex = '\\textless{}script\\textgreater{}"\\&\\textless{}/script\\textgreater{}\\textbar{}\\_\\%'
+        assert latex in (tmp_path / "table.tex").read_text()
 
 
 def test_latex_and_markdown_of_nothing():
@@ -481,10 +483,11 @@ def test_runs_with_different_seeds_are_one_row(tmp_path):
     deviation = 0.1 / 2**0.5
     rows = (tmp_path / "out/table.md").read_text().splitlines()
     assert "| one and 1 more | cumulative | 40,000 | **35.0 ± 7.1** | **50.0 ± 7.1** | **5.0 ± 7.1** |" in rows
-    assert "±: standard deviation over runs with different seeds" in (tmp_path / "out/table.md").read_text()
+    assert "±: standard deviation over n = 2 runs with different seeds" in (tmp_path / "out/table.md").read_text()
     head, row = csv.reader(io.StringIO((tmp_path / "out/table.csv").read_text()))
-    assert head[4:6] == ["retrieval backward", "retrieval backward sd"]
-    assert [float(cell) for cell in row[4:8]] == pytest.approx([0.35, deviation, 0.5, deviation])
+    assert (head[2], row[2]) == ("runs", "2")
+    assert head[5:7] == ["retrieval backward", "retrieval backward sd"]
+    assert [float(cell) for cell in row[5:9]] == pytest.approx([0.35, deviation, 0.5, deviation])
 
 
 @pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
@@ -501,9 +504,10 @@ def test_a_figure_that_one_seed_lacks_is_missing(tmp_path):
     lines = (runs[1] / RESULTS).read_text().splitlines(keepends=True)
     (runs[1] / RESULTS).write_text("".join(lines[:-1]))
     report(runs, tmp_path / "out")
-    assert "| 40,000 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in (tmp_path / "out/table.md").read_text()
-    page = (tmp_path / "out/report.html").read_text()
-    assert "two lacks" not in page  # nothing is known of the data, so there is no such table
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| 40,000 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in markdown
+    assert "| two | retrieval, 2013-2014 on 2013-2014 | 1 |" in markdown
+    assert "35.0 $\\pm$ 7.1" in (tmp_path / "out/table.tex").read_text()
 
 
 STATIC = {IMAGENET: 0.5, **{key: 0.1 * i for i, key in enumerate(SHIFTS)}, FLICKR: 0.6, "vtab/x": 0.8}
@@ -548,6 +552,17 @@ def test_static_results_of_two_steps_are_not_mixed(tmp_path, two_runs):
     assert "| retrieval/flickr_1k_test_image_text_retrieval | – |" in (tmp_path / "out/table.md").read_text()
 
 
+def test_static_tasks_of_an_earlier_step_do_not_stand_in_for_the_last_ones(tmp_path, two_runs):
+    """ImageNet of the last step and shifts of the one before are no pair."""
+    with_static(two_runs[0], step="2011-2012")
+    with_static(two_runs[0], {IMAGENET: 0.55, "imagenet-a": 0.3})
+    report(two_runs, tmp_path / "out")
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert [cell.strip() for cell in markdown.splitlines()[4].split("|")[5:9]] == ["**55.0**", "–", "–", "–"]
+    shifts = "imagenetv2, imagenet-r, imagenet_sketch, imagenet-o, objectnet"
+    assert f"| cumulative | static tasks of 2013-2014: {shifts}, {FLICKR} and 1 more | 7 |" in markdown
+
+
 def labels(figure):
     return [line.get_label() for line in figure.axes[0].lines]
 
@@ -559,7 +574,9 @@ def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, t
     run, *paper = figure.axes[0].lines
     assert (run.get_label(), run.get_xdata().tolist()) == ("cumulative", [2e18])
     assert run.get_ydata() == pytest.approx([100 * (0.5 + 1.5) / 7])
-    assert [line.get_label() for line in paper] == [f"paper, Fig. 1, {name} (read off, ± 0.3)" for name in FIGURE_1]
+    assert [line.get_label() for line in paper] == [
+        f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)" for name in FIGURE_1
+    ]
     assert (paper[1].get_xdata()[-1], paper[1].get_ydata()[-1]) == (10.5 * 5e18, 45.6)
 
 
@@ -665,17 +682,51 @@ def test_what_the_data_are_and_what_is_missing_of_the_results(tmp_path):
     markdown = (tmp_path / "out/table.md").read_text()
     assert "| retrieval | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) |" in markdown
     missing = "retrieval, 2004-2008 on 2013-2014; retrieval, 2009-2010 on 2013-2014"
-    assert f"run lacks 2 results ({missing}); retrieval 2004-2008: 2 samples left out (bad image)" in markdown
-    assert f"run lacks 2 results ({missing})" in (tmp_path / "out/report.html").read_text()
+    assert f"| run | {missing} | 2 |" in markdown
+    assert "retrieval 2004-2008, 2009-2010, 2011-2012, 2013-2014: 8 samples left out (bad image)" in markdown
+    assert missing in (tmp_path / "out/report.html").read_text()
+
+
+def test_runs_that_were_scored_on_different_data_are_told_apart(tmp_path):
+    """The later, complete data do not hide what an earlier run has left out."""
+    about = {"num_samples": 1500, "coverage": 0.9999, "dropped": {"bad image": 3}}
+    runs = [write_run(tmp_path / "part", CUMULATIVE, **about)]
+    runs += [write_run(tmp_path / name, CUMULATIVE, num_samples=1503, coverage=1.0) for name in ("all", "too")]
+    report(runs, tmp_path / "out")
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| retrieval: part | 1,500 (99.9 %) | 1,500 (99.9 %) |" in markdown
+    assert "| retrieval: all, too | 1,503 | 1,503 |" in markdown
+    assert "2013-2014 of part: 12 samples left out (bad image)" in markdown
+    assert "not all were scored on the same samples" in markdown
+
+
+def test_what_an_unfinished_run_lacks_beside_a_finished_one(tmp_path):
+    square = [[0.5] * 7] * 7
+    whole = write_run(write_run(tmp_path / "whole", square, "emoji"), square, "emoji", task="emojinet")
+    half = write_run(tmp_path / "half", [*square[:2], [0.5, *[None] * 6]], "emoji")
+    report([whole, half], tmp_path / "out")
+    years = "2015, 2016, 2017-2018, 2019 and 2 more"
+    lacks = f"retrieval, 2016 on {years}; retrieval, all of 2017-2018, 2019, 2020, 2021-2025; all of emojinet"
+    assert f"| half | {lacks} | {6 + 4 * 7 + 7 * 7} |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_static_task_with_features_that_are_no_numbers_is_told(tmp_path, two_runs):
+    with_static(two_runs[0], {IMAGENET: 0.5}, nonfinite=3)
+    summary = report(two_runs, tmp_path / "out")
+    assert summary["runs"]["cumulative"]["data"] == {"static": {IMAGENET: {"nonfinite": 3}}}
+    assert "static imagenet1k: 3 features of a model are no numbers" in (tmp_path / "out/table.md").read_text()
 
 
 def test_features_that_are_no_numbers_are_told(tmp_path):
     run = write_run(tmp_path / "run", CUMULATIVE, num_samples=9, coverage=None, nonfinite=7)
     report([run], tmp_path / "out")
-    assert "retrieval 2009-2010: 7 features of a model are no numbers" in (tmp_path / "out/table.md").read_text()
+    words = "retrieval 2004-2008, 2009-2010, 2011-2012, 2013-2014: 28 features of a model are no numbers"
+    assert words in (tmp_path / "out/table.md").read_text()
     whole = write_run(tmp_path / "whole", CUMULATIVE, num_samples=9, coverage=1.0)
     report([whole], tmp_path / "out")
-    assert "no result is missing, and no sample was left out" in (tmp_path / "out/table.md").read_text()
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| retrieval | 9 | 9 | 9 | 9 |\n\nno sample was left out" in markdown
+    assert "Missing results" not in markdown
 
 
 def test_intervals_are_in_the_summary_and_told_of_the_matrix(tmp_path):
@@ -711,6 +762,28 @@ def test_figures_have_the_same_bytes_each_time(kind, tmp_path, two_runs):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["_x", "a$b$c", r"$\foo$", "a&<|_"])
+def test_a_name_is_what_it_is_in_the_figures(name, tmp_path, two_runs):
+    """No formula, and not left out of the legend."""
+    runs = [two_runs[0].rename(tmp_path / name), two_runs[1]]
+    report(runs, tmp_path / "out")
+    texts = over_time(read_all(runs)).legends[0].get_texts()
+    assert [text.get_text().replace(r"\$", "$").strip() for text in texts] == [name, "sequential"]
+
+
+def test_twenty_runs_are_told_apart_by_colour_and_marker():
+    looks = [(style["color"], style["marker"]) for style in itertools.islice(styles(), 20)]
+    assert len(set(looks)) == 20
+
+
+def test_infinity_is_missing(tmp_path):
+    values = [[float("inf"), 0.1, 0.1, float("nan")], *CUMULATIVE[1:]]
+    summary = report([write_run(tmp_path / "run", values)], tmp_path / "out")
+    assert summary["tasks"]["retrieval"]["matrix"][0] == [None, 0.1, 0.1, None]
+    assert summary["tasks"]["retrieval"]["id"] is None
+    assert not re.search("Infinity|NaN", (tmp_path / "out/summary.json").read_text())
+
+
 def test_a_figure_that_has_nothing_to_show_any_more_is_taken_away(tmp_path, two_runs):
     report(two_runs, tmp_path / "out")
     report([models(tmp_path / "models")], tmp_path / "out")
@@ -734,3 +807,21 @@ def test_static_results_alone(tmp_path):
         table = comparison(read_all(chosen))
         assert table.title == "TiC-YFCC15M: in per cent"
         assert [row[0] for row in table.rows] == [name for name, path in (("run", run), ("b", model)) if path in chosen]
+
+
+def test_what_stands_on_the_page_and_in_which_order(tmp_path, two_runs):
+    write_run(tmp_path / "half", CUMULATIVE[:2], method="restart")
+    report([*two_runs, tmp_path / "half"], tmp_path / "out")
+    text = (tmp_path / "out/report.html").read_text()
+    parts = ["Results", "Step by period", "Over time", "Robustness over time", "The matrices in numbers"]
+    parts += ["Evaluation data and missing results", "How to read this", "What was run"]
+    assert re.findall("<h2>(.*?)</h2>", text) == parts
+    assert text.count("<details>") == 3
+    assert re.search('<details><summary>half</summary>.*?<td class="mark">50.0</td>', text, re.DOTALL)
+    assert "half (up to 2009-2010)" in labels(over_time(read_all([*two_runs, tmp_path / "half"])))
+
+
+def test_runs_that_lack_the_same_are_one_line(tmp_path):
+    runs = [write_run(tmp_path / name, CUMULATIVE[:3]) for name in "abcdef"]
+    report(runs, tmp_path / "out")
+    assert "| a, b, c, d and 2 more | retrieval, all of 2013-2014 | 4 |" in (tmp_path / "out/table.md").read_text()

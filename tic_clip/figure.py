@@ -45,7 +45,7 @@ def heatmap(found: Summaries) -> Figure | None:
         _draw_task(figure, row, found.runs, task, found.benchmark)
     method = f", {next(iter(found.runs.values()))['method']}" if one else ""
     figure.get_layout_engine().set(w_pad=0.1)
-    figure.suptitle(f"{found.benchmark.title}{method}", fontsize=13, fontweight="bold")
+    figure.suptitle(f"{found.benchmark.title}{method}", fontsize=13, fontweight="bold", parse_math=False)
     return figure
 
 
@@ -61,7 +61,7 @@ def _draw_task(figure: Figure, axes: np.ndarray, runs: dict[str, dict], task: st
         ax.set_axis_off()
     for ax, name, grid in zip(axes, runs, grids, strict=False):
         image = ax.imshow(grid, aspect="auto", interpolation="nearest", **scale)
-        ax.set_title(task if len(runs) == 1 else f"{task}: {name}", fontsize=10)
+        ax.set_title(task if len(runs) == 1 else f"{task}: {name}", fontsize=10, parse_math=False)
         _draw_axes(ax, benchmark)
         if len(runs) > 1 and not ax.get_subplotspec().is_first_col():  # the labels stand at the left of the row
             ax.set_yticks([])

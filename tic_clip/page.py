@@ -2,11 +2,13 @@
 
 import base64
 import html
+from collections.abc import Iterable
 from pathlib import Path
 
+from tic_clip.coverage import coverage
 from tic_clip.markup import MISSING, Table, is_number, powers, thousands
 from tic_clip.summary import Summaries, total
-from tic_clip.tables import metric_notes
+from tic_clip.tables import matrices, metric_notes
 
 FRAME = Path(__file__).with_name("page.html").read_text()
 CAPTIONS = {
@@ -36,20 +38,44 @@ CAPTIONS = {
 
 
 def to_html(found: Summaries, items: list[Table], figures: dict[str, bytes]) -> str:
-    """One page with everything in it, also the ``figures``, which are PNGs: no script, no font, nothing to load."""
+    """One page with everything in it: no script, no font, nothing to load.
+
+    Args:
+        items: the tables that come first.
+        figures: PNGs by the names of ``CAPTIONS``.
+    """
     everything = found.everything
     single = found.single
-    counts = [f"{len(part)} {name}" for part, name in ((found.runs, "runs"), (found.models, "models")) if part]
-    subject = single["method"] if single else f"{' and '.join(counts)} compared"
+    counts = [(len(part), kind) for part, kind in ((found.runs, "run"), (found.models, "model")) if part]
+    subjects = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts)
+    subject = single["method"] if single else f"{subjects} compared"
     return FRAME.format(
         title=html.escape(f"{found.benchmark.title}: {subject}"),
         subtitle=html.escape("; ".join(metric_notes(found))),
         min_width=40 if len(found.runs) <= 2 else 56,
         tables="\n".join(map(_html_table, items)),
         figures="\n".join(_html_figure(name, figures[name]) for name in CAPTIONS if name in figures),
+        matrices=_html_matrices(found),
+        behind=_html_section("Evaluation data and missing results", map(_html_table, coverage(found))),
         missing=MISSING,
         runs="\n".join(_html_run(name, one) for name, one in everything.items()),
     )
+
+
+def _html_matrices(found: Summaries) -> str:
+    """The matrices of several runs, folded up; that of a single run stands among the results, wide ones in files."""
+    tables = {name: [each for each in few if not each.wide] for name, few in matrices(found).items()}
+    folded = [
+        f"<details><summary>{html.escape(name)}</summary>\n{chr(10).join(map(_html_table, few))}</details>"
+        for name, few in tables.items()
+        if few and not found.single
+    ]
+    return _html_section("The matrices in numbers", folded)
+
+
+def _html_section(heading: str, parts: Iterable[str]) -> str:
+    content = "\n".join(parts)
+    return f"<h2>{heading}</h2>\n{content}" if content else ""
 
 
 def _html_figure(name: str, png: bytes) -> str:
@@ -72,7 +98,8 @@ def _html_table(table: Table) -> str:
     ]
     return "\n".join(
         [
-            f'<div class="scroll"><table><caption>{html.escape(table.title)}</caption>',
+            f"<h3>{html.escape(table.title)}</h3>",
+            f'<div class="scroll" tabindex="0"><table aria-label="{html.escape(table.title)}">',
             f"<thead><tr>{head}</tr></thead>",
             f"<tbody>{''.join(rows)}</tbody></table></div>",
             f'<p class="legend">{html.escape(table.legend.replace("{mark}", "bold"))}</p>',
@@ -87,6 +114,7 @@ def _html_run(name: str, one: dict) -> str:
         facts = {
             "Method": one["method"],
             "Scale": one["scale"],
+            "Training data": one.get("filter", MISSING),
             "Seed": str(one.get("seed", MISSING)),
             "Samples seen": f"{thousands(total(one, 'samples_seen'))}, after {done} of {len(one['steps'])} steps",
             "MACs": powers(total(one, "macs_seen")),

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 from tic_clip.markup import MAX_NUMBERED
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.paper import FIGURE_1, IMAGENET, SHIFTS, UNIT
-from tic_clip.summary import Summaries, periods_matrix, spread
+from tic_clip.summary import Summaries, last_step, periods_matrix, spread
 from tic_clip.tables import mean_over, new_periods, old_periods, span
 
 CURVES = {"loss": "contrastive loss", "lr": "learning rate", "samples_per_second": "samples a second"}
@@ -25,6 +25,11 @@ def styles() -> Iterator[dict[str, str]]:
     for i in itertools.count():
         line, marker = (kinds[(i + i // len(COLOURS)) % len(kinds)] for kinds in (LINES, MARKERS))
         yield {"color": COLOURS[i % len(COLOURS)], "marker": marker, "linestyle": line}
+
+
+def shown(name: str) -> str:
+    """``name`` as a label: matplotlib sets what stands between dollars as a formula, and hides what begins with _."""
+    return ("\u200a" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _plain(panel: Axes, x: str, y: str) -> None:
@@ -52,7 +57,7 @@ def training(logs: dict[str, list[list[dict]]]) -> Figure | None:
                 [line.get("contrastive_loss", line[key]) if key == "loss" else line[key] for line in found],
                 **{**style, "marker": None},
                 linewidth=1.1,
-                label=name,
+                label=shown(name),
             )
         _plain(panel, "", label)
         for step in next(iter(logs.values())) if len(lines) == 1 else ():
@@ -78,7 +83,7 @@ def over_time(found: Summaries) -> Figure | None:
     for panel, task in zip(panels, found.tasks, strict=True):
         for style, (name, values) in zip(styles(), _lines(found, task), strict=False):
             size = 4 if len(periods) <= MAX_NUMBERED else 0
-            panel.plot(range(len(periods)), values, **style, markersize=size, linewidth=1.2, label=name)
+            panel.plot(range(len(periods)), values, **style, markersize=size, linewidth=1.2, label=shown(name))
         stride = -(-len(periods) // MAX_NUMBERED)
         panel.set_xticks(range(0, len(periods), stride), periods[::stride], rotation=45, ha="right")
         _plain(panel, "evaluated on", f"{MAIN_METRIC[found.benchmark.tasks[task]]} (%)")
@@ -102,8 +107,9 @@ def _lines(found: Summaries, task: str) -> Iterator[tuple[str, np.ndarray]]:
         if summary and "periods" in summary:
             yield name, _percent(summary["periods"].values())
         elif summary:
-            last = [row for row in periods_matrix(summary) if any(value is not None for value in row)][-1]
-            yield name, _percent(last)
+            last = last_step(one)
+            step = "" if last == len(one["steps"]) - 1 else f" (up to {one['steps'][last]})"
+            yield f"{name}{step}", _percent(periods_matrix(summary)[last])
 
 
 def _percent(values: object) -> np.ndarray:
@@ -124,16 +130,21 @@ def compute(found: Summaries) -> Figure | None:
     figure = Figure(figsize=(7.4, 4.6), dpi=150, layout="constrained")
     panel = figure.subplots()
     for style, (name, points) in zip(styles(), series.items(), strict=False):
-        panel.plot(*zip(*points, strict=True), **style, markersize=5, linewidth=1.2, label=name)
+        panel.plot(*zip(*points, strict=True), **style, markersize=_size(points), linewidth=1.2, label=shown(name))
     for line, (name, points) in zip((":", "--"), FIGURE_1.items() if static else (), strict=False):
         x, y = zip(*points, strict=True)
-        label = f"paper, Fig. 1, {name} (read off, ± 0.3)"
-        panel.plot(UNIT * np.array(x), y, color="0.55", marker="x", linestyle=line, linewidth=1.2, label=label)
+        text = f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)"
+        panel.plot(UNIT * np.array(x), y, color="0.55", marker="x", linestyle=line, linewidth=1.2, label=text)
     what = "ImageNet and its shifts" if static else f"mean {found.tasks[0]} over all periods"
     panel.set_xscale("log")
     _plain(panel, "total compute (MACs of the forward passes)", f"{what} (%)")
     panel.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _size(points: list) -> float:
+    """Of a marker: small where there are many."""
+    return 5 if len(points) <= MAX_NUMBERED else 2.5
 
 
 def _with_shifts(run: dict) -> list[float | None]:
@@ -166,7 +177,8 @@ def robustness(found: Summaries) -> Figure | None:
     series += [(name, points, False) for name, points in families.items()]
     for style, (name, points, joined) in zip(styles(), series, strict=False):
         x, y = np.array(points).T
-        panel.plot(x, y, color=style["color"], marker=style["marker"], markersize=5, linestyle="none", label=name)
+        mark = {"marker": style["marker"], "markersize": _size(points), "markerfacecolor": None if joined else "white"}
+        panel.plot(x, y, color=style["color"], **mark, linestyle="none", label=shown(name))
         if not joined and np.ptp(x) > 0:
             x, y = np.sort(x), np.polyval(np.polyfit(x, y, 1), np.sort(x))
         if joined or np.ptp(x) > 0:
@@ -174,10 +186,11 @@ def robustness(found: Summaries) -> Figure | None:
     task = _retrieval(found)
     old, new = span(old_periods(found.benchmark)), span(new_periods(found.benchmark))
     _plain(panel, f"{task} on {old} (%)", f"{task} on {new} (%)")
-    least = min(min(pair) for pairs in (*runs.values(), *families.values()) for pair in pairs)
+    across, up = panel.get_xlim(), panel.get_ylim()
     panel.axline(
-        (least, least), slope=1, color="0.7", linewidth=0.9, linestyle=(0, (4, 4)), zorder=0, label="as good on both"
+        (across[0],) * 2, slope=1, color="0.7", linewidth=0.9, dashes=(4, 4), zorder=0, label="as good on both"
     )
+    panel.set(xlim=across, ylim=(min(up[0], across[0]), max(up[1], across[1])))
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 

@@ -14,7 +14,7 @@ from tic_clip.plots import compute, over_time, robustness, training
 from tic_clip.results import read_log
 from tic_clip.storage import atomic_open, remove, to_path, write_json, write_text
 from tic_clip.summary import Summaries, read_all, run_names
-from tic_clip.tables import comparison_csv, matrix_csv, read_published, tables
+from tic_clip.tables import comparison_csv, headline, matrix_csv, read_published, tables
 
 FIGURES = {"heatmap": heatmap, "curves": over_time, "compute": compute, "robustness": robustness}
 
@@ -43,7 +43,7 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
         "table.csv": comparison_csv(found),
         "table.md": to_markdown(items),
         "table.tex": to_latex(items),
-        "report.html": to_html(found, items, {name: each["png"] for name, each in drawn.items()}),
+        "report.html": to_html(found, headline(found, published), {name: each["png"] for name, each in drawn.items()}),
     }
     output = to_path(output_dir)
     write_json(output / "summary.json", found.content())

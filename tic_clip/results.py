@@ -7,6 +7,7 @@ replaces an earlier one of the same step and key.
 """
 
 import json
+import math
 import os
 
 import numpy as np
@@ -109,9 +110,14 @@ def matrix(results: list[dict], benchmark: Benchmark, task: str, metric: str = "
             raise TicError(f"{key} is of no period of {benchmark.name}: {', '.join(benchmark.periods)}")
         if metric not in result["metrics"]:
             raise TicError(f"{key} has no metric {metric!r}, only {', '.join(result['metrics'])}")
-        value = result["metrics"][metric]
-        values[benchmark.step_index(result.get("step")), columns[key]] = np.nan if value is None else value
+        values[benchmark.step_index(result.get("step")), columns[key]] = number(result, metric)
     return values
+
+
+def number(result: dict, metric: str = "main_metric") -> float:
+    """A result's ``metric``; NaN where it has none, or one that is no number or infinite."""
+    value = result["metrics"].get(metric)
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def reduce_periods(values: np.ndarray, benchmark: Benchmark) -> np.ndarray:

@@ -13,11 +13,12 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.metrics import MAIN_METRIC, transfer
-from tic_clip.results import RESULTS, matrix, read_results, reduce_periods, task_key
+from tic_clip.results import RESULTS, matrix, number, read_results, reduce_periods, task_key
 from tic_clip.storage import to_path
 from tic_clip.timeline import Benchmark, get_benchmark
 
 CONFIGURATION = ("filter", "seed", "settings")
+FACTS = ("num_samples", "coverage", "dropped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +173,9 @@ def _summarize_model(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _value(line: dict[str, Any] | None, metric: str = "main_metric") -> float | None:
-    value = line["metrics"].get(metric) if line else None
-    return value if value is not None and math.isfinite(value) else None
+def _value(line: dict[str, Any] | None) -> float | None:
+    value = number(line) if line else math.nan
+    return None if math.isnan(value) else value
 
 
 def _static(results: list[dict[str, Any]], read: Any) -> dict[str, Any]:
@@ -187,15 +188,19 @@ def _static(results: list[dict[str, Any]], read: Any) -> dict[str, Any]:
 
 
 def _data(results: list[dict[str, Any]], benchmark: Benchmark) -> dict[str, Any]:
-    """``data``: what was scored of each period of each task: samples, coverage, what was left out; {} if untold."""
+    """``data``: what was scored of each period of each task: samples, coverage, what was left out; {} if untold.
+
+    Tasks that are of no period stand under ``static``, where there is more to say of them than the number of samples.
+    """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     where = {task_key(benchmark, task, each): (task, each) for task in benchmark.tasks for each in benchmark.periods}
     for line in results:
-        if line["key"] in where and "coverage" in line:
-            task, period = where[line["key"]]
-            facts = {name: line.get(name) for name in ("num_samples", "coverage", "dropped") if line.get(name)}
-            worst = max(line.get("nonfinite") or 0, found.get(task, {}).get(period, {}).get("nonfinite", 0))
-            found.setdefault(task, {})[period] = facts | ({"nonfinite": worst} if worst else {})
+        task, period = where.get(line["key"], ("static", line["key"]))
+        facts = {name: line[name] for name in FACTS if line.get(name) is not None and line[name] != {}}
+        worst = max(line.get("nonfinite") or 0, found.get(task, {}).get(period, {}).get("nonfinite", 0))
+        facts |= {"nonfinite": worst} if worst else {}
+        if (task != "static" and facts) or {"dropped", "nonfinite"} & set(facts):
+            found.setdefault(task, {})[period] = facts
     return {"data": found} if found else {}
 
 
@@ -250,13 +255,21 @@ def total(run: dict[str, Any], what: str) -> float | None:
     return max((seen for seen in run.get(what) or [] if seen is not None), default=None)
 
 
-def static_of(one: dict[str, Any]) -> dict[str, float | None]:
-    """The static results of a model, or of a run's last model that has any: never those of two models."""
-    static = one.get("static", {})
-    if "steps" not in one:
-        return static
-    there = [i for i, values in enumerate(zip(*static.values(), strict=True)) if any(v is not None for v in values)]
-    return {key: values[there[-1]] for key, values in static.items()} if there else {}
+def last_step(run: dict[str, Any]) -> int:
+    """The index of the last step of which a run has any result."""
+    rows = [run["samples_seen"], *run.get("static", {}).values()]
+    rows += [map(_any, periods_matrix(task)) for task in run["tasks"].values()]
+    return max((i for i, values in enumerate(zip(*rows, strict=True)) if _any(values) is not None), default=0)
+
+
+def _any(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def static_value(one: dict[str, Any], key: str) -> float | None:
+    """The value of a static task: of a run, that of its last step, whatever earlier ones have."""
+    values = one.get("static", {}).get(key)
+    return values[last_step(one)] if isinstance(values, list) else values
 
 
 # Several seeds.

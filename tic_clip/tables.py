@@ -5,10 +5,11 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tic_clip.coverage import coverage
 from tic_clip.markup import MAX_NUMBERED, MISSING, Table, percent, powers, thousands
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.paper import FLICKR, IMAGENET, SHIFTS, Reference, read_reference
-from tic_clip.summary import Summaries, by_seed, periods_matrix, spread, static_of, total
+from tic_clip.summary import Summaries, by_seed, periods_matrix, spread, static_value, total
 from tic_clip.timeline import Benchmark
 
 TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
@@ -17,20 +18,26 @@ Cell = tuple[float | None, float | None]
 
 
 def tables(found: Summaries, reference: Reference | None = None) -> list[Table]:
-    """All tables of a report: ``headline``, and what the evaluation data are."""
-    return [*headline(found, reference), *_coverage(found)]
+    """All tables of a report: ``headline``, and what stands behind the numbers."""
+    return [*headline(found, reference), *coverage(found)]
 
 
 def headline(found: Summaries, reference: Reference | None = None) -> list[Table]:
     """The comparison of runs and models if there are several, else the matrices of the run; what there is beside it."""
-    matrices = [_matrix_table(found, name) for name in found.single["tasks"]] if found.single else []
-    first = matrices or ([comparison(found)] if rows(found) else [])
+    first = matrices(found).get(next(iter(found.runs)), []) if found.single else []
+    first = first or ([comparison(found)] if rows(found) else [])
     beside = [_beside(found, reference)] if reference else []
     return [*first, *beside, *_static_table(found), *_models_table(found)]
 
 
-def _matrix_table(found: Summaries, name: str) -> Table:
-    benchmark, run = found.benchmark, found.single
+def matrices(found: Summaries) -> dict[str, list[Table]]:
+    """The matrix of each task of each run."""
+    return {
+        name: [_matrix_table(found.benchmark, run, task) for task in run["tasks"]] for name, run in found.runs.items()
+    }
+
+
+def _matrix_table(benchmark: Benchmark, run: dict, name: str) -> Table:
     task = run["tasks"][name]
     values = periods_matrix(task)
     transfers = ", ".join(f"{TRANSFERS[key]} {percent(task[key])}" for key in ("id", "backward", "forward"))
@@ -65,6 +72,7 @@ class Row:
 
     name: str
     method: str
+    count: int  # of repetitions
     samples: float | None
     macs: float | None
     figures: list[Cell]
@@ -75,9 +83,9 @@ def columns(found: Summaries) -> list[tuple[str, Callable[[dict], float | None]]
     static = sorted({key for one in found.everything.values() for key in one.get("static", {})})
     shown = [
         ("ImageNet", [IMAGENET], {IMAGENET} & set(static)),
-        (f"shifts ({len(SHIFTS)})", SHIFTS, set(SHIFTS) & set(static)),
+        (f"shifts\n({len(SHIFTS)})", SHIFTS, set(SHIFTS) & set(static)),
         ("Flickr30k", [FLICKR], {FLICKR} & set(static)),
-        (f"average ({len(static)})", static, set(static)),
+        (f"average\n({len(static)})", static, set(static)),
     ]
     some = [(head, _mean_static(keys)) for head, keys, there in shown if there]
     return some + [
@@ -86,11 +94,7 @@ def columns(found: Summaries) -> list[tuple[str, Callable[[dict], float | None]]
 
 
 def _mean_static(keys: list[str]) -> Callable[[dict], float | None]:
-    def read(one: dict) -> float | None:
-        values = static_of(one)
-        return spread(values.get(key) for key in keys)[0]
-
-    return read
+    return lambda one: spread(static_value(one, key) for key in keys)[0]
 
 
 def _transfer(task: str, key: str) -> Callable[[dict], float | None]:
@@ -98,19 +102,28 @@ def _transfer(task: str, key: str) -> Callable[[dict], float | None]:
 
 
 def rows(found: Summaries) -> list[Row]:
-    """The rows of the comparison: runs, and models where they have static results, as they have no transfer."""
-    groups = by_seed(found.runs) | {name: [one] for name, one in found.models.items() if one.get("static")}
+    """The rows of the comparison."""
     readers = [read for _, read in columns(found)]
     return [
         Row(
             name=name,
             method=group[0].get("method") or group[0].get("family") or MISSING,
+            count=len(group),
             samples=total(group[0], "samples_seen"),
             macs=total(group[0], "macs_seen"),
-            figures=[spread(read(one) for one in group) for read in readers],
+            figures=[_over(group, read) for read in readers],
         )
-        for name, group in groups.items()
+        for name, group in _groups(found).items()
     ]
+
+
+def _groups(found: Summaries) -> dict[str, list[dict]]:
+    """What is one row: runs that differ in their seed only; models with static results, as they have no transfer."""
+    return by_seed(found.runs) | {name: [one] for name, one in found.models.items() if one.get("static")}
+
+
+def _over(group: list[dict], read: Callable[[dict], float | None]) -> Cell:
+    return spread(read(one) for one in group)
 
 
 def comparison(found: Summaries) -> Table:
@@ -120,9 +133,11 @@ def comparison(found: Summaries) -> Table:
     names = ["run", "method", "samples\nseen", *["MACs"] * with_macs]
     left = [[line.name, line.method, thousands(line.samples), *[powers(line.macs)] * with_macs] for line in lines]
     cells = [[percent(*figure) for figure in line.figures] for line in lines]
-    legend = ["{mark}: the best of its column"] + ["MACs are those of the forward passes"] * with_macs
-    if any(len(group) > 1 for group in by_seed(found.runs).values()):
-        legend.append("±: standard deviation over runs with different seeds")
+    legend = ["{mark}: the best of its column", *_static_note(heads)] + [
+        "MACs are those of the forward passes"
+    ] * with_macs
+    sizes = sorted({line.count for line in lines} - {1})
+    legend += [f"±: standard deviation over n = {' or '.join(map(str, sizes))} runs with different seeds"] * bool(sizes)
     return Table(
         title=f"{found.benchmark.title}: {', '.join([*metric_notes(found), 'in per cent'])}",
         header=[*names, *heads],
@@ -131,6 +146,12 @@ def comparison(found: Summaries) -> Table:
         legend="; ".join(legend),
         text=2,
     )
+
+
+def _static_note(heads: list[str]) -> list[str]:
+    """What the columns of static tasks are means of."""
+    notes = {"shifts": f"shifts: mean of {', '.join(SHIFTS)}", "average": "average: mean of all static tasks"}
+    return [note for name, note in notes.items() if any(head.startswith(f"{name}\n") for head in heads)]
 
 
 def metric_notes(found: Summaries) -> list[str]:
@@ -190,21 +211,22 @@ def _beside(found: Summaries, reference: Reference) -> Table:
 
 def _static_table(found: Summaries) -> list[Table]:
     """The static tasks: a row a task; a column a step of the single run, or a run or model."""
-    static = {name: static_of(one) for name, one in found.everything.items() if one.get("static")}
-    if not static:
+    groups = {name: group for name, group in _groups(found).items() if any(one.get("static") for one in group)}
+    keys = dict.fromkeys(key for group in groups.values() for one in group for key in one.get("static", {}))
+    if not keys:
         return []
-    header, values = list(static), {}
-    for key in dict.fromkeys(key for each in static.values() for key in each):
-        values[key] = [each.get(key) for each in static.values()]
+    header = list(groups)
+    lines = {key: [_over(group, _mean_static([key])) for group in groups.values()] for key in keys}
     if found.single:
-        header, values = found.single["steps"], found.single["static"]
+        header = found.single["steps"]
+        lines = {key: [(value, None) for value in found.single["static"][key]] for key in keys}
     return [
         Table(
             title="Static tasks, main metric in per cent",
             header=["task", *header],
-            rows=[[key, *map(percent, each)] for key, each in values.items()],
+            rows=[[key, *(percent(*cell) for cell in line)] for key, line in lines.items()],
             marked=set(),
-            legend="of each step's model" if found.single else "of a run, its last model that was evaluated",
+            legend="of each step's model" if found.single else "of a run, the model of its last step",
             wide=len(header) > MAX_NUMBERED,
         )
     ]
@@ -253,70 +275,6 @@ def mean_over(model: dict, task: str, periods: tuple[str, ...]) -> float | None:
     return spread(values.get(period) for period in periods)[0]
 
 
-def _coverage(found: Summaries) -> list[Table]:
-    """What was scored of each period, where it is known, and what there is to know of it."""
-    known = [one["data"] for one in found.everything.values() if one.get("data")]
-    if not known:
-        return []
-    data = {task: {} for task in found.tasks}
-    for each in known:
-        for task, facts in each.items():
-            data[task] |= facts
-    periods = found.benchmark.periods
-    return [
-        Table(
-            title="Evaluation data: samples, and the share of the list of UIDs that is there",
-            header=["task", *periods],
-            rows=[[task, *(_amount(each.get(period)) for period in periods)] for task, each in data.items()],
-            marked=set(),
-            legend="; ".join([*_gaps(found), *_oddities(data)]) or "no result is missing, and no sample was left out",
-            wide=len(periods) > MAX_NUMBERED,
-        )
-    ]
-
-
-def _gaps(found: Summaries) -> list[str]:
-    """Which results are missing, in words."""
-    cells = {name: missing_cells(one, found.benchmark) for name, one in found.everything.items()}
-    return [
-        f"{name} lacks {len(each)} results ({'; '.join(each[:3])}{'; …' * (len(each) > 3)})"
-        for name, each in cells.items()
-        if each
-    ]
-
-
-def _oddities(data: dict[str, dict[str, dict]]) -> list[str]:
-    """What was left out of the evaluation data, and where a model gave no numbers, in words."""
-    said = []
-    for task, periods in data.items():
-        for period, facts in periods.items():
-            dropped = facts.get("dropped", {}).items()
-            said += [f"{task} {period}: {count} samples left out ({reason})" for reason, count in dropped]
-            if facts.get("nonfinite"):
-                said.append(f"{task} {period}: {facts['nonfinite']} features of a model are no numbers")
-    return said
-
-
-def _amount(facts: dict | None) -> str:
-    if not facts:
-        return MISSING
-    share = facts.get("coverage")
-    return thousands(facts.get("num_samples")) + (f" ({100 * share:.0f} %)" if share is not None and share < 1 else "")
-
-
-def missing_cells(one: dict, benchmark: Benchmark) -> list[str]:
-    """The results that a run or model lacks of the tasks that it was evaluated on."""
-    cells = []
-    for name, task in one["tasks"].items():
-        if "periods" in task:
-            cells += [f"{name} {period}" for period, value in task["periods"].items() if value is None]
-            continue
-        for step, row in zip(one["steps"], periods_matrix(task), strict=True):
-            pairs = zip(benchmark.periods, row, strict=True)
-            cells += [f"{name}, {step} on {period}" for period, value in pairs if value is None]
-    return cells
-
-
 def matrix_csv(found: Summaries) -> str:
     """Every cell of every task in full precision; empty where there is no result."""
     several = not found.single
@@ -333,11 +291,18 @@ def matrix_csv(found: Summaries) -> str:
 def comparison_csv(found: Summaries) -> str:
     """The comparison in full precision, as shares of 1; the standard deviation over seeds in columns of its own."""
     lines = [
-        ["run", "method", "samples seen", "MACs", *(name for head in _heads(found) for name in (head, f"{head} sd"))]
+        [
+            "run",
+            "method",
+            "runs",
+            "samples seen",
+            "MACs",
+            *(name for head in _heads(found) for name in (head, f"{head} sd")),
+        ]
     ]
     for row in rows(found):
         figures = [_full(value) for figure in row.figures for value in figure]
-        lines.append([row.name, row.method, _full(row.samples), _full(row.macs), *figures])
+        lines.append([row.name, row.method, str(row.count), _full(row.samples), _full(row.macs), *figures])
     return _csv(lines)
 
 
