@@ -48,7 +48,10 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=8, help="models of a run in memory at a time (default: 8)")
     parser.add_argument("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
     parser.add_argument("--force", action="store_true", help="evaluate also what is there already")
-    parser.add_argument("--dry_run", action="store_true", help="print what is missing, evaluate nothing")
+    dry_run = os.environ.get("DRY_RUN", "0") != "0"
+    parser.add_argument(
+        "--dry_run", action="store_true", default=dry_run, help="print what is missing, evaluate nothing"
+    )
     args = parser.parse_args()
     models, output_dir = _models(args)
     tasks = _tasks(args, models[0].about["benchmark"])

@@ -25,7 +25,6 @@ for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do
     [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
 done
 [ "${SKIP_BAD:-0}" = 0 ] || flags+=(--skip_bad)
-[ "${DRY_RUN:-0}" = 0 ] || flags+=(--dry_run)
 
 runs=()
 for model in $MODELS; do

@@ -2,7 +2,7 @@
 # file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
 # From the environment, as scripts/evaluate.py's flags: IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION,
-# SKIP_BAD=1. As scripts/train.py's flags: SAMPLES_PER_STEP, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
+# SKIP_BAD=1. As scripts/train.py's flags: SAMPLES_PER_STEP, BATCH_SIZE, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
 # WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and
 # RESAMPLED=1 (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
 # go to torchrun; DRY_RUN=1 prints the plan and trains nothing.
@@ -13,7 +13,7 @@ NPROC=${NPROC:-1} NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0}
 export PYTHONUNBUFFERED=1
 
 flags=(--benchmark "$BENCHMARK" --method "$METHOD" --scale "$SCALE" --data_dir "$DATA_DIR" --output_dir "$OUT")
-for variable in SAMPLES_PER_STEP SEED WORKERS MODEL FILTER BUDGET BUFFER WEIGHTS INIT FIRST_STEP POLICY COEFFICIENT \
+for variable in SAMPLES_PER_STEP BATCH_SIZE SEED WORKERS MODEL FILTER BUDGET BUFFER WEIGHTS INIT FIRST_STEP POLICY COEFFICIENT \
     BLOCK MAX_KEPT SAVE_EVERY SAVE_MINUTES REPORT_TO REMOTE; do
     [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
 done

@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--filter", help="which selection of the training data; of datacomp: basic, bestpool")
     parser.add_argument("--dataset_resampled", dest="resampled", action="store_true", help="sample with replacement")
     parser.add_argument("--samples_per_step", type=int, help="C, instead of the scale's")
+    parser.add_argument("--batch_size", type=int, help="the global batch, of all processes, instead of the scale's")
     parser.add_argument("--budget", help="what each step spends, in units of C: 1,1,1,1,1.5,2,3")
     parser.add_argument("--buffer", type=float, help="old data of cumulative-exp and -equal, in units of the new (1)")
     parser.add_argument("--weights", help='JSON {"step": {"split": share of the samples, …}, …}; the shares sum to 1')

@@ -54,6 +54,15 @@ def test_cumulative_reads_all_data_so_far_by_size(fake_data):
     assert (plan["samples"], plan["iterations"], plan["samples_seen"], plan["warmup"]) == (1280, 20, 3840, 15)
 
 
+def test_another_batch(fake_data):
+    plan = make_plan(request(fake_data, batch_size=128))
+    assert (plan["batch_size"], plan["iterations"], plan["samples"], plan["samples_seen"]) == (128, 10, 1280, 3840)
+    with pytest.raises(TicError, match=r"2 checkpoints × a batch of 1024 = 2048"):
+        make_plan(request(fake_data, batch_size=1024))
+    with pytest.raises(TicError, match="batch of 30 does not divide among 4 processes"):
+        make_plan(request(fake_data, batch_size=30), world_size=4)
+
+
 def test_sequential_reads_the_new_data(fake_data):
     plan = make_plan(request(fake_data, method="sequential"))
     assert [(s["name"], s["samples"]) for s in plan["sources"]] == [("2016", 1280)]
@@ -307,6 +316,8 @@ def test_filters_are_folders(tmp_path):
         ({"first_step": "2016"}, r"--first_step 2016 needs --init"),
         ({"method": "restart", "first_step": "2019"}, r"step 2016 is before the first step to train, 2019"),
         ({"policy": "warm"}, r"unknown policy 'warm'; the policies are"),
+        ({"batch_size": 0}, r"--batch_size is 0: it must be more than 0"),
+        ({"batch_size": -64}, r"--batch_size is -64: it must be more than 0"),
         ({"samples_per_step": 0}, r"--samples_per_step is 0: it must be more than 0"),
         ({"max_kept": 0}, r"--max_kept is 0"),
         ({"save_every": -5}, r"--save_every is -5"),

@@ -74,6 +74,9 @@ def data_dir(tmp_path_factory):
     fake_splits(folder, "datacomp", [size // 2 for size in MILLIONS], "train_bestpool")
     fake_splits(folder, "datacomp_monthly", range(100_000, 202_000, 1_000))
     fake_splits(folder, "emoji", EMOJI)
+    fake_splits(folder, "yfcc15m", [3_000_000, 4_000_000, 4_500_000, 3_500_000])
+    fake_splits(folder, "yfcc15m_2011", [9_000_000, 2_500_000, 2_000_000, 1_500_000])
+    fake_splits(folder, "redcaps", [5_000_000, 2_000_000, 2_500_000, 2_500_000])
     return emoji_folders(folder)
 
 
@@ -139,6 +142,7 @@ MILLIONS = [million * 1_000_000 for million in range(1, 10)]  # 2014 … 2022: s
 EMOJI = [702, 620, 612, 316, 314, 265, 343]
 WITHOUT_A_SCRIPT = ("cumulative-exp", "cumulative-equal", "restart", "patching", "lwf")
 FIXED = sorted(path.stem for path in ROOT.glob("scripts/run_*_b*_*.sh"))
+PACKED = sorted(path.stem for path in ROOT.glob("scripts/run_[yr]*_*.sh"))
 PLANS = {
     **{name: (f"{name}.sh", {"OUTPUT_DIR": "/runs"}) for name in FIXED},
     **{f"run_datacomp_{method}": ("run_datacomp.sh", {"METHOD": method}) for method in WITHOUT_A_SCRIPT},
@@ -148,6 +152,9 @@ PLANS = {
     },
     "run_datacomp_debug": ("run_datacomp.sh", {"METHOD": "cumulative", "SCALE": "tic_debug", "FILTER": "bestpool"}),
     **{f"run_emoji_cumulative_{method}": ("run_emoji_cumulative.sh", {"METHOD": method}) for method in METHODS},
+    **{name: (f"{name}.sh", {"OUTPUT_DIR": "/runs"}) for name in PACKED},
+    "run_yfcc15m_sequential_2011": ("run_yfcc15m_sequential.sh", {"BENCHMARK": "yfcc15m_2011"}),
+    **{f"run_{dataset}": (f"run_{dataset}.sh", {"METHOD": "cumulative-exp"}) for dataset in ("yfcc15m", "redcaps")},
     "run_medium_basic_sequential_monthly": ("run_medium_basic_sequential.sh", {"BENCHMARK": "datacomp_monthly"}),
 }
 
@@ -176,7 +183,7 @@ def test_each_plan_is_of_a_script_and_each_run_has_one():
     assert {path.stem for path in ROOT.glob("tests/plans/*")} == set(PLANS)
     runs = {path.name for path in ROOT.glob("scripts/run_*.sh")} - {"run_tests.sh", "run_emoji_all.sh"}
     assert {script for script, _ in PLANS.values()} == runs
-    assert len(FIXED) == 18
+    assert (len(FIXED), len(PACKED)) == (18, 6)
 
 
 def test_the_whole_command_prints_the_stored_plan(data_dir):
@@ -275,6 +282,26 @@ def test_the_stored_plans_of_the_scripts_are_what_the_table_says(name):
         )
         flags = f"--output_dir /runs/{name[4:]} --filter {selection} --dataset_resampled --step {step}"
         assert plan.text.endswith(f" {flags}\n")
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_stored_plans_of_yfcc15m_and_redcaps_are_what_their_tables_say(name):
+    _, dataset, method = name.split("_")
+    c, steps, sizes = {
+        "yfcc15m": (30_720_000, ("2004-2008", "2009-2010", "2011-2012", "2013-2014"), (3.0, 4.0, 4.5, 3.5)),
+        "redcaps": (24_576_000, ("2011-2017", "2018", "2019", "2020"), (5.0, 2.0, 2.5, 2.5)),
+    }[dataset]
+    assert len(plans(name)) == 4
+    for t, plan in enumerate(plans(name)):
+        times, seen = {"oracle": (t + 1, (t + 1) * (t + 2) // 2)}.get(method, (1, t + 1))
+        fresh = method == "oracle" or t == 0
+        start = "random weights" if fresh else f"/runs/{dataset}/{method}/{steps[t - 1]}/checkpoints/epoch_5.pt"
+        assert plan.head == (steps[t], method, f"tic_{dataset}", "ViT-B-16", start, "exact")
+        assert plan.numbers == (times * c, times * c // 1024, 1024, 2_000 if fresh else 0, seen * c)
+        first = t if method == "sequential" else 0
+        assert list(plan.sources) == list(steps[first : t + 1])
+        assert [size for _, _, size in plan.sources.values()] == [1e6 * size for size in sizes[first : t + 1]]
+        assert sum(samples for samples, _, _ in plan.sources.values()) == times * c
 
 
 # Samples of each step so far that are used, in units of 1 M: D new ones, and D old ones.

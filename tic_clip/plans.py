@@ -11,7 +11,7 @@ import shlex
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Request:
     seed: int = 0
     model: str | None = None
     samples_per_step: int | None = None
+    batch_size: int | None = None  # the global batch
     budget: tuple[float, ...] | None = None  # of each step of the benchmark, in units of samples_per_step
     buffer: float | None = None  # of cumulative-exp and -equal, in units of the step's new data
     weights: str | None = None  # JSON: step -> split -> share of the samples
@@ -77,6 +78,8 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
             method does not have.
     """
     benchmark, method, scale = get_benchmark(request.benchmark), get_method(request.method), get_scale(request.scale)
+    if request.batch_size:
+        scale = replace(scale, batch_size=request.batch_size)
     t, first = benchmark.step_index(request.step), benchmark.step_index(request.first_step or benchmark.steps[0].name)
     _check(request, method, scale, world_size, len(benchmark.steps))
     if t < first:
@@ -138,7 +141,7 @@ def command(step: str) -> list[str]:
 
 def _check(request: Request, method: Method, scale: Scale, world_size: int, steps: int) -> None:
     """Refuse what can't be, whatever the data."""
-    positive = ("samples_per_step", "block", "max_kept", "save_every", "save_minutes")
+    positive = ("samples_per_step", "batch_size", "block", "max_kept", "save_every", "save_minutes")
     for name in positive:
         value = getattr(request, name)
         if value is not None and not 0 < value < math.inf:

@@ -26,9 +26,6 @@ class Scale:
     grad_checkpointing: bool = True
     workers: int = 4
 
-    def __post_init__(self) -> None:
-        assert self.samples_per_step >= self.batch_size * self.checkpoints, f"{self.name}: less than a batch"
-
 
 SCALES = {
     scale.name: scale
@@ -82,6 +79,24 @@ SCALES = {
             learning_rate=1e-3,
             warmup=10_000,
             block=100,
+        ),
+        # TiC-CLIP's own settings for these two are not known: about eight passes over a quarter of the data, in
+        # batches that one GPU holds.
+        Scale(
+            name="tic_yfcc15m",
+            model="ViT-B-16",
+            batch_size=1024,
+            samples_per_step=30_720_000,
+            learning_rate=5e-4,
+            warmup=2_000,
+        ),
+        Scale(
+            name="tic_redcaps",
+            model="ViT-B-16",
+            batch_size=1024,
+            samples_per_step=24_576_000,
+            learning_rate=5e-4,
+            warmup=2_000,
         ),
     )
 }

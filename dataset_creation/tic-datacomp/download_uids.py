@@ -7,6 +7,8 @@ Goes on where it was cut off; what is there is skipped. Writes tic-datacomp_trai
 while they are unpacked), tic-datacomp_retrieval_evals_year2uids.json and tic-datacompnet_year2uids.json (or .pkl).
 """
 
+import os
+
 from tic_clip.cli import Parser, run
 from tic_clip.download import LISTS, SOURCES, download_lists
 from tic_clip.released import YEARS
@@ -16,7 +18,11 @@ def main() -> None:
     """Parse the flags, download, and print one line a list."""
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder of the lists; generate_*.py take it as --lists")
-    parser.add_argument("--base-url", help=f"where the lists are (default: {SOURCES[0]}, then {SOURCES[1]})")
+    parser.add_argument(
+        "--base-url",
+        default=os.environ.get("LISTS_URL"),
+        help=f"where the lists are (default: $LISTS_URL, or {SOURCES[0]}, then {SOURCES[1]})",
+    )
     parser.add_argument("--lists", nargs="+", choices=LISTS, default=LISTS, help="which lists (default: all)")
     parser.add_argument("--years", nargs="+", choices=YEARS, default=YEARS, help="of which years (default: all)")
     args = parser.parse_args()

@@ -1,0 +1,21 @@
+# What every TiC-YFCC15M and TiC-RedCaps run shares: run_{yfcc15m,redcaps}*.sh set DATASET and METHOD and source this.
+# What SOURCE holds is split and packed first, unless that has been done; without SOURCE the data must be in DATA_DIR.
+BENCHMARK=${BENCHMARK:-$DATASET}
+SCALE=${SCALE:-tic_$DATASET}
+SOURCE=${SOURCE:-sources/$DATASET}
+DATA_DIR=${DATA_DIR:-data}
+OUT=${OUTPUT_DIR:-results}/$BENCHMARK/$METHOD
+REMOTE=${REMOTE:+${REMOTE%/}/$BENCHMARK/$METHOD}
+
+bash setup.sh
+if [ -e "$SOURCE" ] && [ "${DRY_RUN:-0}" = 0 ]; then
+    cores=$(getconf _NPROCESSORS_ONLN) lists=$DATA_DIR/lists/$BENCHMARK
+    case $DATASET in
+        yfcc15m) from=(--csv-path "$SOURCE/yfcc15m.csv" --benchmark "$BENCHMARK") ;;
+        redcaps) from=(--annotations-path "$SOURCE/annotations") ;;
+    esac
+    .venv/bin/python "dataset_creation/tic-$DATASET/create_splits.py" "${from[@]}" --output-path "$lists" -j "$cores"
+    .venv/bin/python dataset_creation/create_tars.py --csv-path "$lists" --image-path "$SOURCE/images" \
+        --output-path "$DATA_DIR" -j "$cores"
+fi
+source scripts/loop.sh
