@@ -9,7 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -243,16 +243,23 @@ class Encoder:
 
     def _classifier(self, classes: Classes) -> np.ndarray:
         """The zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
-        try:
-            texts = [template.format(c=name) for name in classes.names for template in classes.templates]
-        except (LookupError, ValueError) as error:
-            raise TicError(f"a prompt template is not one with {{c}} for the name: {error!r}") from None
-        size = self.settings.batch_size
-        rows = [
-            self.encode("texts", self.tokenizer(texts[start : start + size])) for start in range(0, len(texts), size)
-        ]
+        tokens, size = _prompts(self.tokenizer, classes), self.settings.batch_size
+        rows = [self.encode("texts", tokens[start : start + size]) for start in range(0, len(tokens), size)]
         means = np.concatenate(rows).reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=1)
+def _prompts(tokenizer: Any, classes: Classes) -> Any:
+    """The tokens (C · T, L) of each class name in each template, which models of one architecture share.
+
+    Raises:
+        TicError: a template takes no name.
+    """
+    try:
+        return tokenizer([template.format(c=name) for name in classes.names for template in classes.templates])
+    except (LookupError, ValueError) as error:
+        raise TicError(f"a prompt template is not one with {{c}} for the name: {error!r}") from None
 
 
 def score(

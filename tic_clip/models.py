@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,14 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     return model, *rest
 
 
+@cache
+def _get_tokenizer(arch: str) -> Any:
+    """The tokenizer of an architecture, one for all models of it."""
+    import open_clip
+
+    return open_clip.get_tokenizer(arch)
+
+
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
     """(model in evaluation mode, image transform, tokenizer) of an architecture, random or with a pretrained tag.
 
@@ -187,7 +196,7 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
     open_clip.add_model_config(MODEL_CONFIGS)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
-        return model.eval(), preprocess, open_clip.get_tokenizer(arch)
+        return model.eval(), preprocess, _get_tokenizer(arch)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error

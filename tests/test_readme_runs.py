@@ -1,0 +1,192 @@
+"""The README's bash blocks, run in their order in a copy of the checkout: from an empty disk to the table.
+
+A pool of a few hundred pictures, a server of lists, a hub and an S3, all of this machine; a tiny model. What makes it
+small is set in the environment, as the README says; the commands are its own, word for word.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub import serving_hub
+from PIL import Image
+
+from tic_clip.evalsets import imagenet_synsets
+from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS
+from tic_clip.tarshard import write_shard
+from tic_clip.timeline import MONTHS
+from tic_clip.uids import make_uid, parse_uids, save_uids
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SMALL = {
+    **{"MODEL": "ViT-Tiny-8-48", "SCALE": "tic_tiny", "SAMPLES_PER_STEP": "320", "BATCH_SIZE": "32", "WORKERS": "0"},
+    **{"PRECISION": "fp32", "METHODS": "cumulative", "PYTEST_ADDOPTS": "tests/test_uids.py"},
+    **{"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"},
+    **{"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+}
+WITH_DATACOMP = (ROOT / "datacomp").exists()
+# What a block's first line says that it needs, and what is done with it here.
+NEEDS = {
+    "GPUs": "dry",
+    "a download": "dry",
+    "GitHub": "ran" if WITH_DATACOMP else "skipped",
+    "datacomp": "ran" if WITH_DATACOMP else "skipped",
+    "the web": "skipped",
+}
+
+
+def blocks():
+    """(line in the README, the block, what is done with it)."""
+    for found in re.finditer(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
+        mark = re.match(rf"# needs ({'|'.join(NEEDS)})\b", found[1])
+        assert mark or "# needs" not in found[1], found[1]
+        yield README[: found.start()].count("\n") + 2, found[1], NEEDS[mark[1]] if mark else "ran"
+
+
+def jpeg(number):
+    file = io.BytesIO()
+    picture = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(picture).resize((48, 48)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_pool(folder, uids):
+    """Shards of 100 samples in DataComp's format, as its downloader leaves them."""
+    for shard in range(-(-len(uids) // 100)):
+        chosen = list(enumerate(uids[100 * shard : 100 * shard + 100], 100 * shard))
+        rows = [(f"{n:09d}", {"uid": uid, "caption": f"picture {n}", "key": f"{n:09d}"}) for n, uid in chosen]
+        samples = (
+            (key, {"jpg": jpeg(int(key)), "json": json.dumps(row).encode(), "txt": row["caption"].encode()})
+            for key, row in rows
+        )
+        write_shard(folder / f"{shard:08d}.tar", samples)
+        (folder / f"{shard:08d}_stats.json").write_text(json.dumps({"successes": len(rows)}))
+
+
+def write_lists(folder):
+    """The released lists, of ten years and 102 months; returns all their UIDs but some that are in no pool.
+
+    A month has three samples to train on, two for retrieval, and one of each of two classes.
+    """
+    training, retrieval, classes, months = ({year: [] for year in YEARS} for _ in range(4))
+    for month in MONTHS:
+        year, new = month[:4], [make_uid(f"{month}/{i}") for i in range(8)]
+        training[year] += new[:4]
+        retrieval[year] += new[4:6]
+        classes[year] += new[6:]
+        months[year].append((month, new))
+    for year in YEARS:
+        save_uids(folder / YEARLY / f"{year}.npy", parse_uids(training[year]))
+        (folder / MONTHLY).mkdir(exist_ok=True)
+        with tarfile.open(folder / MONTHLY / f"{year}.tar", "w") as tar:
+            for month, uids in months[year]:
+                save_uids(folder / "month.npy", parse_uids(uids))
+                tar.add(folder / "month.npy", f"{year}/{month}.npy")
+    sizes = {year: len(uids) for year, uids in training.items()}
+    (folder / YEARLY / "sizes.json").write_text(json.dumps(sizes))
+    tench, goldfish = imagenet_synsets()[:2]
+    synsets = {year: {tench: uids[::2], goldfish: uids[1::2]} for year, uids in classes.items()}
+    for task, table in (("retrieval", retrieval), ("datacompnet", synsets)):
+        (folder / f"{TABLES[task]}.json").write_text(json.dumps(table))
+    gone = {month[1][0] for year in YEARS for month in months[year][:1]}
+    return [uid for year in YEARS for _, uids in months[year] for uid in uids if uid not in gone]
+
+
+def released_model():
+    """The bytes of a checkpoint as the released ones are, of the tiny model."""
+    import torch
+
+    from tic_clip.models import make_model
+
+    file = io.BytesIO()
+    torch.save({"state_dict": make_model("ViT-Tiny-8-48", "cpu")[0].state_dict()}, file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what git has, and of what setup.sh has made (the environment by hard links, where that can be)."""
+    folder = tmp_path_factory.mktemp("readme") / "tic-clip"
+    names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name in ("open_clip", "datacomp") if WITH_DATACOMP else ("open_clip",):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True)
+    linked = subprocess.run(["cp", "-al", ROOT / ".venv", folder / ".venv"], stderr=subprocess.DEVNULL)
+    if linked.returncode:
+        shutil.rmtree(folder / ".venv", ignore_errors=True)
+        subprocess.run(["cp", "-a", ROOT / ".venv", folder / ".venv"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(checkout, tmp_path_factory, s3_server):
+    """What a user would set: the small sizes, and where the servers are, which have all that is asked of them."""
+    import boto3
+
+    lists = tmp_path_factory.mktemp("lists")
+    write_pool_of = write_lists(lists)
+    (checkout / "pool").mkdir()
+    write_pool(checkout / "pool", write_pool_of)
+    bucket = boto3.resource(
+        "s3", endpoint_url=s3_server, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
+    pool, data = (bucket.create_bucket(Bucket=name) for name in ("tic-pool", "tic-data"))
+    for path in (checkout / "pool").iterdir():
+        pool.upload_file(str(path), f"shards/{path.name}")
+    files = {"apple/TiC-CLIP-basic-cumulative": {"checkpoints/2018.pt": released_model()}}
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(lists)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TIC_"))}
+    with serving_hub(files) as hub:
+        address = {"LISTS_URL": f"http://127.0.0.1:{server.server_port}", "HF_ENDPOINT": hub.url}
+        yield {**clean, **SMALL, **address, "AWS_ENDPOINT_URL": s3_server, "HF_HOME": str(lists / "hf")}
+    server.shutdown()
+    server.server_close()
+    for one in (pool, data):
+        one.objects.delete()
+        one.delete()
+
+
+@pytest.mark.slow
+def test_the_blocks_run_in_their_order(checkout, environment, capsys):
+    done, exported = Counter(), checkout.parent / "exported"
+    exported.touch()
+    for line, block, state in blocks():
+        done[state] += 1
+        if state == "skipped":
+            continue
+        dry = {"DRY_RUN": "1"} if state == "dry" else {}
+        # As in one shell: a block begins with what those before it have exported.
+        script = f'source "{exported}"\n{block}\nexport -p > "{exported}"\n'
+        shell = ["bash", "-euo", "pipefail", "-c", script]
+        began = time.monotonic()
+        ran = subprocess.run(
+            shell, cwd=checkout, env={**environment, **dry}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert ran.returncode == 0, f"README.md, line {line}:\n{block}\n{ran.stdout[-3000:]}"
+        with capsys.disabled():
+            print(f"line {line}: {state}, {time.monotonic() - began:.0f} s")
+        if dry:
+            subprocess.run(["sed", "-i", "/DRY_RUN/d", exported], check=True)
+    with capsys.disabled():
+        print(f"\nREADME: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped")
+    run = json.loads((checkout / "results/medium_basic_cumulative/summary.json").read_text())
+    assert len(run["steps"]) == 7
+    assert all(number is not None for task in run["tasks"].values() for row in task["matrix"] for number in row)
