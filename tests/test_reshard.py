@@ -907,7 +907,7 @@ def test_an_output_that_is_a_file_is_refused(make_pool, write_uids, tmp_path):
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
     pool, other = make_pool(), make_pool(name="out")
     before = tree(out)
-    with pytest.raises(TicError, match=f"{out} has shards that reshard did not write"):
+    with pytest.raises(TicError, match=f"{out} has shards of something else"):
         reshard(pool.path, out, write_uids(pool.uids))
     assert tree(out) == before
     assert other.path == out

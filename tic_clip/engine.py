@@ -46,17 +46,27 @@ def each(
         yield from map(work, jobs)
         return
     with executor(num_workers) as pool:
-        waiting = deque()
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) >= 4 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from in_order(pool, work, jobs, 4 * num_workers)
+
+
+def in_order(pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], most: int) -> Iterator[Result]:
+    """Yield ``work(job)`` for each job in order from an open executor; at most ``most`` are under way or waiting.
+
+    Raises:
+        TicError: a process died; an error of a job is raised as it is. The executor is shut down then.
+    """
+    waiting = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise TicError("a worker process died (out of memory?); try fewer workers") from None
-        finally:
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise TicError("a worker process died (out of memory?); try fewer workers") from None
+    finally:
+        if waiting:
             pool.shutdown(cancel_futures=True)
 
 

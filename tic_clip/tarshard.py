@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from operator import ne
 from pathlib import Path
 from typing import IO, Any
@@ -410,13 +411,17 @@ def write_member(file: IO[bytes], name: str, data: bytes | memoryview) -> None:
     file.write(bytes(padded(len(data)) - len(data)))
 
 
-def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]]) -> int:
+def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]], *, sync: bool = True) -> int:
     """Write (key, {suffix: data}) samples as the tar ``path``, atomically; returns their number."""
-    count = 0
-    with atomic_open(path) as file:
-        for key, data in content:
-            for suffix, value in data.items():
-                write_member(file, f"{key}.{suffix}", value)
-            count += 1
+    count, samples = 0, iter(content)
+    with atomic_open(path, sync=sync) as file:
+        while some := list(islice(samples, 32)):  # headers are cheap in numbers
+            members = [(f"{key}.{suffix}", value) for key, data in some for suffix, value in data.items()]
+            names = [name.encode(errors="surrogateescape") for name, _ in members]
+            heads = iter(headers(names, np.array([len(value) for _, value in members])))
+            for _, data in some:
+                parts = ((next(heads), value, bytes(padded(len(value)) - len(value))) for value in data.values())
+                file.write(b"".join(chain.from_iterable(parts)))
+            count += len(some)
         file.write(END)
     return count

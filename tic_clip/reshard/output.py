@@ -28,8 +28,12 @@ from tic_clip.storage import (
 from tic_clip.tarshard import BLOCK
 
 
-def finished(target: Target, overwrite: bool, skip_bad_shards: bool) -> dict[str, Any] | None:
+def finished(
+    target: Target, overwrite: bool, skip_bad_shards: bool, compared: dict[str, str] = COMPARED
+) -> dict[str, Any] | None:
     """The ``meta.json`` of a split that was finished from the same inputs and is whole, or None if it must be made.
+
+    ``compared`` names the arguments that a split depends on, and says what they are.
 
     Raises:
         TicError: without ``overwrite``, something else is there; the message says what differs.
@@ -45,7 +49,7 @@ def finished(target: Target, overwrite: bool, skip_bad_shards: bool) -> dict[str
                 continue
             raise
         before = found.get("arguments", {}) if isinstance(found, dict) else {}
-        different = [what for key, what in COMPARED.items() if before.get(key) != target.arguments[key]]
+        different = [what for key, what in compared.items() if before.get(key) != target.arguments[key]]
         if name == STARTED and not before:
             return None
         if name == STARTED and different == ["pool"] and found.get("bad_shards"):
@@ -61,7 +65,7 @@ def finished(target: Target, overwrite: bool, skip_bad_shards: bool) -> dict[str
         again = name == STARTED or different or (found.get("bad_shards") and not skip_bad_shards)
         return found if not again and _is_whole(path, found) else None
     if not overwrite and is_dir(path) and list_files(path, "*.tar"):
-        raise TicError(f"{path} has shards that reshard did not write; give another output folder or --overwrite")
+        raise TicError(f"{path} has shards of something else; give another output folder or --overwrite")
     return None
 
 

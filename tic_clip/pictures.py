@@ -1,0 +1,188 @@
+"""Pictures in the folders that people have: nested or flat files of any suffix, or zip archives; found, read, judged.
+
+A picture is known by the path that a list gives it, ``a/b/key.jpg``, or by its key. Nothing is unpacked or written.
+"""
+
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice
+
+import numpy as np
+
+from tic_clip import TicError
+from tic_clip.uids import make_uid, parse_uids
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".WEBP")
+
+PLACE = np.dtype([("how", "u1"), ("zip", "<u4"), ("start", "<u8")])
+"""Where a picture is: 0, nowhere; n, the n-th of its ``candidates``; ``IN_ZIP``, a zip and its header's first byte."""
+
+IN_ZIP = 255
+
+KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "a GIF", b"BM": "a BMP", b"%PDF": "a PDF"}
+"""What a file begins with, and what it is then."""
+
+PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}
+"""MD5 of pictures that a host serves in place of a removed one: imgur's (it is the ETag of i.imgur.com/removed.png)."""
+
+_SMALL = 4096  # bytes; all known placeholders are smaller
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
+_HAS_DESCRIPTOR, _IS_ENCRYPTED = 8, 1
+
+
+class Unusable(Exception):
+    """A file that no sample can be made of; the message is the reason."""
+
+
+# --- Where they are ---
+
+
+def candidates(image: str) -> Iterator[str]:
+    """The paths, below the folder of pictures, at which ``image`` may lie: as it says, with other suffixes, flat."""
+    yield image
+    stem = os.path.splitext(image)[0]
+    for place in dict.fromkeys((stem, stem.rpartition("/")[2])):
+        yield from (place + suffix for suffix in SUFFIXES)
+
+
+def find_file(folder: str, image: str, first: int) -> int:
+    """Which of its ``candidates``, counted from 1, an image is; 0 for none. ``first`` is the likeliest.
+
+    Raises:
+        TicError: it leads out of the folder.
+    """
+    if image.startswith("/") or ".." in image.split("/") or "\0" in image or not image:
+        raise TicError(f"{image!r} is no path of a picture within a folder")
+    if (likely := _candidate(image, first)) and os.path.isfile(f"{folder}/{likely}"):
+        return first
+    return next((n for n, path in enumerate(candidates(image), 1) if os.path.isfile(f"{folder}/{path}")), 0)
+
+
+def _candidate(image: str, number: int) -> str | None:
+    return next(islice(candidates(image), number - 1, None), None)
+
+
+def find_zips(folder: str) -> list[str]:
+    """The zip archives in a folder and in the folders in it, sorted."""
+    found = []
+    for entry in os.scandir(folder):
+        inside = os.scandir(entry.path) if entry.is_dir() else [entry]
+        found += [one.path for one in inside if one.name.lower().endswith(".zip") and one.is_file()]
+    return sorted(found)
+
+
+def index_zip(dataset: str, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(UIDs (N,), first bytes of the headers (N,)) of the pictures in a zip, whose names without suffix are their keys.
+
+    Raises:
+        TicError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [entry for entry in archive.infolist() if os.path.splitext(entry.filename)[1] in SUFFIXES]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        raise TicError(f"{path} is no zip archive that can be read: {error}") from None
+    keys = (os.path.splitext(entry.filename.rpartition("/")[2])[0] for entry in found)
+    uids = parse_uids(make_uid(f"{dataset}/{key}") for key in keys)
+    return uids, np.array([entry.header_offset for entry in found], dtype=np.uint64)
+
+
+# --- What they hold ---
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        Unusable: it is away, or can't be read.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        raise Unusable("file that can't be read") from None
+
+
+def read_zipped(path: str, start: int) -> bytes:
+    """The bytes of the member of a zip whose local header begins at byte ``start``.
+
+    Raises:
+        Unusable: it is damaged, encrypted or compressed in a rare way.
+    """
+    bad = Unusable("zip member that can't be read")
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            head = file.read(_LOCAL_HEADER.size)
+            magic, _, flags, method, _, _, crc, size, full, name, extra = _LOCAL_HEADER.unpack(head)
+            if flags & _HAS_DESCRIPTOR:  # the header was written before the data; the directory at the end knows
+                crc, size, full = _directory(path)[start]
+            if magic != b"PK\3\4" or flags & _IS_ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise bad
+            file.seek(name + extra, os.SEEK_CUR)
+            data = file.read(size)
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompress(data, -zlib.MAX_WBITS, full)
+    except (OSError, struct.error, zlib.error, KeyError, zipfile.BadZipFile):
+        raise bad from None
+    if zlib.crc32(data) != crc:
+        raise bad
+    return data
+
+
+@cache
+def _directory(path: str) -> dict[int, tuple[int, int, int]]:
+    """First byte of the header -> (CRC, compressed size, size) of a zip's members."""
+    with zipfile.ZipFile(path) as archive:
+        return {one.header_offset: (one.CRC, one.compress_size, one.file_size) for one in archive.infolist()}
+
+
+def suffix_of(data: bytes, placeholders: Iterable[tuple[int, str]] = ()) -> str:
+    """What a picture's file is by its first bytes, jpg, png or webp; ``placeholders`` are (size, MD5) of unwanted ones.
+
+    Raises:
+        Unusable: it is none of them, or is a placeholder.
+    """
+    if not data:
+        raise Unusable("empty file")
+    if len(data) <= _SMALL or any(len(data) == size for size, _ in placeholders):
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if digest in PLACEHOLDERS or (len(data), digest) in placeholders:
+            raise Unusable("placeholder of a removed image")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    kind = next((kind for magic, kind in KINDS.items() if data.startswith(magic)), None)
+    if kind in ("jpg", "png"):
+        return kind
+    if data[:512].lstrip()[:1] in (b"<", b"{"):
+        kind = "a web page"
+    raise Unusable(f"not an image but {kind}" if kind else "not an image")
+
+
+def read_picture(folder: str, image: str, place: np.void, zips: list[str]) -> bytes:
+    """The bytes of the picture ``image``, which is at ``place``, one of ``PLACE``.
+
+    Raises:
+        Unusable: it can't be read.
+    """
+    if place["how"] == IN_ZIP:
+        return read_zipped(zips[place["zip"]], int(place["start"]))
+    return read_file(f"{folder}/{_candidate(image, place['how'])}")
+
+
+def fingerprints(files: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """(size, MD5) of files.
+
+    Raises:
+        OSError: one can't be read.
+    """
+    for path in files:
+        with open(path, "rb") as file:
+            data = file.read()
+        yield len(data), hashlib.md5(data, usedforsecurity=False).hexdigest()
