@@ -139,20 +139,21 @@ def read_yfcc15m(inputs: Inputs) -> Iterator[Row | BadRow]:
     (path,) = inputs.paths
     csv.field_size_limit(MAX_FIELD)
     table = csv.reader(_lines(block for _, block in inputs.read("read")), strict=True)
+    line, number = 1, 0
     try:
         header = [name.strip() for name in next(table, ())]
         if missing := [name for name in YFCC_COLUMNS if name not in header]:
             there = f"its columns are {', '.join(header)}" if header else "it is empty"
             raise TicError(f"{path} has no column {' and no column '.join(missing)}; {there}")
         pick = itemgetter(*map(header.index, YFCC_COLUMNS))
-        line, number = table.line_num + 1, 0
+        line = table.line_num + 1
         for fields in table:
-            if fields:  # else a line without anything
+            if fields:  # else a line with nothing in it
                 number += 1
                 yield _yfcc_row(f"{path}, row {number} (line {line})", fields, pick, header)
             line = table.line_num + 1
     except csv.Error as error:
-        raise TicError(f"{path}: can't be read from line {table.line_num} on: {error}") from None
+        raise TicError(f"{path}: the row that begins in line {line} can't be read: {error}") from None
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[str]:

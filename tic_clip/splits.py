@@ -22,7 +22,7 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.annotations import BadRow, Inputs, Row
-from tic_clip.engine import each, processes
+from tic_clip.engine import each, workers
 from tic_clip.markup import Table, thousands, to_text
 from tic_clip.storage import atomic_open, is_remote, read_json, remove, write_json
 from tic_clip.timeline import get_benchmark
@@ -114,7 +114,7 @@ def create_splits(
     with ExitStack() as stack:
         lists = {name: List(stack.enter_context(atomic_open(folder / name))) for name in _names(settings)}
         samples = _chunks(_sound(rows, tally), settings, tally)
-        for lines, without_caption in each(partial(make_lines, caption), samples, num_workers, processes):
+        for lines, without_caption in each(partial(make_lines, caption), samples, num_workers, workers):
             tally.dropped[NO_CAPTION] += without_caption
             for name, (count, data) in lines.items():
                 lists[name].write(count, data)
