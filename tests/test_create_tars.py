@@ -1,0 +1,421 @@
+"""Lists and pictures to shards: read back with Python's own tarfile, in every layout, with every fault."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from miniature import picture, write_redcaps, write_yfcc
+
+from tic_clip import TicError, pack, pictures
+from tic_clip.evaldata import read_set
+from tic_clip.pack import create_tars
+from tic_clip.shards import split_sizes
+from tic_clip.timeline import get_benchmark
+from tic_clip.verify import Verified, verify
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "dataset_creation/create_tars.py"
+STEPS = [step.name for step in get_benchmark("redcaps").steps]
+HEADER = ["key", "image", "caption", "date"]
+GIF = b"GIF89a" + bytes(20)
+
+
+def write_lists(folder, lists, benchmark="redcaps", dataset="redcaps"):
+    """Write lists, {name: rows}, and their manifest, as create_splits.py does; the other lists are empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for step in get_benchmark(benchmark).steps:
+        for kind in ("train", "test"):
+            path = folder / f"{kind}_batch_{step.name}.csv"
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([HEADER, *lists.get(f"{kind} {step.name}", [])])
+            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(
+        json.dumps({"benchmark": benchmark, "dataset": dataset, "seed": 0, "test_share": 0.01, "files": files})
+    )
+
+
+def row(key, caption="a caption"):
+    return [key, f"birds/{key}.jpg", caption, "2018-06-01T12:00:00Z"]
+
+
+def save(folder, key, data=None, name=None):
+    path = folder / (name or f"birds/{key}.jpg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(key) if data is None else data)
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """Twenty keys to train on in 2018, three held out, and no pictures."""
+    keys = [f"key{i}" for i in range(20)]
+    rows = {"train 2018": [row(key) for key in keys], "test 2018": [row(f"held{i}") for i in range(3)]}
+    write_lists(tmp_path / "lists", rows)
+    return keys + [f"held{i}" for i in range(3)]
+
+
+@pytest.fixture
+def images(tmp_path, lists):
+    """The pictures of all of them, in folders."""
+    for key in lists:
+        save(tmp_path / "images", key)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def make(tmp_path):
+    def call(out="data", **settings):
+        return create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / out), **settings)
+
+    return call
+
+
+def split(tmp_path, out="data", folder="train/2018"):
+    return tmp_path / out / "tic/redcaps/yearly" / folder
+
+
+def members(folder):
+    """{key: {suffix: bytes}} of a split, in its order."""
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for one in tar:
+                key, _, suffix = one.name.partition(".")
+                found.setdefault(key, {})[suffix] = tar.extractfile(one).read()
+    return found
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def meta(folder):
+    return json.loads((folder / "meta.json").read_text())
+
+
+def test_a_split_by_hand(tmp_path, images, make):
+    before = tree(images)
+    packed = make(shard_size=8)
+    assert tree(images) == before
+    assert sum(one.num_samples for one in packed.splits) == 23
+    uid = {hashlib.sha256(f"redcaps/key{i}".encode()).hexdigest()[:32]: f"key{i}" for i in range(20)}
+    found = members(split(tmp_path))
+    assert list(found) == [f"{one}-0" for one in sorted(uid)]
+    for one, key in uid.items():
+        assert found[f"{one}-0"]["jpg"] == picture(key)
+        assert found[f"{one}-0"]["txt"] == b"a caption"
+        assert json.loads(found[f"{one}-0"]["json"]) == {
+            "uid": one,
+            "caption": "a caption",
+            "key": key,
+            "date": "2018-06-01T12:00:00Z",
+            "dataset": "redcaps",
+            "sha256": hashlib.sha256(picture(key)).hexdigest(),
+        }
+    sizes = {"00000000.tar": 8, "00000001.tar": 8, "00000002.tar": 4}
+    assert json.loads((split(tmp_path) / "sizes.json").read_text()) == sizes
+    assert meta(split(tmp_path))["output_count"] == 20
+    for folder in ("train/2018", "eval/retrieval/2018"):
+        seen = Verified()
+        assert list(verify(str(split(tmp_path, folder=folder)), None, 1, seen)) == []
+    assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"})) == 3
+    assert (split(tmp_path, folder="eval/retrieval/2018") / "test/0.tar").is_symlink()
+
+
+def test_the_bytes_do_not_depend_on_the_processes_or_the_layout(tmp_path, images, make, lists):
+    make(shard_size=8)
+    make("again", shard_size=8, num_workers=2)
+    assert tree(tmp_path / "again") == tree(tmp_path / "data")
+    shutil.rmtree(images)
+    for key in lists[:6]:
+        save(images, key, name=f"{key}.jpg")  # flat
+    for key in lists[6:9]:
+        save(images, key, name=f"birds/{key}.JPEG")
+    for key in lists[9:12]:
+        save(images, key, name=f"{key}.png")  # by its bytes a JPEG
+    archives = (("all.zip", 0, ""), ("birds.zip", 8, ""), ("birds/more.zip", 8, "deep/er/"))
+    for number, (name, method, prefix) in enumerate(archives):
+        with zipfile.ZipFile(images / name, "w", method) as archive:
+            for key in lists[12 + number :: 3]:
+                archive.writestr(f"{prefix}{key}.jpg", picture(key))
+    make("layouts", shard_size=8)
+    assert {k: v for k, v in tree(tmp_path / "layouts").items()} == tree(tmp_path / "data")
+
+
+def test_a_zip_that_was_written_to_a_pipe(tmp_path, lists, make):
+    """Its headers have no sizes; those stand behind the data and in the directory at the end."""
+
+    class Pipe:
+        def __init__(self, path):
+            self.file = open(path, "wb")  # noqa: SIM115
+
+        def write(self, data):
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    (tmp_path / "images").mkdir()
+    pipe = Pipe(tmp_path / "images/all.zip")
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in lists:
+            archive.writestr(f"{key}.jpg", picture(key))
+    pipe.file.close()
+    make()
+    assert len(members(split(tmp_path))) == 20
+    assert meta(split(tmp_path))["dropped"] == {}
+
+
+def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
+    removed = b"\x89PNG\r\n\x1a\n removed"
+    monkeypatch.setattr(pictures, "PLACEHOLDERS", {hashlib.md5(removed).hexdigest()})
+    own = tmp_path / "own.jpg"
+    own.write_bytes(picture("own"))
+    bad = {
+        "key0": (None, "no image file"),
+        "key1": (b"", "empty file"),
+        "key2": (GIF, "not an image but a GIF"),
+        "key3": (b"\n<!doctype html>", "not an image but a web page"),
+        "key4": (b"nothing of the kind", "not an image"),
+        "key5": (removed, "placeholder of a removed image"),
+        "key6": (own.read_bytes(), "placeholder of a removed image"),
+    }
+    for key, (data, _) in bad.items():
+        (images / f"birds/{key}.jpg").unlink() if data is None else save(images, key, data)
+    write_lists(tmp_path / "lists", {"train 2018": [*(row(f"key{i}") for i in range(19)), row("key19", "  ")]})
+    packed = make(placeholders=[str(own)])
+    found = meta(split(tmp_path))
+    reasons = [reason for _, reason in bad.values()] + ["no caption"]
+    assert found["dropped"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    assert dict(packed.dropped) == found["dropped"]
+    assert (found["processed_count"], found["kept_count"]) == (20, 12)
+    assert len(members(split(tmp_path))) == 12
+
+
+def test_a_zip_member_with_a_flipped_bit_is_counted(tmp_path, lists, make):
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images/all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in lists:
+            archive.writestr(f"{key}.jpg", picture(key))
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("key3.jpg").header_offset
+    data = bytearray(path.read_bytes())
+    data[start + 100] ^= 1
+    path.write_bytes(data)
+    make()
+    assert meta(split(tmp_path))["dropped"] == {"zip member that can't be read": 1}
+
+
+def test_odd_captions_survive(tmp_path, images, make):
+    captions = ['"quoted", with\na line', "emoji 🐈‍⬛ and ümläut", "x" * 500]
+    rows = [row(f"key{i}", caption) for i, caption in enumerate(captions)]
+    write_lists(tmp_path / "lists", {"train 2018": rows})
+    make()
+    assert sorted(sample["txt"].decode() for sample in members(split(tmp_path)).values()) == sorted(captions)
+
+
+def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
+    make(shard_size=8)
+    order = [json.loads(sample["json"])["key"] for sample in members(split(tmp_path)).values()]
+    for key in order[16:]:
+        save(images, key, GIF)
+    make("last", shard_size=8)
+    assert list(split_sizes(split(tmp_path, "last")).values()) == [8, 8]
+    assert list(verify(str(split(tmp_path, "last")), None, 1, Verified())) == []
+    for key in order[8:16]:
+        save(images, key, GIF)
+    for key in order[16:]:
+        save(images, key)
+    with pytest.raises(TicError, match=r"2018: none of the images of shard 1 can be used"):
+        make("middle", shard_size=8)
+
+
+# --- Again, and cut off
+
+
+def test_again_nothing_is_done_and_other_input_is_an_error(tmp_path, images, make):
+    make(shard_size=8)
+    before = {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")}
+    packed = make(shard_size=8)
+    assert all(one.reused for one in packed.splits)
+    assert {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")} == before
+    with pytest.raises(TicError, match="2011-2017 was made with another shard size; give --overwrite"):
+        make(shard_size=7)
+    (images / "birds/key7.jpg").unlink()
+    with pytest.raises(TicError, match="another set of images that are there"):
+        make(shard_size=8)
+    make(shard_size=8, overwrite=True)
+    make("fresh", shard_size=8)
+    assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
+
+
+def test_a_dry_run_writes_nothing(tmp_path, images, make):
+    (images / "birds/key7.jpg").unlink()
+    packed = make(dry_run=True)
+    assert not (tmp_path / "data").exists()
+    assert (sum(one.num_samples for one in packed.splits), dict(packed.dropped)) == (22, {"no image file": 1})
+
+
+def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
+    make("whole", shard_size=2)
+    made = []
+
+    def until(job):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(job.path)
+        return original(job)
+
+    original = pack.make_tar
+    monkeypatch.setattr(pack, "make_tar", until)
+    with pytest.raises(KeyboardInterrupt):
+        make(shard_size=2)
+    assert not (split(tmp_path) / "meta.json").exists()
+    first = made[:]
+    made[:] = [None] * 5  # no end
+    make(shard_size=2)
+    assert not set(first) & set(made)
+    assert tree(tmp_path / "data") == tree(tmp_path / "whole")
+
+
+def test_it_goes_on_after_kill_9(tmp_path, lists, make):
+    for key in lists:
+        save(tmp_path / "images", key, picture(key) + bytes(300_000))
+    make("whole", shard_size=1)
+    arguments = (
+        "--csv-path",
+        "lists",
+        "--image-path",
+        "images",
+        "--output-path",
+        "data",
+        "--shard-size",
+        "1",
+        "-j",
+        "2",
+    )
+    killed = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(split(tmp_path).glob("*.tar")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    make(shard_size=1)
+    assert {k: v for k, v in tree(tmp_path / "data").items() if "meta" not in k} == {
+        k: v for k, v in tree(tmp_path / "whole").items() if "meta" not in k
+    }
+
+
+# --- Bad input
+
+
+def said(*arguments, cwd):
+    """The one line with which the script ends."""
+    done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+BAD = {
+    "no manifest": (
+        lambda at: (at / "lists/manifest.json").unlink(),
+        "lists has no manifest.json: run create_splits.py",
+    ),
+    "no lists": (lambda at: shutil.rmtree(at / "lists"), "lists is no folder"),
+    "no images": (lambda at: shutil.rmtree(at / "images"), "images is no folder"),
+    "a list cut": (
+        lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
+        "lists/train_batch_2018.csv is not as create_splits.py made it",
+    ),
+    "a list away": (lambda at: (at / "lists/test_batch_2018.csv").unlink(), "test_batch_2018.csv"),
+    "another's manifest": (
+        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
+        "unknown benchmark 'laion'",
+    ),
+    "no json": (lambda at: (at / "lists/manifest.json").write_text("{"), "manifest.json is not valid JSON"),
+    "the wrong images": (
+        lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
+        "images has none of the images of the lists, such as birds/key0.jpg, as a file or in a zip archive",
+    ),
+    "a key twice": (
+        lambda at: write_lists(at / "lists", {"train 2018": [row("key1")], "test 2020": [row("key1")]}),
+        "the key key1 is in train_batch_2018.csv and in test_batch_2020.csv",
+    ),
+    "a column missing": (
+        lambda at: forge(at, "key,image,caption\nkey1,birds/key1.jpg,x\n"),
+        "train_batch_2018.csv has the columns key, image, caption; they must be key, image, caption, date",
+    ),
+    "a row cut": (
+        lambda at: forge(at, "key,image,caption,date\nkey1,birds/key1.jpg,x\n"),
+        "train_batch_2018.csv: the row at byte 23 is cut off",
+    ),
+    "a path that leads out": (
+        lambda at: forge(at, "key,image,caption,date\nkey1,../key1.jpg,x,2018\n"),
+        "'../key1.jpg' is no path of a picture within a folder",
+    ),
+    "a damaged zip": (
+        lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
+        "images/all.zip is no zip archive that can be read",
+    ),
+    "an output that is a file": (lambda at: (at / "data").write_text(""), "data"),
+}
+
+
+def forge(at, text):
+    """A list that the manifest has no digest of."""
+    (at / "lists/train_batch_2018.csv").write_text(text)
+    (at / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "redcaps"}')
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line(tmp_path, images, what):
+    spoil, message = BAD[what]
+    spoil(tmp_path)
+    line = said("--csv-path", "lists", "--image-path", "images", "--output-path", "data", cwd=tmp_path)
+    assert message in line
+    assert not (tmp_path / "data").is_dir()
+
+
+def test_no_split_lies_among_the_images(tmp_path, images):
+    line = said("--csv-path", "lists", "--image-path", "images", "--output-path", "images/birds", cwd=tmp_path)
+    assert "in one another" in line
+
+
+# --- Both benchmarks, from their sources
+
+
+@pytest.mark.parametrize("dataset", ["yfcc15m", "redcaps"])
+def test_from_the_sources_to_splits(tmp_path, dataset):
+    source, words = tmp_path / "source", []
+    if dataset == "yfcc15m":
+        source.mkdir()
+        write_yfcc(source, 6, 2)
+        words = ["--csv-path", source / "yfcc15m.csv"]
+    else:
+        write_redcaps(source, 6, 2)
+        words = ["--annotations-path", source / "annotations"]
+    script = ROOT / f"dataset_creation/tic-{dataset}/create_splits.py"
+    subprocess.run([sys.executable, script, *words, "--output-path", tmp_path / "lists"], check=True)
+    packed = create_tars(str(tmp_path / "lists"), str(source / "images"), str(tmp_path / "data"), num_workers=2)
+    assert [one.num_samples for one in packed.splits] == [6, 2] * 4
+    bad = {"no image file": 4, "not an image but a web page": 4}
+    assert dict(packed.dropped) == (bad if dataset == "redcaps" else {})
+    root = tmp_path / f"data/tic/{dataset}/yearly/train"
+    captions = [sample["txt"].decode() for folder in sorted(root.iterdir()) for sample in members(folder).values()]
+    if dataset == "yfcc15m":
+        assert 'Picture 0. a "walk". sea,new york' in captions
+        assert all("<b>" not in caption and "&amp;" not in caption for caption in captions)
+    else:
+        assert all(caption.startswith("[USR] and ") for caption in captions)
