@@ -49,3 +49,11 @@ def test_recall():
         ["| 300", "clip_benchmark"],
         ["| 400", "ours"],
     ]
+
+
+def test_create_tars(tmp_path):
+    size = ["--images", "30", "--image-bytes", "2000", "--rounds", "1", "-j", "1"]
+    rows = run("create_tars.py", "--dir", str(tmp_path), *size).splitlines()
+    contenders = [["| warm", "tar cf"], ["| warm", "ours"], ["| cold", "tar cf"], ["| cold", "ours"]]
+    assert [row.split(" | ")[:2] for row in rows[2:]] == contenders
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "lists"}

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub import serving_hub
+from miniature import write_redcaps, write_yfcc
 from PIL import Image
 
 from tic_clip.evalsets import imagenet_synsets
@@ -140,9 +141,12 @@ def environment(checkout, tmp_path_factory, s3_server):
     import boto3
 
     lists = tmp_path_factory.mktemp("lists")
-    write_pool_of = write_lists(lists)
+    uids = write_lists(lists)
     (checkout / "pool").mkdir()
-    write_pool(checkout / "pool", write_pool_of)
+    write_pool(checkout / "pool", uids)
+    (checkout / "sources/yfcc15m").mkdir(parents=True)
+    write_yfcc(checkout / "sources/yfcc15m")
+    write_redcaps(checkout / "sources/redcaps")
     bucket = boto3.resource(
         "s3", endpoint_url=s3_server, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
@@ -187,6 +191,8 @@ def test_the_blocks_run_in_their_order(checkout, environment, capsys):
             subprocess.run(["sed", "-i", "/DRY_RUN/d", exported], check=True)
     with capsys.disabled():
         print(f"\nREADME: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped")
-    run = json.loads((checkout / "results/medium_basic_cumulative/summary.json").read_text())
-    assert len(run["steps"]) == 7
-    assert all(number is not None for task in run["tasks"].values() for row in task["matrix"] for number in row)
+    for name, steps in (("medium_basic_cumulative", 7), ("yfcc15m/cumulative", 4), ("redcaps/cumulative", 4)):
+        run = json.loads((checkout / f"results/{name}/summary.json").read_text())
+        assert len(run["steps"]) == steps
+        assert all(number is not None for task in run["tasks"].values() for row in task["matrix"] for number in row)
+        assert (checkout / f"results/{name}/report.html").stat().st_size
