@@ -268,11 +268,11 @@ def test_a_table_in_all_its_forms(tmp_path, monkeypatch, block):
     """A byte order mark, both ends of lines, quotes, line breaks and NUL in fields, an empty line, none at the end."""
     monkeypatch.setattr(annotations, "BLOCK", block)
     text = (
-        "\ufeffuserid,dateuploaded,usertags, key ,title,description\r\n"
-        '1,1,"a,b",k1,"say ""hi"" é","two\r\nlines"\r\n'
+        "\ufeffdateuploaded,userid,usertags, key ,title,description\r\n"
+        '1,7,"a,b",k1,"say ""hi"" é","two\r\nlines"\r\n'
         "\r\n"
-        '2,2,c,k2,a\rb,x"y\n'
-        "3,3,\x00,k3,,"
+        '2,7,c,k2,a\rb,x"y\n'
+        "3,7,\x00,k3,,"
     )
     (tmp_path / "t.csv").write_bytes(text.encode() + b"\xff")
     found = rows_of(tmp_path / "t.csv")
@@ -503,6 +503,22 @@ def test_lists_made_without_bad_rows(table, tmp_path):
     assert "already there" in yfcc(table, tmp_path / "out", "--skip-bad-rows").stdout
 
 
+def test_lists_that_are_replaced_are_not_finished(table, tmp_path, monkeypatch):
+    """A run that ends between its first list and its manifest leaves no manifest of an earlier one."""
+
+    def make(seed):
+        inputs, settings = find_yfcc15m(str(table)), Settings(benchmark="yfcc15m", dataset="yfcc15m", seed=seed)
+        create_splits(read_yfcc15m(inputs), inputs, str(tmp_path / "out"), settings, yfcc_caption, overwrite=True)
+
+    make(0)
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr("tic_clip.splits.write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make(1)
+    assert tree(tmp_path / "out") != before
+    assert "manifest.json" not in tree(tmp_path / "out")
+
+
 def is_running(process):
     try:
         return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
@@ -660,6 +676,8 @@ def test_no_annotations(tmp_path):
         redcaps(tmp_path / "annotations", tmp_path / "out")
     )
     assert "none is missing or no folder" in said(redcaps(tmp_path / "none", tmp_path / "out"))
+    assert "s3://bucket/t.csv is not local; copy it here first" in said(yfcc("s3://bucket/t.csv", tmp_path / "out"))
+    assert "is not local; copy it here first" in said(redcaps("gs://bucket/annotations", tmp_path / "out"))
     assert "none.csv is missing" in said(yfcc(tmp_path / "none.csv", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -20,7 +20,7 @@ import msgspec
 
 from tic_clip import TicError
 from tic_clip.cli import progress_bar
-from tic_clip.storage import list_files, size
+from tic_clip.storage import is_remote, list_files, size
 
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
@@ -113,6 +113,11 @@ def parse_seconds(timestamp: object) -> int | None:
     return math.floor(value) if 0 <= value < MAX_SECONDS else None
 
 
+def _check_local(path: str) -> None:
+    if is_remote(path):
+        raise TicError(f"{path} is not local; copy it here first")
+
+
 # --- YFCC15M ---
 
 YFCC_COLUMNS = ("key", "title", "description", "usertags", "dateuploaded")
@@ -122,8 +127,9 @@ def find_yfcc15m(path: str) -> Inputs:
     """The table ``yfcc15m.csv``.
 
     Raises:
-        Missing: there is none.
+        TicError: there is none, or it is not on this machine.
     """
+    _check_local(path)
     size(path)
     return Inputs(path, [path])
 
@@ -199,8 +205,9 @@ def find_redcaps(folder: str) -> Inputs:
     """The annotation files of a folder, ``{subreddit}_{year}.json``, sorted by name.
 
     Raises:
-        TicError: there is none, or no such folder.
+        TicError: there is none, or no such folder on this machine.
     """
+    _check_local(folder)
     paths = [path for path, _ in list_files(folder, "*.json")]
     if not paths:
         raise TicError(f"{folder} has no annotation file ({{subreddit}}_{{year}}.json)")

@@ -112,7 +112,7 @@ def create_splits(
     for leftover in folder.glob(".*.tmp"):  # of a run that was killed
         remove(leftover)
     with ExitStack() as stack:
-        lists = {name: List(stack.enter_context(atomic_open(folder / name))) for name in _names(settings)}
+        lists = {name: ListFile(stack.enter_context(atomic_open(folder / name))) for name in _names(settings)}
         samples = _chunks(_sound(rows, tally), settings, tally)
         for lines, without_caption in each(partial(make_lines, caption), samples, num_workers, workers):
             tally.dropped[NO_CAPTION] += without_caption
@@ -253,7 +253,7 @@ def _to_csv(rows: Iterable[tuple[str, ...]]) -> bytes:
 # --- The folder ---
 
 
-class List:
+class ListFile:
     """A list that is being written: how many samples it has, and the SHA-256 of its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -330,7 +330,7 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest(settings: Settings, inputs: Inputs, tally: Tally, lists: dict[str, List]) -> dict[str, Any]:
+def _manifest(settings: Settings, inputs: Inputs, tally: Tally, lists: dict[str, ListFile]) -> dict[str, Any]:
     """What ``manifest.json`` says.
 
     Raises:
