@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def path_of(key: str) -> str:
 
 
 def make_inputs(folder: Path, number: int, image_bytes: int) -> None:
-    """``folder/images`` and ``folder/lists``, as create_splits.py writes them: all images are of the first step."""
+    """``folder/images`` and ``folder/lists``, as create_splits.py writes them: a quarter of the images in each step."""
     rng = np.random.default_rng(0)
     block = rng.bytes(2 * image_bytes)
     for key in keys(number):
@@ -50,7 +51,7 @@ def make_inputs(folder: Path, number: int, image_bytes: int) -> None:
     (folder / "lists").mkdir(exist_ok=True)
     for kind in ("train", "test"):
         for step in steps:
-            rows = keys(number) if (kind, step) == ("train", steps[0]) else ()
+            rows = islice(keys(number), steps.index(step), None, len(steps)) if kind == "train" else ()
             with open(folder / f"lists/{kind}_batch_{step}.csv", "w", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(HEADER)
@@ -98,7 +99,7 @@ def main() -> None:
                 settle(folder, args.images, state == "cold")
                 found.setdefault((state, name), []).append(measure([commands(folder, args.num_workers)[name]]))
     print(
-        f"| cache | contender (-j {args.num_workers}) | seconds: median (range) | images/s to tar's | CPU µs an image |"
+        f"| cache | contender (-j {args.num_workers}) | seconds: median (range) | images/s to tar | CPU µs an image |"
     )
     print("| --- | --- | ---: | ---: | ---: |")
     for (state, name), runs in found.items():

@@ -21,9 +21,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands():
-    """The commands of the README's bash blocks, comments and continuations taken away."""
+    """The commands of the README's bash blocks but DataComp's, comments and continuations taken away."""
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+        lines = block.replace("\\\n", " ").splitlines()
+        for line in [] if "cd datacomp" in block else lines:
             words = shlex.split(line, comments=True)
             if words:
                 yield words

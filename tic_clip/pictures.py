@@ -103,8 +103,11 @@ def read_file(path: str) -> bytes:
         Unusable: it is away, or can't be read.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        file = os.open(path, os.O_RDONLY)  # half the system calls of open()
+        try:
+            return os.read(file, os.fstat(file).st_size)
+        finally:
+            os.close(file)
     except OSError:
         raise Unusable("file that can't be read") from None
 
