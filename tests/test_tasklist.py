@@ -55,6 +55,20 @@ def test_what_datacomp_reads_of_a_task(key):
     assert task == {"name": SAMPLE[key], "main_metric": metric, **classes, "tags": tags}
 
 
+def test_the_other_benchmarks():
+    tasks = tasklist(["tic/yfcc15m/retrieval/yearly", "tic/redcaps/retrieval/yearly/2018"])
+    periods = ("2004-2008", "2009-2010", "2011-2012", "2013-2014")
+    assert list(tasks) == [*(f"tic/yfcc15m/retrieval/yearly/{p}" for p in periods), "tic/redcaps/retrieval/yearly/2018"]
+    assert tasks["tic/redcaps/retrieval/yearly/2018"] == {
+        "name": "TiC-RedCaps-Retrieval-Yearly-2018",
+        "main_metric": "mean_recall@1",
+        "tags": ["tic", "retrieval"],
+    }
+    assert list(tasklist(["tic/emoji/emojinet/yearly"], sample=True).values()) == [
+        {"name": "TiC-EmojiNet-Yearly-2014", "main_metric": "acc1", "tags": ["tic"]}
+    ]
+
+
 def test_a_choice():
     assert list(tasklist([GROUPS[1], GROUPS[0]], sample=True)) == [f"{GROUPS[1]}/2014", f"{GROUPS[0]}/2014"]
     assert list(tasklist(["tic/datacomp/retrieval/yearly/2020"])) == ["tic/datacomp/retrieval/yearly/2020"]

@@ -20,8 +20,8 @@ from tic_clip.cli import progress
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.released import FETCH, MONTHLY, TABLES, YEARLY, YEARS, local_folder, read_table, table_path
 from tic_clip.storage import atomic_open, read_json
-from tic_clip.tasks import tasks_of
-from tic_clip.timeline import MONTHS, get_benchmark
+from tic_clip.tasks import Task, tasks_of
+from tic_clip.timeline import BENCHMARKS, MONTHS, get_benchmark
 from tic_clip.uids import (
     CLASSES,
     UID,
@@ -37,7 +37,6 @@ from tic_clip.uids import (
 
 CLASS_INFO = "dataset_class_info.json"
 GROUPS = tuple(f"tic/datacomp/{task}/{cadence}" for cadence in ("yearly", "monthly") for task in TABLES)
-SAMPLE_PERIODS = ("2014", "201403")
 
 
 # UIDs of the evaluation sets, and of the training sets without them.
@@ -267,30 +266,34 @@ def _save_classes(folder: Path, name: str, rows: np.ndarray, note: str) -> Writt
 
 
 def tasklist(chosen: Iterable[str] = GROUPS, *, sample: bool = False) -> dict[str, dict]:
-    """DataComp's ``tasklist.yml`` of TiC-DataComp: task key -> name, main metric and, for classes, their number.
+    """A ``tasklist.yml`` as DataComp has it: task key -> name, main metric and, for ImageNet's classes, their number.
 
     Args:
-        chosen: groups such as ``tic/datacomp/retrieval/yearly``, or keys of single tasks.
-        sample: only 2014 and 201403.
+        chosen: groups such as ``tic/datacomp/retrieval/yearly``, or keys of single tasks, of any benchmark.
+        sample: only the first of each group.
 
     Raises:
         TicError: there is no such group or task.
     """
-    tasks = [task for name in ("datacomp", "datacomp_monthly") for task in tasks_of(get_benchmark(name), "")]
+    tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, "")]
+    groups = dict.fromkeys(_group(task) for task in tasks)
     entries = {}
     for name in chosen:
-        some = [task for task in tasks if name in (task.key, task.key.rpartition("/")[0])]
+        some = [task for task in tasks if name in (task.key, _group(task))]
         if not some:
-            raise TicError(f"unknown evaluation task {name!r}; the groups are {', '.join(GROUPS)}")
-        for task in some:
-            if not sample or task.key.rpartition("/")[2] in SAMPLE_PERIODS:
-                entries[task.key] = _entry(task.name, task.kind)
+            raise TicError(f"unknown evaluation task {name!r}; the groups are {', '.join(groups)}")
+        entries.update({task.key: _entry(task) for task in some[: 1 if sample else None]})
     return entries
 
 
-def _entry(name: str, kind: str) -> dict:
+def _group(task: Task) -> str:
+    return task.key.rpartition("/")[0]
+
+
+def _entry(task: Task) -> dict:
     """What DataComp's evaluate.py reads of a task; ``size`` is left out, as it depends on how much the pool has."""
-    entry = {"name": name, "main_metric": MAIN_METRIC[kind]}
-    if kind == "retrieval":
+    entry = {"name": task.name, "main_metric": MAIN_METRIC[task.kind]}
+    if task.kind == "retrieval":
         return {**entry, "tags": ["tic", "retrieval"]}
-    return {**entry, "num_classes": 1000, "random_score": 0.001, "tags": ["tic"]}
+    known = {"num_classes": 1000, "random_score": 0.001} if "/datacompnet/" in task.key else {}
+    return {**entry, **known, "tags": ["tic"]}

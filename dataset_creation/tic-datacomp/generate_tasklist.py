@@ -1,9 +1,9 @@
-"""Write the list of TiC-DataComp's evaluation tasks, as DataComp's evaluate.py and scripts/evaluate.py read it.
+"""Write a list of evaluation tasks, TiC-DataComp's if not told otherwise, for scripts/evaluate.py and DataComp's.
 
     python dataset_creation/tic-datacomp/generate_tasklist.py --yaml-path tasklist.yml --sample-eval
 
 All tasks are retrieval and TiC-DataCompNet of 9 years and 102 months; the sample is 2014 and 201403. --eval-tasks
-chooses groups, such as tic/datacomp/retrieval/yearly,tic/datacomp/datacompnet/yearly, or keys of single tasks.
+chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/yearly, or keys of single tasks.
 """
 
 import yaml
