@@ -2,8 +2,12 @@
 # What SOURCE holds is split and packed first, unless that has been done; without SOURCE the data must be in DATA_DIR.
 BENCHMARK=${BENCHMARK:-$DATASET}
 SCALE=${SCALE:-tic_$DATASET}
-SOURCE=${SOURCE:-sources/$DATASET}
 DATA_DIR=${DATA_DIR:-data}
+fail() { echo "error: $*" >&2; exit 1; }
+[ -z "${SOURCE:-}" ] || [ -e "$SOURCE" ] || fail "SOURCE is $SOURCE, which is not there"
+SOURCE=${SOURCE:-sources/$DATASET}
+[ -e "$SOURCE" ] || [[ $DATA_DIR == *://* ]] || [ -e "$DATA_DIR/tic/$BENCHMARK" ] ||
+    fail "there is neither $SOURCE (SOURCE) to make the data of, nor $DATA_DIR/tic/$BENCHMARK (DATA_DIR) with the data"
 OUT=${OUTPUT_DIR:-results}/$BENCHMARK/$METHOD
 REMOTE=${REMOTE:+${REMOTE%/}/$BENCHMARK/$METHOD}
 

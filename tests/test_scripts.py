@@ -603,3 +603,22 @@ def test_the_settings_of_an_evaluation_are_flags(checkout, tmp_path):
         == f"scripts/evaluate.py {own} --data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
     )
     assert reported == "scripts/report.py results/released/TiC-CLIP-basic-oracle --out results/released"
+
+
+# --- TiC-YFCC15M and TiC-RedCaps: from their sources, which may be away
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"SOURCE": "nowhere"}, "error: SOURCE is nowhere, which is not there"),
+        ({}, "error: there is neither sources/redcaps (SOURCE) to make the data of, nor data/tic/redcaps (DATA_DIR)"),
+    ],
+)
+def test_without_a_source_or_data(checkout, settings, message):
+    environment = {"PATH": os.environ["PATH"], **settings}
+    command = ["bash", "scripts/run_redcaps_cumulative.sh"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
