@@ -404,7 +404,7 @@ def test_a_split_without_a_sample_is_fine(resharded, parts):
 def test_a_split_that_is_not_finished(resharded):
     split = Path(resharded())
     (split / "meta.json").rename(split / "started.json")
-    assert f"{split} is not finished: give the command of reshard.py again" in list(verify(str(split)))
+    assert f"{split} is not finished: give the command that makes it again" in list(verify(str(split)))
 
 
 def test_another_list_beside_the_shards(resharded, tmp_path):

@@ -9,8 +9,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import cache
-from itertools import islice
+from functools import cache, lru_cache
+from itertools import chain, islice
 
 import numpy as np
 
@@ -47,8 +47,12 @@ def candidates(image: str) -> Iterator[str]:
     """The paths, below the folder of pictures, at which ``image`` may lie: as it says, with other suffixes, flat."""
     yield image
     stem = os.path.splitext(image)[0]
-    for place in dict.fromkeys((stem, stem.rpartition("/")[2])):
+    for place in (stem, stem.rpartition("/")[2]):
         yield from (place + suffix for suffix in SUFFIXES)
+
+
+NESTED, FLAT = range(1, 2 + len(SUFFIXES)), range(2 + len(SUFFIXES), 2 + 2 * len(SUFFIXES))
+"""The numbers of the candidates."""
 
 
 def find_file(folder: str, image: str, first: int) -> int:
@@ -59,13 +63,27 @@ def find_file(folder: str, image: str, first: int) -> int:
     """
     if image.startswith("/") or ".." in image.split("/") or "\0" in image or not image:
         raise TicError(f"{image!r} is no path of a picture within a folder")
-    if (likely := _candidate(image, first)) and os.path.isfile(f"{folder}/{likely}"):
+    if os.path.isfile(f"{folder}/{_candidate(image, first)}"):
         return first
-    return next((n for n, path in enumerate(candidates(image), 1) if os.path.isfile(f"{folder}/{path}")), 0)
+    nested = NESTED if _is_folder(f"{folder}/{image.rpartition('/')[0]}") else ()
+    paths, order = list(candidates(image)), chain(nested, FLAT if _is_flat(folder) else ())
+    return next((number for number in order if os.path.isfile(f"{folder}/{paths[number - 1]}")), 0)
 
 
-def _candidate(image: str, number: int) -> str | None:
-    return next(islice(candidates(image), number - 1, None), None)
+def _candidate(image: str, number: int) -> str:
+    return next(islice(candidates(image), number - 1, None))
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+@cache
+def _is_flat(folder: str) -> bool:
+    """Whether a folder has pictures in itself; the listing ends at the first."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.endswith(SUFFIXES) for entry in entries)
 
 
 def find_zips(folder: str) -> list[str]:

@@ -243,7 +243,7 @@ def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
         return
     if meta is None:
         if exists(f"{folder}/{STARTED}"):
-            yield f"{folder} is not finished: give the command of reshard.py again"
+            yield f"{folder} is not finished: give the command that makes it again"
         return
     yield from _check_subset(folder, meta)
     if meta.get("output_shard_count") != len(counts):
