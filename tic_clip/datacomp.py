@@ -8,8 +8,8 @@ DataComp is https://github.com/mlfoundations/datacomp at commit 7fdb5c653e70d9c6
 import argparse
 import functools
 import io
+import logging
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -20,17 +20,18 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.scales import SCALES
-from tic_clip.storage import to_path, write_json
+from tic_clip.storage import Missing, exists, is_remote, list_files, read_bytes, to_path, write_json
 
 
-def _shell(call: Callable) -> Callable:
+def shell(call: Callable) -> Callable:
     """End the program in one line on an error that the user can mend."""
 
     @functools.wraps(call)
     def run(*arguments: Any, **options: Any) -> Any:
         try:
             return call(*arguments, **options)
-        except TicError as error:
+        except (TicError, OSError) as error:
+            logging.disable()  # torch has more to say at the end, now that OpenCLIP has turned on all loggers
             sys.exit(f"error: {error}")
 
     return run
@@ -63,11 +64,73 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, help="iterations of warm-up, instead of the scale's")
 
 
-def adjusted(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """A scale's configuration with what the flags override; OpenCLIP gets to know our architectures."""
-    _add_architectures()
+@shell
+def adjusted(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
+    """(a scale's configuration with what the flags override, OpenCLIP's flags for how to sample and to start).
+
+    The flags come after train.py's own and win. Exact sampling's plan is written to ``{exp_name}_plan.json``, and
+    OpenCLIP gets to know our architectures.
+
+    Raises:
+        SystemExit: data, their table of sizes or a checkpoint are missing, or flags ask for what can't be.
+    """
     given = {name: getattr(args, name) for name in ("train_num_samples", "warmup")}
-    return config | {name: value for name, value in given.items() if value is not None}
+    config = config | {name: value for name, value in given.items() if value is not None}
+    _check(config, args)
+    _add_architectures()
+    flags = ["--new-run"] if args.new_run else []
+    if args.dataset_resampled:
+        return config, [*flags, "--dataset-resampled"]
+    plan = exact_plan(args, config)
+    path = f"{_experiment(args)}_plan.json"
+    if rank == 0:
+        write_json(path, plan)
+    return config, [*flags, "--dataset-type", "exact", "--train-data", path]
+
+
+def _experiment(args: argparse.Namespace) -> str:
+    """Where OpenCLIP writes."""
+    return str(to_path(args.output_dir) / (args.exp_name or f"{args.scale}_scale"))
+
+
+def _check(config: dict[str, Any], args: argparse.Namespace) -> None:
+    """What train.py would stumble over.
+
+    Raises:
+        TicError: there is something.
+    """
+    samples, batch = config["train_num_samples"], config["batch_size"]
+    for name in "num_checkpoints", "accum_freq":
+        if getattr(args, name) < 1:
+            raise TicError(f"--{name} is {getattr(args, name)}, it must be at least 1")
+    if batch % args.accum_freq:
+        raise TicError(f"--accum_freq {args.accum_freq} does not divide the batch of {batch}")
+    workers = max(1, args.workers) if args.dataset_resampled else 1  # of which each reads whole batches
+    if samples < batch * workers * args.num_checkpoints:
+        each = "each of the checkpoints" + " and workers" * (workers > 1)
+        raise TicError(f"{samples} samples are less than a batch of {batch} for {each}")
+    if args.resume == "latest" and args.new_run:
+        raise TicError("--new_run takes the weights of a checkpoint: give one with --resume")
+    if args.resume != "latest" and not is_remote(args.resume) and not exists(args.resume):
+        raise TicError(f"checkpoint {args.resume} is missing")
+    if args.resume != "latest" and not args.new_run and exists(f"{_experiment(args)}/out.log"):
+        raise TicError(f"{_experiment(args)} is there already: give another --exp_name, or go on without --resume")
+    for folder in _urls(args.data_dir) if args.dataset_resampled else ():
+        if not folder.endswith(".tar") and not list_files(folder, "**/*.tar"):
+            raise TicError(f"{folder} holds no .tar file")
+
+
+@shell
+def train(main: Callable[[list[str]], int | None], flags: list[str], args: argparse.Namespace, rank: int) -> int | None:
+    """OpenCLIP's ``main``.
+
+    Raises:
+        SystemExit: what it trains on or starts from can't be used, or it had nothing to do.
+    """
+    status = main(flags)
+    if rank == 0 and not exists(f"{_experiment(args)}/checkpoints/epoch_latest.pt"):
+        raise TicError(f"{args.resume} has no epoch left: with --new_run its weights start the next time step")
+    return status
 
 
 def _add_architectures() -> None:
@@ -76,23 +139,6 @@ def _add_architectures() -> None:
     from tic_clip.macs import MODEL_CONFIGS
 
     open_clip.add_model_config(MODEL_CONFIGS)
-
-
-@_shell
-def sampling_flags(args: argparse.Namespace, config: dict[str, Any], rank: int) -> list[str]:
-    """OpenCLIP's flags for how train.py samples, and where it starts from; they come after its own and win.
-
-    Raises:
-        SystemExit: the data lack a table of sizes, or are not enough for a batch.
-    """
-    flags = ["--new-run"] if args.new_run else []
-    if args.dataset_resampled:
-        return [*flags, "--dataset-resampled"]
-    plan = exact_plan(args, config)
-    path = to_path(args.output_dir) / f"{args.exp_name or f'{args.scale}_scale'}_plan.json"
-    if rank == 0:
-        write_json(path, plan)
-    return [*flags, "--dataset-type", "exact", "--train-data", str(path)]
 
 
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +154,6 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
     weights = _weights(args.data_weights, len(folders)) if args.data_weights else sizes
     block = config["train_num_samples"] // args.num_checkpoints // config["batch_size"]
-    if not block:
-        raise TicError(f"{config['train_num_samples']} samples are less than a batch for each of the checkpoints")
     iterations = block * args.num_checkpoints
     samples = apportion(weights, iterations * config["batch_size"])
     names = folders if len(set(folders)) == len(folders) else [f"{i} {folder}" for i, folder in enumerate(folders)]
@@ -147,70 +191,128 @@ def _weights(text: str, count: int) -> list[Fraction]:
 # evaluate.py.
 
 
+class _Url:
+    """A cloud path as cloudpathlib pickles it, ``_str`` among its fields."""
+
+
+PATHS = {("pathlib", "PosixPath"): PosixPath, ("pathlib", "PurePosixPath"): PurePosixPath}
+PATHS |= {("cloudpathlib", name): _Url for name in ("S3Path", "GSPath", "AzureBlobPath")}
+
+
 class _Plain(pickle.Unpickler):
-    """Reads what train.py pickles: built-in types and local paths, nothing that could run."""
+    """Reads what train.py pickles: built-in types and paths, nothing that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in ("PosixPath", "PurePosixPath") and module.partition(".")[0] == "pathlib":
-            return {"PosixPath": PosixPath, "PurePosixPath": PurePosixPath}[name]
+        if found := PATHS.get((module.partition(".")[0], name)):
+            return found
         raise TicError(f"it holds {module}.{name}, which is no path")
 
 
-@_shell
-def load_info(file: io.BufferedReader) -> dict[str, Any]:
-    """The content of ``info.pkl``, without running any code of it.
+@shell
+def load_info(path: Path) -> dict[str, Any]:
+    """The content of ``info.pkl``, without running any code of it; cloud paths are text.
 
     Raises:
-        SystemExit: it holds anything but built-in types and local paths.
+        SystemExit: it is missing, holds anything but built-in types and paths, or names no model.
     """
     try:
-        info = _Plain(file).load()
-    except (TicError, pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise TicError(f"{file.name} is not what train.py writes: {error}") from None
-    if not isinstance(info, dict) or not {"scale_config", "checkpoint"} <= info.keys():
-        raise TicError(f"{file.name} is not what train.py writes")
+        info = _Plain(io.BytesIO(read_bytes(path))).load()
+        info = {name: vars(value)["_str"] if isinstance(value, _Url) else value for name, value in info.items()}
+        named = "model" in info["scale_config"] and "checkpoint" in info
+    except Missing:
+        raise TicError(f"{path} is missing: train.py writes it at its end") from None
+    except (TicError, pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise TicError(f"{path} is not what train.py writes: {error}") from None
+    if not named:
+        raise TicError(f"{path} is not what train.py writes: it names no model")
     return info
 
 
-@_shell
+@shell
 def evaluate_model(
     key: str, train_info: dict[str, Any], data_root: str | None, dataset_size: int | None, batch_size: int = 64
 ) -> dict[str, float]:
     """DataComp's ``eval_utils.main.evaluate_model``, with the ``tic/`` tasks through ``tic_clip.evaluation``.
 
     Raises:
-        SystemExit: a ``tic/`` task that does not exist or has no data.
+        SystemExit: the model or the data of the task are not there, or a ``tic/`` task does not exist.
     """
+    from tic_clip.models import HUB, check_model
+
+    arch = train_info["scale_config"]["model"]
+    weights = "" if arch.startswith(HUB) else str(train_info["checkpoint"])
     if not key.startswith("tic/"):
         from eval_utils.main import evaluate_model as datacomps
 
-        _add_architectures()
-        _mend_clip_benchmark()
+        check_model(arch, weights)
+        _mend_packages()
         return datacomps(key, train_info, data_root, dataset_size, batch_size=batch_size)
     from tic_clip.evaluation import Settings, fingerprints, read_sets, score
     from tic_clip.tasks import task_of
 
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
     fingerprints([task])  # says so if there are no data
-    encoder = _encoder(train_info["scale_config"]["model"], str(train_info["checkpoint"]), settings)
-    ((_, _, numbers),) = score([encoder], [task], read_sets([task], settings))
+    ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_sets([task], settings))
     return numbers["metrics"]
 
 
 @functools.cache
-def _mend_clip_benchmark() -> None:
-    """Let DataComp's own suite run on today's packages.
+def _mend_packages() -> None:
+    """Let DataComp's own suite run on today's packages, with the numbers that it had on those of its day.
 
-    clip_benchmark 1.6 makes a classifier of another type than the images' features unless it is told not to; NumPy 2.4
-    refuses to make a float of an array of one element; webdataset refuses fewer shards than loader workers.
+    clip_benchmark has come to compute in bfloat16 where there is no GPU, on which classifiers and features differ in
+    type; NumPy 2.4 refuses to make a float of an array of one element. Checkpoints are loaded as all of ours are.
     """
+    import datasets
+    import torch
     import webdataset
-    from clip_benchmark.metrics import zeroshot_classification
+    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from open_clip import factory
 
-    whole = functools.partial(zeroshot_classification.zero_shot_classifier, amp=False)
+    from tic_clip.weights import load
+
+    amp = torch.cuda.is_available()
+    whole = functools.partial(zeroshot_classification.zero_shot_classifier, amp=amp)
     zeroshot_classification.zero_shot_classifier = whole
     zeroshot_classification.float = lambda value: np.asarray(value).item()
-    webdataset.WebDataset = functools.partial(webdataset.WebDataset, empty_check=False)
+    zeroshot_retrieval.evaluate = functools.partial(zeroshot_retrieval.evaluate, amp=amp)
+    factory.load_state_dict = lambda path, map_location="cpu": load(str(path))
+    webdataset.WebDataset = _stages(webdataset)
+    datasets.load_dataset = functools.partial(_load_dataset, datasets.load_dataset)
+
+
+def _stages(webdataset: Any) -> type:
+    """webdataset's ``WebDataset`` with the stages of 0.2.31, which eval_utils counts, and no check for empty workers.
+
+    The fifth is the decoder, and stages are added in place, not to a copy.
+    """
+
+    class WebDataset(webdataset.WebDataset):
+        def __init__(self, urls: str, **options: Any) -> None:
+            super().__init__(urls, **options)
+            self.pipeline[3:] = [webdataset.tarfile_to_samples()]
+
+        def compose(self, *stages: Any) -> Any:
+            self.pipeline.extend(stages)
+            return self
+
+    return WebDataset
+
+
+def _load_dataset(load: Callable, name: str, **options: Any) -> Any:
+    """``load_dataset`` of datasets, which no longer runs a dataset's script: the Parquet that the hub has made of it.
+
+    Raises:
+        TicError: it is neither in ``cache_dir`` nor on the hub.
+    """
+    try:
+        try:
+            return load(name, **options)
+        except RuntimeError:
+            return load(name, revision="refs/convert/parquet", **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        cache, reason = options["cache_dir"] or "the cache", str(error).splitlines()[0]
+        raise TicError(f"{name} is neither in {cache} nor on the hub: {reason}") from None
 
 
 @functools.cache
@@ -228,21 +330,29 @@ def _encoder(arch: str, weights: str, settings: Any) -> Any:
 def add_class_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that resharder.py has beside DataComp's."""
     text = ".npy of (UID, class id): samples listed there get a cls with their class id"
-    parser.add_argument("-c", "--cls-file", type=Path, help=text)
+    parser.add_argument("-c", "--cls-file", type=_classes, help=text)
 
 
-@_shell
-def open_classes(path: object) -> Callable[[np.ndarray], dict[str, bytes]]:
-    """What gives a sample of a UID its class: ``{"cls": class id}``, or {} where none is listed.
+@shell
+def _classes(path: str) -> str:
+    """The path of a table of classes, which is looked at before anything is done.
 
     Raises:
-        SystemExit: the file is missing, or is no table of classes.
+        SystemExit: it is missing, or is no sorted table of classes.
     """
+    from tic_clip.uids import CLASSES, fingerprint
+
+    fingerprint(path, CLASSES)
+    return path
+
+
+def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
+    """What gives a sample of a UID its class: ``{"cls": class id}``, or {} where none is listed."""
     if path is None:
         return lambda uid: {}
     from tic_clip.uids import CLASSES, find, open_uids
 
-    table = open_uids(Path(str(path)), CLASSES)
+    table = open_uids(path, CLASSES)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:
         first, found = find(table, np.atleast_1d(uid))
@@ -251,8 +361,23 @@ def open_classes(path: object) -> Callable[[np.ndarray], dict[str, bytes]]:
     return look_up
 
 
-def has_files(folder: Path) -> bool:
-    """Whether there is anything in a folder, which is made if it is missing."""
+@shell
+def has_files(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether there is anything in the output folder that would have to go; it is made if it is missing.
+
+    ``options`` are resharder.py's, of which a wrong one is told before anything goes.
+
+    Raises:
+        SystemExit: the folder is the pool's or no folder, the subset is missing, or blurring lacks its package.
+    """
+    if Path(str(folder)).resolve() == Path(str(options["input_dir"])).resolve():
+        raise TicError(f"{folder} is the pool itself")
+    if not exists(options["subset_file"]):
+        raise TicError(f"{options['subset_file']} is missing")
+    if options["apply_blur"]:
+        _img2dataset()
+    if options["dry_run"]:
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     return any(folder.iterdir())
 
@@ -264,62 +389,24 @@ def remove_files(folder: Path) -> None:
             path.unlink()
 
 
-class Pipe:
-    """A shell command as a file: webdataset's class of this name, which has gone, as far as resharder.py needs it."""
-
-    ignore_errors = False
-    timeout = 7200.0  # seconds
-
-    def __init__(
-        self, command: str, mode: str, bufsize: int, ignore_status: list[int], stderr: int, shell: bool = True
-    ) -> None:
-        self.args, self.ignore_status, self.status = command, ignore_status, None
-        end = "stdout" if mode[0] == "r" else "stdin"
-        self.proc = subprocess.Popen(command, shell=shell, bufsize=bufsize, stderr=stderr, **{end: subprocess.PIPE})
-        self.stream = getattr(self.proc, end)
-
-    def read(self, *arguments: int) -> bytes:
-        """Read from the command, and look at how it ended when it has."""
-        data = self.stream.read(*arguments)
-        if not data:
-            self.wait_for_child()
-        return data
-
-    def readline(self, *arguments: int) -> bytes:
-        """Read a line from the command."""
-        return self.stream.readline(*arguments)
-
-    def write(self, data: bytes) -> int:
-        """Write to the command."""
-        return self.stream.write(data)
-
-    def close(self) -> None:
-        """End the command's input or output, and wait for it."""
-        self.stream.close()
-        self.wait_for_child()
-
-    def wait_for_child(self) -> None:
-        """Wait for the command; resharder.py has its own."""
-        self.status = self.proc.wait()
-
-    def __enter__(self) -> "Pipe":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def restored(gopen: Callable) -> Any:
+    """webdataset's ``gopen`` with ``Pipe`` and ``info``: its name stood for the module, and stands for the function."""
+    module = sys.modules[gopen.__module__]
+    gopen.Pipe, gopen.info = module.Pipe, module.info
+    return gopen
 
 
 class BoundingBoxBlurrer:
     """img2dataset's, which is made only where a picture is to be blurred: its packages do not fit today's."""
 
     def __call__(self, *arguments: Any) -> Any:
-        """Blur as img2dataset does.
+        """Blur as img2dataset does."""
+        return _img2dataset().BoundingBoxBlurrer()(*arguments)
 
-        Raises:
-            SystemExit: it is not installed.
-        """
-        try:
-            from img2dataset.blurrer import BoundingBoxBlurrer as Blurrer
-        except ImportError as error:
-            sys.exit(f"error: --apply-blur needs img2dataset ({error})")
-        return Blurrer()(*arguments)
+
+def _img2dataset() -> Any:
+    try:
+        from img2dataset import blurrer
+    except ImportError as error:
+        raise TicError(f"--apply-blur needs img2dataset ({error})") from None
+    return blurrer
