@@ -19,7 +19,7 @@ OUT=${OUT:-results/released}
 bash setup.sh
 if [ -z "${MODELS:-}" ]; then
     MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
-        fail "$MODELS_DIR has no TiC-CLIP-*/: run bash scripts/fetch_models.sh $MODELS_DIR first"
+        fail "$MODELS_DIR has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh $MODELS_DIR"
 fi
 flags=(--data_dir "$DATA_DIR")
 for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do

@@ -160,9 +160,9 @@ def get_benchmark(name: str) -> Benchmark:
 
 def main() -> None:
     """Print the names of a benchmark's steps."""
-    parser = Parser("Print the names of a benchmark's training steps, one a line.")
+    parser = Parser(__doc__)
     parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--first", help="the first of them to print")
+    parser.add_argument("--first", help="the first of them to print (default: all)")
     args = parser.parse_args()
     benchmark = get_benchmark(args.benchmark)
     first = benchmark.step_index(args.first) if args.first else 0

@@ -127,7 +127,7 @@ def main() -> None:
     """Parse the arguments of convert_wds.sh, convert, and print one line a split."""
     parser = Parser(__doc__)
     parser.add_argument("dir", help="a split, or a folder of splits")
-    parser.add_argument("kind", choices=("retrieval", "classification"))
+    parser.add_argument("kind", choices=("retrieval", "classification"), help="what it is for")
     args = parser.parse_args()
     for split, count in convert(args.dir, args.kind):
         print(f"{split}: {count} shards for clip_benchmark in test/" if count else f"{split}: no sample, so no test/")
