@@ -21,6 +21,7 @@ from PIL import Image
 from tic_clip import datacomp
 from tic_clip.reshard import reshard
 from tic_clip.scales import SCALES
+from tic_clip.shards import without_sizes
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.uids import CLASSES, parse_uids, save_uids
@@ -158,7 +159,7 @@ def test_training_with_replacement_is_asked_for(split, tmp_path):
 @checkout
 def test_training_on_data_without_a_table_of_sizes_is_one_line(pool, tmp_path):
     printed = run("train.py", *TINY, "--data_dir", pool.path, "--output_dir", tmp_path / "out", code=1)
-    assert printed.splitlines()[-1] == f"error: {pool.path} has no sizes.json: is the split there and finished?"
+    assert printed.splitlines()[-1] == f"error: {without_sizes(pool.path)}"
 
 
 # evaluate.py

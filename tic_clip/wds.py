@@ -48,7 +48,9 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
     inside = (one for one in sorted(folder.glob("*/")) if one.name != LINKS and not one.name.startswith("."))
     splits = [folder] if _is_split(folder) else list(filter(_is_split, inside))
     if not splits:
-        raise TicError(f"{path} holds no .tar file, and neither does a folder in it")
+        raise TicError(
+            f"{path} holds no .tar file, and neither does a folder in it: run dataset_creation/reshard.py first"
+        )
     for split in splits:
         yield split, _convert_split(split, kind)
 
