@@ -10,6 +10,7 @@
 # 7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8 of DATACOMP_GIT (default: https://github.com/mlfoundations/datacomp.git).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
 
 PYTHON=${PYTHON:-python3}
 DATACOMP=7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8

@@ -11,7 +11,6 @@ filling the buffers included. The peer is the wheel's OpenCLIP, unpatched but fo
 each shard with an empty dict, which its grouping of files can't bear.
 """
 
-import argparse
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from tic_clip.cli import Parser
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
 
@@ -132,13 +132,13 @@ def table(found: dict[tuple[int, str], list[dict[str, float]]], numbers: list[in
 
 def main() -> None:
     """Measure, or be one of those that are measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--dir", type=Path, help="where the shards are made and kept (default: a temporary folder)")
-    parser.add_argument("--num-shards", type=int, default=6)
-    parser.add_argument("--per-shard", type=int, default=1000)
-    parser.add_argument("--batches", type=int, default=120, help=f"of {BATCH} samples, a run; a multiple of {BLOCK}")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 4])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-shards", type=int, default=6, help="shards of the split (default: 6)")
+    parser.add_argument("--per-shard", type=int, default=1000, help="samples of a shard (default: 1000)")
+    parser.add_argument("--batches", type=int, default=120, help=f"of {BATCH} samples; n × {BLOCK} (default: 120)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 4], help="loader workers (default: 0 1 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (default: 3)")
     parser.add_argument("--contender", choices=CONTENDERS, help="measure this one and print JSON")
     args = parser.parse_args()
     if args.contender:

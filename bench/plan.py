@@ -9,13 +9,13 @@
 Real runs are cut into parts (`--parts`), each a fraction of this.
 """
 
-import argparse
 import resource
 import time
 from collections import Counter
 
 import numpy as np
 
+from tic_clip.cli import Parser
 from tic_clip.reshard.plan import cut, shard_counts, to_read
 from tic_clip.sampling import line, worker_range
 
@@ -52,8 +52,8 @@ def plan_worker(counts: np.ndarray) -> int:
 
 def main() -> None:
     """Make the counts, plan, print a line for each plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-shards", type=int, default=1_280_000, help="of the pool, 10,000 samples each")
+    parser = Parser(__doc__)
+    parser.add_argument("--num-shards", type=int, default=1_280_000, help="of 10,000 samples (default: 1,280,000)")
     num_shards = parser.parse_args().num_shards
     counts = np.random.default_rng(0).multinomial(SHARD_SIZE, np.ones(9) / 9, num_shards)
     plans = {

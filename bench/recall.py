@@ -20,6 +20,8 @@ import time
 
 import numpy as np
 
+from tic_clip.cli import Parser
+
 KS = (1, 5, 10)
 
 
@@ -82,10 +84,10 @@ def row(name: str, count: int, found: list[dict[str, float]], ratio: str) -> str
 
 def main() -> None:
     """Parse the flags, run, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--n", type=int, default=10_000, help="images, for both (default: 10,000)")
     parser.add_argument("--large", type=int, default=33_000, help="images, for ours alone (default: 33,000)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (default: 3)")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:

@@ -12,7 +12,6 @@ DataComp's resharder makes one year a run, so its nine years are nine runs. It n
 with numpy<2, webdataset 0.2.31, img2dataset, pysimdjson, opencv-python-headless, pyarrow<20.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tic_clip.cli import Parser
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.uids import UID, format_uids, save_uids
@@ -163,16 +163,16 @@ def settle(folder: Path, cold: bool) -> None:
 
 def main() -> None:
     """Make the inputs, run the rounds, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=ROOT / "data/bench", help="where the pool is made and kept")
-    parser.add_argument("--num-shards", type=int, default=20)
-    parser.add_argument("--per-shard", type=int, default=5000)
-    parser.add_argument("--image-bytes", type=int, default=27_000)
-    parser.add_argument("-j", "--num-workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = Parser(__doc__)
+    parser.add_argument("--dir", type=Path, default=ROOT / "data/bench", help="of the pool, kept (default: data/bench)")
+    parser.add_argument("--num-shards", type=int, default=20, help="shards of the pool (default: 20)")
+    parser.add_argument("--per-shard", type=int, default=5000, help="samples of a shard (default: 5000)")
+    parser.add_argument("--image-bytes", type=int, default=27_000, help="of a picture, in the mean (default: 27000)")
+    parser.add_argument("-j", "--num-workers", type=int, default=2, help="our processes (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (default: 5)")
     parser.add_argument("--datacomp", type=Path, help="a checkout of DataComp: its resharder takes part")
-    parser.add_argument("--peer-python", default=sys.executable, help="the Python that runs it")
-    parser.add_argument("--peer-rounds", type=int, default=2, help="rounds of it, warm; nine runs each")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that runs it (default: this one)")
+    parser.add_argument("--peer-rounds", type=int, default=2, help="rounds of it, warm, of nine runs (default: 2)")
     parser.add_argument("--uids", type=int, help="measure the memory with a subset file of that many UIDs")
     args = parser.parse_args()
     folder, jobs = args.dir.resolve(), args.num_workers

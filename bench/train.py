@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tic_clip.cli import Parser
+
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("stock", "patched", "a step of ours")
 BATCH = 64
@@ -97,9 +99,9 @@ def table(found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure, or be one of those that are measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = Parser(__doc__)
+    parser.add_argument("--iterations", type=int, default=60, help="of a run (default: 60)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (default: 5)")
     parser.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--contender", choices=CONTENDERS, help="measure this one and print JSON")
     parser.add_argument("--launched", type=float, help=argparse.SUPPRESS)

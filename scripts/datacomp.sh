@@ -1,5 +1,7 @@
 # What every TiC-DataComp run shares: run_{scale}_{filter}_{method}.sh and run_datacomp.sh set SCALE, FILTER and METHOD
 # and source this file. BENCHMARK=datacomp_monthly runs over the 102 months.
+source scripts/cli.sh
+[ -n "${SCALE:-}" ] || fail "scripts/datacomp.sh is a part of the run_*.sh: start one of those"
 BENCHMARK=${BENCHMARK:-datacomp}
 NAME=${SCALE#tic_}_${FILTER}_$METHOD
 [ "$BENCHMARK" = datacomp ] || NAME+=_${BENCHMARK#datacomp_}

@@ -10,6 +10,7 @@
 # OUT/TiC-CLIP-{model}/ and their comparison into OUT. Killed and started again, it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
 MODELS_DIR=${MODELS_DIR:-data/models}
 DATA_DIR=${DATA_DIR:-data}
@@ -18,7 +19,7 @@ OUT=${OUT:-results/released}
 bash setup.sh
 if [ -z "${MODELS:-}" ]; then
     MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
-        { echo "error: $MODELS_DIR has no TiC-CLIP-*/: run scripts/fetch_models.sh $MODELS_DIR first" >&2; exit 1; }
+        fail "$MODELS_DIR has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh $MODELS_DIR"
 fi
 flags=(--data_dir "$DATA_DIR")
 for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do

@@ -12,6 +12,7 @@
 # HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
 
 bash setup.sh
 exec .venv/bin/python -m tic_clip.fetch "$@"

@@ -1,12 +1,14 @@
-# The loop over time behind every run_*.sh, which sets BENCHMARK, SCALE, METHOD, DATA_DIR and OUT and then sources this
-# file. Trains each step, evaluates every step's model on every period, writes the report and prints the table.
+# The loop over time behind every run_*.sh (scripts/loop.sh), which sets BENCHMARK, SCALE, METHOD, DATA_DIR and OUT:
+# trains each step, evaluates every step's model on every period, writes the report and prints the table.
 #
 # From the environment, as scripts/evaluate.py's flags: IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION,
 # SKIP_BAD=1. As scripts/train.py's flags: SAMPLES_PER_STEP, BATCH_SIZE, SEED, WORKERS, MODEL, FILTER, BUDGET, BUFFER,
 # WEIGHTS, INIT, FIRST_STEP, POLICY, COEFFICIENT, BLOCK, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES, REPORT_TO, REMOTE, and
 # RESAMPLED=1 (sampling with replacement). NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
-# go to torchrun; DRY_RUN=1 prints the plan and trains nothing.
+# go to torchrun; DRY_RUN=1 prints the plan and trains nothing. `.venv/bin/python scripts/train.py --help` describes them.
 set -euo pipefail
+source scripts/cli.sh
+[ -n "${OUT:-}" ] || fail "scripts/loop.sh is a part of the run_*.sh: start one of those"
 
 PYTHON=.venv/bin/python
 NPROC=${NPROC:-1} NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0}
@@ -20,18 +22,18 @@ done
 [ "${RESAMPLED:-0}" = 0 ] || flags+=(--dataset_resampled)
 
 for variable in NPROC NNODES; do
-    [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || { echo "error: $variable is ${!variable}, not a whole number from 1" >&2; exit 1; }
+    [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || fail "$variable is ${!variable}, not a whole number from 1"
 done
 [[ $NODE_RANK =~ ^(0|[1-9][0-9]*)$ ]] && [ "$NODE_RANK" -lt "$NNODES" ] ||
-    { echo "error: NODE_RANK is $NODE_RANK, not a number from 0 to $((NNODES - 1))" >&2; exit 1; }
+    fail "NODE_RANK is $NODE_RANK, not a number from 0 to $((NNODES - 1))"
 launch=("$PYTHON")
 if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
     launch+=(-m torch.distributed.run --nproc-per-node "$NPROC")
     if [ "$NNODES" = 1 ]; then
         launch+=(--standalone)
     else
-        launch+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "${MASTER_ADDR:?is needed where NNODES is more than 1}"
-            --master-port "${MASTER_PORT:-29500}")
+        [ -n "${MASTER_ADDR:-}" ] || fail "MASTER_ADDR is not set: NNODES is $NNODES, and it is the first machine's name"
+        launch+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
     fi
     cores=$(getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}

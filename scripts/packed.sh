@@ -1,5 +1,7 @@
 # What every TiC-YFCC15M and TiC-RedCaps run shares: run_{yfcc15m,redcaps}*.sh set DATASET and METHOD and source this.
 # What SOURCE holds is split and packed first, unless that has been done; without SOURCE the data must be in DATA_DIR.
+source scripts/cli.sh
+[ -n "${DATASET:-}" ] || fail "scripts/packed.sh is a part of the run_*.sh: start one of those"
 BENCHMARK=${BENCHMARK:-$DATASET}
 SCALE=${SCALE:-tic_$DATASET}
 DATA_DIR=${DATA_DIR:-data}

@@ -10,8 +10,10 @@
 # the benchmark does, but patching exactly; RESAMPLED=0 and RESAMPLED=1 choose. Several machines: docs/cluster.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
-METHOD=${METHOD:?is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README}
+METHOD=${METHOD:-}
+[ -n "$METHOD" ] || fail "METHOD is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README"
 SCALE=${SCALE:-tic_medium}
 FILTER=${FILTER:-basic}
 

@@ -8,6 +8,7 @@
 # comparison in results/emoji/comparison/. Killed and started again, it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
 METHODS=${METHODS:-cumulative cumulative-exp cumulative-equal sequential restart patching lwf oracle}
 RESULTS=${RESULTS:-results/emoji}

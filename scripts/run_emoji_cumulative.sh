@@ -8,6 +8,7 @@
 # matrix.csv, summary.json, table.md, table.tex, heatmap.png, report.html.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
 METHOD=${METHOD:-cumulative}
 OUT=${OUT:-results/emoji/$METHOD}

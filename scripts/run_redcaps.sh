@@ -8,8 +8,10 @@
 # Killed and started again, it goes on where it was. See the README.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
 DATASET=redcaps
-METHOD=${METHOD:?is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README}
+METHOD=${METHOD:-}
+[ -n "$METHOD" ] || fail "METHOD is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README"
 
 source scripts/packed.sh

@@ -5,6 +5,7 @@
 #   bash scripts/run_tests.sh tests/test_uids.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
 
 bash setup.sh
 .venv/bin/ruff check .

@@ -8,8 +8,10 @@
 # BENCHMARK=yfcc15m_2011 begins with 2008-2011. Killed and started again, it goes on where it was. See the README.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 
 DATASET=yfcc15m
-METHOD=${METHOD:?is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README}
+METHOD=${METHOD:-}
+[ -n "$METHOD" ] || fail "METHOD is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README"
 
 source scripts/packed.sh

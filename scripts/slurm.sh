@@ -17,7 +17,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}"  # Slurm runs a copy of this file from elsewhere
+[[ ${1:-} != @(-h|--help) ]] || source "$(dirname "$0")/cli.sh"
+[ -n "${SLURM_SUBMIT_DIR:-}" ] || { echo "error: SLURM_SUBMIT_DIR is not set: start this with sbatch (--help shows how)" >&2; exit 1; }
+cd "$SLURM_SUBMIT_DIR"  # Slurm runs a copy of this file from elsewhere
 
 [ $# = 1 ] && [ -f "$1" ] || { echo "error: no script in '$*': give one run_*.sh, from the checkout's root" >&2; exit 1; }
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")

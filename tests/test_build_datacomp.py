@@ -18,7 +18,7 @@ from PIL import Image
 from tic_clip import TicError
 from tic_clip.evaldata import fingerprint, read_set
 from tic_clip.released import MONTHLY, TABLES, YEARLY
-from tic_clip.shards import list_tars, split_sizes
+from tic_clip.shards import MAKERS, list_tars, split_sizes
 from tic_clip.tarshard import open_shard, samples
 from tic_clip.tasks import tasks_of
 from tic_clip.timeline import get_benchmark
@@ -244,7 +244,8 @@ def test_without_months(tmp_path, pool, uid, build, data, released, command):
     check_table(lines, data, YEARS)
     done = subprocess.run(**command(CADENCE="monthly"), text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/lists/uids/monthly is missing"
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path}/lists/uids/monthly is missing: TiC-DataComp's UID lists are made by ")
 
 
 def test_a_month_without_evaluation(tmp_path, pool, uid, build, data, released):
@@ -295,7 +296,7 @@ def test_an_empty_pool(command, tmp_path):
     (tmp_path / "empty").mkdir()
     done = subprocess.run(**command(POOL=tmp_path / "empty"), text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/empty holds no .tar file"
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/empty holds no .tar file: {MAKERS}"
 
 
 def test_killed_and_started_again(tmp_path, command, build, data):

@@ -24,7 +24,7 @@ def test_an_error_of_the_user_is_one_line():
 
 def test_so_is_an_error_of_the_system():
     status, _, stderr = call("open('/nowhere/at/all')")
-    assert (status, stderr) == (1, "error: [Errno 2] No such file or directory: '/nowhere/at/all'\n")
+    assert (status, stderr) == (1, "error: /nowhere/at/all: is missing\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

@@ -30,6 +30,7 @@ from tic_clip.evaluation import evaluate
 from tic_clip.models import make_model, named_model
 from tic_clip.reshard import reshard
 from tic_clip.scales import SCALES
+from tic_clip.shards import without_sizes
 from tic_clip.storage import write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.tasks import task_of
@@ -203,6 +204,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(split, tmp_path):
     arguments = ("--data_dir", split, "--output_dir", tmp_path / "out", "--new_run", "--resume", tmp_path / "x.pt")
     printed = run("train.py", *TINY, *arguments, code=1)
     assert printed.splitlines()[-1].startswith(f"error: checkpoint {tmp_path}/x.pt is not of {ARCH}: ")
+
+
+@checkout
+def test_training_on_data_without_a_table_of_sizes_is_one_line(pool, tmp_path):
+    printed = run("train.py", *TINY, "--data_dir", pool.path, "--output_dir", tmp_path / "out", code=1)
+    assert printed.splitlines()[-1] == f"error: {without_sizes(pool.path)}"
 
 
 # evaluate.py

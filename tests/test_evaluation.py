@@ -26,10 +26,10 @@ from tic_clip.evaluation import RESULTS, Settings, decode
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
 from tic_clip.report import report
-from tic_clip.shards import SIZES, read_sizes
+from tic_clip.shards import MAKERS, SIZES, read_sizes
 from tic_clip.storage import push, write_json
 from tic_clip.tarshard import write_shard
-from tic_clip.tasks import static_task, task_of, tasks_of
+from tic_clip.tasks import static_task, task_of, tasks_of, without_data
 from tic_clip.timeline import get_benchmark
 from tic_clip.uids import UID
 from tic_clip.wds import imagenet_texts
@@ -323,14 +323,14 @@ def test_a_wrong_count(content, model, data, tmp_path):
 def test_a_missing_folder(model, data, tmp_path):
     missing = task_of("tic/emoji/retrieval/yearly/2015", str(data))
     message = refused([model], [task(data), missing], tmp_path)
-    assert message == f"no data for {missing.key}: {missing.folder} is missing"
+    assert message == f"no data for {missing.key}: {without_data(missing)}"
 
 
 def test_an_empty_folder(model, data, tmp_path):
     folder = Path(task(data).folder)
     shutil.rmtree(folder)
     folder.mkdir()
-    assert refused([model], [task(data)], tmp_path) == f"{folder} holds no .tar file"
+    assert refused([model], [task(data)], tmp_path) == f"{folder} holds no .tar file: {MAKERS}"
     write_shard(folder / "0.tar", [])
     assert refused([model], [task(data)], tmp_path) == f"{folder} holds no sample"
 
@@ -842,7 +842,7 @@ def test_a_model_of_the_hub(net, checkpoint, data, tmp_path):
         (("--use_model", "A b", "--benchmark", "laion", "--output_dir", "{tmp}"), "error: unknown benchmark 'laion'"),
         (
             ("--use_model", "RN50 openai", "--output_dir", "{tmp}", "--tasklist", "{tmp}/none.yml"),
-            "error: [Errno 2] No",
+            "error: {tmp}/none.yml is missing: dataset_creation/tic-datacomp/generate_tasklist.py writes ",
         ),
         (("--use_model", "RN50 openai", "--train_output_dir", "x"), "error: argument --train_output_dir: not allowed"),
     ],

@@ -20,7 +20,7 @@ from conftest import write_tar
 from tic_clip import TicError
 from tic_clip.engine import workers
 from tic_clip.reshard import find_subsets, index, part, plan, reshard, table
-from tic_clip.shards import split_sizes
+from tic_clip.shards import MAKERS, split_sizes
 from tic_clip.tarshard import END, headers, write_shard
 from tic_clip.uids import CLASSES, is_uid, parse_uids, save_uids
 
@@ -1050,7 +1050,7 @@ def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
 
 def test_script_without_a_pool(tmp_path):
     done = script("-i", "nothing", "-o", "out", "-s", "uids", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: nothing is missing or no folder\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: nothing is missing or no folder: {MAKERS}\n")
 
 
 def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):

@@ -1,4 +1,4 @@
-"""Every script: its help, its errors, the plans that DRY_RUN=1 prints."""
+"""Every script: its errors, the plans that DRY_RUN=1 prints."""
 
 import os
 import re
@@ -18,19 +18,11 @@ from tic_clip.storage import write_json
 from tic_clip.timeline import get_benchmark
 
 ROOT = Path(__file__).parent.parent
-PYTHON_SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("dataset_creation/**/*.py")])
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
 
 def name(path):
     return str(path.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("script", PYTHON_SCRIPTS, ids=name)
-def test_help_shows_an_example_from_any_folder(script, tmp_path):
-    done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert f"python {name(script)}" in done.stdout
 
 
 @pytest.mark.parametrize("script", BASH_SCRIPTS, ids=name)
@@ -399,7 +391,7 @@ def test_an_unknown_first_step_ends_the_run_before_anything_is_trained_or_evalua
 def test_no_method_is_one_line(checkout):
     done = subprocess.run(["bash", "scripts/run_datacomp.sh"], cwd=checkout, capture_output=True, text=True, env={})
     assert done.returncode == 1
-    assert re.fullmatch(r"scripts/run_datacomp.sh: line \d+: METHOD: is not set: .*\n", done.stderr)
+    assert re.fullmatch(r"error: METHOD is not set: .*\n", done.stderr)
 
 
 # --- Several machines and Slurm.
@@ -575,7 +567,7 @@ def test_released_models_that_are_not_there_are_one_line(tmp_path):
     command = ["bash", "scripts/evaluate_released.sh"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    said = f"error: {tmp_path} has no TiC-CLIP-*/: run scripts/fetch_models.sh {tmp_path} first"
+    said = f"error: {tmp_path} has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh {tmp_path}"
     assert done.stderr.splitlines()[-1] == said
 
 

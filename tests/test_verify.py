@@ -12,7 +12,7 @@ from conftest import picture, write_tar
 
 from tic_clip import TicError, uids
 from tic_clip.reshard import reshard
-from tic_clip.shards import add_sizes, generate_stats, read_sizes, split_sizes
+from tic_clip.shards import MAKERS, add_sizes, generate_stats, read_sizes, split_sizes, without_sizes
 from tic_clip.storage import list_files, push, read_bytes, read_json, write_json, write_text
 from tic_clip.verify import KEY, LINES, STRANGE, TORN, TWICE, Verified, compare, verify
 
@@ -185,7 +185,7 @@ def test_tables_that_say_something_else(split):
     write_json(f"{split}/meta.json", {"output_shard_count": 3, "output_count": 6})
     assert faults_of(split) == [
         "00000000_stats.json says 4 samples, the tar holds 3",
-        "00000001.tar has no stats: run generate_stats.py first",
+        f"00000001.tar has no stats: run dataset_creation/tic-datacomp/generate_stats.py --url {split} first",
         "sizes.json says 2 samples for 00000000.tar, the tar holds 3",
         "meta.json says 3 shards, there are 2".replace("meta", f"{split}/meta").replace(f"{split}/", ""),
         "meta.json says 6 samples, the shards hold 5",
@@ -197,7 +197,7 @@ def test_tables_that_say_something_else(split):
     assert [fault for fault in faults if "meta.json is not valid JSON" in fault]
     assert [fault for fault in faults if "00000000_stats.json is not valid JSON" in fault]
     os.unlink(f"{split}/sizes.json")
-    assert f"{split} has no sizes.json: is the split there and finished?" in faults_of(split)
+    assert without_sizes(split) in faults_of(split)
 
 
 def make_parts(folder, parts=3):
@@ -290,7 +290,8 @@ def without_tables(folder):
 def test_stats_and_sizes(tmp_path, num_workers):
     split = make_parts(tmp_path / "split")
     without_tables(split)
-    with pytest.raises(TicError, match=rf"^{split}/00000/00000000.tar has no stats: run generate_stats.py first$"):
+    wanted = rf"^{split}/00000/00000000.tar has no stats: run .*/generate_stats.py --url {split}/00000 first$"
+    with pytest.raises(TicError, match=wanted):
         add_sizes(split)
     assert generate_stats(split, num_workers) == (3, 3)
     assert read_json(f"{split}/00000/00000000_stats.json") == {"successes": 2}
@@ -380,7 +381,7 @@ def test_script_of_a_split_with_faults(split):
 def test_scripts_of_what_is_not_there(name, tmp_path):
     done = script(name, *(["--url"] if name != "verify" else []), tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder\n"
+    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder: {MAKERS}\n"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The shell around every script's ``main``: errors of the user as one line, Ctrl-C as status 130, progress bars."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,16 @@ from tqdm import tqdm
 from tic_clip import TicError
 
 T = TypeVar("T")
+
+WORDS = {
+    errno.EACCES: "permission denied",
+    errno.EEXIST: "is a file, where a folder must be",
+    errno.EISDIR: "is a folder, where a file must be",
+    errno.ENOENT: "is missing",
+    errno.ENOTDIR: "is not in a folder, but below a file",
+    errno.ENOSPC: "the disk is full",
+}
+"""What an error of the system means to who reads it; others are said as the system says them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,12 +39,20 @@ def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C."""
     try:
         sys.exit(main())
-    except (TicError, OSError) as error:
+    except TicError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {_said(error)}")
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
+
+
+def _said(error: OSError) -> str:
+    """The file and what is wrong with it; of a renaming, the new name."""
+    path = error.filename2 or error.filename
+    return f"{path}: {WORDS.get(error.errno, error.strerror)}" if path and error.strerror else str(error)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:

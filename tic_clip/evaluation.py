@@ -25,7 +25,7 @@ from tic_clip.plans import pins
 from tic_clip.results import RESULTS, append_result, read_results
 from tic_clip.sampling import UNUSABLE
 from tic_clip.storage import is_remote, read_json
-from tic_clip.tasks import Task
+from tic_clip.tasks import Task, without_data
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 """What OpenCLIP calls them: weights in float32, and what autocast computes in."""
@@ -113,7 +113,7 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
         try:
             found[task.key] = fingerprint(task.folder, task.kind)
         except Missing:
-            raise TicError(f"no data for {task.key}: {task.folder} is missing") from None
+            raise TicError(f"no data for {task.key}: {without_data(task)}") from None
     return found
 
 

@@ -209,11 +209,11 @@ def open_source(csv_path: str, image_path: str) -> Source:
     Raises:
         TicError: there is none, or it is of something else, or a folder is missing.
     """
-    for path in (csv_path, image_path):
+    for path, what in ((csv_path, "lists: run create_splits.py first"), (image_path, "pictures")):
         if is_remote(path):
             raise TicError(f"{path} is not local; lists and images are read from a local disk")
         if not Path(path).is_dir():
-            raise TicError(f"{path} is no folder")
+            raise TicError(f"{path} is no folder of {what}")
     path = Path(csv_path) / MANIFEST
     if not path.exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")

@@ -22,7 +22,7 @@ from tic_clip.patching import PATCHED, held_out
 from tic_clip.sampling import apportion
 from tic_clip.scales import Scale, get_policy, get_scale
 from tic_clip.shards import split_sizes
-from tic_clip.storage import is_remote, read_json, to_path
+from tic_clip.storage import Missing, is_remote, read_json, to_path
 from tic_clip.timeline import Benchmark, get_benchmark
 
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
@@ -247,7 +247,14 @@ def _split(request: Request, benchmark: Benchmark, name: str) -> str:
 
 def _sizes(request: Request, benchmark: Benchmark, i: int) -> dict[str, int]:
     """Samples of each split that is new at step ``i``."""
-    return {name: sum(split_sizes(_split(request, benchmark, name)).values()) for name in benchmark.steps[i].splits}
+    return {name: _size(request, benchmark, _split(request, benchmark, name)) for name in benchmark.steps[i].splits}
+
+
+def _size(request: Request, benchmark: Benchmark, split: str) -> int:
+    try:
+        return sum(split_sizes(split).values())
+    except Missing:
+        raise TicError(benchmark.without_data(split, request.data_dir)) from None
 
 
 def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:

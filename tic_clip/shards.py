@@ -35,6 +35,7 @@ STATS = "{:08d}_stats.json"
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 LINKS = "test"
 """The folder of a split where clip_benchmark looks for it (``tic_clip.wds``): links to its shards, never a part."""
+MAKERS = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 
 
 class Empty(TicError):
@@ -52,12 +53,15 @@ def list_shards(path: object) -> list[tuple[str, int]]:
         TicError: there is no such folder, or no tar in it.
     """
     for pattern in "*.tar", "*/*.tar", "*/*/*.tar":
-        found = list_files(path, pattern)
+        try:
+            found = list_files(path, pattern)
+        except Missing as error:
+            raise Missing(f"{error}: {MAKERS}") from None
         if pattern != "*.tar":
             found = [entry for entry in found if entry[0].split("/")[-2] != LINKS]
         if found:
             return found
-    raise TicError(f"{path} holds no .tar file")
+    raise TicError(f"{path} holds no .tar file: {MAKERS}")
 
 
 def list_tars(path: object) -> list[str]:
@@ -76,12 +80,18 @@ def read_sizes(folder: str) -> dict[str, int]:
     try:
         sizes = json.loads(read_bytes(path))
     except Missing:
-        raise Missing(f"{folder} has no {SIZES}: is the split there and finished?") from None
+        raise Missing(without_sizes(folder)) from None
     except ValueError as error:
         raise error if isinstance(error, TicError) else TicError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(sizes, dict) or not all(type(n) is int and n >= 0 for n in sizes.values()):
         raise TicError(f"{path} is no table of shard name -> number of samples")
     return sizes
+
+
+def without_sizes(folder: object) -> str:
+    """What to say of a folder of shards that no table counts."""
+    script = "dataset_creation/tic-datacomp/add_sizes.py"
+    return f"{folder} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {script} --url {folder}"
 
 
 def write_sizes(folder: str, sizes: dict[str, int]) -> None:
@@ -109,11 +119,11 @@ def split_folders(split: object) -> list[str]:
     try:
         folders = [part for part in list_folders(folder) if os.path.basename(part) != LINKS]
     except Missing:
-        raise TicError(f"{split} is missing: make this split first") from None
+        raise Missing(f"{split} is missing: {MAKERS}") from None
     tables = dict(zip(folders, each(_sizes_or_none, folders, 16), strict=True))
     parts = [part for part, table in tables.items() if table is not None]
     if not parts:
-        raise TicError(f"{split} has no {SIZES}: is the split there and finished?")
+        raise TicError(without_sizes(split))
     _check_parts(split, parts)
     for part in folders:
         if tables[part] is None and list_files(part, "*.tar"):
@@ -216,7 +226,7 @@ def _read_len(folder: str) -> int:
     try:
         text = read_bytes(f"{folder or '.'}/__len__").decode(errors="replace").strip()
     except FileNotFoundError:
-        raise TicError(f"{folder} has no {SIZES}: is the split there and finished?") from None
+        raise TicError(without_sizes(folder)) from None
     if not (text.isascii() and text.isdecimal()):
         raise TicError(f"{folder}/__len__ holds no number")
     return int(text)
@@ -311,7 +321,8 @@ def read_stats(tar: str) -> int:
     try:
         stats = read_json(stats_path(tar))
     except FileNotFoundError:
-        raise TicError(f"{tar} has no stats: run generate_stats.py first") from None
+        script = "dataset_creation/tic-datacomp/generate_stats.py"
+        raise TicError(f"{tar} has no stats: run {script} --url {os.path.dirname(tar)} first") from None
     count = stats.get("successes") if isinstance(stats, dict) else None
     if type(count) is not int or count < 0:
         raise TicError(f"{stats_path(tar)} holds no count of successes: run generate_stats.py --overwrite")

@@ -270,7 +270,7 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

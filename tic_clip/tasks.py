@@ -75,6 +75,15 @@ def _task(benchmark: Benchmark, task: str, kind: str, period: str, data_dir: str
     )
 
 
+def without_data(task: Task) -> str:
+    """What to say of a task whose folder is missing."""
+    for benchmark in BENCHMARKS.values():
+        data_dir, found, _ = task.folder.partition(f"/{benchmark.root}/eval/")
+        if found and task.key.startswith("tic/"):
+            return benchmark.without_data(task.folder, data_dir or "/")
+    return f"{task.folder} is missing: it must be a webdataset of clip_benchmark's, or a folder of pictures a class"
+
+
 def read_tasklist(path: str, data_dir: str) -> list[Task]:
     """The tasks of a YAML file, task key -> what there is to say of it; a key may also name all periods of a task.
 
@@ -83,6 +92,8 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
     """
     import yaml
 
+    if not Path(path).exists():
+        raise TicError(f"{path} is missing: dataset_creation/tic-datacomp/generate_tasklist.py writes a list of tasks")
     try:
         entries = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -37,7 +37,7 @@ class Benchmark:
     """A dataset split by time.
 
     ``tasks`` maps a task's directory name to its kind, retrieval or classification; ``filters`` the name of a selection
-    of the training data to its directory, the default first.
+    of the training data to its directory, the default first. ``made_by`` are the scripts that make the data.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Benchmark:
     title: str
     steps: tuple[Step, ...]
     tasks: dict[str, str]
+    made_by: str
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
 
     def __post_init__(self) -> None:
@@ -61,6 +62,13 @@ class Benchmark:
     def periods(self) -> tuple[str, ...]:
         """All evaluation periods in order of time."""
         return tuple(period for step in self.steps for period in step.periods)
+
+    def without_data(self, folder: str, data_dir: str) -> str:
+        """What to say of a folder of its data that is missing in ``data_dir``."""
+        chosen = any(f"/{name}/" in folder for name in list(self.filters.values())[1:])
+        maker = "dataset_creation/reshard.py with lists that DataComp's baselines.py has filtered"
+        where = f"is {self.root}/ elsewhere than in {data_dir} (DATA_DIR)?"
+        return f"{folder} is missing: run {maker if chosen else self.made_by}, or {where}"
 
     def step_index(self, name: str) -> int:
         """The position of the step called ``name``.
@@ -94,6 +102,8 @@ MONTHS = tuple(
 
 _FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
 _DATACOMP_FILTERS = {"basic": "train", "bestpool": "train_bestpool"}
+_BUILD = "dataset_creation/tic-datacomp/build_tic_datacomp.sh"
+_PACK = "dataset_creation/tic-{}/create_splits.py and dataset_creation/create_tars.py"
 _DATACOMP_TASKS = {"retrieval": "retrieval", "datacompnet": "classification"}
 
 BENCHMARKS = {
@@ -107,6 +117,7 @@ BENCHMARKS = {
             steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
             tasks=_DATACOMP_TASKS,
             filters=_DATACOMP_FILTERS,
+            made_by=_BUILD,
         ),
         Benchmark(
             name="datacomp_monthly",
@@ -116,10 +127,12 @@ BENCHMARKS = {
             steps=_single(*MONTHS),
             tasks=_DATACOMP_TASKS,
             filters=_DATACOMP_FILTERS,
+            made_by=_BUILD,
         ),
         Benchmark(
             name="yfcc15m",
             dataset="yfcc15m",
+            made_by=_PACK.format("yfcc15m"),
             cadence="yearly",
             title="TiC-YFCC15M",
             steps=_single("2004-2008", "2009-2010", "2011-2012", "2013-2014"),
@@ -128,6 +141,7 @@ BENCHMARKS = {
         Benchmark(
             name="yfcc15m_2011",
             dataset="yfcc15m_2011",
+            made_by=_PACK.format("yfcc15m"),
             cadence="yearly",
             title="TiC-YFCC15M (2008-2011 first)",
             steps=_single("2008-2011", "2012", "2013", "2014"),
@@ -136,6 +150,7 @@ BENCHMARKS = {
         Benchmark(
             name="redcaps",
             dataset="redcaps",
+            made_by=_PACK.format("redcaps"),
             cadence="yearly",
             title="TiC-RedCaps",
             steps=_single("2011-2017", "2018", "2019", "2020"),
@@ -144,6 +159,7 @@ BENCHMARKS = {
         Benchmark(
             name="emoji",
             dataset="emoji",
+            made_by="scripts/run_emoji_cumulative.sh",
             cadence="yearly",
             title="TiC-Emoji",
             steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
@@ -160,9 +176,9 @@ def get_benchmark(name: str) -> Benchmark:
 
 def main() -> None:
     """Print the names of a benchmark's steps."""
-    parser = Parser("Print the names of a benchmark's training steps, one a line.")
+    parser = Parser(__doc__)
     parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--first", help="the first of them to print")
+    parser.add_argument("--first", help="the first of them to print (default: all)")
     args = parser.parse_args()
     benchmark = get_benchmark(args.benchmark)
     first = benchmark.step_index(args.first) if args.first else 0

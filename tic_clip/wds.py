@@ -48,7 +48,9 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
     inside = (one for one in sorted(folder.glob("*/")) if one.name != LINKS and not one.name.startswith("."))
     splits = [folder] if _is_split(folder) else list(filter(_is_split, inside))
     if not splits:
-        raise TicError(f"{path} holds no .tar file, and neither does a folder in it")
+        raise TicError(
+            f"{path} holds no .tar file, and neither does a folder in it: run dataset_creation/reshard.py first"
+        )
     for split in splits:
         yield split, _convert_split(split, kind)
 
@@ -127,7 +129,7 @@ def main() -> None:
     """Parse the arguments of convert_wds.sh, convert, and print one line a split."""
     parser = Parser(__doc__)
     parser.add_argument("dir", help="a split, or a folder of splits")
-    parser.add_argument("kind", choices=("retrieval", "classification"))
+    parser.add_argument("kind", choices=("retrieval", "classification"), help="what it is for")
     args = parser.parse_args()
     for split, count in convert(args.dir, args.kind):
         print(f"{split}: {count} shards for clip_benchmark in test/" if count else f"{split}: no sample, so no test/")

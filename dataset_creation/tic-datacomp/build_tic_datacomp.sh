@@ -12,15 +12,16 @@
 # DATA_DIR/tic/datacomp/summary.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source scripts/cli.sh
 
-POOL=${POOL:?is needed: the folder of the tars, or its URL}
+POOL=${POOL:-}
 DATA_DIR=${DATA_DIR:-data}
 LISTS=${LISTS:-data/lists}
 CADENCE=${CADENCE:-}
 NUM_WORKERS=${NUM_WORKERS:-$(getconf _NPROCESSORS_ONLN)}
 read -ra flags <<< "-j $NUM_WORKERS ${FLAGS:-}"
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+[ -n "$POOL" ] || fail "POOL is not set: the folder of the pool's tars, or its URL"
 [[ $POOL == *://* || -d $POOL ]] || fail "POOL is $POOL, which is no folder"
 [[ $CADENCE =~ ^(yearly|monthly)?$ ]] || fail "CADENCE is $CADENCE; it can be yearly or monthly, or is left out for both"
 

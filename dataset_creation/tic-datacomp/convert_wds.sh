@@ -14,5 +14,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+[[ ${1:-} != @(-h|--help) ]] || source "$ROOT/scripts/cli.sh"
+[ -x "$(command -v "$PYTHON")" ] || { echo "error: $PYTHON is missing: run: bash $ROOT/setup.sh" >&2; exit 1; }
 
 exec "$PYTHON" -m tic_clip.wds "$@"

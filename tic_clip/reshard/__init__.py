@@ -25,6 +25,8 @@ from tic_clip.shards import list_shards
 from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, to_path
 
 ENGINES = {"local": False, "ray": True}
+CLASS_LISTS = "TiC-DataCompNet's are made by dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py"
+LISTS = "TiC-DataComp's UID lists are made by dataset_creation/tic-datacomp/generate_eval_uids.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +92,12 @@ def find_subsets(path: object) -> dict[str, str]:
     """
     if not is_dir(path):
         if not exists(path):
-            raise TicError(f"{path} is missing")
+            raise TicError(f"{path} is missing: {LISTS}")
         return {"": str(path)}
     root = str(to_path(path)).rstrip("/")
     files = {file[len(root) + 1 : -len(".npy")]: file for file, _ in list_files(path, "**/*.npy")}
     if not files:
-        raise TicError(f"{path} holds no .npy file of UIDs")
+        raise TicError(f"{path} holds no .npy file of UIDs: {LISTS}")
     return files
 
 
@@ -247,6 +249,8 @@ def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | 
     Raises:
         TicError: ``classes`` is missing, or a folder that has a file for none of the subsets.
     """
+    if classes is not None and not exists(classes):
+        raise TicError(f"{classes} is missing: {CLASS_LISTS}")
     if classes is None or not is_dir(classes):
         return dict.fromkeys(files, classes)
     there = {name: str(to_path(classes) / f"{name}.npy") for name in files if name}
