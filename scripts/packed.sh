@@ -5,7 +5,6 @@ source scripts/cli.sh
 BENCHMARK=${BENCHMARK:-$DATASET}
 SCALE=${SCALE:-tic_$DATASET}
 DATA_DIR=${DATA_DIR:-data}
-fail() { echo "error: $*" >&2; exit 1; }
 [ -z "${SOURCE:-}" ] || [ -e "$SOURCE" ] || fail "SOURCE is $SOURCE, which is not there"
 SOURCE=${SOURCE:-sources/$DATASET}
 [ -e "$SOURCE" ] || [[ $DATA_DIR == *://* ]] || [ -e "$DATA_DIR/tic/$BENCHMARK" ] ||

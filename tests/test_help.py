@@ -38,7 +38,7 @@ def examples(text, command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_python_shows_an_example_whose_flags_exist_and_needs_no_torch(command, tmp_path):
     words = command.split() if command.startswith("-m") else [str(ROOT / command)]
-    code = f"import runpy, sys; sys.argv = [{words[-1]!r}, '--help']\n"
+    code = f"import runpy, sys; sys.argv = [{words[-1]!r}, '--help']; sys.path[0] = {str(Path(words[-1]).parent)!r}\n"
     code += f"try: runpy.run_{'module' if len(words) > 1 else 'path'}({words[-1]!r}, run_name='__main__')\n"
     code += "finally: assert 'torch' not in sys.modules"
     done = run([sys.executable, "-c", code], tmp_path)
@@ -63,6 +63,7 @@ def test_every_flag_is_described_with_its_default(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     script = ROOT / (command.removeprefix("-m ").replace(".", "/") + ".py" if command.startswith("-m") else command)
+    monkeypatch.syspath_prepend(script.parent)
     with pytest.raises(Stop) as stopped:
         runpy.run_path(str(script), run_name="__main__")
     actions = stopped.value.args[0]._actions
