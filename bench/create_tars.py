@@ -85,7 +85,9 @@ def main() -> None:
     """Make the inputs, run the rounds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ROOT / "data/bench_images"
-    parser.add_argument("--dir", type=Path, default=default, help=f"where the images are made and kept ({default})")
+    parser.add_argument(
+        "--dir", type=Path, default=default, help="folder of the images, kept (default: data/bench_images)"
+    )
     parser.add_argument("--images", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--image-bytes", type=int, default=27_000, help="mean bytes of one (default: 27000)")
     parser.add_argument("-j", "--num-workers", type=int, default=2, help="our processes (default: 2)")

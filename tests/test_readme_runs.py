@@ -23,6 +23,7 @@ from hub import serving_hub
 from miniature import write_redcaps, write_yfcc
 from PIL import Image
 
+from tic_clip.evaldata import TEMPLATES
 from tic_clip.evalsets import imagenet_synsets
 from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS
 from tic_clip.tarshard import write_shard
@@ -138,6 +139,10 @@ def environment(checkout, tmp_path_factory, s3_server):
     uids = write_lists(lists)
     (checkout / "pool").mkdir()
     write_pool(checkout / "pool", uids)
+    for cadence in ("yearly", "monthly"):  # one prompt a class, not eighty, of which 560,000 take a laptop minutes
+        folder = checkout / f"data/tic/datacomp/{cadence}/eval/datacompnet"
+        folder.mkdir(parents=True)
+        (folder / TEMPLATES).write_text("a photo of a {c}.\n")
     (checkout / "sources/yfcc15m").mkdir(parents=True)
     write_yfcc(checkout / "sources/yfcc15m")
     write_redcaps(checkout / "sources/redcaps")
