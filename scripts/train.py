@@ -18,7 +18,7 @@ from tic_clip.methods import METHODS
 from tic_clip.plans import Request, describe, make_plan, parse_budget, steps_of
 from tic_clip.scales import POLICIES, SCALES
 from tic_clip.timeline import BENCHMARKS
-from tic_clip.training import fetch_copy, run_step
+from tic_clip.training import check_ready, fetch_copy, run_step
 
 
 def parse() -> argparse.Namespace:
@@ -70,6 +70,7 @@ def main() -> None:
         return
     if check:
         plans = [make_plan(replace(request, step=step), world_size) for step in steps]
+        check_ready(request)
         if request.step != "all":
             fetch_copy(request, plans[0])
         return

@@ -31,6 +31,15 @@ def test_a_teacher_costs_a_third():
     assert (macs.add(plan)["macs"], macs.add(plan)["macs_seen"]) == (each * 300, each * 1000)
 
 
+def test_architectures_are_known_as_openclip_knows_them():
+    import open_clip
+
+    for model in (*open_clip.list_models(), "ViT-Tiny-8-48"):
+        macs.check_architecture(model)
+
+
 def test_an_unknown_model_is_one_line():
     with pytest.raises(TicError, match=r"OpenCLIP has no model 'ViT-X'"):
         macs.macs_per_sample("ViT-X")
+    with pytest.raises(TicError, match=r"^OpenCLIP has no model 'ViT-b-16'; similar ones are ViT-B-16,"):
+        macs.check_architecture("ViT-b-16")

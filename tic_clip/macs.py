@@ -1,5 +1,6 @@
 """What a model costs: multiply-accumulate operations (MACs) of a forward pass, counted by torch on shapes alone."""
 
+import difflib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,23 @@ from tic_clip import TicError
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
+def check_architecture(model: str) -> None:
+    """Whether OpenCLIP has such an architecture; nothing of it is imported, its list is that of its files.
+
+    Raises:
+        TicError: it has none; the message names those with a similar name.
+    """
+    from tic_clip.evalsets import package_file
+
+    folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
+    names = sorted(path.stem for folder in folders for path in folder.glob("*.json"))
+    if model not in names:
+        lower = {name.lower(): name for name in names}
+        close = [lower[name] for name in difflib.get_close_matches(model.lower(), lower)]
+        hint = f"similar ones are {', '.join(close)}" if close else "ViT-B-16 is one that it has"
+        raise TicError(f"OpenCLIP has no model {model!r}; {hint}, `open_clip.list_models()` names all")
+
+
 @cache
 def macs_per_sample(model: str) -> int:
     """MACs of one forward pass of an OpenCLIP architecture on one image and one text.
@@ -16,13 +34,12 @@ def macs_per_sample(model: str) -> int:
     Raises:
         TicError: OpenCLIP has no such model.
     """
+    check_architecture(model)
     import open_clip
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     open_clip.add_model_config(MODEL_CONFIGS)
-    if model not in open_clip.list_models():
-        raise TicError(f"OpenCLIP has no model {model!r}; `open_clip.list_models()` names those it has")
     net = open_clip.create_model(model, device="meta")
     size = net.visual.image_size
     height, width = size if isinstance(size, tuple) else (size, size)

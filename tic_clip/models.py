@@ -10,7 +10,7 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.fetch import ARCH, MODELS
-from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.macs import MODEL_CONFIGS, check_architecture
 from tic_clip.plans import RUN
 from tic_clip.timeline import cutoff, get_benchmark
 from tic_clip.training import read_done
@@ -141,16 +141,16 @@ def check_model(arch: str, weights: str) -> None:
     Raises:
         TicError: it has no such architecture, or ``weights`` is neither a file nor a tag of it.
     """
-    import open_clip
-
-    open_clip.add_model_config(MODEL_CONFIGS)
     if arch.startswith(HUB):
         if weights:
             raise TicError(f"{arch} has its own weights, so there is nothing to load from {weights}")
         return
-    if arch not in open_clip.list_models():
-        raise TicError(f"OpenCLIP has no model {arch!r}; `open_clip.list_models()` names those it has")
-    if not Path(weights).is_file() and weights not in (tags := open_clip.list_pretrained_tags_by_model(arch)):
+    check_architecture(arch)
+    if Path(weights).is_file():
+        return
+    import open_clip
+
+    if weights not in (tags := open_clip.list_pretrained_tags_by_model(arch)):
         known = f" ({', '.join(tags)})" if tags else ""
         raise TicError(f"{weights} is neither a checkpoint file nor a pretrained tag of {arch}{known}")
 

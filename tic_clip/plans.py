@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, pick
+from tic_clip.macs import check_architecture
 from tic_clip.methods import Method, get_method, new_only
 from tic_clip.patching import PATCHED, held_out
 from tic_clip.sampling import apportion
@@ -90,6 +91,7 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
     samples = iterations * scale.batch_size
     start = _start(request, benchmark, method, scale, t, first)
     policy = get_policy(request.policy or scale.policy)
+    check_architecture(request.model or scale.model)
     step = benchmark.steps[t]
     distilled = spent[0 if request.init else 1 :] if method.teacher else []
     return {
@@ -175,6 +177,8 @@ def _check(request: Request, method: Method, scale: Scale, world_size: int, step
             "patching chooses its coefficient on data that it holds out, which sampling with replacement "
             "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
         )
+    if not (request.data_dir and request.output_dir):
+        raise TicError("--data_dir (DATA_DIR) and --output_dir must not be empty")
     if is_remote(request.output_dir):
         out = request.output_dir
         raise TicError(f"{out}: a run writes to a local folder; --remote {out} gets copies")

@@ -8,6 +8,7 @@ from its own newest checkpoint, and from the last step's model only if it has no
 import functools
 import io
 import logging
+import os
 import time
 import warnings
 import zipfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError, storage
+from tic_clip.evalsets import package_file
 from tic_clip.methods import get_method
 from tic_clip.plans import Request, check_run, check_same, difference, last_checkpoint, make_plan, step_folder
 from tic_clip.scales import get_scale
@@ -84,6 +86,8 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
         return False
     if plan["start"] and plan["start"] != request.init:
         check_step_before(plan)
+    if rank == 0:
+        check_ready(request)
     started = time.monotonic()
     warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
     from tic_clip import checkpoints, macs, weights
@@ -103,6 +107,30 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
         train(plan, request, world_size)
         finish(plan, request, started)
     return True
+
+
+def check_ready(request: Request) -> None:
+    """Whether a run can begin here, but for its plan: OpenCLIP is patched, the folder can be written, wandb logged in.
+
+    Raises:
+        TicError: that is not so; the message says what to do.
+    """
+    main = package_file("training", "main.py")
+    if "tic_clip" not in main.read_text():
+        raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
+    folder = Path(os.path.abspath(request.output_dir))
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise TicError(f"{there} is a file, so {folder} can't be the folder of a run")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TicError(f"{there} may not be written: give another output folder")
+    if {"wandb", "all"} & set(request.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        try:
+            wandb.login()
+        except wandb.errors.Error as error:
+            raise TicError(f"wandb: {error} (.venv/bin/wandb login; WANDB_MODE=offline keeps its log here)") from None
 
 
 def fetch_copy(request: Request, plan: dict[str, Any]) -> bool:
