@@ -197,14 +197,12 @@ CASES = {
     "yfcc15m": (
         RUN.format("yfcc15m_cumulative"),
         {},
-        "tic/yfcc15m/yearly/train/2004-2008 is missing",
-        "create_splits.py and ",
+        "SOURCE is {x}/none, which is not there",
     ),
     "redcaps": (
         RUN.format("redcaps_oracle"),
         {"NPROC": "2"},
-        "tic/redcaps/yearly/train/2011-2017 is missing",
-        "create_tars.py",
+        "SOURCE is {x}/none, which is not there",
     ),
     "METHOD unset": (RUN.format("datacomp"), {}, "METHOD is not set", "lwf"),
     "MASTER_ADDR unset": (RUN.format("medium_basic_oracle"), {"NNODES": "2"}, "MASTER_ADDR is not set"),
