@@ -28,7 +28,7 @@ done
     fail "NODE_RANK is $NODE_RANK, not a number from 0 to $((NNODES - 1))"
 launch=("$PYTHON")
 if [ "$NPROC" != 1 ] || [ "$NNODES" != 1 ]; then
-    launch+=(-m torch.distributed.run --nproc-per-node "$NPROC")
+    launch+=(-m tic_clip.launch --nproc-per-node "$NPROC")
     if [ "$NNODES" = 1 ]; then
         launch+=(--standalone)
     else

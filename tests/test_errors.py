@@ -194,15 +194,18 @@ CASES = {
         {"BENCHMARK": "datacomp_monthly"},
         "{x}/none/tic/datacomp/monthly/train/201403 is",
     ),
-    "yfcc15m": (
-        RUN.format("yfcc15m_cumulative"),
-        {},
-        "SOURCE is {x}/none, which is not there",
-    ),
-    "redcaps": (
+    "a source that is away": (RUN.format("yfcc15m_cumulative"), {"SOURCE": "{x}/none"}, "SOURCE is {x}/none, which is"),
+    "no source": (
         RUN.format("redcaps_oracle"),
-        {"NPROC": "2"},
-        "SOURCE is {x}/none, which is not there",
+        {},
+        "neither sources/redcaps (SOURCE)",
+        "nor {x}/none/tic/redcaps (DATA_DIR)",
+    ),
+    "yfcc15m": (
+        f"{TRAIN} --data_dir {{x}}/none --benchmark yfcc15m --step 2004-2008",
+        {},
+        "{x}/none/tic/yfcc15m/yearly/train/2004-2008 is missing",
+        "create_splits.py and dataset_creation/create_tars.py",
     ),
     "METHOD unset": (RUN.format("datacomp"), {}, "METHOD is not set", "lwf"),
     "MASTER_ADDR unset": (RUN.format("medium_basic_oracle"), {"NNODES": "2"}, "MASTER_ADDR is not set"),
@@ -294,7 +297,7 @@ def test_the_step_before_is_named_in_one_line(case, x, tmp_path):
     command, settings, *words = CASES[case]
     start = "" if command.startswith("bash ") else f"{sys.executable} "
     given = {"DATA_DIR": "{x}/none", "OUTPUT_DIR": "{x}/o", "OUT": "{x}/o", "LISTS": "{x}/lists", **settings}
-    given = {"SOURCE": "{x}/none", "HOME": str(tmp_path), **given}
+    given = {"HOME": str(tmp_path), **given}
     unset = (
         "METHOD",
         "POOL",

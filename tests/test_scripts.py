@@ -92,7 +92,7 @@ def checkout(tmp_path_factory):
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     show = r'printf "%s\t" "$WORLD_SIZE" "$LAUNCH" "$OMP_NUM_THREADS" "$@" && echo'
-    cases = f'"-m tic_clip.timeline") echo a b ;; "-m torch.distributed.run" | scripts/train.py*) {show} ;;'
+    cases = f'"-m tic_clip.timeline") echo a b ;; "-m tic_clip.launch" | scripts/train.py*) {show} ;;'
     python.write_text(f'#!/bin/sh\ncase "$1 $2" in {cases} esac\n')
     python.chmod(0o755)
     return folder
@@ -269,9 +269,7 @@ def test_the_stored_plans_of_the_scripts_are_what_the_table_says(name):
         samples = [source[0] for source in plan.sources.values()]
         assert sum(samples) == times * c
         assert all(abs(share - times * c * size / sum(sizes)) < 1 for share, size in zip(samples, sizes, strict=True))
-        assert plan.find(
-            "-m torch.distributed.run --nproc-per-node 8 --standalone scripts/train.py --benchmark datacomp "
-        )
+        assert plan.find("-m tic_clip.launch --nproc-per-node 8 --standalone scripts/train.py --benchmark datacomp ")
         flags = f"--output_dir /runs/{name[4:]} --filter {selection} --dataset_resampled --step {step}"
         assert plan.text.endswith(f" {flags}\n")
 
@@ -402,7 +400,7 @@ def test_each_machine_has_its_own_launch(checkout):
     [(world_size, launch, threads, _)] = calls(checkout, ["scripts/run_medium_basic_oracle.sh"], **several)
     assert (world_size, threads) == ("16", "3")
     assert launch == (
-        ".venv/bin/python -m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a "
+        ".venv/bin/python -m tic_clip.launch --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a "
         "--master-port 29500"
     )
 
@@ -449,7 +447,7 @@ def test_a_slurm_job_starts_the_script_on_every_node(checkout, slurm):
     script, environment = slurm
     found = list(calls(checkout, [script, "scripts/run_large_basic_cumulative.sh"], **environment))
     assert [call[0] for call in found] == ["32"] * 4
-    assert [call[1].split("distributed.run ")[1] for call in found] == [
+    assert [call[1].split("tic_clip.launch ")[1] for call in found] == [
         f"--nproc-per-node 8 --nnodes 4 --node-rank {i} --master-addr node-7 --master-port 24567" for i in range(4)
     ]
     [call] = calls(checkout, [script, "scripts/run_large_basic_oracle.sh"], **{**environment, "SLURM_NNODES": "1"})

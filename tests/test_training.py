@@ -145,7 +145,7 @@ def train(*args, **kwargs):
 
 def two_ranks():
     """gloo on the CPU."""
-    return ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29500 + os.getpid() % 1000))
+    return ("-m", "tic_clip.launch", "--nproc-per-node", "2", "--master-port", str(29500 + os.getpid() % 1000))
 
 
 def weights(out, step, name="epoch_2.pt"):

@@ -44,7 +44,8 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         sys.exit(f"error: {_said(error)}")
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        if _is_first():
+            print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
 
@@ -65,7 +66,12 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
 
 def progress_bar(description: str, total: int | None, unit: str, done: int = 0) -> tqdm:
     """A progress bar with the time left; it shows on the first process of several only."""
-    quiet = int(os.environ.get("RANK", "0")) > 0 or total == 0
+    quiet = not _is_first() or total == 0
     return tqdm(
         desc=description, total=total, initial=done, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5
     )
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of torchrun's."""
+    return int(os.environ.get("RANK", "0")) == 0
