@@ -335,8 +335,14 @@ def expected(model):
         "acc_gender_x_race:1_gender:0": np.mean(face["gender"][(race == 1) & (gender == 0)] == 0),
         "toxicity_crime_race:0": np.mean((face["toxic"] >= 18)[race == 0]),
     }
-    captions = texts([f"{word} {i}" for i in range(30) for word in ("picture", "thing")])
-    scores = captions @ images.T
+    scores = texts([f"{word} {i}" for i in range(30) for word in ("picture", "thing")]) @ images.T
+    nearest = {"image": np.argsort(-scores), "text": np.argsort(-scores.T) // 2}
+    own = {"image": np.arange(60) // 2, "text": np.arange(30)}
+    recall = {
+        f"{name}_retrieval_recall@{k}": np.mean([i in some[:k] for i, some in zip(own[name], ranks, strict=True)])
+        for name, ranks in nearest.items()
+        for k in (1, 5, 10)
+    }
     jaccard = []
     for cue, count in CUES.items():
         near = pictures(range(count)) @ texts([f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"])[0]
@@ -348,10 +354,7 @@ def expected(model):
 
     return {
         "cifar10": {"acc1": right.mean(), "acc5": among_5.mean(), "mean_per_class_recall": right.mean()},
-        "retrieval/flickr_1k_test_image_text_retrieval": {
-            "image_retrieval_recall@1": np.mean(scores.argmax(axis=1) == np.arange(60) // 2),
-            "text_retrieval_recall@1": np.mean(scores.argmax(axis=0) // 2 == np.arange(30)),
-        },
+        "retrieval/flickr_1k_test_image_text_retrieval": recall,
         "misc/winogavil": {"avg_jaccard_score": np.mean(jaccard), "jaccard_score_10-12": np.mean(jaccard[2:4])},
         "wilds/iwildcam": {"acc1": right.mean(), "F1-macro_all": np.mean(f1)},
         "wilds/camelyon17": {"acc_avg": right.mean(), "acc_wg": worst(right, columns["wilds/camelyon17"][1])},
@@ -415,6 +418,35 @@ def test_a_task_that_cannot_be_is_one_line(key, message, tmp_path):
     arguments = ("--use_model", f"{ARCH} x.pt", "--data_dir", tmp_path, "--train_output_dir", tmp_path / "out")
     printed = run("evaluate.py", *arguments, "--output_dir", tmp_path / "out", folder=copy, code=1)
     assert printed.splitlines()[-1].startswith(message)
+
+
+TRIED = """
+from pathlib import Path
+from tic_clip.datacomp import evaluate_model
+for key, weights in {cases}:
+    try:
+        evaluate_model(key, {{"scale_config": {{"model": {arch!r}}}, "checkpoint": Path(weights)}}, {data!r}, None)
+    except SystemExit as error:
+        print(error)
+"""
+
+
+@checkout
+def test_datacomps_own_tasks_that_cannot_be_are_one_line(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_set(tmp_path / "wds_cifar10_test/test", "{}.tar")
+    torch.save({"state_dict": {"x": np.float64(1)}}, tmp_path / "unsafe.pt")
+    good, bad, none = model.split()[1], f"{tmp_path}/unsafe.pt", f"{tmp_path}/none.pt"
+    cases = {
+        ("cifar10", none): f"error: {none} is neither a checkpoint file nor a pretrained tag of {ARCH}",
+        ("cifar10", bad): f"error: {bad} is no checkpoint that can be loaded safely: ",
+        ("mnist", good): f"error: [Errno 2] No such file or directory: '{tmp_path}/wds_mnist_test/test/nshards.txt'",
+        ("misc/winogavil", good): f"error: nlphuji/winogavil is neither in {tmp_path}/hf_cache nor on the hub: ",
+    }
+    printed = run("-c", TRIED.format(cases=list(cases), arch=ARCH, data=str(tmp_path)))
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    for error, message in zip(errors, cases.values(), strict=True):
+        assert error.startswith(message)
 
 
 @checkout
