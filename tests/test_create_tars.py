@@ -176,6 +176,19 @@ def test_a_zip_that_was_written_to_a_pipe(tmp_path, lists, make):
     assert meta(split(tmp_path))["dropped"] == {}
 
 
+def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, make):
+    make()
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(images / name, "w") as archive:
+            for key in ("key1", "key2", "gone"):
+                archive.writestr(f"{key}.jpg", picture(f"another {key}" if name == "b.zip" else key))
+    (images / "birds/key2.jpg").unlink()
+    save(images, "key1", picture("of the file"))
+    make("zipped")
+    found = {json.loads(one["json"])["key"]: one["jpg"] for one in members(split(tmp_path, "zipped")).values()}
+    assert (found["key1"], found["key2"], len(found)) == (picture("of the file"), picture("key2"), 20)
+
+
 def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
     removed = b"\x89PNG\r\n\x1a\n removed"
     monkeypatch.setattr(pictures, "PLACEHOLDERS", {hashlib.md5(removed).hexdigest()})
@@ -232,6 +245,7 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
         save(images, key, GIF)
     make("last", shard_size=8)
     assert list(split_sizes(split(tmp_path, "last")).values()) == [8, 8]
+    assert len(list(split(tmp_path, "last").glob("*_stats.json"))) == 2
     assert list(verify(str(split(tmp_path, "last")), None, 1, Verified())) == []
     for key in order[8:16]:
         save(images, key, GIF)
