@@ -20,13 +20,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import webdataset
 import yaml
 from cloudpathlib import S3Path
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 
 from tic_clip import TicError, datacomp
-from tic_clip.evaluation import evaluate
+from tic_clip.evaluation import Settings, evaluate
 from tic_clip.models import make_model, named_model
 from tic_clip.reshard import reshard
 from tic_clip.scales import SCALES
@@ -147,13 +148,8 @@ def test_the_resharder_from_one_bucket_folder_to_another(pool, lists, tmp_path, 
     monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
     arguments = ("-s", lists[0], "-n", "2", "-j", "1")
     printed = run("resharder.py", "-i", f"{s3}/pool", "-o", f"{s3}/out", *arguments)
-    for text, there in {
-        "NoSuchKey": True,
-        "exit 1 (read)": True,
-        "AttributeError": False,
-        "output 31 images": True,
-    }.items():
-        assert (text in printed) == there, text
+    assert "output 31 images" in printed
+    assert "AttributeError" not in printed
     bucket.download_file("out/00000000.tar", tmp_path / "out.tar")
     Path(pool.path, "00000001.tar").unlink()
     list(reshard(pool.path, str(tmp_path / "ours"), str(lists[0])) or ())
@@ -204,12 +200,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(split, tmp_path):
     arguments = ("--data_dir", split, "--output_dir", tmp_path / "out", "--new_run", "--resume", tmp_path / "x.pt")
     printed = run("train.py", *TINY, *arguments, code=1)
     assert printed.splitlines()[-1].startswith(f"error: checkpoint {tmp_path}/x.pt is not of {ARCH}: ")
-
-
-@checkout
-def test_training_on_data_without_a_table_of_sizes_is_one_line(pool, tmp_path):
-    printed = run("train.py", *TINY, "--data_dir", pool.path, "--output_dir", tmp_path / "out", code=1)
-    assert printed.splitlines()[-1] == f"error: {without_sizes(pool.path)}"
 
 
 # evaluate.py
@@ -380,6 +370,7 @@ def copy_with(tasks, folder):
 def test_tic_tasks_beside_the_standard_suite(model, tmp_path, monkeypatch):
     """A task of every kind, with the main metric that DataComp's list names; tic/ tasks as scripts/evaluate.py."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a GPU DataComp's own tasks are in half precision
     data, slow = tmp_path / "data", expected(model)
     keys = {"tic/emoji/retrieval/yearly/2014": "mean_recall@1", "tic/emoji/emojinet/yearly/2014": "acc1"}
     for key in keys:
@@ -398,9 +389,8 @@ def test_tic_tasks_beside_the_standard_suite(model, tmp_path, monkeypatch):
         main = theirs[key].get("main_metric", "acc1")
         assert results[key]["main_metric"] == results[key].get(main)
         assert (results[key]["main_metric"] is None) == (key in ("fairness/fairface", "fairness/utkface"))
-    for result in evaluate(
-        [named_model(model, "emoji")], [task_of(key, str(data)) for key in keys], str(tmp_path / "x")
-    ):
+    models, mine = [named_model(model, "emoji")], [task_of(key, str(data)) for key in keys]
+    for result in evaluate(models, mine, str(tmp_path / "ours"), Settings(device="cpu")):
         assert results[result["key"]] == pytest.approx(result["metrics"], abs=1e-6)
     assert "Skipping CIFAR-10" in run("evaluate.py", *arguments, folder=copy)
 
@@ -440,7 +430,7 @@ def test_datacomps_own_tasks_that_cannot_be_are_one_line(model, tmp_path, monkey
     cases = {
         ("cifar10", none): f"error: {none} is neither a checkpoint file nor a pretrained tag of {ARCH}",
         ("cifar10", bad): f"error: {bad} is no checkpoint that can be loaded safely: ",
-        ("mnist", good): f"error: [Errno 2] No such file or directory: '{tmp_path}/wds_mnist_test/test/nshards.txt'",
+        ("mnist", good): f"error: {tmp_path}/wds_mnist_test/test/nshards.txt: is missing",
         ("misc/winogavil", good): f"error: nlphuji/winogavil is neither in {tmp_path}/hf_cache nor on the hub: ",
     }
     printed = run("-c", TRIED.format(cases=list(cases), arch=ARCH, data=str(tmp_path)))
@@ -590,7 +580,7 @@ def test_what_the_flags_of_training_come_to(change, expected, sampling, tmp_path
         ({"accum_freq": 3}, "--accum_freq 3 does not divide the batch of 10"),
         ({"data_dir": Path("nowhere")}, "nowhere is missing"),
         ({"data_dir": Path("nowhere"), "dataset_resampled": True}, "nowhere is missing"),
-        ({"data_dir": Path("bare")}, "bare has no sizes.json: is the split there and finished"),
+        ({"data_dir": Path("bare")}, without_sizes("bare")),
         ({"data_dir": Path("bare"), "dataset_resampled": True}, "bare holds no .tar file"),
         ({"resume": "x.pt"}, "checkpoint x.pt is missing"),
         ({"new_run": True}, "--new_run takes the weights of a checkpoint: give one with --resume"),
@@ -683,7 +673,7 @@ def test_the_output_folder_is_made_and_emptied(options, tmp_path):
         ({"input_dir": Path("pool/../out")}, "out is the pool itself"),
         ({"subset_file": Path("none.npy")}, "none.npy is missing"),
         ({"apply_blur": True}, r"--apply-blur needs img2dataset \("),
-        ({"file": True}, ".*File exists: .*out"),
+        ({"file": True}, "out: is a file, where a folder must be"),
     ],
 )
 def test_resharding_that_cannot_be_is_told_before_anything_goes(options, change, message, tmp_path, monkeypatch):
@@ -693,6 +683,16 @@ def test_resharding_that_cannot_be_is_told_before_anything_goes(options, change,
         Path("out").touch()
     with pytest.raises(SystemExit, match=f"error: {message}"):
         datacomp.has_files(Path("out"), options | change)
+
+
+def test_webdataset_has_what_resharder_py_looks_for():
+    gopen = datacomp.restored(webdataset.writer.gopen)
+    assert gopen.info == {}
+    options = {"shell": True, "bufsize": 100, "ignore_status": [141, 23], "stderr": subprocess.PIPE}
+    with gopen.Pipe("printf 'one two'", mode="rb", **options) as pipe:
+        assert pipe.read() == b"one two"
+    with pytest.raises(OSError, match="exit 3"), gopen.Pipe("exit 3", mode="rb", **options) as pipe:
+        pipe.read()
 
 
 def test_what_is_to_be_blurred_goes_to_img2dataset(monkeypatch):

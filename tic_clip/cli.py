@@ -42,7 +42,7 @@ def run(main: Callable[[], int | None]) -> None:
     except TicError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {_said(error)}")
+        sys.exit(f"error: {said(error)}")
     except KeyboardInterrupt:
         if _is_first():
             print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -50,7 +50,7 @@ def run(main: Callable[[], int | None]) -> None:
         os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
 
 
-def _said(error: OSError) -> str:
+def said(error: OSError) -> str:
     """The file and what is wrong with it; of a renaming, the new name."""
     path = error.filename2 or error.filename
     return f"{path}: {WORDS.get(error.errno, error.strerror)}" if path and error.strerror else str(error)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.cli import said
 from tic_clip.scales import SCALES
 from tic_clip.storage import Missing, exists, is_remote, list_files, read_bytes, to_path, write_json
 
@@ -32,7 +33,7 @@ def shell(call: Callable) -> Callable:
             return call(*arguments, **options)
         except (TicError, OSError) as error:
             logging.disable()  # torch has more to say at the end, now that OpenCLIP has turned on all loggers
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {said(error) if isinstance(error, OSError) else error}")
 
     return run
 
@@ -245,6 +246,7 @@ def evaluate_model(
         from eval_utils.main import evaluate_model as datacomps
 
         check_model(arch, weights)
+        _add_architectures()
         _mend_packages()
         return datacomps(key, train_info, data_root, dataset_size, batch_size=batch_size)
     from tic_clip.evaluation import Settings, fingerprints, read_sets, score
