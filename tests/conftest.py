@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import tarfile
 from dataclasses import dataclass, field
 
@@ -11,11 +12,12 @@ from PIL import Image
 
 
 @pytest.fixture(autouse=True)
-def fresh_tables():
-    """Every test is a process of its own to the tables of sizes, also where its cloud has the names of another's."""
+def like_a_new_process():
+    """What a process does once, and this one many times: it reads tables of sizes, and turns logging off as it ends."""
     from tic_clip.shards import read_sizes
 
     read_sizes.cache_clear()
+    logging.disable(logging.NOTSET)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from miniature import picture, write_redcaps, write_yfcc
 from tic_clip import TicError, pack, pictures
 from tic_clip.evaldata import read_set
 from tic_clip.pack import create_tars
+from tic_clip.reshard import output
 from tic_clip.shards import split_sizes
 from tic_clip.timeline import get_benchmark
 from tic_clip.verify import Verified, verify
@@ -143,7 +144,8 @@ def test_the_bytes_do_not_depend_on_the_processes_or_the_layout(tmp_path, images
         save(images, key, name=f"birds/{key}.JPEG")
     for key in lists[9:12]:
         save(images, key, name=f"{key}.png")  # by its bytes a JPEG
-    archives = (("all.zip", 0, ""), ("birds.zip", 8, ""), ("birds/more.zip", 8, "deep/er/"))
+    archives = (("all.zip", 0, ""), ("birds.zip", 8, ""), ("birds/more/still/more.ZIP", 8, "deep/er/"))
+    (images / "birds/more/still").mkdir(parents=True)
     for number, (name, method, prefix) in enumerate(archives):
         with zipfile.ZipFile(images / name, "w", method) as archive:
             for key in lists[12 + number :: 3]:
@@ -274,6 +276,51 @@ def test_again_nothing_is_done_and_other_input_is_an_error(tmp_path, images, mak
     assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
 
 
+def test_shards_of_other_captions_are_not_taken_for_new_ones(tmp_path, images, make, monkeypatch):
+    """Killed while the old ones are removed, with --overwrite."""
+    make(shard_size=2)
+    rows = [row(f"key{i}", "another caption") for i in range(20)]
+    write_lists(tmp_path / "lists", {"train 2018": rows, "test 2018": [row(f"held{i}") for i in range(3)]})
+    original, removed = output.remove, []
+
+    def remove(path):
+        if len(removed) == 9:
+            raise KeyboardInterrupt
+        removed.append(path)
+        original(path)
+
+    monkeypatch.setattr(output, "remove", remove)
+    with pytest.raises(KeyboardInterrupt):
+        make(shard_size=2, overwrite=True)
+    monkeypatch.setattr(output, "remove", original)
+    assert not (split(tmp_path) / "meta.json").exists()
+    make(shard_size=2, overwrite=True)
+    make("fresh", shard_size=2)
+    assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
+
+
+def test_pictures_that_go_away_meanwhile_are_an_error(tmp_path, images, make, monkeypatch):
+    original = pack.make_tar
+
+    def late(job):
+        shutil.rmtree(images / "birds", ignore_errors=True)
+        return original(job)
+
+    monkeypatch.setattr(pack, "make_tar", late)
+    with pytest.raises(FileNotFoundError, match=r"birds/\w+\.jpg"):
+        make()
+    assert not list((tmp_path / "data").rglob("*.tar"))
+
+
+def test_a_file_that_may_not_be_read_is_counted(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(pictures.os, "open", refuse)
+    with pytest.raises(pictures.Unusable, match="may not be read"):
+        pictures.read_file("x.jpg")
+
+
 def test_a_dry_run_writes_nothing(tmp_path, images, make):
     (images / "birds/key7.jpg").unlink()
     packed = make(dry_run=True)
@@ -357,6 +404,10 @@ BAD = {
     "another's manifest": (
         lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
         "unknown benchmark 'laion'",
+    ),
+    "a strange manifest": (
+        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "x", "files": []}'),
+        "manifest.json is not what create_splits.py writes",
     ),
     "no json": (lambda at: (at / "lists/manifest.json").write_text("{"), "manifest.json is not valid JSON"),
     "the wrong images": (

@@ -25,6 +25,8 @@ def main() -> None:
         if failure.exitcode < 0:  # it could not say so itself
             sys.exit(f"error: rank {rank} was killed by signal {-failure.exitcode}; 9 is often a lack of memory")
         sys.exit(failure.exitcode)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

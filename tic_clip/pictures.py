@@ -19,8 +19,9 @@ from tic_clip.uids import make_uid, parse_uids
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".WEBP")
 
-PLACE = np.dtype([("how", "u1"), ("zip", "<u4"), ("start", "<u8")])
-"""Where a picture is: 0, nowhere; n, the n-th of its ``candidates``; ``IN_ZIP``, a zip and its header's first byte."""
+PLACE = np.dtype([("how", "u1"), ("zip", "<u4"), ("start", "<u8"), ("size", "<u8"), ("crc", "<u4")])
+"""Where a picture is. ``how``: 0, nowhere; n, the n-th of its ``candidates``; ``IN_ZIP``, in the zip with that number,
+whose directory gives the first byte of its header, its size there in bytes, and its CRC."""
 
 IN_ZIP = 255
 
@@ -33,7 +34,7 @@ PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}
 _SMALL = 4096  # bytes; all known placeholders are smaller
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
-_HAS_DESCRIPTOR, _IS_ENCRYPTED = 8, 1
+_IS_ENCRYPTED = 1
 
 
 class Unusable(Exception):
@@ -87,16 +88,13 @@ def _is_flat(folder: str) -> bool:
 
 
 def find_zips(folder: str) -> list[str]:
-    """The zip archives in a folder and in the folders in it, sorted."""
-    found = []
-    for entry in os.scandir(folder):
-        inside = os.scandir(entry.path) if entry.is_dir() else [entry]
-        found += [one.path for one in inside if one.name.lower().endswith(".zip") and one.is_file()]
-    return sorted(found)
+    """The zip archives anywhere in a folder, sorted."""
+    walk = os.walk(folder)
+    return sorted(f"{path}/{name}" for path, _, names in walk for name in names if name.lower().endswith(".zip"))
 
 
 def index_zip(dataset: str, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(UIDs (N,), first bytes of the headers (N,)) of the pictures in a zip, whose names without suffix are their keys.
+    """(UIDs (N,), places (N,), all of ``PLACE`` but the zip's number) of the pictures in a zip, called by their keys.
 
     Raises:
         TicError: it is damaged.
@@ -107,8 +105,8 @@ def index_zip(dataset: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is no zip archive that can be read: {error}") from None
     keys = (os.path.splitext(entry.filename.rpartition("/")[2])[0] for entry in found)
-    uids = parse_uids(make_uid(f"{dataset}/{key}") for key in keys)
-    return uids, np.array([entry.header_offset for entry in found], dtype=np.uint64)
+    places = [(IN_ZIP, 0, entry.header_offset, entry.compress_size, entry.CRC) for entry in found]
+    return parse_uids(make_uid(f"{dataset}/{key}") for key in keys), np.array(places, dtype=PLACE)
 
 
 # --- What they hold ---
@@ -118,50 +116,48 @@ def read_file(path: str) -> bytes:
     """The bytes of a file.
 
     Raises:
-        Unusable: it is away, or can't be read.
+        Unusable: it may not be read.
+        OSError: it can't be, which may be so for all: a disk that has gone away must not end as missing images.
     """
     try:
         file = os.open(path, os.O_RDONLY)  # half the system calls of open()
-        try:
-            return os.read(file, os.fstat(file).st_size)
-        finally:
-            os.close(file)
-    except OSError:
-        raise Unusable("file that can't be read") from None
-
-
-def read_zipped(path: str, start: int) -> bytes:
-    """The bytes of the member of a zip whose local header begins at byte ``start``.
-
-    Raises:
-        Unusable: it is damaged, encrypted or compressed in a rare way.
-    """
-    bad = Unusable("zip member that can't be read")
+    except PermissionError:
+        raise Unusable("file that may not be read") from None
     try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            head = file.read(_LOCAL_HEADER.size)
-            magic, _, flags, method, _, _, crc, size, full, name, extra = _LOCAL_HEADER.unpack(head)
-            if flags & _HAS_DESCRIPTOR:  # the header was written before the data; the directory at the end knows
-                crc, size, full = _directory(path)[start]
-            if magic != b"PK\3\4" or flags & _IS_ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise bad
-            file.seek(name + extra, os.SEEK_CUR)
-            data = file.read(size)
-        if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS, full)
-    except (OSError, struct.error, zlib.error, KeyError, zipfile.BadZipFile):
-        raise bad from None
-    if zlib.crc32(data) != crc:
-        raise bad
+        size = os.fstat(file).st_size
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):
+            data += more
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(file)
+    if len(data) < size:
+        raise TicError(f"{path} became shorter while it was read")
     return data
 
 
-@cache
-def _directory(path: str) -> dict[int, tuple[int, int, int]]:
-    """First byte of the header -> (CRC, compressed size, size) of a zip's members."""
-    with zipfile.ZipFile(path) as archive:
-        return {one.header_offset: (one.CRC, one.compress_size, one.file_size) for one in archive.infolist()}
+def read_zipped(path: str, place: np.void) -> bytes:
+    """The bytes of the member of a zip that is at ``place``.
+
+    Raises:
+        Unusable: it is damaged, encrypted or compressed in a rare way.
+        OSError: the zip can't be read.
+    """
+    with open(path, "rb") as file:
+        file.seek(int(place["start"]))
+        head = file.read(_LOCAL_HEADER.size).ljust(_LOCAL_HEADER.size)
+        magic, _, flags, method, _, _, _, _, _, name, extra = _LOCAL_HEADER.unpack(head)
+        file.seek(name + extra, os.SEEK_CUR)
+        data = file.read(int(place["size"]))
+    usable = magic == b"PK\3\4" and not flags & _IS_ENCRYPTED and method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    try:
+        data = zlib.decompress(data, -zlib.MAX_WBITS) if usable and method == zipfile.ZIP_DEFLATED else data
+    except zlib.error:
+        usable = False
+    if not usable or zlib.crc32(data) != place["crc"]:
+        raise Unusable("zip member that can't be read")
+    return data
 
 
 def suffix_of(data: bytes, placeholders: Iterable[tuple[int, str]] = ()) -> str:
@@ -193,7 +189,7 @@ def read_picture(folder: str, image: str, place: np.void, zips: list[str]) -> by
         Unusable: it can't be read.
     """
     if place["how"] == IN_ZIP:
-        return read_zipped(zips[place["zip"]], int(place["start"]))
+        return read_zipped(zips[place["zip"]], place)
     return read_file(f"{folder}/{_candidate(image, place['how'])}")
 
 

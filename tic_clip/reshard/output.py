@@ -141,10 +141,12 @@ def _clear(folder: object) -> None:
 def begin(target: Target, written: set[int]) -> None:
     """Mark a folder as one that reshard is filling, and remove what is there but the output shards ``written``."""
     path = to_path(target.path)
-    write_json(path / STARTED, {"arguments": target.arguments}, sync=False)
+    write_json(path / STARTED, {"arguments": target.arguments if written else {}}, sync=False)
     for name in META, SIZES, SUBSET:
         remove(path / name)
     _remove_shards(path, {form.format(number) for number in written for form in (SHARD_FORMAT, STATS)})
+    if not written:  # what a killed removal leaves must not be taken for shards made with these arguments
+        write_json(path / STARTED, {"arguments": target.arguments}, sync=False)
 
 
 def leave(target: Target, bad: dict[str, str]) -> None:
