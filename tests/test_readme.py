@@ -99,3 +99,11 @@ def test_its_figures_of_resharding_are_those_measured():
         in " ".join(said.split())
     )
     assert re.search(r"100,000,000 UIDs: (\d+) MB", measured)[1] + " MB beside the page cache" in said
+
+
+def test_its_figures_of_packing_are_those_measured():
+    measured = (ROOT / "bench/README.md").read_text().partition("## create_tars.py")[2]
+    warm, cold = (re.search(rf"\| {state} \| ours \| [^|]*\| ([\d.]+) ", measured)[1] for state in ("warm", "cold"))
+    assert f"packed at {warm} times the images a second of GNU tar, images on the disk at {cold} times" in between(
+        "pack"
+    )
