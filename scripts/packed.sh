@@ -5,7 +5,7 @@ source scripts/cli.sh
 BENCHMARK=${BENCHMARK:-$DATASET}
 SCALE=${SCALE:-tic_$DATASET}
 DATA_DIR=${DATA_DIR:-data}
-[ -z "${SOURCE:-}" ] || [ -e "$SOURCE" ] || fail "SOURCE is $SOURCE, which is not there"
+[ -z "${SOURCE:-}" ] || [ -e "$SOURCE" ] || fail "SOURCE is $SOURCE, which is not there (as seen from $PWD)"
 SOURCE=${SOURCE:-sources/$DATASET}
 [ -e "$SOURCE" ] || [[ $DATA_DIR == *://* ]] || [ -e "$DATA_DIR/tic/$BENCHMARK" ] ||
     fail "there is neither $SOURCE (SOURCE) to make the data of, nor $DATA_DIR/tic/$BENCHMARK (DATA_DIR) with the data"

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tic_clip.evaldata import read_set
 from tic_clip.pack import create_tars
 from tic_clip.reshard import output
 from tic_clip.shards import split_sizes
+from tic_clip.storage import alone
 from tic_clip.timeline import get_benchmark
 from tic_clip.verify import Verified, verify
 
@@ -176,6 +179,20 @@ def test_a_zip_that_was_written_to_a_pipe(tmp_path, lists, make):
     make()
     assert len(members(split(tmp_path))) == 20
     assert meta(split(tmp_path))["dropped"] == {}
+
+
+def test_zips_in_linked_folders(tmp_path, lists, make):
+    """Each is looked into once, links that lead round and round as well."""
+    for name, keys in (("elsewhere/here", lists[::2]), ("images", lists[1::2])):
+        (tmp_path / name).mkdir(parents=True)
+        with zipfile.ZipFile(tmp_path / name / "some.zip", "w") as archive:
+            for key in keys:
+                archive.writestr(f"birds/{key}.jpg", picture(key))
+    for link, target in (("images/disk", "elsewhere"), ("images/again", "elsewhere"), ("elsewhere/up", "images")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = pictures.find_zips(str(tmp_path / "images"))
+    assert len(found) == 3  # the folder itself is one that a link leads to
+    assert not +make().dropped
 
 
 def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, make):
@@ -389,6 +406,15 @@ def said(*arguments, cwd):
     return done.stderr.splitlines()[-1]
 
 
+def cut_zip():
+    """A zip archive of which the first bytes are missing."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("key1.jpg", picture("key1"))
+        archive.writestr("key2.jpg", picture("key2"))
+    return file.getvalue()[10:]
+
+
 BAD = {
     "no manifest": (
         lambda at: (at / "lists/manifest.json").unlink(),
@@ -434,6 +460,10 @@ BAD = {
         lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
         "images/all.zip is no zip archive that can be read",
     ),
+    "a zip without its beginning": (
+        lambda at: (save(at / "images", "", cut_zip(), "all.zip"), (at / "images/birds/key1.jpg").unlink()),
+        "images/all.zip is no zip archive that can be read: its beginning is missing",
+    ),
     "an output that is a file": (lambda at: (at / "data").write_text(""), "data"),
 }
 
@@ -451,6 +481,35 @@ def test_bad_input_is_one_line(tmp_path, images, what):
     line = said("--csv-path", "lists", "--image-path", "images", "--output-path", "data", cwd=tmp_path)
     assert message in line
     assert not (tmp_path / "data").is_dir()
+
+
+def test_folders_without_a_name_are_the_one_it_runs_in(tmp_path, images):
+    (tmp_path / "here").mkdir()
+    command = [sys.executable, SCRIPT, "--csv-path", "../lists", "--image-path", "../images", "--output-path", ""]
+    subprocess.run(command, cwd=tmp_path / "here", check=True)
+    assert (split(tmp_path, "here") / "meta.json").exists()
+
+
+def test_two_at_once(tmp_path, images, make):
+    with alone(split(tmp_path)):
+        made = make(dry_run=True)
+        with pytest.raises(TicError, match=r"another process is writing .*/train/2018; wait for it or end it"):
+            make()
+    assert not list((tmp_path / "data").rglob("*.tar"))
+    make()
+    with alone(split(tmp_path)):  # what is finished is read by any number
+        assert [one.num_samples for one in make().splits] == [one.num_samples for one in made.splits]
+
+
+def test_splits_that_another_process_finishes_meanwhile_are_not_made_again(tmp_path, images, make, monkeypatch):
+    @contextmanager
+    def late(folder):
+        monkeypatch.undo()
+        make()
+        yield
+
+    monkeypatch.setattr(pack, "alone", late)
+    assert all(one.reused for one in make().splits)
 
 
 def test_no_split_lies_among_the_images(tmp_path, images):

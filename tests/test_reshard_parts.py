@@ -22,7 +22,7 @@ from cloudpathlib import S3Client
 from conftest import write_tar
 from test_reshard import DAMAGES, SCRIPT, good, read_meta, read_tars, script, slow_reshard, tree, uid_of
 
-from tic_clip import TicError, engine
+from tic_clip import TicError, engine, storage
 from tic_clip import reshard as package
 from tic_clip.reshard import copy, output, part, reshard
 from tic_clip.shards import split_folders, split_sizes
@@ -930,7 +930,7 @@ def test_months_are_cut_from_years_in_parts(make_pool, tmp_path):
 def test_a_lost_process_has_time_to_let_go(tmp_path):
     file, holder = os.open(tmp_path, os.O_RDONLY), locked(tmp_path)
     assert holder.__enter__()
-    assert not part._locked(file, 0)
+    assert not storage._locked(file, 0)
     threading.Timer(0.3, holder.__exit__, (None, None, None)).start()
-    assert part._locked(file, 30)
+    assert storage._locked(file, 30)
     os.close(file)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import ftfy
@@ -22,6 +23,7 @@ from tic_clip import TicError, annotations
 from tic_clip.annotations import BadRow, Inputs, Row, find_yfcc15m, parse_seconds, read_redcaps, read_yfcc15m
 from tic_clip.captions import clean_field, decode, mend, plain_caption, remove_tags, yfcc_caption
 from tic_clip.splits import CHUNK, Seen, Settings, create_splits
+from tic_clip.storage import alone
 from tic_clip.timeline import get_benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -526,18 +528,19 @@ def is_running(process):
         return False
 
 
-def test_killed_at_any_moment(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_moment(tmp_path, sent):
     """What is there without a manifest is of a run that was killed, and is replaced."""
     rows = [(f"{i}", "title+%C3%A9" * 50, "", "", TIMES["2009-2010"]) for i in range(40_000)]
     table, out = write_table(tmp_path / "t.csv", rows), tmp_path / "out"
     command = [sys.executable, SCRIPTS["yfcc15m"], "--csv-path", table, "--output-path", out, "-j", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (out.exists() and any(path.stat().st_size > 1000 for path in out.iterdir())):
         assert process.poll() is None
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    assert ("interrupted: the same command begins again" in process.communicate()[1]) == (sent == signal.SIGINT)
     assert not [path for path in out.iterdir() if not path.name.startswith(".")]
     while any(map(is_running, children)):
         time.sleep(0.01)
@@ -593,6 +596,14 @@ BAD_ROWS = {
     "a key in another step": (f"good,t,,,{TIMES['2004-2008']}", "duplicate key", "the key good has been before"),
     "a key in no step": ("good,t,,,1", "duplicate key", "the key good has been before"),
 }
+
+
+def test_what_is_no_text_is_not_poured_into_the_error(tmp_path):
+    (tmp_path / "t.csv").write_bytes(bytes(range(14, 256)).replace(b'"', b"") * 100)
+    line = said(yfcc(tmp_path / "t.csv", tmp_path / "out"))
+    assert "has no column key" in line
+    assert line.isprintable()
+    assert len(line) < 600
 
 
 @pytest.mark.parametrize(("line", "reason", "expected"), BAD_ROWS.values(), ids=BAD_ROWS)
@@ -658,8 +669,9 @@ def test_a_bad_annotation(tmp_path, found, reason, expected):
         lambda data: b"[]",
         lambda data: data.replace(b"a cat", b"a \xff"),
         lambda data: data.replace(b'"a cat"', b'["a cat"]'),
+        lambda data: b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b', "annotations": []}',
     ],
-    ids=["cut", "empty", "other", "list", "latin", "type"],
+    ids=["cut", "empty", "other", "list", "latin", "type", "deep"],
 )
 def test_an_annotation_file_that_is_none(tmp_path, damage):
     files = {"cats_2019.json": [annotation("a")], "dogs_2019.json": [annotation("b")]}
@@ -683,7 +695,10 @@ def test_no_annotations(tmp_path):
 
 
 def test_an_output_folder_that_holds_something_else(table, tmp_path):
-    assert f"{tmp_path} holds something else (yfcc15m.csv); give another" in said(yfcc(table, tmp_path, "--overwrite"))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/x.csv").touch()
+    expected = f"{tmp_path}/more holds something else (x.csv); give another output folder"
+    assert expected in said(yfcc(table, tmp_path / "more", "--overwrite"))
     assert "is a file, not a folder" in said(yfcc(table, table))
     assert "is not local" in said(yfcc(table, "s3://bucket/out"))
     out = tmp_path / "out"
@@ -691,6 +706,40 @@ def test_an_output_folder_that_holds_something_else(table, tmp_path):
     (out / "manifest.json").write_text('{"benchmark": "mine"}')
     assert "manifest.json is of something else" in said(yfcc(table, out, "--overwrite"))
     assert set(tree(out)) == {"manifest.json"}
+
+
+def test_a_table_in_the_output_folder_is_not_replaced(table, tmp_path):
+    """Whatever it is called: the lists are, too."""
+    source = (tmp_path / "out/train_batch_2009-2010.csv").resolve()
+    source.parent.mkdir()
+    before = table.rename(source).read_bytes()
+    for _ in range(2):
+        message = f"{source} lies in {tmp_path}/out; give another output folder"
+        assert message in said(yfcc(source, tmp_path / "out", "--overwrite"))
+        assert tree(tmp_path / "out") == {source.name: before}
+
+
+def test_two_at_once(table, tmp_path):
+    out = tmp_path / "out"
+    assert yfcc(table, out).returncode == 0
+    with alone(out):
+        assert "already there" in yfcc(table, out).stdout
+        message = f"another process is writing {out}; wait for it or end it"
+        assert said(yfcc(table, out, "--seed", 1, "--overwrite")) == message
+    assert manifest(out)["seed"] == 0
+
+
+def test_lists_that_another_process_finishes_meanwhile_are_not_made_again(table, tmp_path, monkeypatch):
+    settings, out = Settings(benchmark="yfcc15m", dataset="yfcc15m"), tmp_path / "out"
+
+    @contextmanager
+    def late(folder):
+        assert yfcc(table, folder).returncode == 0
+        yield
+
+    monkeypatch.setattr("tic_clip.splits.alone", late)
+    inputs = find_yfcc15m(str(table))
+    assert create_splits(read_yfcc15m(inputs), inputs, str(out), settings, yfcc_caption).reused
 
 
 def test_flags_that_are_wrong(table, tmp_path):

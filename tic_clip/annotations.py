@@ -28,6 +28,9 @@ BLOCK = 1 << 20
 MAX_FIELD = 1 << 24
 """Characters of a CSV field at most: what a quote that is never closed can cost."""
 
+MAX_SHOWN = 200
+"""Characters of a header that an error shows at most: what is no table may have no end of line."""
+
 MAX_SECONDS = 253_402_300_800
 """The beginning of the year 10000."""
 
@@ -149,7 +152,8 @@ def read_yfcc15m(inputs: Inputs) -> Iterator[Row | BadRow]:
     try:
         header = [name.strip() for name in next(table, ())]
         if missing := [name for name in YFCC_COLUMNS if name not in header]:
-            there = f"its columns are {', '.join(header)}" if header else "it is empty"
+            names = "".join(c if c.isprintable() else "\ufffd" for c in ", ".join(header)[:MAX_SHOWN])
+            there = f"its columns are {names}" if header else "it is empty"
             raise TicError(f"{path} has no column {' and no column '.join(missing)}; {there}")
         pick = itemgetter(*map(header.index, YFCC_COLUMNS))
         line = table.line_num + 1
@@ -227,7 +231,7 @@ def read_redcaps(inputs: Inputs) -> Iterator[Row | BadRow]:
     for path, blocks in groupby(inputs.read("read"), key=itemgetter(0)):
         try:
             found = decoder.decode(b"".join(block for _, block in blocks).removeprefix(codecs.BOM_UTF8))
-        except ValueError as error:  # msgspec's own, or that of a text that is no UTF-8
+        except (ValueError, RecursionError) as error:  # msgspec's own, or that of a text that is no UTF-8
             raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
         subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
         for number, annotation in enumerate(found.annotations, 1):

@@ -35,8 +35,11 @@ class Parser(argparse.ArgumentParser):
         sys.exit(f"error: {message} (--help shows the flags)")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C."""
+def run(main: Callable[[], int | None], then: str = "goes on from here") -> None:
+    """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C.
+
+    ``then``: what the same command does after a Ctrl-C.
+    """
     try:
         sys.exit(main())
     except TicError as error:
@@ -45,7 +48,7 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(f"error: {said(error)}")
     except KeyboardInterrupt:
         if _is_first():
-            print("interrupted: the same command goes on from here", file=sys.stderr)
+            print(f"interrupted: the same command {then}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
 

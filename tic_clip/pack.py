@@ -12,6 +12,7 @@ import mmap
 from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -36,7 +37,7 @@ from tic_clip.pictures import (
 from tic_clip.reshard import Split, output
 from tic_clip.reshard.part import SHARD_FORMAT, Target
 from tic_clip.shards import META, STARTED, STATS, SUBSET, write_sizes
-from tic_clip.storage import is_remote, list_files, read_json, remove, size, write_json
+from tic_clip.storage import alone, is_remote, list_files, read_json, remove, size, write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.timeline import Benchmark, get_benchmark
 from tic_clip.uids import UID, make_uid
@@ -152,7 +153,8 @@ def create_tars(
         dry_run: look which pictures are there, write nothing.
 
     Raises:
-        TicError: lists or pictures are missing or damaged, or a split was made with other arguments.
+        TicError: lists or pictures are missing or damaged, or a split was made with other arguments, or another
+            process is writing it.
     """
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
@@ -162,8 +164,13 @@ def create_tars(
     with workers(num_workers, fork=True) as pool:  # before anything starts a thread
         run = partial(in_order, pool, most=4 * num_workers)
         plans = _plan(source, output_path, shard_size, unwanted, run)
-        kept = [output.finished(plan.target, overwrite, skip_bad_shards=False, compared=COMPARED) for plan in plans]
-        metas = [plan.expected for plan in plans] if dry_run else list(_make(plans, kept, run))
+        kept = _kept(plans, overwrite)
+        with ExitStack() as locks:
+            for plan, before in zip(plans, kept, strict=True):
+                if before is None and not dry_run:
+                    locks.enter_context(alone(Path(plan.target.path)))
+            kept = _kept(plans, overwrite)  # again: another process may have been at work until now
+            metas = [plan.expected for plan in plans] if dry_run else list(_make(plans, kept, run))
     return Packed(
         splits=[
             _split(plan.target, len(plan.rows), meta, reused=before is not None)
@@ -183,7 +190,7 @@ def _plan(
     """
     steps = [step.name for step in source.benchmark.steps]
     names = [f"{kind}_batch_{step}.csv" for step in steps for kind in FOLDERS]
-    root = f"{output_path.rstrip('/')}/{source.benchmark.root}"
+    root = f"{Path(output_path)}/{source.benchmark.root}"
     paths = [f"{root}/{folder}/{step}" for step in steps for folder in FOLDERS.values()]
     lists = list(progress(run(partial(index_list, source), names), "find", len(names), "list"))
     _check_keys(source, names, lists)
@@ -222,8 +229,8 @@ def open_source(csv_path: str, image_path: str) -> Source:
     if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
         raise TicError(f"{path} is not what create_splits.py writes")
     return Source(
-        csv_path=csv_path.rstrip("/"),
-        image_path=image_path.rstrip("/"),
+        csv_path=str(Path(csv_path)),
+        image_path=str(Path(image_path)),
         dataset=manifest["dataset"],
         benchmark=get_benchmark(manifest["benchmark"]),
         digests=found["files"],
@@ -380,6 +387,11 @@ def _only_uids(rows: np.ndarray) -> np.ndarray:
     found = np.empty(len(rows), dtype=UID)
     found["f0"], found["f1"] = rows["f0"], rows["f1"]
     return found
+
+
+def _kept(plans: list[Plan], overwrite: bool) -> list[dict[str, Any] | None]:
+    """The ``meta.json`` of each split that is there, None where it is to be made."""
+    return [output.finished(plan.target, overwrite, skip_bad_shards=False, compared=COMPARED) for plan in plans]
 
 
 def _make(plans: list[Plan], kept: list[dict[str, Any] | None], run: Callable) -> Iterator[dict[str, Any]]:

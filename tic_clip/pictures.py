@@ -88,9 +88,16 @@ def _is_flat(folder: str) -> bool:
 
 
 def find_zips(folder: str) -> list[str]:
-    """The zip archives anywhere in a folder, sorted."""
-    walk = os.walk(folder)
-    return sorted(f"{path}/{name}" for path, _, names in walk for name in names if name.lower().endswith(".zip"))
+    """The zip archives anywhere in a folder, sorted; a folder that links lead to is looked into once."""
+    found, linked = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if os.path.islink(path):
+            if (real := os.path.realpath(path)) in linked:  # or round and round
+                folders.clear()
+                continue
+            linked.add(real)
+        found += (f"{path}/{name}" for name in names if name.lower().endswith(".zip"))
+    return sorted(found)
 
 
 def index_zip(dataset: str, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,11 +109,14 @@ def index_zip(dataset: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [entry for entry in archive.infolist() if os.path.splitext(entry.filename)[1] in SUFFIXES]
+        places = [(IN_ZIP, 0, entry.header_offset, entry.compress_size, entry.CRC) for entry in found]
+        table = np.array(places, dtype=PLACE)
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is no zip archive that can be read: {error}") from None
+    except OverflowError:
+        raise TicError(f"{path} is no zip archive that can be read: its beginning is missing") from None
     keys = (os.path.splitext(entry.filename.rpartition("/")[2])[0] for entry in found)
-    places = [(IN_ZIP, 0, entry.header_offset, entry.compress_size, entry.CRC) for entry in found]
-    return parse_uids(make_uid(f"{dataset}/{key}") for key in keys), np.array(places, dtype=PLACE)
+    return parse_uids(make_uid(f"{dataset}/{key}") for key in keys), table
 
 
 # --- What they hold ---

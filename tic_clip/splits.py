@@ -24,7 +24,7 @@ from tic_clip import TicError
 from tic_clip.annotations import BadRow, Inputs, Row
 from tic_clip.engine import each, workers
 from tic_clip.markup import Table, thousands, to_text
-from tic_clip.storage import atomic_open, is_remote, read_json, remove, write_json
+from tic_clip.storage import alone, atomic_open, is_remote, read_json, remove, write_json
 from tic_clip.timeline import get_benchmark
 
 MANIFEST = "manifest.json"
@@ -102,13 +102,32 @@ def create_splits(
         overwrite: replace lists made from another input or with other settings.
 
     Raises:
-        TicError: a row is bad, no row can be used, or the folder holds something else; nothing has changed then.
+        TicError: a row is bad, no row can be used, or the folder holds something else, or another process is writing
+            it; nothing has changed then.
     """
     if is_remote(output_path):
         raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
-    folder, tally = Path(output_path), Tally(skip_bad_rows)
-    if found := _finished(folder, inputs, settings, skip_bad_rows, overwrite):
+    finished = partial(_finished, Path(output_path), inputs, settings, skip_bad_rows, overwrite)
+    if found := finished():
         return Splits(path=output_path, manifest=found, reused=True)
+    with alone(Path(output_path)):
+        if found := finished():  # by a process that had the folder until now
+            return Splits(path=output_path, manifest=found, reused=True)
+        manifest = _write(rows, inputs, Path(output_path), settings, caption, num_workers, skip_bad_rows)
+    return Splits(path=output_path, manifest=manifest)
+
+
+def _write(
+    rows: Iterable[Row | BadRow],
+    inputs: Inputs,
+    folder: Path,
+    settings: Settings,
+    caption: Callable[[tuple[str, ...]], str],
+    num_workers: int,
+    skip_bad_rows: bool,
+) -> dict[str, Any]:
+    """Write the lists and the manifest as ``create_splits`` does; returns the manifest."""
+    tally = Tally(skip_bad_rows)
     for leftover in folder.glob(".*.tmp"):  # of a run that was killed
         remove(leftover)
     with ExitStack() as stack:
@@ -126,7 +145,7 @@ def create_splits(
         if path.name not in lists and _is_own(path.name):  # another benchmark's
             remove(path)
     write_json(folder / MANIFEST, manifest)
-    return Splits(path=output_path, manifest=manifest)
+    return manifest
 
 
 def table(splits: Splits) -> str:
@@ -290,6 +309,8 @@ def _finished(
     """
     if folder.exists() and not folder.is_dir():
         raise TicError(f"{folder} is a file, not a folder")
+    if inside := [path for path in inputs.paths if Path(path).resolve().parent == folder.resolve()]:
+        raise TicError(f"{inside[0]} lies in {folder}; give another output folder")
     if not (folder / MANIFEST).exists():
         strange = sorted(path.name for path in folder.glob("[!.]*") if not _is_own(path.name))
         if strange:

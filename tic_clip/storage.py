@@ -14,8 +14,10 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -275,6 +277,39 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path, patience: float = 0.0, busy: Path | None = None) -> Iterator[None]:
+    """Keep a local folder, which is made if it is missing, from other processes of this machine that ask for it so.
+
+    ``patience``: seconds that another one has to give it up; ``busy``: what the error calls the folder.
+
+    Raises:
+        TicError: another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if not _locked(lock, patience):
+            raise TicError(f"another process is writing {busy or folder}; wait for it or end it")
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(file: int, patience: float) -> bool:
+    """Lock an open file or folder, for which others have ``patience`` seconds to give it up; whether that came off."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.5)
+        else:
+            return True
 
 
 def push(local: Path, url: object) -> None:

@@ -8,14 +8,12 @@ renamed (or uploaded) when it is whole.
 import os
 import shutil
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from tic_clip.reshard.index import Job as IndexJob
 from tic_clip.reshard.journal import Counts, Journal
 from tic_clip.reshard.plan import Cutter, to_read
 from tic_clip.shards import STATS
-from tic_clip.storage import fetch, is_dir, is_remote, list_files, push, remove, to_path, write_json
+from tic_clip.storage import alone, fetch, is_dir, is_remote, list_files, push, remove, to_path, write_json
 from tic_clip.tarshard import END
 
 SHARD_FORMAT = "{:08d}.tar"
@@ -131,12 +129,7 @@ def workplace(part: Part) -> Iterator[Path]:
     work = Path(part.work)
     with ExitStack() as locks:
         for path in (work, *(Path(target.path) for target in part.targets)):
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDONLY)
-            locks.callback(os.close, lock)
-            if not _locked(lock, part.patience):
-                busy = work.parent.parent if path == work else path
-                raise TicError(f"another process is writing {busy}; wait for it or end it")
+            locks.enter_context(alone(path, part.patience, work.parent.parent if path == work else path))
         folder = work / "unfinished"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -144,20 +137,6 @@ def workplace(part: Part) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locked(file: int, patience: float) -> bool:
-    """Lock an open file or folder, for which others have ``patience`` seconds to give it up; whether that came off."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            flock(file, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.5)
-        else:
-            return True
 
 
 def clean(work: str) -> None:
