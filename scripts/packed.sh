@@ -3,6 +3,7 @@
 source scripts/cli.sh
 [ -n "${DATASET:-}" ] || fail "scripts/packed.sh is a part of the run_*.sh: start one of those"
 BENCHMARK=${BENCHMARK:-$DATASET}
+[[ $BENCHMARK == "$DATASET" || $BENCHMARK == "$DATASET"_* ]] || fail "BENCHMARK is $BENCHMARK, which is none of $DATASET"
 SCALE=${SCALE:-tic_$DATASET}
 DATA_DIR=${DATA_DIR:-data}
 [ -z "${SOURCE:-}" ] || [ -e "$SOURCE" ] || fail "SOURCE is $SOURCE, which is not there (as seen from $PWD)"

@@ -602,7 +602,8 @@ def test_the_settings_of_an_evaluation_are_flags(checkout, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"SOURCE": "nowhere"}, "error: SOURCE is nowhere, which is not there"),
+        ({"SOURCE": "nowhere"}, "error: SOURCE is nowhere, which is not there (as seen from /"),
+        ({"BENCHMARK": "yfcc15m_2011"}, "error: BENCHMARK is yfcc15m_2011, which is none of redcaps"),
         ({}, "error: there is neither sources/redcaps (SOURCE) to make the data of, nor data/tic/redcaps (DATA_DIR)"),
     ],
 )
