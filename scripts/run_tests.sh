@@ -10,4 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+if [ $# = 0 ]; then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    set -- --numprocesses=auto --maxprocesses=8 --dist=worksteal
+fi
 exec .venv/bin/python -m pytest "$@"

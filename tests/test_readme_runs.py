@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -195,7 +196,8 @@ def test_the_blocks_run_in_their_order(checkout, environment, capsys):
         if dry:
             subprocess.run(["sed", "-i", "/DRY_RUN/d", exported], check=True)
     with capsys.disabled():
-        print(f"\nREADME: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped")
+        said = f"README: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
+        print(f"\n{said}", file=sys.stderr)  # stdout is not pytest's own in a process of pytest-xdist
     for name, steps in (("medium_basic_cumulative", 7), ("yfcc15m/cumulative", 4), ("redcaps/cumulative", 4)):
         run = json.loads((checkout / f"results/{name}/summary.json").read_text())
         assert len(run["steps"]) == steps

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import ne
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -402,13 +402,6 @@ def headers(names: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
 def header(name: str, size: int) -> bytes:
     """The header of one member."""
     return headers([name.encode(errors="surrogateescape")], np.array([size])).tobytes()
-
-
-def write_member(file: IO[bytes], name: str, data: bytes | memoryview) -> None:
-    """Append one member to an open tar."""
-    file.write(header(name, len(data)))
-    file.write(data)
-    file.write(bytes(padded(len(data)) - len(data)))
 
 
 def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]], *, sync: bool = True) -> int:
