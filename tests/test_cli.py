@@ -40,6 +40,14 @@ def test_interrupted():
     assert stderr.startswith("interrupted")
 
 
+@pytest.mark.parametrize("error", ["TicError('bad')", "OSError(28, 'full', 'x')", "KeyboardInterrupt"])
+def test_the_line_does_not_stand_behind_a_progress_bar(error):
+    status, _, stderr = call(f"bars = cli.progress('abc', 'letters', 3); next(bars); raise {error}")
+    assert status
+    assert stderr.splitlines()[-1].startswith(("error: ", "interrupted: "))
+    assert stderr.endswith("\n" + stderr.splitlines()[-1] + "\n")
+
+
 def test_only_the_first_process_shows_progress():
     body = "print(list(cli.progress(iter('abc'), 'letters', 3)))"
     first, second = call(body, RANK="0"), call(body, RANK="1")

@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
+from weakref import WeakSet
 
 from tqdm import tqdm
 
 from tic_clip import TicError
 
 T = TypeVar("T")
+
+_bars: WeakSet[tqdm] = WeakSet()
 
 WORDS = {
     errno.EACCES: "permission denied",
@@ -43,10 +46,13 @@ def run(main: Callable[[], int | None], then: str = "goes on from here") -> None
     try:
         sys.exit(main())
     except TicError as error:
+        _end_bars()
         sys.exit(f"error: {error}")
     except OSError as error:
+        _end_bars()
         sys.exit(f"error: {said(error)}")
     except KeyboardInterrupt:
+        _end_bars()
         if _is_first():
             print(f"interrupted: the same command {then}", file=sys.stderr)
         sys.stderr.flush()
@@ -70,9 +76,17 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
 def progress_bar(description: str, total: int | None, unit: str, done: int = 0) -> tqdm:
     """A progress bar with the time left; it shows on the first process of several only."""
     quiet = not _is_first() or total == 0
-    return tqdm(
+    bar = tqdm(
         desc=description, total=total, initial=done, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5
     )
+    _bars.add(bar)
+    return bar
+
+
+def _end_bars() -> None:
+    """Leave the lines of bars that an error has cut off."""
+    for bar in list(_bars):
+        bar.close()
 
 
 def _is_first() -> bool:
