@@ -367,6 +367,16 @@ def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
     assert tree(tmp_path / "data") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("text", ["", "5", '{"dropped": {}}'])
+def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make, text):
+    make(shard_size=2)
+    whole, folder = tree(tmp_path / "data"), split(tmp_path)
+    (folder / "meta.json").rename(folder / "started.json")
+    (folder / "00000001_stats.json").write_text(text)
+    make(shard_size=2)
+    assert tree(tmp_path / "data") == whole
+
+
 def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     for key in lists:
         save(tmp_path / "images", key, picture(key) + bytes(300_000))

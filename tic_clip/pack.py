@@ -12,7 +12,7 @@ import mmap
 from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -459,9 +459,12 @@ def _done(target: Target) -> dict[int, dict[str, Any]]:
     there = {Path(tar).stem for tar, _ in list_files(target.path, "[0-9]*.tar")}
     found = {}
     for file, _ in list_files(target.path, "[0-9]*_stats.json"):
-        stats, name = read_json(file), Path(file).name.removesuffix("_stats.json")
-        if "dropped" in stats and (name in there or not stats["successes"]):
-            found[int(name)] = stats
+        name = Path(file).name.removesuffix("_stats.json")
+        with suppress(TicError):  # a machine that went off may have left it empty: the shard is made again
+            stats = read_json(file)
+            whole = isinstance(stats, dict) and stats.keys() >= {"successes", "dropped"}
+            if whole and (name in there or not stats["successes"]):
+                found[int(name)] = stats
     return found
 
 
