@@ -310,6 +310,7 @@ def test_annotations_in_all_their_types(tmp_path):
             annotation(45.0, 1546300799.5, caption=7),
             annotation("b", subreddit=None, caption=None),
             {"image_id": "c", "created_utc": 1},
+            annotation("e", caption=["a cat"]),
         ],
         "birds_2020-01.json": [annotation("d", subreddit=0)],
     }
@@ -323,8 +324,17 @@ def test_annotations_in_all_their_types(tmp_path):
         ("45", "cats/45.jpg", ("7",), 1546300799),
         ("b", "dog_and_cat/b.jpg", ("",), 1546300800),
         ("c", "dog_and_cat/c.jpg", ("",), 1),
+        ("e", "cats/e.jpg", ("",), 1546300800),
     ]
     assert found[2].where == f"{folder}/dog_and_cat_2018.json, annotation 2"
+
+
+def test_half_a_surrogate_pair_is_no_character(tmp_path):
+    found = [annotation("a", caption="a \ud83d cat"), annotation("b", caption="a \ud83d\ude00")]
+    folder = write_annotations(tmp_path / "annotations", {"cats_2019.json": found})
+    assert b"a \\ud83d cat" in (folder / "cats_2019.json").read_bytes()
+    rows = list(read_redcaps(annotations.find_redcaps(str(folder))))
+    assert [row.texts for row in rows] == [("a \ufffd cat",), ("a \U0001f600",)]
 
 
 # --- The lists ---
@@ -642,6 +652,10 @@ def test_a_bad_row_that_is_dropped_does_not_take_its_key(tmp_path):
     [
         (annotation("a", "soon"), "impossible date", "the date of a is no time"),
         (annotation("a", None), "impossible date", "the date of a is no time"),
+        (annotation("a", True), "impossible date", "the date of a is no time"),
+        (annotation("a", float("nan")), "impossible date", "the date of a is no time"),
+        (annotation("a\ud83d"), "unusable key", "'a\ufffd' is no name of a file"),
+        (annotation({"a": "b"}), "unusable key", "'' is no name of a file"),
         (annotation(None), "unusable key", "'' is no name of a file"),
         (annotation("../a"), "unusable key", "'../a' is no name of a file"),
         (annotation("a", subreddit="../.."), "unusable key", "'../..' is no name of a file"),
@@ -668,7 +682,7 @@ def test_a_bad_annotation(tmp_path, found, reason, expected):
         lambda data: data.replace(b"annotations", b"metadata"),
         lambda data: b"[]",
         lambda data: data.replace(b"a cat", b"a \xff"),
-        lambda data: data.replace(b'"a cat"', b'["a cat"]'),
+        lambda data: data.replace(b'{"image_id"', b'17, {"image_id"'),
         lambda data: b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b', "annotations": []}',
     ],
     ids=["cut", "empty", "other", "list", "latin", "type", "deep"],

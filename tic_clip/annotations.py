@@ -6,15 +6,17 @@ A row that can't be used is not an error here: ``BadRow`` stands in its place, a
 import codecs
 import csv
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -35,6 +37,8 @@ MAX_SECONDS = 253_402_300_800
 """The beginning of the year 10000."""
 
 WRONG_FIELDS, UNUSABLE_KEY, IMPOSSIBLE_DATE = "wrong number of fields", "unusable key", "impossible date"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _NAME = re.compile(r"(?!\.$)(?!.*\.\.)[^/\\\x00-\x1f\x7f\ufffd]+")
 
@@ -108,7 +112,7 @@ def make_row(where: str, names: tuple[str, ...], image: str, texts: tuple[str, .
 def parse_seconds(timestamp: object) -> int | None:
     """Whole seconds since 1970 that a number or its text says, rounded down; None if it is no time up to 9999."""
     try:
-        value = float(timestamp)
+        value = math.nan if isinstance(timestamp, bool) else float(timestamp)
     except (TypeError, ValueError, OverflowError):
         return None
     if isinstance(timestamp, str) and "_" in timestamp:  # Python's own way to write a number
@@ -193,12 +197,12 @@ def _yfcc_row(where: str, fields: list[str], pick: itemgetter, header: list[str]
 
 
 class _Annotation(msgspec.Struct):
-    """What is read of an annotation; the types are those that are met."""
+    """What is read of an annotation, of whatever type it is."""
 
-    image_id: str | int | float | None = None
-    subreddit: str | int | float | None = None
-    caption: str | int | float | None = None
-    created_utc: str | int | float | None = None
+    image_id: Any = None
+    subreddit: Any = None
+    caption: Any = None
+    created_utc: Any = None
 
 
 class _Annotations(msgspec.Struct):
@@ -227,15 +231,24 @@ def read_redcaps(inputs: Inputs) -> Iterator[Row | BadRow]:
     Raises:
         TicError: a file is cut off, or has something else in it.
     """
-    decoder = msgspec.json.Decoder(_Annotations)
     for path, blocks in groupby(inputs.read("read"), key=itemgetter(0)):
         try:
-            found = decoder.decode(b"".join(block for _, block in blocks).removeprefix(codecs.BOM_UTF8))
+            found = _decode(b"".join(block for _, block in blocks).removeprefix(codecs.BOM_UTF8))
         except (ValueError, RecursionError) as error:  # msgspec's own, or that of a text that is no UTF-8
             raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
         subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
         for number, annotation in enumerate(found.annotations, 1):
             yield _redcaps_row(f"{path}, annotation {number}", annotation, subreddit)
+
+
+def _decode(data: bytes) -> _Annotations:
+    """A file of annotations; Python's own reader takes half a surrogate pair and NaN, too, and is a lot slower."""
+    try:
+        return msgspec.json.decode(data, type=_Annotations)
+    except ValueError:
+        with suppress(ValueError):
+            return msgspec.convert(json.loads(data), _Annotations)
+        raise
 
 
 def _redcaps_row(where: str, found: _Annotation, subreddit: str) -> Row | BadRow:
@@ -245,8 +258,10 @@ def _redcaps_row(where: str, found: _Annotation, subreddit: str) -> Row | BadRow
     return make_row(where, names, f"{subreddit}/{key}.jpg", texts, found.created_utc)
 
 
-def _text(value: str | float | None) -> str:
-    """A value as text, a whole number without a point."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value)
+def _text(value: object) -> str:
+    """A text, halves of surrogate pairs as U+FFFD, or a number, a whole one without a point; else what is missing."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

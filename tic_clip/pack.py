@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError, uids, wds
+from tic_clip.annotations import MAX_FIELD
 from tic_clip.cli import progress
 from tic_clip.engine import in_order, workers
 from tic_clip.pictures import (
@@ -278,6 +279,7 @@ def read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with open(path, "rb") as file:
             lines = _Lines(file)
+            csv.field_size_limit(MAX_FIELD)
             table = csv.reader(lines)
             header = next(table, [])
             if header != COLUMNS:
@@ -511,6 +513,7 @@ class _Rows:
     def __init__(self, path: str) -> None:
         self.file = open(path, "rb")  # noqa: SIM115, closed by __exit__
         self.map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+        csv.field_size_limit(MAX_FIELD)
 
     def __enter__(self) -> "_Rows":
         return self
