@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Linter and tests; arguments go to pytest. Needs no network once setup.sh has run.
 #
-#   bash scripts/run_tests.sh                  # everything, a few minutes on two cores
+#   bash scripts/run_tests.sh                  # everything, a quarter of an hour on two cores
 #   bash scripts/run_tests.sh tests/test_uids.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
