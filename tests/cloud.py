@@ -178,8 +178,11 @@ def handler(store):
                 elif name.lower() not in ("connection", "transfer-encoding", "content-length"):
                     self.send_header(name, value)
             self.send_header("Content-Length", length)
+            if self.close_connection:  # else a client may send its next request where nobody reads it
+                self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(body if sent is None else body[:sent])
+            if self.command != "HEAD":
+                self.wfile.write(body[:sent])
 
         def serve(self):
             fault = store.spoil(self.command, self.path)

@@ -4,11 +4,17 @@ import hashlib
 import io
 import json
 import logging
+import signal
 import tarfile
 from dataclasses import dataclass, field
 
 import pytest
 from PIL import Image
+
+
+def pytest_configure():
+    """Ctrl-C reaches what tests start also where a shell runs the tests in the background, and so ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -508,11 +508,9 @@ def command(folder, out, *flags):
 
 
 def start(folder, out, *flags):
-    """Begin, as a group of processes; Ctrl-C reaches it even where tests run in the background, which ignores it."""
+    """Begin, as a group of processes."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(
-        command(folder, out, *flags), **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )
+    return subprocess.Popen(command(folder, out, *flags), **options)
 
 
 def wait_for(condition, seconds=60):
