@@ -195,6 +195,16 @@ CASES = {
         "{x}/none/tic/datacomp/monthly/train/201403 is",
     ),
     "a source that is away": (RUN.format("yfcc15m_cumulative"), {"SOURCE": "{x}/none"}, "SOURCE is {x}/none, which is"),
+    "METHOD before hours of packing": (
+        RUN.format("yfcc15m"),
+        {"SOURCE": "{x}", "METHOD": "cumulatve"},
+        "unknown method 'cumulatve'; the methods are ",
+    ),
+    "SCALE before hours of packing": (
+        RUN.format("redcaps_oracle"),
+        {"SOURCE": "{x}", "SCALE": "tic_tiy"},
+        "unknown scale 'tic_tiy'; the scales are tic_",
+    ),
     "no source": (
         RUN.format("redcaps_oracle"),
         {},

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS, local_folder
-from tic_clip.storage import atomic_open, read_json, write_json
+from tic_clip.storage import atomic_open, read_object, write_json
 from tic_clip.timeline import MONTHS
 from tic_clip.uids import check_size
 
@@ -73,7 +73,7 @@ class Part:
 
     def state(self, url: str) -> dict[str, Any]:
         """``{"url", "validator", "length"}`` of what is there; empty if it can't be continued from ``url``."""
-        state = read_json(self.notes) if self.notes.exists() else {}
+        state = read_object(self.notes) if self.notes.exists() else {}
         return state if state.get("url") == url and state.get("validator") else {}
 
     def drop(self) -> None:
@@ -249,17 +249,10 @@ def _fetch_table(folder: Path, sources: tuple[str, ...], table: str) -> tuple[st
 
 def _fetch_year(folder: Path, sources: tuple[str, ...], year: str) -> Iterator[tuple[str, bool]]:
     sizes = f"{YEARLY}/sizes.json"  # {"2014": number of UIDs, ...}
-    fetch_any([f"{source}/{sizes}" for source in sources], folder / sizes, _read_sizes)
-    count, name = _read_sizes(folder / sizes).get(year), f"{YEARLY}/{year}.npy"
+    fetch_any([f"{source}/{sizes}" for source in sources], folder / sizes, read_object)
+    count, name = read_object(folder / sizes).get(year), f"{YEARLY}/{year}.npy"
     urls = [f"{source}/{name}" for source in sources]
     yield name, fetch_any(urls, folder / name, lambda path: check_size(path, count))
-
-
-def _read_sizes(path: Path) -> dict[str, int]:
-    sizes = read_json(path)
-    if not isinstance(sizes, dict):
-        raise TicError(f"{path} is no table of numbers of UIDs")
-    return sizes
 
 
 def _fetch_months(folder: Path, sources: tuple[str, ...], year: str) -> Iterator[tuple[str, bool]]:

@@ -38,7 +38,7 @@ from tic_clip.pictures import (
 from tic_clip.reshard import Split, output
 from tic_clip.reshard.part import SHARD_FORMAT, Target
 from tic_clip.shards import META, STARTED, STATS, SUBSET, write_sizes
-from tic_clip.storage import alone, is_remote, list_files, read_json, remove, size, write_json
+from tic_clip.storage import alone, is_remote, list_files, read_object, remove, size, write_json
 from tic_clip.tarshard import write_shard
 from tic_clip.timeline import Benchmark, get_benchmark
 from tic_clip.uids import UID, make_uid
@@ -224,9 +224,9 @@ def open_source(csv_path: str, image_path: str) -> Source:
     path = Path(csv_path) / MANIFEST
     if not path.exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_json(path)
+    manifest = read_object(path)
     kinds = {"benchmark": str, "dataset": str, "files": dict}
-    found = {"files": {}, **manifest} if isinstance(manifest, dict) else {}
+    found = {"files": {}, **manifest}
     if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
         raise TicError(f"{path} is not what create_splits.py writes")
     return Source(
@@ -426,7 +426,10 @@ def _finish(plan: Plan, stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
         counts.pop()
         remove(f"{path}/{STATS.format(len(counts))}")
     if 0 in counts:
-        raise TicError(f"{path}: none of the images of shard {counts.index(0)} can be used; are these the images?")
+        raise TicError(
+            f"{path}: none of the images of shard {counts.index(0)} can be used; are these the images? "
+            "If they are, a larger --shard-size with --overwrite leaves no shard empty"
+        )
     dropped = sum((Counter(entry["dropped"]) for entry in stats.values()), plan.expected["dropped"])
     if len(rows) != sum(counts) + dropped.total():
         raise TicError(f"{path}: {len(rows)} rows, but {sum(counts)} kept and {dropped.total()} dropped")
@@ -452,10 +455,9 @@ def _finish(plan: Plan, stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
 def _done(target: Target) -> dict[int, dict[str, Any]]:
     """The stats of shards that an unfinished run with the same arguments has made."""
     try:
-        begun = read_json(f"{target.path}/{STARTED}")
+        before = read_object(f"{target.path}/{STARTED}").get("arguments", {})
     except (TicError, FileNotFoundError):
         return {}
-    before = begun.get("arguments", {}) if isinstance(begun, dict) else {}
     if any(before.get(name) != target.arguments[name] for name in COMPARED):
         return {}
     there = {Path(tar).stem for tar, _ in list_files(target.path, "[0-9]*.tar")}
@@ -463,9 +465,8 @@ def _done(target: Target) -> dict[int, dict[str, Any]]:
     for file, _ in list_files(target.path, "[0-9]*_stats.json"):
         name = Path(file).name.removesuffix("_stats.json")
         with suppress(TicError):  # a machine that went off may have left it empty: the shard is made again
-            stats = read_json(file)
-            whole = isinstance(stats, dict) and stats.keys() >= {"successes", "dropped"}
-            if whole and (name in there or not stats["successes"]):
+            stats = read_object(file)
+            if stats.keys() >= {"successes", "dropped"} and (name in there or not stats["successes"]):
                 found[int(name)] = stats
     return found
 

@@ -25,6 +25,7 @@ from tic_clip.storage import (
     open_random,
     read_bytes,
     read_json,
+    read_object,
     to_path,
     write_json,
 )
@@ -157,12 +158,9 @@ def _part_of(folder: str) -> tuple[int, int] | None:
 def read_meta(folder: str) -> dict[str, Any] | None:
     """The ``meta.json`` that reshard writes last into a folder of shards, or None."""
     try:
-        meta = read_json(f"{folder}/{META}")
+        return read_object(f"{folder}/{META}")
     except FileNotFoundError:
         return None
-    if not isinstance(meta, dict):
-        raise TicError(f"{folder}/{META} is no table")
-    return meta
 
 
 def split_sizes(split: object) -> dict[str, int]:

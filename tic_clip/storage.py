@@ -189,6 +189,18 @@ def read_json(path: object) -> Any:
         raise TicError(f"{path} is not valid JSON: {error}") from None
 
 
+def read_object(path: object) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        TicError: ``path`` is missing or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise TicError(f"{path} is no table")
+    return found
+
+
 def fetch(url: object, local: Path) -> None:
     """Make a local file of a cloud object: in parts, each tried again on its own, all of the same version.
 

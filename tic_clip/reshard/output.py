@@ -20,7 +20,7 @@ from tic_clip.storage import (
     list_files,
     list_folders,
     push,
-    read_json,
+    read_object,
     remove,
     to_path,
     write_json,
@@ -43,12 +43,12 @@ def finished(
         if not exists(path / name):
             continue
         try:
-            found = read_json(path / name)
+            found = read_object(path / name)
         except TicError:
             if overwrite:
                 continue
             raise
-        before = found.get("arguments", {}) if isinstance(found, dict) else {}
+        before = found.get("arguments", {})
         different = [what for key, what in compared.items() if before.get(key) != target.arguments[key]]
         if name == STARTED and not before:
             return None
@@ -73,8 +73,8 @@ def _is_whole(path: Path, meta: dict[str, Any]) -> bool:
     """Whether a split's table and all bytes of its shards are there."""
     there = {to_path(file).name: size for file, size in list_files(path)}
     try:
-        tars = read_json(path / SIZES).keys()
-    except (TicError, AttributeError):
+        tars = read_object(path / SIZES).keys()
+    except TicError:
         return False
     stats = {f"{name.removesuffix('.tar')}_stats.json" for name in tars}
     return (
@@ -89,8 +89,7 @@ def _arguments(folder: object) -> dict[str, Any]:
     for name in META, STARTED:
         if exists(to_path(folder) / name):
             with suppress(TicError):
-                found = read_json(to_path(folder) / name)
-                return found.get("arguments", {}) if isinstance(found, dict) else {}
+                return read_object(to_path(folder) / name).get("arguments", {})
     return {}
 
 
