@@ -34,9 +34,12 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
     which.add_argument("--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load")
+    which.add_argument("--check", action="store_true", help="no model: see that the tasks and their data are there")
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
     parser.add_argument("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    parser.add_argument("--benchmark", help=f"for --use_model: one of {', '.join(BENCHMARKS)} (default: datacomp)")
+    parser.add_argument(
+        "--benchmark", help=f"for --use_model and --check: one of {', '.join(BENCHMARKS)} (default: datacomp)"
+    )
     parser.add_argument("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
     parser.add_argument("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
     parser.add_argument("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
@@ -53,6 +56,9 @@ def main() -> None:
         "--dry_run", action="store_true", default=dry_run, help="print what is missing, evaluate nothing"
     )
     args = parser.parse_args()
+    if args.check:
+        fingerprints(_tasks(args, "datacomp"))
+        return
     models, output_dir = _models(args)
     tasks = _tasks(args, models[0].about["benchmark"])
     names = ("batch_size", "workers", "precision", "device", "together", "skip_bad", "force")

@@ -44,7 +44,15 @@ if [ "${DRY_RUN:-0}" != 0 ]; then
     WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --dry_run
     exit 0
 fi
-WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --check  # a mistake in any step shows now
+# A mistake in any step, or in what is evaluated at the end, shows now.
+WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step all --check
+evaluation=(--data_dir "$DATA_DIR")
+for variable in IMAGENET_VAL TASKLIST PRECISION; do
+    [ -z "${!variable:-}" ] || evaluation+=("--${variable,,}" "${!variable}")
+done
+[ "${SKIP_BAD:-0}" = 0 ] || evaluation+=(--skip_bad)
+[ "$NODE_RANK" != 0 ] || "$PYTHON" scripts/evaluate.py --check --benchmark "$BENCHMARK" "${evaluation[@]}"
+
 steps=$("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"})
 for step in $steps; do
     # What is wrong now is one line here, not one traceback a process below.
@@ -55,10 +63,5 @@ for step in $steps; do
 done
 [ "$NODE_RANK" = 0 ] || exit 0
 
-flags=(--train_output_dir "$OUT" --data_dir "$DATA_DIR")
-for variable in IMAGENET_VAL TASKLIST PRECISION; do
-    [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
-done
-[ "${SKIP_BAD:-0}" = 0 ] || flags+=(--skip_bad)
-"$PYTHON" scripts/evaluate.py "${flags[@]}"
+"$PYTHON" scripts/evaluate.py --train_output_dir "$OUT" "${evaluation[@]}"
 "$PYTHON" scripts/report.py "$OUT" --out "$OUT"

@@ -195,6 +195,18 @@ CASES = {
         "{x}/none/tic/datacomp/monthly/train/201403 is",
     ),
     "a source that is away": (RUN.format("yfcc15m_cumulative"), {"SOURCE": "{x}/none"}, "SOURCE is {x}/none, which is"),
+    "evaluation data before weeks of training": (
+        RUN.format("medium_basic_oracle"),
+        {"DATA_DIR": "{x}/sizes"},
+        "{x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing",
+        "build_tic_",
+    ),
+    "PRECISION before weeks of training": (
+        RUN.format("medium_basic_oracle"),
+        {"DATA_DIR": "{x}/sizes", "PRECISION": "fp8"},
+        "--precision: invalid choice: 'fp8'",
+    ),
+    "a URL with one slash": (f"{TRAIN} --data_dir s3:/bucket/data --dry_run", {}, "two slashes: s3://bucket/data"),
     "METHOD before hours of packing": (
         RUN.format("yfcc15m"),
         {"SOURCE": "{x}", "METHOD": "cumulatve"},

@@ -583,9 +583,10 @@ def test_the_settings_of_an_evaluation_are_flags(checkout, tmp_path):
         done = subprocess.run(command, cwd=shown, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         printed[script] = done.stdout.splitlines()
-    evaluated, reported = printed["run_medium_basic_oracle.sh"]
-    own = "scripts/evaluate.py --train_output_dir o/medium_basic_oracle --data_dir d"
-    assert evaluated == f"{own} --imagenet_val /val --tasklist list.yml --precision amp --skip_bad"
+    checked, evaluated, reported = printed["run_medium_basic_oracle.sh"]
+    what = "--data_dir d --imagenet_val /val --tasklist list.yml --precision amp --skip_bad"
+    assert checked == f"scripts/evaluate.py --check --benchmark datacomp {what}"
+    assert evaluated == f"scripts/evaluate.py --train_output_dir o/medium_basic_oracle {what}"
     assert reported == "scripts/report.py o/medium_basic_oracle --out o/medium_basic_oracle"
     evaluated, reported = printed["evaluate_released.sh"]
     own = "--released models/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"

@@ -3,9 +3,10 @@
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from tqdm import tqdm
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from tic_clip import TicError
 
 T = TypeVar("T")
+
+ONE_SLASH = re.compile(r"(s3|gs|az|https?):/(?!/)")
 
 _bars: WeakSet[tqdm] = WeakSet()
 
@@ -32,6 +35,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:
+        """The flags; a URL with one slash, which would be a folder called ``s3:``, is a wrong one."""
+        args = super().parse_args(*given)
+        for value in vars(args).values():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and ONE_SLASH.match(text):
+                    self.error(f"{text} is no path; a URL has two slashes: {text.replace(':/', '://', 1)}")
+        return args
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message alone."""
