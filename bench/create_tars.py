@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from reshard import fresh, measure
 
-from tic_clip.timeline import get_benchmark
+from tic_clip.benchmarks import get_benchmark
 
 ROOT = Path(__file__).parents[1]
 HEADER = ["key", "image", "caption", "date"]

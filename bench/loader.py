@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from tic_clip.cli import Parser
+from tic_clip.data.tar import write_shard
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
 
 CONTENDERS = ("ours", "stock")
 BATCH, BLOCK = 64, 10

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 
 from tic_clip.cli import Parser
-from tic_clip.reshard.plan import cut, shard_counts, to_read
+from tic_clip.data.reshard.plan import cut, shard_counts, to_read
 from tic_clip.sampling import line, worker_range
 
 SHARD_SIZE = 10_000

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from tic_clip.cli import Parser
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import UID, format_uids, save_uids
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
-from tic_clip.uids import UID, format_uids, save_uids
 
 ROOT = Path(__file__).parents[1]
 YEARS = range(2014, 2023)

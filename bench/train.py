@@ -36,8 +36,8 @@ def make_split(folder: Path, count: int) -> None:
     """The first training split of TiC-Emoji, of noise."""
     from PIL import Image
 
+    from tic_clip.data.tar import write_shard
     from tic_clip.storage import write_json
-    from tic_clip.tarshard import write_shard
 
     rng, split = np.random.default_rng(0), folder / "tic/emoji/yearly/train/2014"
     content = []

@@ -8,9 +8,9 @@ UIDs (a picture's bytes as they are, txt, json), {:08d}_stats.json, sizes.json, 
 bytes do not depend on -j or interruptions: the same command goes on where it was.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.pack import create_tars
-from tic_clip.reshard import table
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.pack import create_tars
+from tic_clip.data.reshard import table
 
 
 def main() -> None:
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

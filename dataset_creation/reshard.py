@@ -8,8 +8,8 @@ sample_ids.npy and, last, meta.json in each split; with --parts, in each {split}
 -j, --engine or interruptions: the same command goes on where it was.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.reshard import ENGINES, reshard, table
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.reshard import ENGINES, reshard, table
 
 
 def main() -> None:
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -6,8 +6,8 @@ Reads every shard once and prints one line a fault; status 1 if there is one. UI
 counted, not a fault: links die. Writes nothing.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.verify import Verified, verify
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.verify import VerifyReport, verify
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args()
-    seen = Verified()
+    seen = VerifyReport()
     for fault in verify(args.split, args.subset, args.num_workers, seen):
         print(fault)
     faults = f"{seen.faults} fault{'s' if seen.faults > 1 else ''}" if seen.faults else "no faults"
@@ -29,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -21,11 +21,11 @@ import sys
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, run
+from tic_clip.benchmarks import BENCHMARKS, get_benchmark
+from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation import PRECISIONS, RESULTS, Settings, evaluate, fingerprints, missing
 from tic_clip.models import Model, models_of, named_model, released_models
 from tic_clip.tasks import Task, read_tasklist, static_task, tasks_of
-from tic_clip.timeline import BENCHMARKS, get_benchmark
 
 
 def main() -> None:
@@ -113,4 +113,4 @@ def _remark(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

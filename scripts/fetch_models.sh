@@ -15,4 +15,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
 
 bash setup.sh
-exec .venv/bin/python -m tic_clip.fetch "$@"
+exec .venv/bin/python -m tic_clip.data.fetch "$@"

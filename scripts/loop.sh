@@ -53,7 +53,7 @@ done
 [ "${SKIP_BAD:-0}" = 0 ] || evaluation+=(--skip_bad)
 [ "$NODE_RANK" != 0 ] || "$PYTHON" scripts/evaluate.py --check --benchmark "$BENCHMARK" "${evaluation[@]}"
 
-steps=$("$PYTHON" -m tic_clip.timeline "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"})
+steps=$("$PYTHON" -m tic_clip.benchmarks "$BENCHMARK" ${FIRST_STEP:+--first "$FIRST_STEP"})
 for step in $steps; do
     # What is wrong now is one line here, not one traceback a process below.
     [ "${#launch[@]}" = 1 ] || WORLD_SIZE=$((NPROC * NNODES)) "$PYTHON" scripts/train.py "${flags[@]}" --step "$step" --check

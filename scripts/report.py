@@ -15,7 +15,7 @@ robustness and training as .png and .svg, those that have something to show; pri
 """
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, run
+from tic_clip.cli import Parser, run_main
 from tic_clip.markup import to_text
 from tic_clip.report import report
 from tic_clip.tables import headline, read_published
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, run
+from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.cli import Parser, run_main
 from tic_clip.methods import METHODS
 from tic_clip.plans import Request, describe, make_plan, parse_budget, steps_of
 from tic_clip.scales import POLICIES, SCALES
-from tic_clip.timeline import BENCHMARKS
 from tic_clip.training import check_ready, fetch_copy, run_step
 
 
@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", default="datacomp", help=f"one of {', '.join(BENCHMARKS)} (default: datacomp)")
     parser.add_argument("--method", required=True, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--scale", required=True, help=f"one of {', '.join(SCALES)}")
-    parser.add_argument("--step", required=True, help="a step of the benchmark: python -m tic_clip.timeline BENCHMARK")
+    parser.add_argument("--step", required=True, help="a step: python -m tic_clip.benchmarks BENCHMARK")
     parser.add_argument("--data_dir", required=True, help="the folder or URL that holds tic/{dataset}/…")
     parser.add_argument("--output_dir", required=True, help="the run's folder, one for all its steps")
     parser.add_argument("--filter", help="of datacomp's training data: basic or bestpool (default: basic)")
@@ -90,4 +90,4 @@ def show(request: Request, world_size: int, steps: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def like_a_new_process():
     """What a process does once, and this one many times: it reads tables of sizes, and turns logging off as it ends."""
-    from tic_clip.shards import read_sizes
+    from tic_clip.data.split import read_sizes
 
     read_sizes.cache_clear()
     logging.disable(logging.NOTSET)

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY
+from tic_clip.data.split import HOW_TO_MAKE, list_tars, split_sizes
+from tic_clip.data.tar import open_shard, samples
+from tic_clip.data.uids import parse_uids, save_uids
+from tic_clip.data.verify import VerifyReport, verify
 from tic_clip.evaldata import fingerprint, read_set
-from tic_clip.released import MONTHLY, TABLES, YEARLY
-from tic_clip.shards import MAKERS, list_tars, split_sizes
-from tic_clip.tarshard import open_shard, samples
 from tic_clip.tasks import tasks_of
-from tic_clip.timeline import get_benchmark
-from tic_clip.uids import parse_uids, save_uids
-from tic_clip.verify import Verified, verify
 
 ROOT = Path(__file__).parent.parent
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
@@ -146,7 +146,7 @@ def check_splits(data, pool, uid, lists, wanted=SPLITS):
         ids = {key: str(CLASSES[name][number]).encode() if name in CLASSES else None for key, number in keys.items()}
         assert classes == ids
         assert sum(split_sizes(data / name).values()) == len(numbers)
-        seen = Verified()
+        seen = VerifyReport()
         assert list(verify(str(data / name), str(lists / f"uids/{name}.npy"), seen=seen)) == []
         assert (seen.samples, seen.there, seen.wanted) == (len(numbers), len(numbers), total)
 
@@ -296,7 +296,7 @@ def test_an_empty_pool(command, tmp_path):
     (tmp_path / "empty").mkdir()
     done = subprocess.run(**command(POOL=tmp_path / "empty"), text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/empty holds no .tar file: {MAKERS}"
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/empty holds no .tar file: {HOW_TO_MAKE}"
 
 
 def test_killed_and_started_again(tmp_path, command, build, data):

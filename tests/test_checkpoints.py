@@ -215,7 +215,7 @@ def test_of_a_damaged_copy_the_checkpoint_before_is_fetched(tmp_path, remote, ca
     train(one, range(1, 7))
     (tmp_path / "run/plan.json").write_text("{}")
     (tmp_path / "half.pt").write_bytes((tmp_path / "run/checkpoints/epoch_2.pt").read_bytes()[:400])
-    storage.push(tmp_path / "half.pt", f"{remote}/2015/checkpoints/epoch_2.pt")
+    storage.upload(tmp_path / "half.pt", f"{remote}/2015/checkpoints/epoch_2.pt")
     checkpoints.push(tmp_path / "run", one.plan, ["plan.json"])
     assert checkpoints.fetch(tmp_path / "other", one.plan)
     assert files(tmp_path / "other") == ["epoch_1.pt"]

@@ -6,7 +6,7 @@ import pytest
 
 def call(body, **environment):
     """Run ``main``, whose body is given, in a process of its own."""
-    code = f"from tic_clip import TicError, cli\ndef main():\n    {body}\ncli.run(main)"
+    code = f"from tic_clip import TicError, cli\ndef main():\n    {body}\ncli.run_main(main)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment or None)
     return done.returncode, done.stdout, done.stderr
 

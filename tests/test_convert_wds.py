@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import picture, write_tar
 
-from tic_clip import TicError, wds
-from tic_clip.reshard import reshard
-from tic_clip.shards import known_sizes, list_tars, split_sizes
-from tic_clip.uids import parse_uids, save_uids
-from tic_clip.verify import Verified, verify
-from tic_clip.wds import convert, imagenet_texts
+from tic_clip import TicError
+from tic_clip.data import clip_benchmark
+from tic_clip.data.clip_benchmark import convert, imagenet_texts
+from tic_clip.data.reshard import reshard
+from tic_clip.data.split import list_tars, sizes_if_known, split_sizes
+from tic_clip.data.uids import parse_uids, save_uids
+from tic_clip.data.verify import VerifyReport, verify
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt")
@@ -160,13 +161,13 @@ def test_a_split_in_parts(tmp_path, parts, kind):
         f"../{part:05d}/{shard:08d}.tar" for part, counts in enumerate(parts) for shard in range(len(counts))
     ]
     assert (list_tars(split), split_sizes(split)) == before
-    assert sum(known_sizes(split).values()) == total
+    assert sum(sizes_if_known(split).values()) == total
 
 
 def test_verify_sees_no_fault_in_a_split_in_parts(tmp_path):
     split = make_parts(tmp_path / "2014", ((3, 2), (), (1,)))
     for _ in range(2):
-        seen = Verified()
+        seen = VerifyReport()
         assert list(verify(str(split), seen=seen)) == []
         assert (seen.shards, seen.samples) == (3, 6)
         list(convert(str(split), "classification"))
@@ -179,7 +180,7 @@ def test_parts_without_tables_of_sizes(tmp_path):
     for _ in range(2):
         assert list(convert(str(split), "classification")) == [(split, 3)]
         assert len(list_tars(split)) == 3
-        assert known_sizes(split) == dict.fromkeys(list_tars(split))
+        assert sizes_if_known(split) == dict.fromkeys(list_tars(split))
     assert len(list(load(split))) == 6
 
 
@@ -246,8 +247,8 @@ def test_killed_anywhere_the_second_run_completes(tmp_path, monkeypatch, kind, m
         split, steps = make(tmp_path / f"{stop}/2014", kind=kind), iter(range(stop))
         with monkeypatch.context() as patch:
             for name in ("write_text", "_symlink"):
-                real = getattr(wds, name)
-                patch.setattr(wds, name, lambda *args, real=real, steps=steps: (next(steps), real(*args)))
+                real = getattr(clip_benchmark, name)
+                patch.setattr(clip_benchmark, name, lambda *args, real=real, steps=steps: (next(steps), real(*args)))
             killed = False
             try:
                 list(convert(str(split), kind))

@@ -18,14 +18,16 @@ from pathlib import Path
 import pytest
 from miniature import picture, write_redcaps, write_yfcc
 
-from tic_clip import TicError, pack, pictures
+from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data import images as image_files
+from tic_clip.data import pack
+from tic_clip.data.pack import create_tars
+from tic_clip.data.reshard import output
+from tic_clip.data.split import split_sizes
+from tic_clip.data.verify import VerifyReport, verify
 from tic_clip.evaldata import read_set
-from tic_clip.pack import create_tars
-from tic_clip.reshard import output
-from tic_clip.shards import split_sizes
-from tic_clip.storage import alone
-from tic_clip.timeline import get_benchmark
-from tic_clip.verify import Verified, verify
+from tic_clip.storage import lock_folder
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "dataset_creation/create_tars.py"
@@ -130,7 +132,7 @@ def test_a_split_by_hand(tmp_path, images, make):
     assert json.loads((split(tmp_path) / "sizes.json").read_text()) == sizes
     assert meta(split(tmp_path))["output_count"] == 20
     for folder in ("train/2018", "eval/retrieval/2018"):
-        seen = Verified()
+        seen = VerifyReport()
         assert list(verify(str(split(tmp_path, folder=folder)), None, 1, seen)) == []
     assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"})) == 3
     assert (split(tmp_path, folder="eval/retrieval/2018") / "test/0.tar").is_symlink()
@@ -190,7 +192,7 @@ def test_zips_in_linked_folders(tmp_path, lists, make):
                 archive.writestr(f"birds/{key}.jpg", picture(key))
     for link, target in (("images/disk", "elsewhere"), ("images/again", "elsewhere"), ("elsewhere/up", "images")):
         (tmp_path / link).symlink_to(tmp_path / target)
-    found = pictures.find_zips(str(tmp_path / "images"))
+    found = image_files.find_zips(str(tmp_path / "images"))
     assert len(found) == 3  # the folder itself is one that a link leads to
     assert not +make().dropped
 
@@ -210,7 +212,7 @@ def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, ma
 
 def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
     removed = b"\x89PNG\r\n\x1a\n removed"
-    monkeypatch.setattr(pictures, "PLACEHOLDERS", {hashlib.md5(removed).hexdigest()})
+    monkeypatch.setattr(image_files, "PLACEHOLDERS", {hashlib.md5(removed).hexdigest()})
     own = tmp_path / "own.jpg"
     own.write_bytes(picture("own"))
     bad = {
@@ -265,7 +267,7 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
     make("last", shard_size=8)
     assert list(split_sizes(split(tmp_path, "last")).values()) == [8, 8]
     assert len(list(split(tmp_path, "last").glob("*_stats.json"))) == 2
-    assert list(verify(str(split(tmp_path, "last")), None, 1, Verified())) == []
+    assert list(verify(str(split(tmp_path, "last")), None, 1, VerifyReport())) == []
     for key in order[8:16]:
         save(images, key, GIF)
     for key in order[16:]:
@@ -333,9 +335,9 @@ def test_a_file_that_may_not_be_read_is_counted(monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(pictures.os, "open", refuse)
-    with pytest.raises(pictures.Unusable, match="may not be read"):
-        pictures.read_file("x.jpg")
+    monkeypatch.setattr(image_files.os, "open", refuse)
+    with pytest.raises(image_files.Unusable, match="may not be read"):
+        image_files.read_file("x.jpg")
 
 
 def test_a_dry_run_writes_nothing(tmp_path, images, make):
@@ -501,13 +503,13 @@ def test_folders_without_a_name_are_the_one_it_runs_in(tmp_path, images):
 
 
 def test_two_at_once(tmp_path, images, make):
-    with alone(split(tmp_path)):
+    with lock_folder(split(tmp_path)):
         made = make(dry_run=True)
         with pytest.raises(TicError, match=r"another process is writing .*/train/2018; wait for it or end it"):
             make()
     assert not list((tmp_path / "data").rglob("*.tar"))
     make()
-    with alone(split(tmp_path)):  # what is finished is read by any number
+    with lock_folder(split(tmp_path)):  # what is finished is read by any number
         assert [one.num_samples for one in make().splits] == [one.num_samples for one in made.splits]
 
 
@@ -518,7 +520,7 @@ def test_splits_that_another_process_finishes_meanwhile_are_not_made_again(tmp_p
         make()
         yield
 
-    monkeypatch.setattr(pack, "alone", late)
+    monkeypatch.setattr(pack, "lock_folder", late)
     assert all(one.reused for one in make().splits)
 
 

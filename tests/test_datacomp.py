@@ -27,15 +27,15 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 
 from tic_clip import TicError, datacomp
+from tic_clip.data.reshard import reshard
+from tic_clip.data.split import missing_sizes_message
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 from tic_clip.evaluation import Settings, evaluate
 from tic_clip.models import make_model, named_model
-from tic_clip.reshard import reshard
 from tic_clip.scales import SCALES
-from tic_clip.shards import without_sizes
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
 from tic_clip.tasks import task_of
-from tic_clip.uids import CLASSES, parse_uids, save_uids
 
 ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"
@@ -80,7 +80,7 @@ def lists(pool, tmp_path):
     uids = [*pool.uids[::2], pool.uids[0]]
     save_uids(tmp_path / "subset.npy", parse_uids(uids))
     listed = parse_uids(pool.uids[2::2])
-    table = np.zeros(len(listed), dtype=CLASSES)
+    table = np.zeros(len(listed), dtype=CLASS_ROW)
     table["f0"], table["f1"], table["class_id"] = listed["f0"], listed["f1"], np.arange(len(listed)) % 6
     save_uids(tmp_path / "classes.npy", table)
     return tmp_path / "subset.npy", tmp_path / "classes.npy"
@@ -580,7 +580,7 @@ def test_what_the_flags_of_training_come_to(change, expected, sampling, tmp_path
         ({"accum_freq": 3}, "--accum_freq 3 does not divide the batch of 10"),
         ({"data_dir": Path("nowhere")}, "nowhere is missing"),
         ({"data_dir": Path("nowhere"), "dataset_resampled": True}, "nowhere is missing"),
-        ({"data_dir": Path("bare")}, without_sizes("bare")),
+        ({"data_dir": Path("bare")}, missing_sizes_message("bare")),
         ({"data_dir": Path("bare"), "dataset_resampled": True}, "bare holds no .tar file"),
         ({"resume": "x.pt"}, "checkpoint x.pt is missing"),
         ({"new_run": True}, "--new_run takes the weights of a checkpoint: give one with --resume"),
@@ -621,7 +621,7 @@ def test_urls_survive_pathlib():
 
 def test_the_classes_of_a_sample(tmp_path):
     uids = parse_uids(["0" * 31 + digit for digit in "123"])
-    table = np.zeros(2, dtype=CLASSES)
+    table = np.zeros(2, dtype=CLASS_ROW)
     table["f0"], table["f1"], table["class_id"] = uids["f0"][:2], uids["f1"][:2], [7, 999]
     save_uids(tmp_path / "classes.npy", table)
     labels = datacomp.open_classes(tmp_path / "classes.npy")
@@ -630,7 +630,7 @@ def test_the_classes_of_a_sample(tmp_path):
 
 
 def test_a_table_of_classes_is_looked_at_first(tmp_path):
-    table = np.zeros(2, dtype=CLASSES)
+    table = np.zeros(2, dtype=CLASS_ROW)
     table["f0"] = [2, 1]
     for name, content in (("unsorted", table), ("good", table[::-1]), ("uids", np.zeros(2, dtype="u8,u8"))):
         np.save(tmp_path / f"{name}.npy", content)

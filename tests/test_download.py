@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tic_clip import TicError, download
-from tic_clip.download import Absent, download_lists, fetch, unpack
-from tic_clip.released import MONTHLY, TABLES, YEARLY
-from tic_clip.timeline import MONTHS
-from tic_clip.uids import UID, check_size, save_uids
+from tic_clip import TicError
+from tic_clip.benchmarks import MONTHS
+from tic_clip.data import download
+from tic_clip.data.download import Absent, download_lists, fetch, unpack
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY
+from tic_clip.data.uids import UID, check_size, save_uids
 
 ROOT = Path(__file__).parent.parent
 BODY = bytes(range(256)) * 40

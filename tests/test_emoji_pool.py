@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tic_clip import TicError
-from tic_clip.uids import CLASSES, UID, format_uid
+from tic_clip.data.uids import CLASS_ROW, UID, format_uid
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/tic-emoji/create_pool.py"
 STEPS = {"2014": 858, "2015": 776, "2016": 755, "2017-2018": 400, "2019": 398, "2020": 334, "2021-2025": 432}
@@ -136,7 +136,7 @@ def test_uid_files_are_sorted_and_as_long_as_datacomps(built):
 
 def test_classes(built):
     rows = np.load(built / "classes.npy")
-    assert rows.dtype == CLASSES
+    assert rows.dtype == CLASS_ROW
     class_of = {format_uid(row): row["class_id"] for row in rows}
     names = (built / "eval_files/emojinet/classnames.txt").read_text().splitlines()
     templates = (built / "eval_files/emojinet/zeroshot_classification_templates.txt").read_text().splitlines()

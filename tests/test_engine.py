@@ -4,7 +4,7 @@ import time
 import pytest
 
 from tic_clip import TicError
-from tic_clip.engine import each, processes
+from tic_clip.parallel import map_ordered, processes
 
 
 def slow_square(number):
@@ -19,13 +19,13 @@ def die(number):
 
 @pytest.mark.parametrize("options", [(1,), (2,), (3, processes)])
 def test_results_come_in_order(options):
-    assert list(each(slow_square, range(40), *options)) == [number * number for number in range(40)]
-    assert list(each(slow_square, [], *options)) == []
+    assert list(map_ordered(slow_square, range(40), *options)) == [number * number for number in range(40)]
+    assert list(map_ordered(slow_square, [], *options)) == []
 
 
 def test_jobs_are_taken_as_there_is_room():
     taken = []
-    found = each(slow_square, (taken.append(number) or number for number in range(100)), 2)
+    found = map_ordered(slow_square, (taken.append(number) or number for number in range(100)), 2)
     assert taken == []
     assert [next(found), next(found)] == [0, 1]
     assert len(taken) == 8 + 1
@@ -36,15 +36,15 @@ def test_jobs_are_taken_as_there_is_room():
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_error_is_raised_as_it_is(num_workers):
     with pytest.raises(ZeroDivisionError):
-        list(each(lambda number: 1 // number, [1, 0, 1], num_workers))
+        list(map_ordered(lambda number: 1 // number, [1, 0, 1], num_workers))
 
 
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(TicError, match=r"^a worker process died \(out of memory\?\); try fewer workers$"):
-        list(each(die, range(6), 2, processes))
+        list(map_ordered(die, range(6), 2, processes))
 
 
 @pytest.mark.parametrize("num_workers", [0, -1])
 def test_no_workers(num_workers):
     with pytest.raises(TicError, match="number of workers must be at least 1"):
-        list(each(str, [1], num_workers))
+        list(map_ordered(str, [1], num_workers))

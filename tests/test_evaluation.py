@@ -20,20 +20,20 @@ from hub import serving_hub
 from PIL import Image
 
 from tic_clip import TicError, evaluation, models
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data.clip_benchmark import imagenet_texts
+from tic_clip.data.evalsets import imagenet_synsets
+from tic_clip.data.split import HOW_TO_MAKE, SIZES, read_sizes
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import UID
+from tic_clip.data.wordnet import find_wordnet, restricted_classes
 from tic_clip.evaldata import read_classes
-from tic_clip.evalsets import imagenet_synsets
 from tic_clip.evaluation import RESULTS, Settings, decode
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
 from tic_clip.report import report
-from tic_clip.shards import MAKERS, SIZES, read_sizes
-from tic_clip.storage import push, write_json
-from tic_clip.tarshard import write_shard
+from tic_clip.storage import upload, write_json
 from tic_clip.tasks import static_task, task_of, tasks_of, without_data
-from tic_clip.timeline import get_benchmark
-from tic_clip.uids import UID
-from tic_clip.wds import imagenet_texts
-from tic_clip.wordnet import find_wordnet, restricted_classes
 
 ARCH = "ViT-Tiny-8-48"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -330,7 +330,7 @@ def test_an_empty_folder(model, data, tmp_path):
     folder = Path(task(data).folder)
     shutil.rmtree(folder)
     folder.mkdir()
-    assert refused([model], [task(data)], tmp_path) == f"{folder} holds no .tar file: {MAKERS}"
+    assert refused([model], [task(data)], tmp_path) == f"{folder} holds no .tar file: {HOW_TO_MAKE}"
     write_shard(folder / "0.tar", [])
     assert refused([model], [task(data)], tmp_path) == f"{folder} holds no sample"
 
@@ -578,7 +578,7 @@ def test_data_in_a_cloud(s3, content, model, data, tmp_path):
     usual = run([model], both(data), tmp_path / "a")
     for path in Path(data).rglob("*"):
         if path.is_file():
-            push(path, f"{s3}/{path.relative_to(data)}")
+            upload(path, f"{s3}/{path.relative_to(data)}")
     found = run([model], both(s3), tmp_path / "b", batch_size=8, workers=1)
     assert found == [pytest.approx(metrics, abs=1e-6) for metrics in usual]
     assert [line["data"] for line in lines(tmp_path / "a")] == [line["data"] for line in lines(tmp_path / "b")]

@@ -12,8 +12,9 @@ import pytest
 from hub import FILE, INFO, serving_hub
 from huggingface_hub import constants
 
-from tic_clip import TicError, fetch
-from tic_clip.fetch import MODELS, fetch_models, next_command
+from tic_clip import TicError
+from tic_clip.data import fetch
+from tic_clip.data.fetch import MODELS, fetch_models, next_command
 
 ROOT = Path(__file__).parent.parent
 YEARS = ("2016", "2017", "2022")
@@ -277,7 +278,8 @@ def test_next_command_names_a_script_that_exists():
 
 
 def script(*arguments, **environment):
-    command = [sys.executable, "-m", "tic_clip.fetch"] if "bash" not in environment else ["bash", environment["bash"]]
+    python = [sys.executable, "-m", "tic_clip.data.fetch"]
+    command = python if "bash" not in environment else ["bash", environment["bash"]]
     settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", **environment}
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **settings}

@@ -20,7 +20,7 @@ def main():
     pathlib.Path(os.environ["RANK"]).touch()
     time.sleep(60)
 
-cli.run(main)
+cli.run_main(main)
 """
 
 

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.data.tar import write_shard
 from tic_clip.macs import MODEL_CONFIGS
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
 
 ROOT = Path(__file__).parent.parent
 PATCH = (ROOT / "open_clip.patch").read_text()
@@ -171,7 +171,7 @@ def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
     urls = "::".join([make_shards(tmp_path / "a", [3, 4]), make_shards(tmp_path / "b", [5, 6])])
     assert data.get_wds_dataset(wds_args(urls), None, True).dataloader.num_samples == 18
     (tmp_path / "b" / "sizes.json").unlink()
-    from tic_clip.shards import read_sizes
+    from tic_clip.data.split import read_sizes
 
     read_sizes.cache_clear()
     with pytest.raises(TicError, match=rf"{tmp_path}/b has no sizes.json"):

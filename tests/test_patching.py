@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError, patching, weights
+from tic_clip.data.tar import write_shard
 from tic_clip.patching import CANDIDATES, held_out, interpolate, patch, scores
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
 
 
 @pytest.mark.parametrize(("size", "held"), [(0, 0), (19, 0), (20, 1), (702, 35), (40_000, 2_000), (10**9, 2_000)])

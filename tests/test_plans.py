@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tic_clip import TicError, plans
+from tic_clip.data.split import read_sizes
 from tic_clip.plans import (
     Request,
     blocks_of,
@@ -19,7 +20,6 @@ from tic_clip.plans import (
     run_name,
     steps_of,
 )
-from tic_clip.shards import read_sizes
 from tic_clip.storage import write_json
 
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}

@@ -24,12 +24,12 @@ from hub import serving_hub
 from miniature import write_redcaps, write_yfcc
 from PIL import Image
 
+from tic_clip.benchmarks import MONTHS
+from tic_clip.data.evalsets import imagenet_synsets
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY, YEARS
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import make_uid, parse_uids, save_uids
 from tic_clip.evaldata import TEMPLATES
-from tic_clip.evalsets import imagenet_synsets
-from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS
-from tic_clip.tarshard import write_shard
-from tic_clip.timeline import MONTHS
-from tic_clip.uids import make_uid, parse_uids, save_uids
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -18,11 +18,11 @@ import pytest
 from conftest import write_tar
 
 from tic_clip import TicError
-from tic_clip.engine import workers
-from tic_clip.reshard import find_subsets, index, part, plan, reshard, table
-from tic_clip.shards import MAKERS, split_sizes
-from tic_clip.tarshard import END, headers, write_shard
-from tic_clip.uids import CLASSES, is_uid, parse_uids, save_uids
+from tic_clip.data.reshard import find_subsets, index, part, plan, reshard, table
+from tic_clip.data.split import HOW_TO_MAKE, split_sizes
+from tic_clip.data.tar import END, headers, write_shard
+from tic_clip.data.uids import CLASS_ROW, is_uid, parse_uids, save_uids
+from tic_clip.parallel import make_pool
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
@@ -72,7 +72,7 @@ def read_meta(split):
 
 def write_classes(path, classes):
     """Write a file of class ids from {uid: class id}."""
-    rows = np.zeros(len(classes), dtype=CLASSES)
+    rows = np.zeros(len(classes), dtype=CLASS_ROW)
     for name in ("f0", "f1"):
         rows[name] = parse_uids(classes)[name]
     rows["class_id"] = list(classes.values())
@@ -987,7 +987,7 @@ def fail(number):
 
 @pytest.mark.parametrize(("count", "fork"), [(1, False), (2, False), (2, True)])
 def test_workers(count, fork):
-    with workers(count, fork=fork) as executor:
+    with make_pool(count, fork=fork) as executor:
         assert [executor.submit(square, i).result() for i in range(5)] == [0, 1, 4, 9, 16]
         with pytest.raises(TicError, match="job 3"):
             executor.submit(fail, 3).result()
@@ -1050,7 +1050,11 @@ def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
 
 def test_script_without_a_pool(tmp_path):
     done = script("-i", "nothing", "-o", "out", "-s", "uids", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: nothing is missing or no folder: {MAKERS}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        f"error: nothing is missing or no folder: {HOW_TO_MAKE}\n",
+    )
 
 
 def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):

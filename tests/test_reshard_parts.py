@@ -22,12 +22,12 @@ from cloudpathlib import S3Client
 from conftest import write_tar
 from test_reshard import DAMAGES, SCRIPT, good, read_meta, read_tars, script, slow_reshard, tree, uid_of
 
-from tic_clip import TicError, engine, storage
-from tic_clip import reshard as package
-from tic_clip.reshard import copy, output, part, reshard
-from tic_clip.shards import split_folders, split_sizes
-from tic_clip.storage import push, read_bytes, to_path
-from tic_clip.uids import parse_uids, save_uids
+from tic_clip import TicError, parallel, storage
+from tic_clip.data import reshard as package
+from tic_clip.data.reshard import copy, output, part, reshard
+from tic_clip.data.split import split_folders, split_sizes
+from tic_clip.data.uids import parse_uids, save_uids
+from tic_clip.storage import read_bytes, to_path, upload
 
 COUNTS = (2, 3, 1, 2, 4)
 SUBSETS = {"a": slice(1, None), "b": slice(0, 9, 2)}
@@ -629,7 +629,7 @@ def test_worker_whose_parent_is_gone_already(tmp_path):
         "parent = os.getpid()\n"
         "if os.fork() == 0:\n"
         "    while os.getppid() == parent: time.sleep(0.01)\n"
-        "    engine._tie_to_parent(parent)\n"
+        "    parallel._tie_to_parent(parent)\n"
         f"    open({str(tmp_path / 'alive')!r}, 'w').close()\n"
         "    os._exit(0)\n"
         "os._exit(0)\n"
@@ -646,7 +646,7 @@ def test_workers_end_with_their_parent():
         parent = os.fork()
         if parent == 0:
             os.close(read)
-            executor = engine.workers(2, fork=fork)
+            executor = parallel.make_pool(2, fork=fork)
             futures = [executor.submit(os.getpid) for _ in range(20)]
             pids = {future.result() for future in futures} | set(executor._processes)
             os.write(write, json.dumps(sorted(pids)).encode())
@@ -783,7 +783,7 @@ def cloud_job(job, s3_faulty, tmp_path, monkeypatch):
     """``job`` with the pool and the subsets in a bucket; temporary files go to a folder of their own."""
     for source, name in ((job.pool.path, "pool"), (tmp_path / "uids", "uids")):
         for path in sorted(Path(source).rglob("*.*")):
-            push(path, f"s3://tic-test/{name}/{path.relative_to(source)}")
+            upload(path, f"s3://tic-test/{name}/{path.relative_to(source)}")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -847,7 +847,7 @@ def test_class_files_in_a_cloud(job, cloud_job, tmp_path):
     from test_reshard import write_classes
 
     path = write_classes(tmp_path / "classes.npy", {job.pool.uids[1]: 3})
-    push(Path(path), "s3://tic-test/classes/a.npy")
+    upload(Path(path), "s3://tic-test/classes/a.npy")
     cloud_job(str(tmp_path / "out"), classes="s3://tic-test/classes")
     assert read_tars(tmp_path / "out/a") == slow_reshard(job.pool.path, job.uids["a"], {job.pool.uids[1]: 3})
     assert read_tars(tmp_path / "out/b") == slow_reshard(job.pool.path, job.uids["b"])
@@ -887,13 +887,13 @@ def test_upload_that_fails_and_goes_on(job, cloud_job, tmp_path):
 def test_bad_pool_shard_in_a_cloud(job, cloud_job, tmp_path):
     data = read_bytes("s3://tic-test/pool/00000001.tar")
     (tmp_path / "bad.tar").write_bytes(data[:700])
-    push(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
+    upload(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
     with pytest.raises(TicError) as error:
         cloud_job()
     assert "1 (s3://tic-test/pool/00000001.tar: truncated: " in str(error.value)
     cloud_job.store.requests.clear()
     shutil.copy(f"{job.pool.path}/00000001.tar", tmp_path / "bad.tar")
-    push(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
+    upload(tmp_path / "bad.tar", "s3://tic-test/pool/00000001.tar")
     cloud_job()
     job(tmp_path / "local", shard_size=4)
     assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
@@ -907,7 +907,7 @@ def has_a_client(_):
 def test_workers_share_no_connection(s3, fork):
     assert to_path(s3).exists()
     assert has_a_client(0)
-    with engine.workers(2, fork=fork) as executor:
+    with parallel.make_pool(2, fork=fork) as executor:
         assert list(executor.map(has_a_client, range(4))) == [False] * 4
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tic_clip import TicError, sampling
+from tic_clip.data.tar import write_shard
 from tic_clip.sampling import apportion, counts_before, line, merged, shuffled, worker_range
 from tic_clip.storage import write_json
-from tic_clip.tarshard import write_shard
 
 
 def png(colour):
@@ -410,11 +410,11 @@ def test_shards_are_drawn_with_replacement_by_the_share_of_samples(tmp_path):
 def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
     import os
 
-    from tic_clip.storage import push
+    from tic_clip.storage import upload
 
     split = make_split(tmp_path / "a", [7, 6])
     for name in os.listdir(split):
-        push(tmp_path / "a" / name, f"{s3}/a/{name}")
+        upload(tmp_path / "a" / name, f"{s3}/a/{name}")
     local, cloud = make_plan([split], [26], 13, 2), make_plan([split], [26], 13, 2)
     cloud["sources"][0]["split"] = f"{s3}/a"
     assert captions_of(cloud, 1, 2) == captions_of(local, 1, 2)

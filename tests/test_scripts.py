@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tic_clip.benchmarks import get_benchmark
 from tic_clip.methods import METHODS
 from tic_clip.storage import write_json
-from tic_clip.timeline import get_benchmark
 
 ROOT = Path(__file__).parent.parent
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
@@ -92,7 +92,7 @@ def checkout(tmp_path_factory):
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     show = r'printf "%s\t" "$WORLD_SIZE" "$LAUNCH" "$OMP_NUM_THREADS" "$@" && echo'
-    cases = f'"-m tic_clip.timeline") echo a b ;; "-m tic_clip.launch" | scripts/train.py*) {show} ;;'
+    cases = f'"-m tic_clip.benchmarks") echo a b ;; "-m tic_clip.launch" | scripts/train.py*) {show} ;;'
     python.write_text(f'#!/bin/sh\ncase "$1 $2" in {cases} esac\n')
     python.chmod(0o755)
     return folder

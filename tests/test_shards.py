@@ -6,20 +6,20 @@ import pytest
 from conftest import write_tar
 
 from tic_clip import TicError, clouds
-from tic_clip.shards import (
-    Empty,
+from tic_clip.data.split import (
+    EmptySplitError,
     count_samples,
     dataset_size,
-    known_sizes,
     list_shards,
     list_tars,
     read_sizes,
+    sizes_if_known,
     split_folders,
     split_sizes,
     write_sizes,
 )
-from tic_clip.storage import push, write_json, write_text
-from tic_clip.tarshard import open_shard, samples
+from tic_clip.data.tar import open_shard, samples
+from tic_clip.storage import upload, write_json, write_text
 
 
 def make_sizes(folder, sizes):
@@ -182,7 +182,7 @@ def test_clip_benchmarks_links_are_no_part(folder):
         write_text(f"{folder}/test/{part}.tar", "")
     expected = [f"{folder}/{part:05d}/00000000.tar" for part in range(2)]
     assert list_tars(folder) == list(split_sizes(folder)) == expected
-    assert known_sizes(folder) == dict(zip(expected, (1, 2), strict=True))
+    assert sizes_if_known(folder) == dict(zip(expected, (1, 2), strict=True))
     assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(2)]
     assert list_tars(f"{folder}/test") == [f"{folder}/test/{part}.tar" for part in range(2)]
 
@@ -190,12 +190,12 @@ def test_clip_benchmarks_links_are_no_part(folder):
 def test_shards_without_a_table(folder):
     write_text(f"{folder}/0.tar", "")
     make_sizes(f"{folder}/old", {"0.tar": 1})
-    assert known_sizes(folder) == {f"{folder}/0.tar": None}
+    assert sizes_if_known(folder) == {f"{folder}/0.tar": None}
     make_sizes(folder, {"0.tar": 2})
-    assert known_sizes(folder) == {f"{folder}/0.tar": 2}
+    assert sizes_if_known(folder) == {f"{folder}/0.tar": 2}
     write_sizes(folder, {})
-    with pytest.raises(Empty, match=f"^{folder} holds no sample$"):
-        known_sizes(folder)
+    with pytest.raises(EmptySplitError, match=f"^{folder} holds no sample$"):
+        sizes_if_known(folder)
 
 
 def make_part(folder, part, parts, sizes=None):
@@ -292,7 +292,7 @@ def test_counting_is_reading(tmp_path, folder, members, form, mtime):
 def write(local, folder):
     """Bring a local file to a folder."""
     if "://" in folder:
-        push(local, f"{folder}/{local.name}")
+        upload(local, f"{folder}/{local.name}")
 
 
 def test_a_size_in_a_pax_header(tmp_path, folder):

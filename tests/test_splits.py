@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tic_clip import TicError, annotations
-from tic_clip.annotations import BadRow, Inputs, Row, find_yfcc15m, parse_seconds, read_redcaps, read_yfcc15m
-from tic_clip.captions import clean_field, decode, mend, plain_caption, remove_tags, yfcc_caption
-from tic_clip.splits import CHUNK, Seen, Settings, create_splits
-from tic_clip.storage import alone
-from tic_clip.timeline import get_benchmark
+from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data import annotations
+from tic_clip.data.annotations import BadRow, Inputs, Row, find_yfcc15m, parse_seconds, read_redcaps, read_yfcc15m
+from tic_clip.data.captions import clean_field, decode, mend, plain_caption, remove_tags, yfcc_caption
+from tic_clip.data.pairs import CHUNK, Seen, Settings, create_splits
+from tic_clip.storage import lock_folder
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {name: ROOT / f"dataset_creation/tic-{name}/create_splits.py" for name in ("yfcc15m", "redcaps")}
@@ -524,7 +525,7 @@ def test_lists_that_are_replaced_are_not_finished(table, tmp_path, monkeypatch):
 
     make(0)
     before = tree(tmp_path / "out")
-    monkeypatch.setattr("tic_clip.splits.write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("tic_clip.data.pairs.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make(1)
     assert tree(tmp_path / "out") != before
@@ -736,7 +737,7 @@ def test_a_table_in_the_output_folder_is_not_replaced(table, tmp_path):
 def test_two_at_once(table, tmp_path):
     out = tmp_path / "out"
     assert yfcc(table, out).returncode == 0
-    with alone(out):
+    with lock_folder(out):
         assert "already there" in yfcc(table, out).stdout
         message = f"another process is writing {out}; wait for it or end it"
         assert said(yfcc(table, out, "--seed", 1, "--overwrite")) == message
@@ -751,7 +752,7 @@ def test_lists_that_another_process_finishes_meanwhile_are_not_made_again(table,
         assert yfcc(table, folder).returncode == 0
         yield
 
-    monkeypatch.setattr("tic_clip.splits.alone", late)
+    monkeypatch.setattr("tic_clip.data.pairs.alone", late)
     inputs = find_yfcc15m(str(table))
     assert create_splits(read_yfcc15m(inputs), inputs, str(out), settings, yfcc_caption).reused
 
@@ -764,7 +765,7 @@ def test_flags_that_are_wrong(table, tmp_path):
 
 def test_counts_that_do_not_add_up(tmp_path, monkeypatch):
     """A loss of rows is never silent."""
-    monkeypatch.setattr("tic_clip.splits.make_lines", lambda caption, samples: ({}, 0))
+    monkeypatch.setattr("tic_clip.data.pairs.make_lines", lambda caption, samples: ({}, 0))
     settings = Settings(benchmark="redcaps", dataset="redcaps")
     rows = [Row("a", "a.jpg", ("a",), 1_546_300_800, "here"), BadRow("unusable key", "there")]
     with pytest.raises(TicError, match="2 rows read, but 0 kept and 1 dropped"):

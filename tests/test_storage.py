@@ -14,23 +14,23 @@ from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE, Memory, serving
 from cloudpathlib import AzureBlobClient, GSClient, S3Client
 
 from tic_clip import TicError, clouds
-from tic_clip.clouds import Missing, Unreachable
+from tic_clip.clouds import NotFoundError, StorageError
 from tic_clip.storage import (
     atomic_open,
+    download,
     exists,
-    fetch,
     is_dir,
     is_remote,
     list_files,
     list_folders,
     local_copy,
     open_random,
-    push,
     read_bytes,
     read_json,
     remove,
     size,
     to_path,
+    upload,
     write_json,
     write_text,
 )
@@ -231,7 +231,7 @@ def test_what_is_not_there(where, tmp_path, request):
         assert not exists(f"{folder}/{name}")
         assert not is_dir(f"{folder}/{name}")
         for call in (list_files, list_folders):
-            with pytest.raises(Missing, match=f"{folder}/{name} is missing or no folder"):
+            with pytest.raises(NotFoundError, match=f"{folder}/{name} is missing or no folder"):
                 call(f"{folder}/{name}")
         for call in (read_bytes, size, lambda path: open_random(path).__enter__()):
             with pytest.raises(FileNotFoundError, match=f"^{folder}/{name} is missing$"):
@@ -242,8 +242,8 @@ def test_what_is_not_there(where, tmp_path, request):
 
 
 def test_missing_survives_the_way_between_processes():
-    assert str(pickle.loads(pickle.dumps(Missing("x is missing")))) == "x is missing"
-    assert str(pickle.loads(pickle.dumps(Unreachable("no")))) == "no"
+    assert str(pickle.loads(pickle.dumps(NotFoundError("x is missing")))) == "x is missing"
+    assert str(pickle.loads(pickle.dumps(StorageError("no")))) == "no"
 
 
 def test_a_listing_of_many_pages(s3_faulty, s3, monkeypatch):
@@ -282,7 +282,7 @@ def test_requests_are_tried_again(s3_faulty, s3, name, fault, tmp_path, monkeypa
     assert s3_faulty.count(method, text) - before == (3 if (method, fault) != ("PUT", TRUNCATE) else 1)
     s3_faulty.fail(method, text, fault, FOREVER)
     if (method, fault) != ("PUT", TRUNCATE):  # an answer without a body has nothing to lose
-        with pytest.raises(Unreachable) as error:
+        with pytest.raises(StorageError) as error:
             call(url)
         assert re.fullmatch(f"{s3}/folder(/x.json)? could not be reached, tried 3 times: .+", str(error.value))
         assert before + 6 == s3_faulty.count(method, text)
@@ -307,7 +307,7 @@ def test_no_such_bucket(s3):
 def test_no_server(s3, short, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(S3Client, "_default_client", None)
-    with pytest.raises(Unreachable, match=f"^{s3}/x could not be reached, tried 3 times: Could not connect"):
+    with pytest.raises(StorageError, match=f"^{s3}/x could not be reached, tried 3 times: Could not connect"):
         read_json(f"{s3}/x")
 
 
@@ -359,21 +359,21 @@ def test_a_download_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
     monkeypatch.setattr(clouds, "ATTEMPTS", 4)
     for fault in (503, TRUNCATE, CLOSE):
         s3_faulty.fail("GET", "x.tar", fault)
-    fetch(f"{s3}/x.tar", tmp_path / "new/x.tar")
+    download(f"{s3}/x.tar", tmp_path / "new/x.tar")
     assert (tmp_path / "new/x.tar").read_bytes() == data
     assert files_below(tmp_path) == ["new", "new/x.tar"]
     assert s3_faulty.count("GET") == 4 + 3  # one good request a part, and the three that failed
     s3_faulty.fail("GET", "x.tar", TRUNCATE, FOREVER)
-    with pytest.raises(Unreachable, match=f"^{s3}/x.tar could not be reached, tried 4 times: .*IncompleteRead"):
-        fetch(f"{s3}/x.tar", tmp_path / "y.tar")
+    with pytest.raises(StorageError, match=f"^{s3}/x.tar could not be reached, tried 4 times: .*IncompleteRead"):
+        download(f"{s3}/x.tar", tmp_path / "y.tar")
     assert files_below(tmp_path) == ["new", "new/x.tar"]
 
 
 def test_too_few_bytes_are_no_answer(s3, tmp_path, monkeypatch, short):
     write_text(f"{s3}/x", "0123456789")
     monkeypatch.setattr(clouds._S3, "read", lambda *args: b"0123")
-    with pytest.raises(Unreachable, match=f"^{s3}/x could not be reached, tried 3 times: 4 of 10 bytes came$"):
-        fetch(f"{s3}/x", tmp_path / "x")
+    with pytest.raises(StorageError, match=f"^{s3}/x could not be reached, tried 3 times: 4 of 10 bytes came$"):
+        download(f"{s3}/x", tmp_path / "x")
     assert files_below(tmp_path) == []
 
 
@@ -385,7 +385,7 @@ def test_a_copy_is_fetched_once(s3_faulty, s3, tmp_path):
     assert [copy.read_text() for copy in copies] == ["a", "b", "a", "b"]
     assert {copy.name for copy in copies} == {"0.tar"}
     assert s3_faulty.count("GET") == 2
-    with pytest.raises(Missing, match=f"^{s3}/c/0.tar is missing$"):
+    with pytest.raises(NotFoundError, match=f"^{s3}/c/0.tar is missing$"):
         local_copy(f"{s3}/c/0.tar", tmp_path / "copies")
 
 
@@ -397,16 +397,16 @@ def test_an_upload_in_parts(s3_faulty, s3, tmp_path, monkeypatch):
     s3_faulty.fail("PUT", "partNumber=2", 503)
     s3_faulty.fail("PUT", "partNumber=3", CLOSE)
     s3_faulty.fail("POST", "uploads", 500)
-    push(tmp_path / "x", f"{s3}/x")
+    upload(tmp_path / "x", f"{s3}/x")
     assert read_bytes(f"{s3}/x") == data
     assert s3_faulty.count("PUT") == 3 + 2
     s3_faulty.fail("PUT", "partNumber=3", 503, FOREVER)
-    with pytest.raises(Unreachable, match=f"^{s3}/y could not be reached"):
-        push(tmp_path / "x", f"{s3}/y")
+    with pytest.raises(StorageError, match=f"^{s3}/y could not be reached"):
+        upload(tmp_path / "x", f"{s3}/y")
     assert list_files(s3) == [(f"{s3}/x", len(data))]
     assert s3_faulty.count("DELETE", "uploadId") == 1  # what was there of it is given up
     with pytest.raises(FileNotFoundError, match="nothing"):
-        push(tmp_path / "nothing", f"{s3}/z")
+        upload(tmp_path / "nothing", f"{s3}/z")
 
 
 def test_an_object_that_changes_while_it_is_read(s3, tmp_path, monkeypatch):
@@ -458,7 +458,7 @@ def test_only_what_is_near_is_fetched(s3_faulty, s3, monkeypatch):
 def test_nothing_stays_in_a_cache(s3, tmp_path):
     write_text(f"{s3}/x", "text")
     read_bytes(f"{s3}/x")
-    fetch(f"{s3}/x", tmp_path / "x")
+    download(f"{s3}/x", tmp_path / "x")
     assert files_below(to_path(s3).client._local_cache_dir) == []
 
 
@@ -476,10 +476,10 @@ def test_googles_and_azures_packages(memory, tmp_path):
         file.write(data)
     assert read_bytes(f"{url}/x") == data
     check_random(f"{url}/x", data)
-    fetch(f"{url}/x", tmp_path / "x")
+    download(f"{url}/x", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == data
     for call in (read_bytes, size, list_files):
-        with pytest.raises(Missing, match=f"^{url}/nothing is missing"):
+        with pytest.raises(NotFoundError, match=f"^{url}/nothing is missing"):
             call(f"{url}/nothing")
     for _ in range(2):
         remove(f"{url}/x")
@@ -510,7 +510,7 @@ def test_google_and_azure_are_tried_again(memory, fault):
     if fault in (TRUNCATE, HANG):
         return  # Azure's package makes pauses of its own
     store.fail("GET", "x.json", fault, FOREVER)
-    with pytest.raises(Unreachable, match=f"^{url}/x.json could not be reached, tried 3 times: .") as error:
+    with pytest.raises(StorageError, match=f"^{url}/x.json could not be reached, tried 3 times: .") as error:
         read_json(f"{url}/x.json")
     assert "\n" not in str(error.value)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from tic_clip import TicError, tarshard
-from tic_clip.storage import to_path
-from tic_clip.tarshard import (
+from tic_clip import TicError
+from tic_clip.data import tar
+from tic_clip.data.tar import (
     END,
     HEADER,
     Sample,
@@ -24,6 +24,7 @@ from tic_clip.tarshard import (
     split_name,
     write_shard,
 )
+from tic_clip.storage import to_path
 
 CONTENT = [
     ("0-0", {"png": b"p" * 700, "json": b'{"a": 1}', "txt": b""}),
@@ -357,7 +358,7 @@ def test_failed_write_leaves_the_old_shard(tmp_path, monkeypatch):
 
 def test_read_is_a_byte_range():
     assert Sample("0", {"png": (2, 3)}).read(b"0123456789", "png") == b"234"
-    assert [tarshard.padded(size) for size in (0, 1, 512, 513)] == [0, 512, 512, 1024]
+    assert [tar.padded(size) for size in (0, 1, 512, 513)] == [0, 512, 512, 1024]
 
 
 def test_shard_in_the_cloud(tmp_path, s3):

@@ -14,9 +14,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from test_tarshard import pax, raw
 
 from tic_clip import TicError
-from tic_clip.reshard import index
-from tic_clip.tarshard import BLOCK, END, members, open_shard, read_table
-from tic_clip.uids import parse_uids, save_uids
+from tic_clip.data.reshard import index
+from tic_clip.data.tar import BLOCK, END, members, open_shard, read_table
+from tic_clip.data.uids import parse_uids, save_uids
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # not into the working tree
 

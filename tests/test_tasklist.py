@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from tic_clip import TicError
-from tic_clip.evalsets import GROUPS, tasklist
+from tic_clip.benchmarks import MONTHS
+from tic_clip.data.evalsets import GROUPS, tasklist
 from tic_clip.tasks import read_tasklist
-from tic_clip.timeline import MONTHS
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = {

@@ -3,8 +3,8 @@
 import pytest
 
 from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
 from tic_clip.tasks import Task, read_tasklist, static_task, task_of, tasks_of
-from tic_clip.timeline import get_benchmark
 
 
 def test_keys_names_and_folders():

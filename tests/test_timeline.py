@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tic_clip import TicError
-from tic_clip.timeline import BENCHMARKS, MONTHS, Benchmark, Step, get_benchmark
+from tic_clip.benchmarks import BENCHMARKS, MONTHS, Benchmark, Step, get_benchmark
 
 
 def names(benchmark):
@@ -77,6 +77,6 @@ def test_a_step_name_is_used_once():
 
 
 def test_as_a_program_it_prints_the_steps():
-    done = subprocess.run([sys.executable, "-m", "tic_clip.timeline", "emoji"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tic_clip.benchmarks", "emoji"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split("\n") == [*names("emoji"), ""]

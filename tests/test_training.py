@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data.tar import write_shard
 from tic_clip.macs import macs_per_sample
 from tic_clip.models import models_of
 from tic_clip.patching import CANDIDATES
 from tic_clip.plans import Request, make_plan
 from tic_clip.storage import read_json, write_json
-from tic_clip.tarshard import write_shard
-from tic_clip.timeline import get_benchmark
 from tic_clip.training import open_clip_arguments, run_step
 
 ROOT = Path(__file__).parent.parent

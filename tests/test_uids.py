@@ -4,23 +4,23 @@ import random
 import numpy as np
 import pytest
 
-import tic_clip.uids
+import tic_clip.data.uids
 from tic_clip import TicError
-from tic_clip.uids import (
-    CLASSES,
+from tic_clip.data.uids import (
+    CLASS_ROW,
     UID,
     check_size,
-    distinct,
-    find,
+    find_uids,
     fingerprint,
     format_uid,
-    is_member,
     is_uid,
+    isin_sorted,
     make_uid,
     open_uids,
     parse_uids,
     save_uids,
     sorted_blocks,
+    unique_uids,
     write_blocks,
 )
 
@@ -85,9 +85,9 @@ def test_file_is_mapped_read_only(tmp_path, count):
 
 
 def test_class_table(tmp_path):
-    rows = np.array([(2, 0, 7), (1, 9, 999), (1, 3, 0)], dtype=CLASSES)
+    rows = np.array([(2, 0, 7), (1, 9, 999), (1, 3, 0)], dtype=CLASS_ROW)
     save_uids(tmp_path / "x.npy", rows)
-    assert open_uids(tmp_path / "x.npy", CLASSES).tolist() == [(1, 3, 0), (1, 9, 999), (2, 0, 7)]
+    assert open_uids(tmp_path / "x.npy", CLASS_ROW).tolist() == [(1, 3, 0), (1, 9, 999), (2, 0, 7)]
     with pytest.raises(TicError, match=r"x.npy has dtype"):
         open_uids(tmp_path / "x.npy")
 
@@ -157,13 +157,13 @@ def test_unsorted_file(tmp_path, rows):
 def test_find_by_hand():
     subset = of((1, 5), (1, 7), (1, 7), (1, 7), (2, 0), (2**64 - 1, 2**64 - 1))
     uids = of((1, 7), (2**64 - 1, 2**64 - 1), (1, 6), (0, 0), (2, 0), (1, 5), (1, 7), (2, 1))
-    first, repeats = find(subset, uids)
+    first, repeats = find_uids(subset, uids)
     assert repeats.tolist() == [3, 1, 0, 0, 1, 1, 3, 0]
     assert first[repeats > 0].tolist() == [1, 5, 4, 0, 1]
 
 
 @pytest.mark.parametrize("words", [[7], [0, 1, 2**63, 2**64 - 1], range(40), range(10**6)])
-@pytest.mark.parametrize("dtype", [UID, CLASSES])
+@pytest.mark.parametrize("dtype", [UID, CLASS_ROW])
 def test_find_against_counting(tmp_path, words, dtype):
     rng = random.Random(0)
     rows = random_uids(rng, 300, words).astype(UID)
@@ -173,7 +173,7 @@ def test_find_against_counting(tmp_path, words, dtype):
     subset = open_uids(tmp_path / "x.npy", dtype)
     uids = np.concatenate([random_uids(rng, 200, words), rows[:50]])
     listed = [tuple(row)[:2] for row in subset.tolist()]
-    first, repeats = find(subset, uids)
+    first, repeats = find_uids(subset, uids)
     assert repeats.tolist() == [listed.count(uid) for uid in uids.tolist()]
     assert repeats.any()
     assert [listed[i] for i in first[repeats > 0]] == uids[repeats > 0].tolist()
@@ -182,7 +182,7 @@ def test_find_against_counting(tmp_path, words, dtype):
 
 def test_find_in_nothing_and_of_nothing():
     for subset, uids in ((of(), of((1, 2))), (of((1, 2)), of()), (of(), of())):
-        first, repeats = find(subset, uids)
+        first, repeats = find_uids(subset, uids)
         assert len(first) == len(repeats) == len(uids)
         assert not repeats.any()
 
@@ -199,7 +199,7 @@ def test_blocks_written_one_by_one_are_the_file_of_all(tmp_path, sizes):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 def test_blocks_read_one_by_one_are_the_file(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(tic_clip.uids, "BLOCK", block)
+    monkeypatch.setattr(tic_clip.data.uids, "BLOCK", block)
     rows = np.sort(random_uids(random.Random(4), 20, [1, 2, 3]))
     save_uids(tmp_path / "x.npy", rows)
     parts = list(sorted_blocks(tmp_path / "x.npy"))
@@ -210,7 +210,7 @@ def test_blocks_read_one_by_one_are_the_file(tmp_path, monkeypatch, block):
 @pytest.mark.parametrize("rows", [[(2, 0), (1, 0)], [(1, 2), (1, 1)], [(1, 1), (1, 2), (1, 3), (1, 2)]])
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_blocks_of_an_unsorted_file(tmp_path, monkeypatch, rows, block):
-    monkeypatch.setattr(tic_clip.uids, "BLOCK", block)
+    monkeypatch.setattr(tic_clip.data.uids, "BLOCK", block)
     np.save(tmp_path / "x.npy", of(*rows))
     with pytest.raises(TicError, match=r"x.npy is not sorted"):
         list(sorted_blocks(tmp_path / "x.npy"))
@@ -221,15 +221,15 @@ def test_membership_is_that_of_sets(seed):
     rng = random.Random(seed)
     words = [0, 1, 2, 2**63, 2**64 - 1]
     block = np.sort(random_uids(rng, rng.randrange(40), words))
-    chosen = distinct(random_uids(rng, rng.randrange(10), words))
+    chosen = unique_uids(random_uids(rng, rng.randrange(10), words))
     wanted = [row in set(chosen.tolist()) for row in block.tolist()]
-    assert is_member(block, chosen).tolist() == wanted
+    assert isin_sorted(block, chosen).tolist() == wanted
 
 
 def test_distinct():
     for count in (0, 1, 2, 30):
         rows = random_uids(random.Random(count), count, [0, 5, 2**64 - 1])
-        assert distinct(rows).tolist() == sorted(set(rows.tolist()))
+        assert unique_uids(rows).tolist() == sorted(set(rows.tolist()))
 
 
 def test_check_size(tmp_path):

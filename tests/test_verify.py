@@ -1,4 +1,4 @@
-"""``tic_clip.verify``, the stats, and the scripts verify.py, generate_stats.py and add_sizes.py."""
+"""``tic_clip.data.verify``, the stats, and the scripts verify.py, generate_stats.py and add_sizes.py."""
 
 import json
 import os
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import picture, write_tar
 
-from tic_clip import TicError, uids
-from tic_clip.reshard import reshard
-from tic_clip.shards import MAKERS, add_sizes, generate_stats, read_sizes, split_sizes, without_sizes
-from tic_clip.storage import list_files, push, read_bytes, read_json, write_json, write_text
-from tic_clip.verify import KEY, LINES, STRANGE, TORN, TWICE, Verified, compare, verify
+from tic_clip import TicError
+from tic_clip.data import uids
+from tic_clip.data.reshard import reshard
+from tic_clip.data.split import HOW_TO_MAKE, add_sizes, generate_stats, missing_sizes_message, read_sizes, split_sizes
+from tic_clip.data.verify import KEY, LINES, STRANGE, TORN, TWICE, VerifyReport, compare, verify
+from tic_clip.storage import list_files, read_bytes, read_json, upload, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 UIDS = [f"{i:02x}" + "0" * 29 + f"{i:x}" for i in range(8)]
@@ -60,25 +61,25 @@ def faults_of(split, subset=None, **options):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_whole_split(split, tmp_path, num_workers):
-    subset, seen = write_subset(tmp_path, UIDS[:5]), Verified()
+    subset, seen = write_subset(tmp_path, UIDS[:5]), VerifyReport()
     assert faults_of(split, subset, num_workers=num_workers, seen=seen) == []
-    assert seen == Verified(shards=2, samples=5, wanted=5, there=5)
+    assert seen == VerifyReport(shards=2, samples=5, wanted=5, there=5)
     assert seen.coverage == 100
     os.unlink(f"{split}/meta.json")  # data from elsewhere
     assert faults_of(f"{split}/") == []
 
 
 def test_coverage(split, tmp_path):
-    seen = Verified()
+    seen = VerifyReport()
     assert faults_of(split, write_subset(tmp_path, UIDS[:7]), seen=seen) == []
     assert (seen.there, seen.wanted, seen.coverage) == (5, 7, 71.42)
-    nearly = Verified(wanted=10**8, there=10**8 - 1)
+    nearly = VerifyReport(wanted=10**8, there=10**8 - 1)
     assert nearly.coverage == 99.99  # 100 means all of them
-    assert Verified(wanted=0).coverage == 100
+    assert VerifyReport(wanted=0).coverage == 100
 
 
 def test_samples_that_are_not_in_the_subset(split, tmp_path):
-    seen = Verified()
+    seen = VerifyReport()
     assert faults_of(split, write_subset(tmp_path, [*UIDS[1:4], UIDS[7]]), seen=seen) == [
         f"00000000.tar: {UIDS[0]}-0 is not in the subset",
         f"00000001.tar: {UIDS[4]}-0 is not in the subset",
@@ -88,7 +89,7 @@ def test_samples_that_are_not_in_the_subset(split, tmp_path):
 
 def test_repeats(tmp_path):
     content = [sample(UIDS[0], 0), sample(UIDS[0], 1), sample(UIDS[1], 0), sample(UIDS[2], 1), sample(UIDS[3], 1)]
-    split, seen = make_split(tmp_path / "split", [content]), Verified()
+    split, seen = make_split(tmp_path / "split", [content]), VerifyReport()
     subset = write_subset(tmp_path, [UIDS[0]] * 2 + [UIDS[1]] * 3 + [UIDS[2]] * 2 + [UIDS[3]] + [UIDS[4]] * 2)
     assert faults_of(split, subset, seen=seen) == [
         f"00000000.tar: {UIDS[1]}-0 is there, but other copies of it are missing",
@@ -109,7 +110,7 @@ def test_keys_that_come_twice(tmp_path):
 
 
 def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("tic_clip.verify.LINES", 2)
+    monkeypatch.setattr("tic_clip.data.verify.LINES", 2)
     split = make_split(tmp_path / "split", [[sample(uid) for uid in UIDS], [sample(uid) for uid in UIDS]])
     assert faults_of(split, write_subset(tmp_path, UIDS[:1])) == [
         f"00000001.tar: {UIDS[0]}-0 is in the split already",
@@ -197,7 +198,7 @@ def test_tables_that_say_something_else(split):
     assert [fault for fault in faults if "meta.json is not valid JSON" in fault]
     assert [fault for fault in faults if "00000000_stats.json is not valid JSON" in fault]
     os.unlink(f"{split}/sizes.json")
-    assert without_sizes(split) in faults_of(split)
+    assert missing_sizes_message(split) in faults_of(split)
 
 
 def make_parts(folder, parts=3):
@@ -209,10 +210,10 @@ def make_parts(folder, parts=3):
 
 
 def test_a_split_in_parts(tmp_path):
-    split, seen = make_parts(tmp_path / "split"), Verified()
+    split, seen = make_parts(tmp_path / "split"), VerifyReport()
     subset = write_subset(tmp_path, UIDS[:5])
     assert faults_of(split, subset, seen=seen, num_workers=2) == []
-    assert seen == Verified(shards=3, samples=4, wanted=5, there=4)
+    assert seen == VerifyReport(shards=3, samples=4, wanted=5, there=4)
     make_split(f"{split}/00001", [[sample(UIDS[3]), sample(UIDS[0])]], {"part": 1, "parts": 3})
     assert faults_of(split, subset) == [f"00001/00000000.tar: {UIDS[0]}-0 is in the split already"]
     write_json(f"{split}/00002/sizes.json", {"00000000.tar": 1})
@@ -238,9 +239,9 @@ def test_in_the_cloud(tmp_path, s3):
     folder = make_parts(tmp_path / "split")
     Path(folder, "00000/00000001.tar").write_bytes(b"x" * 600)
     for path, _ in list_files(folder, "*/*"):
-        push(Path(path), path.replace(folder, f"{s3}/split"))
-    push(Path(write_subset(tmp_path, UIDS[:5])), f"{s3}/subset.npy")
-    seen = Verified()
+        upload(Path(path), path.replace(folder, f"{s3}/split"))
+    upload(Path(write_subset(tmp_path, UIDS[:5])), f"{s3}/subset.npy")
+    seen = VerifyReport()
     assert faults_of(f"{s3}/split/", f"{s3}/subset.npy", seen=seen, num_workers=2) == [
         f"{s3}/split/00000/00000001.tar: damaged header at byte 0"
     ]
@@ -335,7 +336,7 @@ def test_stats_that_are_none(split, stats):
 
 def test_stats_in_the_cloud(split, s3):
     for path, _ in list_files(split, "*.tar"):
-        push(Path(path), path.replace(split, f"{s3}/split"))
+        upload(Path(path), path.replace(split, f"{s3}/split"))
     assert generate_stats(f"{s3}/split/", 2) == (2, 2)
     assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split": 5}
     assert generate_stats(f"{s3}/split") == (2, 0)
@@ -381,7 +382,7 @@ def test_script_of_a_split_with_faults(split):
 def test_scripts_of_what_is_not_there(name, tmp_path):
     done = script(name, *(["--url"] if name != "verify" else []), tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder: {MAKERS}\n"
+    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder: {HOW_TO_MAKE}\n"
 
 
 @pytest.fixture

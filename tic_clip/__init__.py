@@ -17,7 +17,7 @@ class TicError(ValueError):
     """A mistake that the user can mend; scripts print its message as one line and exit with status 1."""
 
 
-def pick(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
+def lookup(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
     """The row of ``table`` called ``name``.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.clouds import Missing
+from tic_clip.clouds import NotFoundError
 from tic_clip.plans import run_name
 from tic_clip.results import LOG
 
@@ -210,7 +210,7 @@ def remote_checkpoints(plan: dict[str, Any]) -> list[str]:
     """The names of the checkpoints in a step's remote copy."""
     try:
         there = storage.list_files(remote_name(plan, "checkpoints"), "*.pt")
-    except Missing:
+    except NotFoundError:
         return []
     return [name for path, _ in there if NAME.fullmatch(name := path.rsplit("/", 1)[-1])]
 
@@ -232,7 +232,7 @@ def tolerated(plan: dict[str, Any]) -> Iterator[None]:
 def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
     """Copy files of a step's folder to where its remote copy is, if it has one."""
     for name in names if plan["keep"]["remote"] else ():
-        storage.push(folder / name, remote_name(plan, name))
+        storage.upload(folder / name, remote_name(plan, name))
 
 
 def push_done(folder: Path, plan: dict[str, Any], checkpoint: str) -> None:
@@ -254,13 +254,13 @@ def fetch(folder: Path, plan: dict[str, Any]) -> bool:
         return False
     try:
         there = storage.list_files(remote_name(plan, "").rstrip("/"), "**/*")
-    except Missing:
+    except NotFoundError:
         return False
     names = [path.removeprefix(remote_name(plan, "")) for path, _ in there]
     own = [name for name in names if NAME.fullmatch(Path(name).name)]
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for name in sorted(own, key=lambda name: iteration_of(Path(name).name, plan), reverse=True):
-        storage.fetch(remote_name(plan, name), folder / name)
+        storage.download(remote_name(plan, name), folder / name)
         if fault := damage(folder / name):
             logging.warning("%s is damaged (%s) and left out", remote_name(plan, name), fault)
             storage.remove(folder / name)
@@ -268,7 +268,7 @@ def fetch(folder: Path, plan: dict[str, Any]) -> bool:
         break
     rest = [name for name in names if name not in own and name not in LAST]
     for name in [*rest, *(name for name in LAST if name in names)]:
-        storage.fetch(remote_name(plan, name), folder / name)
+        storage.download(remote_name(plan, name), folder / name)
     return bool(names)
 
 
@@ -298,7 +298,7 @@ def check_cutoff(record: dict[str, Any] | None, path: str, plan: dict[str, Any])
     Raises:
         TicError: it has.
     """
-    from tic_clip.timeline import cutoff
+    from tic_clip.benchmarks import cutoff
 
     found = (record or {}).get("cutoff") or cutoff(Path(path).stem)
     if found and found > plan["cutoff"]:

@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(f"error: {message} (--help shows the flags)")
 
 
-def run(main: Callable[[], int | None], then: str = "goes on from here") -> None:
+def run_main(main: Callable[[], int | None], then: str = "goes on from here") -> None:
     """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C.
 
     ``then``: what the same command does after a Ctrl-C.
@@ -62,7 +62,7 @@ def run(main: Callable[[], int | None], then: str = "goes on from here") -> None
         sys.exit(f"error: {error}")
     except OSError as error:
         _end_bars()
-        sys.exit(f"error: {said(error)}")
+        sys.exit(f"error: {format_os_error(error)}")
     except KeyboardInterrupt:
         _end_bars()
         if _is_first():
@@ -71,7 +71,7 @@ def run(main: Callable[[], int | None], then: str = "goes on from here") -> None
         os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
 
 
-def said(error: OSError) -> str:
+def format_os_error(error: OSError) -> str:
     """The file and what is wrong with it; of a renaming, the new name."""
     path = error.filename2 or error.filename
     return f"{path}: {WORDS.get(error.errno, error.strerror)}" if path and error.strerror else str(error)

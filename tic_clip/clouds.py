@@ -40,11 +40,11 @@ Listing = list[tuple[str, int]]
 """(key, size in bytes) of objects; a folder's key ends in "/"."""
 
 
-class Unreachable(OSError):
+class StorageError(OSError):
     """A store that could not be reached although it was tried several times; later it may be."""
 
 
-class Missing(FileNotFoundError, TicError):
+class NotFoundError(FileNotFoundError, TicError):
     """A file or object that is not there."""
 
 
@@ -94,7 +94,7 @@ class Object:
         """
         from urllib3.exceptions import HTTPError  # below every cloud's package, and now and then not wrapped by it
 
-        passing = (*self.transient, HTTPError, Unreachable, ConnectionError, TimeoutError)
+        passing = (*self.transient, HTTPError, StorageError, ConnectionError, TimeoutError)
         for attempt in range(ATTEMPTS):
             if attempt:
                 pause = min(BACKOFF * 2 ** (attempt - 1), LONGEST_PAUSE)
@@ -106,7 +106,7 @@ class Object:
                 if lasting:
                     raise lasting from error
                 last = error
-        raise Unreachable(f"{self.url} could not be reached, tried {ATTEMPTS} times: {_one_line(last)}") from last
+        raise StorageError(f"{self.url} could not be reached, tried {ATTEMPTS} times: {_one_line(last)}") from last
 
     def _lasting(self, error: Exception, passing: bool) -> TicError | None:
         """What to tell the user of an error that trying again can't mend, or None."""
@@ -116,7 +116,7 @@ class Object:
         if status in (408, 409, 429) or status >= 500 or "RequestTimeout" in text:
             return None
         if status == 404 and not re.search("NoSuchBucket|ContainerNotFound|bucket does not exist", text):
-            return Missing(f"{self.url} is missing")
+            return NotFoundError(f"{self.url} is missing")
         what = {401: "no access", 403: "no access", 404: "no such bucket", 412: "changed while it was read"}
         return TicError(f"{self.url}: {what.get(status, 'failed')} ({text})")
 
@@ -124,7 +124,7 @@ class Object:
         """``read``, but too few bytes are an error that may pass."""
         data = self.read(start, stop, tag)
         if len(data) != stop - start:
-            raise Unreachable(f"{len(data)} of {stop - start} bytes came")
+            raise StorageError(f"{len(data)} of {stop - start} bytes came")
         return data
 
     def entries(self, deep: bool) -> Iterator[tuple[str, int]]:
@@ -133,7 +133,7 @@ class Object:
         while empty or token:
             entries, token = self.retry(self.page, deep, token, PAGE)
             if empty and not entries and not token and self.key:
-                raise Missing(f"{self.url} is missing or no folder")
+                raise NotFoundError(f"{self.url} is missing or no folder")
             yield from ((key[len(self.prefix) :], size) for key, size in entries)
             empty = False
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cli import said
+from tic_clip.cli import format_os_error
 from tic_clip.scales import SCALES
-from tic_clip.storage import Missing, exists, is_remote, list_files, read_bytes, to_path, write_json
+from tic_clip.storage import NotFoundError, exists, is_remote, list_files, read_bytes, to_path, write_json
 
 
 def shell(call: Callable) -> Callable:
@@ -33,7 +33,7 @@ def shell(call: Callable) -> Callable:
             return call(*arguments, **options)
         except (TicError, OSError) as error:
             logging.disable()  # torch has more to say at the end, now that OpenCLIP has turned on all loggers
-            sys.exit(f"error: {said(error) if isinstance(error, OSError) else error}")
+            sys.exit(f"error: {format_os_error(error) if isinstance(error, OSError) else error}")
 
     return run
 
@@ -148,8 +148,8 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     Raises:
         TicError: a folder has no table of sizes, or a weight is missing or none.
     """
+    from tic_clip.data.split import split_sizes
     from tic_clip.sampling import apportion
-    from tic_clip.shards import split_sizes
 
     folders = [str(to_path(folder)) for folder in _urls(args.data_dir)]
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
@@ -220,7 +220,7 @@ def load_info(path: Path) -> dict[str, Any]:
         info = _Plain(io.BytesIO(read_bytes(path))).load()
         info = {name: vars(value)["_str"] if isinstance(value, _Url) else value for name, value in info.items()}
         named = "model" in info["scale_config"] and "checkpoint" in info
-    except Missing:
+    except NotFoundError:
         raise TicError(f"{path} is missing: train.py writes it at its end") from None
     except (TicError, pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise TicError(f"{path} is not what train.py writes: {error}") from None
@@ -342,9 +342,9 @@ def _classes(path: str) -> str:
     Raises:
         SystemExit: it is missing, or is no sorted table of classes.
     """
-    from tic_clip.uids import CLASSES, fingerprint
+    from tic_clip.data.uids import CLASS_ROW, fingerprint
 
-    fingerprint(path, CLASSES)
+    fingerprint(path, CLASS_ROW)
     return path
 
 
@@ -352,12 +352,12 @@ def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     """What gives a sample of a UID its class: ``{"cls": class id}``, or {} where none is listed."""
     if path is None:
         return lambda uid: {}
-    from tic_clip.uids import CLASSES, find, open_uids
+    from tic_clip.data.uids import CLASS_ROW, find_uids, open_uids
 
-    table = open_uids(path, CLASSES)
+    table = open_uids(path, CLASS_ROW)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:
-        first, found = find(table, np.atleast_1d(uid))
+        first, found = find_uids(table, np.atleast_1d(uid))
         return {"cls": b"%d" % table["class_id"][first[0]]} if found[0] else {}
 
     return look_up

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.clouds import Missing
-from tic_clip.shards import LINKS, SIZES, SUBSET, Empty, known_sizes, list_tars
+from tic_clip.clouds import NotFoundError
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
+from tic_clip.data.tar import IMAGES, Sample, open_shard, samples
+from tic_clip.data.uids import UID
 from tic_clip.storage import exists, is_dir, list_files, list_folders, open_random, read_bytes
-from tic_clip.tarshard import IMAGES, Sample, open_shard, samples
-from tic_clip.uids import UID
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 BAD_IMAGE = "bad image"
@@ -233,15 +233,16 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
     Raises:
         TicError: there are none, or not as many as ``nshards.txt`` says.
     """
-    if list_files(folder, f"{LINKS}/*.tar") and not any(list_files(folder, f"{at}*.tar") for at in ("", "[0-9]*/")):
-        folder = f"{folder}/{LINKS}"
+    own = any(list_files(folder, f"{at}*.tar") for at in ("", "[0-9]*/"))
+    if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not own:
+        folder = f"{folder}/{CLIP_BENCHMARK_DIR}"
         found, there = len(list_tars(folder)), exists(f"{folder}/nshards.txt")
         wanted = read_bytes(f"{folder}/nshards.txt").decode().strip() if there else str(found)
         if str(found) != wanted:
             raise TicError(f"{folder} has {found} shards, its nshards.txt says {wanted}")
     try:
-        return known_sizes(folder)
-    except Empty:
+        return sizes_if_known(folder)
+    except EmptySplitError:
         return {}
 
 
@@ -277,7 +278,7 @@ def read_classes(folder: str) -> Classes:
 
 def imagenet_classes() -> Classes:
     """ImageNet's class names and prompt templates, as OpenCLIP has them."""
-    from tic_clip.wds import imagenet_texts
+    from tic_clip.data.clip_benchmark import imagenet_texts
 
     texts = imagenet_texts()
     return Classes(names=tuple(texts[CLASSNAMES]), templates=tuple(texts[TEMPLATES]))
@@ -285,7 +286,7 @@ def imagenet_classes() -> Classes:
 
 def _names_of(folders: list[str]) -> list[str]:
     """The class names of folders of pictures."""
-    from tic_clip.evalsets import imagenet_synsets
+    from tic_clip.data.evalsets import imagenet_synsets
 
     names = dict(zip(imagenet_synsets(), imagenet_classes().names, strict=True))
     return [names.get(folder, folder.replace("_", " ")) for folder in folders]
@@ -308,7 +309,7 @@ def fingerprint(folder: str, kind: str) -> str:
         TicError: there are no data.
     """
     if not is_dir(folder):
-        raise Missing(f"{folder} is missing")
+        raise NotFoundError(f"{folder} is missing")
     digest = hashlib.sha256()
     tables = [path for name in (SIZES, SUBSET) if exists(path := f"{folder}/{name}")]
     for path in tables:

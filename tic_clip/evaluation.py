@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tic_clip import TicError, metrics, pick
+from tic_clip import TicError, lookup, metrics
 from tic_clip.cli import progress
-from tic_clip.clouds import Missing
+from tic_clip.clouds import NotFoundError
 from tic_clip.evaldata import Classes, EvalSet, fingerprint, imagenet_classes, read_set
 from tic_clip.models import Model, load_model
 from tic_clip.plans import pins
@@ -49,7 +49,7 @@ class Settings:
         for name, least in (("batch_size", 1), ("together", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise TicError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
-        pick(PRECISIONS, "precision", self.precision)
+        lookup(PRECISIONS, "precision", self.precision)
 
 
 def evaluate(
@@ -112,7 +112,7 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
     for task in tasks:
         try:
             found[task.key] = fingerprint(task.folder, task.kind)
-        except Missing:
+        except NotFoundError:
             raise TicError(f"no data for {task.key}: {without_data(task)}") from None
     return found
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from tic_clip.benchmarks import Benchmark
 from tic_clip.markup import MAX_NUMBERED, MISSING
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.summary import Summaries, periods_matrix
-from tic_clip.timeline import Benchmark
 
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """File types, and what is left out of them so that equal figures are equal bytes."""

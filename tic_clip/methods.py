@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from tic_clip import TicError, pick
+from tic_clip import TicError, lookup
 from tic_clip.patching import patch
 from tic_clip.sampling import apportion
 
@@ -106,4 +106,4 @@ METHODS = {
 
 def get_method(name: str) -> Method:
     """The method called ``name``; a ``TicError`` names those that exist."""
-    return pick(METHODS, "method", name)
+    return lookup(METHODS, "method", name)

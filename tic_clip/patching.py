@@ -107,8 +107,8 @@ def batches(entry: dict[str, Any], preprocess: Any, tokenizer: Any, size: int = 
     """(images, tokens) of a split's held-out samples; those that can't be decoded are left out."""
     import torch
 
+    from tic_clip.data.split import split_sizes
     from tic_clip.sampling import UNUSABLE, Slice, decode, heads, read_slice
-    from tic_clip.shards import split_sizes
 
     sizes = split_sizes(entry["split"])
     firsts = heads(sizes.values(), entry["size"] - entry["held_out"])

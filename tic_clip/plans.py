@@ -16,15 +16,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, pick
+from tic_clip import TicError, lookup
+from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.data.split import split_sizes
 from tic_clip.macs import check_architecture
 from tic_clip.methods import Method, get_method, new_only
 from tic_clip.patching import PATCHED, held_out
 from tic_clip.sampling import apportion
 from tic_clip.scales import Scale, get_policy, get_scale
-from tic_clip.shards import split_sizes
-from tic_clip.storage import Missing, is_remote, read_json, to_path
-from tic_clip.timeline import Benchmark, get_benchmark
+from tic_clip.storage import NotFoundError, is_remote, read_json, to_path
 
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("tic-clip", "torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
@@ -245,7 +245,7 @@ def _buffer(request: Request) -> float:
 
 
 def _split(request: Request, benchmark: Benchmark, name: str) -> str:
-    folder = pick(benchmark.filters, "filter", request.filter or next(iter(benchmark.filters)))
+    folder = lookup(benchmark.filters, "filter", request.filter or next(iter(benchmark.filters)))
     return f"{request.data_dir.rstrip('/')}/{benchmark.root}/{folder}/{name}"
 
 
@@ -257,7 +257,7 @@ def _sizes(request: Request, benchmark: Benchmark, i: int) -> dict[str, int]:
 def _size(request: Request, benchmark: Benchmark, split: str) -> int:
     try:
         return sum(split_sizes(split).values())
-    except Missing:
+    except NotFoundError:
         raise TicError(benchmark.without_data(split, request.data_dir)) from None
 
 

@@ -13,8 +13,8 @@ import os
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.benchmarks import Benchmark
 from tic_clip.storage import is_remote, to_path
-from tic_clip.timeline import Benchmark
 
 RESULTS = "eval_results.jsonl"
 LOG = "train.log.jsonl"

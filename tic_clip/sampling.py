@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.shards import split_sizes
+from tic_clip.data.split import split_sizes
+from tic_clip.data.tar import IMAGES, open_shard, samples
 from tic_clip.storage import read_json
-from tic_clip.tarshard import IMAGES, open_shard, samples
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tic_clip import pick
+from tic_clip import lookup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,9 @@ POLICIES = {
 
 def get_policy(name: str) -> Policy:
     """The policy called ``name``; a ``TicError`` names those that exist."""
-    return pick(POLICIES, "policy", name, plural="policies")
+    return lookup(POLICIES, "policy", name, plural="policies")
 
 
 def get_scale(name: str) -> Scale:
     """The scale called ``name``; a ``TicError`` names those that exist."""
-    return pick(SCALES, "scale", name)
+    return lookup(SCALES, "scale", name)

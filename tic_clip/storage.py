@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError
-from tic_clip.clouds import Listing, Missing, Window, locate
+from tic_clip.clouds import Listing, NotFoundError, Window, locate
 
 
 def is_remote(path: object) -> bool:
@@ -55,7 +55,7 @@ def exists(path: object) -> bool:
     if not is_remote(path):
         return Path(path).exists()
     found = locate(path)
-    with suppress(Missing):
+    with suppress(NotFoundError):
         return not found.key or found.retry(found.stat) is not None
     return is_dir(path)
 
@@ -81,7 +81,7 @@ def size(path: object) -> int:
     try:
         return Path(path).stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        raise Missing(f"{path} is missing") from None
+        raise NotFoundError(f"{path} is missing") from None
 
 
 def list_files(folder: object, pattern: str = "*") -> Listing:
@@ -117,7 +117,7 @@ def _scan(folder: Path) -> Iterator[os.DirEntry]:
         with os.scandir(folder) as entries:
             yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        raise Missing(f"{folder} is missing or no folder") from None
+        raise NotFoundError(f"{folder} is missing or no folder") from None
 
 
 def _walk(folder: Path, patterns: list[str]) -> Iterator[tuple[str, int]]:
@@ -172,7 +172,7 @@ def read_bytes(path: object) -> bytes:
     try:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise Missing(f"{path} is missing") from None
+        raise NotFoundError(f"{path} is missing") from None
 
 
 def read_json(path: object) -> Any:
@@ -189,7 +189,7 @@ def read_json(path: object) -> Any:
         raise TicError(f"{path} is not valid JSON: {error}") from None
 
 
-def read_object(path: object) -> dict[str, Any]:
+def read_json_object(path: object) -> dict[str, Any]:
     """The JSON object in ``path``.
 
     Raises:
@@ -201,7 +201,7 @@ def read_object(path: object) -> dict[str, Any]:
     return found
 
 
-def fetch(url: object, local: Path) -> None:
+def download(url: object, local: Path) -> None:
     """Make a local file of a cloud object: in parts, each tried again on its own, all of the same version.
 
     What is local is copied.
@@ -210,7 +210,7 @@ def fetch(url: object, local: Path) -> None:
         Missing: there is no such object.
     """
     if not is_remote(url):
-        push(Path(url), local)
+        upload(Path(url), local)
         return
     with atomic_open(local, sync=False) as file:
         locate(url).download(file)
@@ -223,7 +223,7 @@ def local_copy(path: object, folder: Path) -> Path:
     url = locate(path).url
     copy = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
     if not copy.exists():
-        fetch(url, copy)
+        download(url, copy)
     return copy
 
 
@@ -271,7 +271,7 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
         with tempfile.TemporaryDirectory() as folder:
             with open(Path(folder) / "object", mode) as file:
                 yield file
-            push(Path(folder) / "object", path)
+            upload(Path(folder) / "object", path)
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +292,7 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
 
 
 @contextmanager
-def alone(folder: Path, patience: float = 0.0, busy: Path | None = None) -> Iterator[None]:
+def lock_folder(folder: Path, patience: float = 0.0, busy: Path | None = None) -> Iterator[None]:
     """Keep a local folder, which is made if it is missing, from other processes of this machine that ask for it so.
 
     ``patience``: seconds that another one has to give it up; ``busy``: what the error calls the folder.
@@ -324,7 +324,7 @@ def _locked(file: int, patience: float) -> bool:
             return True
 
 
-def push(local: Path, url: object) -> None:
+def upload(local: Path, url: object) -> None:
     """Upload a local file, or copy it to a local path; it appears under its name when all of it is there."""
     if not is_remote(url):
         with open(local, "rb") as source, atomic_open(url, sync=False) as file:
@@ -339,7 +339,7 @@ def remove(path: object) -> None:
         Path(path).unlink(missing_ok=True)
         return
     found = locate(path)
-    with suppress(Missing):
+    with suppress(NotFoundError):
         found.retry(found.delete)
 
 

@@ -5,12 +5,12 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tic_clip.benchmarks import Benchmark
 from tic_clip.coverage import coverage
 from tic_clip.markup import MAX_NUMBERED, MISSING, Table, percent, powers, thousands
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.paper import FLICKR, IMAGENET, SHIFTS, Reference, read_reference
 from tic_clip.summary import Summaries, by_seed, periods_matrix, spread, static_value, total
-from tic_clip.timeline import Benchmark
 
 TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
 Cell = tuple[float | None, float | None]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError
+from tic_clip.benchmarks import BENCHMARKS, Benchmark
 from tic_clip.metrics import KS, MAIN_METRIC
 from tic_clip.results import task_key
 from tic_clip.storage import is_remote
-from tic_clip.timeline import BENCHMARKS, Benchmark
 
 METRICS = {
     "retrieval": ("mean_recall@1", *(f"{which}_retrieval_recall@{k}" for which in ("image", "text") for k in KS)),

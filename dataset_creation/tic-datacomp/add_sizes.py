@@ -5,8 +5,8 @@
 DIR is local or a URL, and holds the shards or folders of them. Where stats are missing, run generate_stats.py first.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.shards import add_sizes
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.split import add_sizes
 
 
 def main() -> None:
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -9,9 +9,9 @@ while they are unpacked), tic-datacomp_retrieval_evals_year2uids.json and tic-da
 
 import os
 
-from tic_clip.cli import Parser, run
-from tic_clip.download import LISTS, SOURCES, download_lists
-from tic_clip.released import YEARS
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.download import LISTS, SOURCES, download_lists
+from tic_clip.data.released import YEARS
 
 
 def main() -> None:
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -7,8 +7,8 @@ a year gets the lowest, and their number is printed. Writes classes/yearly/eval/
 month that generate_eval_uids.py has made, classes/monthly/eval/datacompnet/{YYYYMM}.npy.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.evalsets import write_classes
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.evalsets import write_classes
 
 
 def main() -> None:
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -10,8 +10,8 @@ that is done is not done again. One call then makes every split, after generate_
     python dataset_creation/reshard.py -i POOL -o DATA/tic/datacomp -s data/lists/uids -c data/lists/classes
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.evalsets import missing_training_lists, write_eval_uids
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.evalsets import missing_training_lists, write_eval_uids
 
 
 def main() -> None:
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

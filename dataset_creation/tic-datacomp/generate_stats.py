@@ -5,8 +5,8 @@
 DIR is local or a URL, and holds the shards or folders of them. Only the headers of the shards are read.
 """
 
-from tic_clip.cli import Parser, run
-from tic_clip.shards import generate_stats
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.split import generate_stats
 
 
 def main() -> None:
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

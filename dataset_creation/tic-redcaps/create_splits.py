@@ -7,10 +7,10 @@ a caption is as it is given, on one line. One in a hundred is held out, by a has
 {train,test}_batch_{step}.csv (key, image, caption, date) and, last, manifest.json. What is there is not made again.
 """
 
-from tic_clip.annotations import find_redcaps, read_redcaps
-from tic_clip.captions import plain_caption
-from tic_clip.cli import Parser, run
-from tic_clip.splits import Settings, create_splits, table
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.annotations import find_redcaps, read_redcaps
+from tic_clip.data.captions import plain_caption
+from tic_clip.data.pairs import Settings, create_splits, table
 
 
 def main() -> None:
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, then="begins again")
+    run_main(main, then="begins again")

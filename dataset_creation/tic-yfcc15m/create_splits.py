@@ -8,10 +8,10 @@ One in a hundred is held out, by a hash of the key, so the same in both benchmar
 (key, image, caption, date) and, last, manifest.json. What is there is not made again.
 """
 
-from tic_clip.annotations import find_yfcc15m, read_yfcc15m
-from tic_clip.captions import yfcc_caption
-from tic_clip.cli import Parser, run
-from tic_clip.splits import Settings, create_splits, table
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.annotations import find_yfcc15m, read_yfcc15m
+from tic_clip.data.captions import yfcc_caption
+from tic_clip.data.pairs import Settings, create_splits, table
 
 BENCHMARKS = ("yfcc15m", "yfcc15m_2011")
 
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, then="begins again")
+    run_main(main, then="begins again")

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.reshard.copy import Job as CopyJob
-from tic_clip.reshard.copy import copy_shard, end_shard
-from tic_clip.reshard.index import Index, index_shard
-from tic_clip.reshard.index import Job as IndexJob
-from tic_clip.reshard.journal import Counts, Journal
-from tic_clip.reshard.plan import Cutter, to_read
-from tic_clip.shards import STATS
-from tic_clip.storage import alone, fetch, is_dir, is_remote, list_files, push, remove, to_path, write_json
-from tic_clip.tarshard import END
+from tic_clip.data.reshard.copy import Job as CopyJob
+from tic_clip.data.reshard.copy import copy_shard, end_shard
+from tic_clip.data.reshard.index import Index, index_shard
+from tic_clip.data.reshard.index import Job as IndexJob
+from tic_clip.data.reshard.journal import Counts, Journal
+from tic_clip.data.reshard.plan import Cutter, to_read
+from tic_clip.data.split import STATS
+from tic_clip.data.tar import END
+from tic_clip.storage import download, is_dir, is_remote, list_files, lock_folder, remove, to_path, upload, write_json
 
 SHARD_FORMAT = "{:08d}.tar"
 
@@ -129,7 +129,7 @@ def workplace(part: Part) -> Iterator[Path]:
     work = Path(part.work)
     with ExitStack() as locks:
         for path in (work, *(Path(target.path) for target in part.targets)):
-            locks.enter_context(alone(path, part.patience, work.parent.parent if path == work else path))
+            locks.enter_context(lock_folder(path, part.patience, work.parent.parent if path == work else path))
         folder = work / "unfinished"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -219,7 +219,7 @@ def _index(part: Part, number: int, folder: Path) -> Index:
     path = _local(part, number, folder)
     if is_remote(part.tars[number]):
         try:
-            fetch(part.tars[number], Path(path))
+            download(part.tars[number], Path(path))
         except TicError as error:
             return Index(fault=str(error))
     subsets, classes = zip(*((target.subset, target.classes) for target in part.targets), strict=True)
@@ -314,7 +314,7 @@ def finish_shard(unfinished: str, size: int, folder: str, number: int, count: in
     end_shard(unfinished, size)
     path = to_path(folder) / SHARD_FORMAT.format(number)
     if is_remote(path):
-        push(Path(unfinished), path)
+        upload(Path(unfinished), path)
         os.unlink(unfinished)
     else:
         os.replace(unfinished, path)

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from tic_clip import TicError, uids, wds
-from tic_clip.annotations import MAX_FIELD
+from tic_clip import TicError
+from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import progress
-from tic_clip.engine import in_order, workers
-from tic_clip.pictures import (
+from tic_clip.data import clip_benchmark, uids
+from tic_clip.data.annotations import MAX_FIELD
+from tic_clip.data.images import (
     PLACE,
     Unusable,
     find_file,
@@ -35,13 +36,13 @@ from tic_clip.pictures import (
     read_picture,
     suffix_of,
 )
-from tic_clip.reshard import Split, output
-from tic_clip.reshard.part import SHARD_FORMAT, Target
-from tic_clip.shards import META, STARTED, STATS, SUBSET, write_sizes
-from tic_clip.storage import alone, is_remote, list_files, read_object, remove, size, write_json
-from tic_clip.tarshard import write_shard
-from tic_clip.timeline import Benchmark, get_benchmark
-from tic_clip.uids import UID, make_uid
+from tic_clip.data.reshard import Split, output
+from tic_clip.data.reshard.part import SHARD_FORMAT, Target
+from tic_clip.data.split import META, STARTED, STATS, SUBSET, write_sizes
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import UID, make_uid
+from tic_clip.parallel import in_order, make_pool
+from tic_clip.storage import is_remote, list_files, lock_folder, read_json_object, remove, size, write_json
 
 MANIFEST = "manifest.json"
 COLUMNS = ["key", "image", "caption", "date"]
@@ -145,7 +146,7 @@ def create_tars(
 
     Args:
         csv_path: what create_splits.py wrote: ``{train,test}_batch_{step}.csv`` and ``manifest.json``.
-        image_path: the pictures, in any layout of ``tic_clip.pictures``; nothing there is changed.
+        image_path: the pictures, in any layout of ``tic_clip.data.images``; nothing there is changed.
         output_path: the folder of all data, ``data_dir`` of the other commands.
         num_workers: processes; the bytes do not depend on it.
         shard_size: the most samples in a shard.
@@ -162,14 +163,14 @@ def create_tars(
     source = open_source(csv_path, image_path)
     _check_output(source, output_path)
     unwanted = tuple(sorted(fingerprints(placeholders or [])))
-    with workers(num_workers, fork=True) as pool:  # before anything starts a thread
+    with make_pool(num_workers, fork=True) as pool:  # before anything starts a thread
         run = partial(in_order, pool, most=4 * num_workers)
         plans = _plan(source, output_path, shard_size, unwanted, run)
         kept = _kept(plans, overwrite)
         with ExitStack() as locks:
             for plan, before in zip(plans, kept, strict=True):
                 if before is None and not dry_run:
-                    locks.enter_context(alone(Path(plan.target.path)))
+                    locks.enter_context(lock_folder(Path(plan.target.path)))
             kept = _kept(plans, overwrite)  # again: another process may have been at work until now
             metas = [plan.expected for plan in plans] if dry_run else list(_make(plans, kept, run))
     return Packed(
@@ -224,7 +225,7 @@ def open_source(csv_path: str, image_path: str) -> Source:
     path = Path(csv_path) / MANIFEST
     if not path.exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_object(path)
+    manifest = read_json_object(path)
     kinds = {"benchmark": str, "dataset": str, "files": dict}
     found = {"files": {}, **manifest}
     if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
@@ -346,7 +347,7 @@ def find_in_zips(source: Source, lists: list[np.ndarray], run: Callable) -> list
     for number, (uid, places) in enumerate(progress(indexes, "find", len(zips), "zip")):
         places["zip"] = number
         for rows in lists:
-            first, count = uids.find(rows[["f0", "f1"]], uid)
+            first, count = uids.find_uids(rows[["f0", "f1"]], uid)
             at = first[count > 0]
             new = rows["how"][at] == 0
             for name in PLACE.names:
@@ -410,7 +411,7 @@ def _make(plans: list[Plan], kept: list[dict[str, Any] | None], run: Callable) -
             new = {int(Path(job.path).stem): next(results) for job in todo}
             before = _finish(plan, {**made, **new})
         if plan.target.name.startswith("test") and before["output_count"]:
-            list(wds.convert(plan.target.path, "retrieval"))
+            list(clip_benchmark.convert(plan.target.path, "retrieval"))
         yield before
 
 
@@ -455,7 +456,7 @@ def _finish(plan: Plan, stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
 def _done(target: Target) -> dict[int, dict[str, Any]]:
     """The stats of shards that an unfinished run with the same arguments has made."""
     try:
-        before = read_object(f"{target.path}/{STARTED}").get("arguments", {})
+        before = read_json_object(f"{target.path}/{STARTED}").get("arguments", {})
     except (TicError, FileNotFoundError):
         return {}
     if any(before.get(name) != target.arguments[name] for name in COMPARED):
@@ -465,7 +466,7 @@ def _done(target: Target) -> dict[int, dict[str, Any]]:
     for file, _ in list_files(target.path, "[0-9]*_stats.json"):
         name = Path(file).name.removesuffix("_stats.json")
         with suppress(TicError):  # a machine that went off may have left it empty: the shard is made again
-            stats = read_object(file)
+            stats = read_json_object(file)
             if stats.keys() >= {"successes", "dropped"} and (name in there or not stats["successes"]):
                 found[int(name)] = stats
     return found

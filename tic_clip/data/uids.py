@@ -18,7 +18,7 @@ from tic_clip.storage import atomic_open
 UID = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 """High and low 64 bits; sorting by (f0, f1) is sorting by the hex digits."""
 
-CLASSES = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("class_id", "<i4")])
+CLASS_ROW = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("class_id", "<i4")])
 """A UID and the class that its sample shows, sorted by UID."""
 
 BLOCK = 1 << 20
@@ -157,7 +157,7 @@ def sorted_blocks(path: object, dtype: np.dtype = UID) -> Iterator[np.ndarray]:
         yield part[:BLOCK]
 
 
-def is_member(block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def isin_sorted(block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Which rows of the sorted ``block`` (N,) are among the sorted, distinct ``chosen``; (N,) bool.
 
     Made for few chosen UIDs and long blocks: the chosen ones within the block's range are looked up in it.
@@ -166,21 +166,21 @@ def is_member(block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     if len(block):
         start = np.searchsorted(chosen["f0"], block["f0"][0], side="left")
         end = np.searchsorted(chosen["f0"], block["f0"][-1], side="right")
-        first, count = find(block, chosen[start:end])
+        first, count = find_uids(block, chosen[start:end])
         first, count = first[count > 0], count[count > 0]
         np.add.at(inside, first, 1)
         np.add.at(inside, first + count, -1)
     return np.cumsum(inside[:-1], dtype=np.int8) > 0
 
 
-def distinct(uids: np.ndarray) -> np.ndarray:
+def unique_uids(uids: np.ndarray) -> np.ndarray:
     """The UIDs in ``uids`` (any order, of dtype ``UID``), sorted and each once."""
     uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
     repeated = (uids["f0"][1:] == uids["f0"][:-1]) & (uids["f1"][1:] == uids["f1"][:-1])
     return uids[np.concatenate((np.ones(min(len(uids), 1), dtype=bool), ~repeated))]
 
 
-def find(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, both (N,).
 
     The high words are searched, in their order, so that a memory-mapped subset is read from front to back; rows that

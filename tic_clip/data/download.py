@@ -17,11 +17,11 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tic_clip import TicError
+from tic_clip.benchmarks import MONTHS
 from tic_clip.cli import progress
-from tic_clip.released import MONTHLY, TABLES, YEARLY, YEARS, local_folder
-from tic_clip.storage import atomic_open, read_object, write_json
-from tic_clip.timeline import MONTHS
-from tic_clip.uids import check_size
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY, YEARS, local_folder
+from tic_clip.data.uids import check_size
+from tic_clip.storage import atomic_open, read_json_object, write_json
 
 SOURCES = (
     "https://docs-assets.developer.apple.com/ml-research/datasets/tic-clip",
@@ -73,7 +73,7 @@ class Part:
 
     def state(self, url: str) -> dict[str, Any]:
         """``{"url", "validator", "length"}`` of what is there; empty if it can't be continued from ``url``."""
-        state = read_object(self.notes) if self.notes.exists() else {}
+        state = read_json_object(self.notes) if self.notes.exists() else {}
         return state if state.get("url") == url and state.get("validator") else {}
 
     def drop(self) -> None:
@@ -249,8 +249,8 @@ def _fetch_table(folder: Path, sources: tuple[str, ...], table: str) -> tuple[st
 
 def _fetch_year(folder: Path, sources: tuple[str, ...], year: str) -> Iterator[tuple[str, bool]]:
     sizes = f"{YEARLY}/sizes.json"  # {"2014": number of UIDs, ...}
-    fetch_any([f"{source}/{sizes}" for source in sources], folder / sizes, read_object)
-    count, name = read_object(folder / sizes).get(year), f"{YEARLY}/{year}.npy"
+    fetch_any([f"{source}/{sizes}" for source in sources], folder / sizes, read_json_object)
+    count, name = read_json_object(folder / sizes).get(year), f"{YEARLY}/{year}.npy"
     urls = [f"{source}/{name}" for source in sources]
     yield name, fetch_any(urls, folder / name, lambda path: check_size(path, count))
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tic_clip import TicError, uids
+from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.engine import each, processes
-from tic_clip.shards import (
+from tic_clip.data import uids
+from tic_clip.data.split import (
     META,
     SIZES,
     STARTED,
@@ -28,8 +28,9 @@ from tic_clip.shards import (
     split_folders,
     stats_path,
 )
+from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
+from tic_clip.parallel import map_ordered, processes
 from tic_clip.storage import exists, is_remote, list_files, local_copy
-from tic_clip.tarshard import IMAGES, Buffer, Sample, open_shard, samples
 
 KEY = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("copy", "<u4"), ("shard", "<u4")])
 """A sample's key ``{uid}-{copy}`` and the number of the shard that holds it."""
@@ -44,7 +45,7 @@ _KEY = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})")
 
 
 @dataclass
-class Verified:
+class VerifyReport:
     """What ``verify`` has seen: ``wanted`` counts the subset's UIDs (None without one), ``there`` those found."""
 
     shards: int = 0
@@ -59,7 +60,9 @@ class Verified:
         return self.there * 10_000 // self.wanted / 100 if self.wanted else 100.0
 
 
-def verify(split: str, subset: str | None = None, num_workers: int = 1, seen: Verified | None = None) -> Iterator[str]:
+def verify(
+    split: str, subset: str | None = None, num_workers: int = 1, seen: VerifyReport | None = None
+) -> Iterator[str]:
     """Yield the faults of a split, one line each; UIDs of the subset that are not there are counted, they are no fault.
 
     Args:
@@ -71,13 +74,13 @@ def verify(split: str, subset: str | None = None, num_workers: int = 1, seen: Ve
     Raises:
         TicError: there is no split, or no subset.
     """
-    seen = seen if seen is not None else Verified()
+    seen = seen if seen is not None else VerifyReport()
     for fault in _faults(split, subset, num_workers, seen):
         seen.faults += 1
         yield fault
 
 
-def _faults(split: str, subset: str | None, num_workers: int, seen: Verified) -> Iterator[str]:
+def _faults(split: str, subset: str | None, num_workers: int, seen: VerifyReport) -> Iterator[str]:
     read_sizes.cache_clear()
     tars = [] if _is_empty(split) else list_tars(split)
     shards_in = Counter(map(os.path.dirname, tars))
@@ -88,7 +91,7 @@ def _faults(split: str, subset: str | None, num_workers: int, seen: Verified) ->
     with tempfile.TemporaryDirectory() as temporary:
         wanted = None if subset is None else _open_subset(subset, Path(temporary))
         keys = _Keys(Path(temporary))
-        results = progress(each(_check_shard, tars, num_workers, processes), "verify", len(tars), "shard")
+        results = progress(map_ordered(_check_shard, tars, num_workers, processes), "verify", len(tars), "shard")
         results = enumerate(zip(tars, results, strict=True))
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
             yield from _verify_folder(folder, islice(results, shards_in[folder]), keys, seen)
@@ -175,7 +178,7 @@ def _check_stats(tar: str, count: int) -> Iterator[str]:
         yield f"{stats_path(tar)} says {stats} samples, the tar holds {count}"
 
 
-def _verify_folder(folder: str, results: Iterator, keys: "_Keys", seen: Verified) -> Iterator[str]:
+def _verify_folder(folder: str, results: Iterator, keys: "_Keys", seen: VerifyReport) -> Iterator[str]:
     """The faults of one folder of shards, and of its tables; ``results`` are (number, (tar, what it holds))."""
     counts: dict[str, int | None] = {}
     for number, (tar, (count, faults, found)) in results:
@@ -273,7 +276,7 @@ class _Keys:
         return np.fromfile(self.files[i], dtype=KEY) if self.files[i].exists() else np.empty(0, dtype=KEY)
 
 
-def _verify_keys(keys: _Keys, tars: list[str], subset: np.ndarray | None, seen: Verified) -> Iterator[str]:
+def _verify_keys(keys: _Keys, tars: list[str], subset: np.ndarray | None, seen: VerifyReport) -> Iterator[str]:
     """Keys that come several times, that are not of the subset, or lack copies that it has; counts those there."""
     seen.wanted, totals = None if subset is None else len(subset), Counter()
     firsts = np.arange(BUCKETS, dtype=np.uint64) << np.uint64(56)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.benchmarks import MONTHS
 from tic_clip.storage import is_remote, read_json
-from tic_clip.timeline import MONTHS
 
 YEARLY, MONTHLY = "tic-datacomp_training_yearly_noeval", "tic-datacomp_training_monthly"
 TABLES = {"retrieval": "tic-datacomp_retrieval_evals_year2uids", "datacompnet": "tic-datacompnet_year2uids"}

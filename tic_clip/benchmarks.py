@@ -1,6 +1,6 @@
 """The steps, years and months of each benchmark, as frozen tables.
 
-    python -m tic_clip.timeline emoji        # the names of its training steps, one a line
+    python -m tic_clip.benchmarks emoji        # the names of its training steps, one a line
 
 A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
 """
@@ -8,8 +8,8 @@ A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{s
 import re
 from dataclasses import dataclass, field
 
-from tic_clip import TicError, pick
-from tic_clip.cli import Parser, run
+from tic_clip import TicError, lookup
+from tic_clip.cli import Parser, run_main
 
 
 def cutoff(name: str) -> int | None:
@@ -171,7 +171,7 @@ BENCHMARKS = {
 
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark called ``name``; a ``TicError`` names those that exist."""
-    return pick(BENCHMARKS, "benchmark", name)
+    return lookup(BENCHMARKS, "benchmark", name)
 
 
 def main() -> None:
@@ -186,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, pick, uids
+from tic_clip import TicError, lookup
 from tic_clip.cli import progress
-from tic_clip.engine import on_ray, workers
-from tic_clip.reshard import output
-from tic_clip.reshard.part import Part, Target, clean, fill, open_journal, workplace
-from tic_clip.reshard.plan import block
-from tic_clip.shards import list_shards
+from tic_clip.data import uids
+from tic_clip.data.reshard import output
+from tic_clip.data.reshard.part import Part, Target, clean, fill, open_journal, workplace
+from tic_clip.data.reshard.plan import block
+from tic_clip.data.split import list_shards
+from tic_clip.parallel import make_pool, map_on_ray
 from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, to_path
 
 ENGINES = {"local": False, "ray": True}
@@ -138,7 +139,7 @@ def reshard(
     Raises:
         TicError: no pool, no subset, shards that can't be read, or splits that were made with other arguments.
     """
-    on_cluster = pick(ENGINES, "engine", engine)
+    on_cluster = lookup(ENGINES, "engine", engine)
     if shard_size < 1 or num_workers < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
     if not (pool and output_dir and subsets):
@@ -236,7 +237,7 @@ def _targets(
                 "subset_file": file,
                 "subset": uids.fingerprint(local_copy(file, folder)),
                 "cls_file": tables[name],
-                "classes": tables[name] and uids.fingerprint(local_copy(tables[name], folder), uids.CLASSES),
+                "classes": tables[name] and uids.fingerprint(local_copy(tables[name], folder), uids.CLASS_ROW),
             },
         )
         for name, file in files.items()
@@ -294,7 +295,7 @@ def _run_here(todo: list[Part], folder: Path) -> Iterator[Outcome]:
         return
     places = (place for part in todo for place in (part.tars[0], *(target.path for target in part.targets)))
     fork = not any(map(is_remote, places)) and threading.active_count() == 1
-    with workers(todo[0].num_workers, fork=fork) as executor:
+    with make_pool(todo[0].num_workers, fork=fork) as executor:
         steps = (step for part in todo for step in make_part(part, executor, folder, outcomes))
         for _ in progress(steps, "reshard", sum(len(part.tars) for part in todo), "shard"):
             pass
@@ -305,7 +306,7 @@ def _run_on_ray(todo: list[Part], address: str | None) -> Iterator[Outcome]:
     """Make the parts on a cluster."""
     if not todo:
         return
-    found = on_ray(make_part_alone, todo, num_cpus=todo[0].num_workers, address=address)
+    found = map_on_ray(make_part_alone, todo, num_cpus=todo[0].num_workers, address=address)
     yield from progress(found, "reshard", len(todo), "part")
 
 
@@ -313,7 +314,7 @@ def make_part_alone(part: Part) -> Outcome:
     """Make a part with processes of its own, on whatever machine this is."""
     outcomes: list[Outcome] = []
     files = (file for target in part.targets for file in (target.subset, target.classes))
-    with _cache(*files) as folder, workers(part.num_workers) as executor:
+    with _cache(*files) as folder, make_pool(part.num_workers) as executor:
         for _ in make_part(part, executor, Path(folder), outcomes):
             pass
     return outcomes[0]

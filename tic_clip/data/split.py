@@ -15,9 +15,10 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.engine import each, processes
+from tic_clip.data.tar import BLOCK, open_shard, padded, samples
+from tic_clip.parallel import map_ordered, processes
 from tic_clip.storage import (
-    Missing,
+    NotFoundError,
     RandomAccess,
     is_remote,
     list_files,
@@ -25,21 +26,20 @@ from tic_clip.storage import (
     open_random,
     read_bytes,
     read_json,
-    read_object,
+    read_json_object,
     to_path,
     write_json,
 )
-from tic_clip.tarshard import BLOCK, open_shard, padded, samples
 
 SIZES, META, STARTED, SUBSET = "sizes.json", "meta.json", "started.json", "sample_ids.npy"
 STATS = "{:08d}_stats.json"
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
-LINKS = "test"
-"""The folder of a split where clip_benchmark looks for it (``tic_clip.wds``): links to its shards, never a part."""
-MAKERS = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
+CLIP_BENCHMARK_DIR = "test"
+"""The folder of a split where clip_benchmark looks for it : links to its shards, never a part."""
+HOW_TO_MAKE = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 
 
-class Empty(TicError):
+class EmptySplitError(TicError):
     """A split that holds no sample."""
 
 
@@ -56,13 +56,13 @@ def list_shards(path: object) -> list[tuple[str, int]]:
     for pattern in "*.tar", "*/*.tar", "*/*/*.tar":
         try:
             found = list_files(path, pattern)
-        except Missing as error:
-            raise Missing(f"{error}: {MAKERS}") from None
+        except NotFoundError as error:
+            raise NotFoundError(f"{error}: {HOW_TO_MAKE}") from None
         if pattern != "*.tar":
-            found = [entry for entry in found if entry[0].split("/")[-2] != LINKS]
+            found = [entry for entry in found if entry[0].split("/")[-2] != CLIP_BENCHMARK_DIR]
         if found:
             return found
-    raise TicError(f"{path} holds no .tar file: {MAKERS}")
+    raise TicError(f"{path} holds no .tar file: {HOW_TO_MAKE}")
 
 
 def list_tars(path: object) -> list[str]:
@@ -80,8 +80,8 @@ def read_sizes(folder: str) -> dict[str, int]:
     path = f"{folder or '.'}/{SIZES}"
     try:
         sizes = json.loads(read_bytes(path))
-    except Missing:
-        raise Missing(without_sizes(folder)) from None
+    except NotFoundError:
+        raise NotFoundError(missing_sizes_message(folder)) from None
     except ValueError as error:
         raise error if isinstance(error, TicError) else TicError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(sizes, dict) or not all(type(n) is int and n >= 0 for n in sizes.values()):
@@ -89,7 +89,7 @@ def read_sizes(folder: str) -> dict[str, int]:
     return sizes
 
 
-def without_sizes(folder: object) -> str:
+def missing_sizes_message(folder: object) -> str:
     """What to say of a folder of shards that no table counts."""
     script = "dataset_creation/tic-datacomp/add_sizes.py"
     return f"{folder} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {script} --url {folder}"
@@ -104,7 +104,7 @@ def write_sizes(folder: str, sizes: dict[str, int]) -> None:
 def _sizes_or_none(folder: str) -> dict[str, int] | None:
     try:
         return read_sizes(folder)
-    except Missing:
+    except NotFoundError:
         return None
 
 
@@ -118,13 +118,13 @@ def split_folders(split: object) -> list[str]:
     if _sizes_or_none(folder) is not None:
         return [folder]
     try:
-        folders = [part for part in list_folders(folder) if os.path.basename(part) != LINKS]
-    except Missing:
-        raise Missing(f"{split} is missing: {MAKERS}") from None
-    tables = dict(zip(folders, each(_sizes_or_none, folders, 16), strict=True))
+        folders = [part for part in list_folders(folder) if os.path.basename(part) != CLIP_BENCHMARK_DIR]
+    except NotFoundError:
+        raise NotFoundError(f"{split} is missing: {HOW_TO_MAKE}") from None
+    tables = dict(zip(folders, map_ordered(_sizes_or_none, folders, 16), strict=True))
     parts = [part for part, table in tables.items() if table is not None]
     if not parts:
-        raise TicError(without_sizes(split))
+        raise TicError(missing_sizes_message(split))
     _check_parts(split, parts)
     for part in folders:
         if tables[part] is None and list_files(part, "*.tar"):
@@ -138,7 +138,7 @@ def _check_parts(split: object, parts: list[str]) -> None:
     Raises:
         TicError: some are not, or they come from runs of reshard with different numbers of parts.
     """
-    known = [part for part in each(_part_of, parts, 16) if part]
+    known = [part for part in map_ordered(_part_of, parts, 16) if part]
     wanted = {total for _, total in known}
     if len(wanted) > 1:
         raise TicError(f"{split} has parts of a split in {min(wanted)} and of one in {max(wanted)}: make it again")
@@ -158,7 +158,7 @@ def _part_of(folder: str) -> tuple[int, int] | None:
 def read_meta(folder: str) -> dict[str, Any] | None:
     """The ``meta.json`` that reshard writes last into a folder of shards, or None."""
     try:
-        return read_object(f"{folder}/{META}")
+        return read_json_object(f"{folder}/{META}")
     except FileNotFoundError:
         return None
 
@@ -177,11 +177,11 @@ def split_sizes(split: object) -> dict[str, int]:
         if count
     }
     if not sizes:
-        raise Empty(f"{split} holds no sample")
+        raise EmptySplitError(f"{split} holds no sample")
     return sizes
 
 
-def known_sizes(split: object) -> dict[str, int] | dict[str, None]:
+def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
     """``split_sizes``, or every shard with None for its samples where no table counts them (data from elsewhere).
 
     Raises:
@@ -205,7 +205,7 @@ def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
     for shard in shards:
         folder, name = os.path.split(shard)
         names_in[folder].append(name)
-    tables = each(_sizes_or_none, names_in, 16)
+    tables = map_ordered(_sizes_or_none, names_in, 16)
     return sum(_count(*entry) for entry in zip(names_in, names_in.values(), tables, strict=True)), len(shards)
 
 
@@ -224,7 +224,7 @@ def _read_len(folder: str) -> int:
     try:
         text = read_bytes(f"{folder or '.'}/__len__").decode(errors="replace").strip()
     except FileNotFoundError:
-        raise TicError(without_sizes(folder)) from None
+        raise TicError(missing_sizes_message(folder)) from None
     if not (text.isascii() and text.isdecimal()):
         raise TicError(f"{folder}/__len__ holds no number")
     return int(text)
@@ -294,7 +294,7 @@ def generate_stats(folder: str, num_workers: int = 1, overwrite: bool = False) -
     depth = tars[0].count("/") - str(to_path(folder)).rstrip("/").count("/") - 1
     there = {path for path, _ in list_files(folder, "*/" * depth + "*_stats.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar) not in there]
-    results = progress(each(_write_stats, todo, num_workers, processes), "count", len(todo), "shard")
+    results = progress(map_ordered(_write_stats, todo, num_workers, processes), "count", len(todo), "shard")
     faults = [fault for fault in results if fault]
     if faults:
         raise TicError(faults[0] + (f" (and {len(faults) - 1} more damaged shards)" if len(faults) > 1 else ""))
@@ -334,7 +334,7 @@ def add_sizes(folder: str, num_workers: int = 1) -> dict[str, int]:
         TicError: a shard has no stats; the message names it.
     """
     tars, tables = list_tars(folder), defaultdict(dict)
-    counts = progress(each(read_stats, tars, num_workers), "read stats", len(tars), "shard")
+    counts = progress(map_ordered(read_stats, tars, num_workers), "read stats", len(tars), "shard")
     for tar, count in zip(tars, counts, strict=True):
         tables[os.path.dirname(tar)][os.path.basename(tar)] = count
     for part, sizes in tables.items():

@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, uids
-from tic_clip.reshard.journal import Journal
-from tic_clip.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
-from tic_clip.reshard.plan import shard_counts
-from tic_clip.shards import META, SIZES, STARTED, STATS, SUBSET, read_sizes
+from tic_clip import TicError
+from tic_clip.data import uids
+from tic_clip.data.reshard.journal import Journal
+from tic_clip.data.reshard.part import COMPARED, SHARD_FORMAT, Part, Target
+from tic_clip.data.reshard.plan import shard_counts
+from tic_clip.data.split import META, SIZES, STARTED, STATS, SUBSET, read_sizes
+from tic_clip.data.tar import BLOCK
 from tic_clip.storage import (
     atomic_open,
     exists,
@@ -19,13 +21,12 @@ from tic_clip.storage import (
     is_remote,
     list_files,
     list_folders,
-    push,
-    read_object,
+    read_json_object,
     remove,
     to_path,
+    upload,
     write_json,
 )
-from tic_clip.tarshard import BLOCK
 
 
 def finished(
@@ -43,7 +44,7 @@ def finished(
         if not exists(path / name):
             continue
         try:
-            found = read_object(path / name)
+            found = read_json_object(path / name)
         except TicError:
             if overwrite:
                 continue
@@ -73,7 +74,7 @@ def _is_whole(path: Path, meta: dict[str, Any]) -> bool:
     """Whether a split's table and all bytes of its shards are there."""
     there = {to_path(file).name: size for file, size in list_files(path)}
     try:
-        tars = read_object(path / SIZES).keys()
+        tars = read_json_object(path / SIZES).keys()
     except TicError:
         return False
     stats = {f"{name.removesuffix('.tar')}_stats.json" for name in tars}
@@ -89,7 +90,7 @@ def _arguments(folder: object) -> dict[str, Any]:
     for name in META, STARTED:
         if exists(to_path(folder) / name):
             with suppress(TicError):
-                return read_object(to_path(folder) / name).get("arguments", {})
+                return read_json_object(to_path(folder) / name).get("arguments", {})
     return {}
 
 
@@ -203,7 +204,7 @@ def finish(target: Target, meta: dict[str, Any], shard_size: int) -> None:
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``, without a copy where that can be had."""
     if is_remote(target):
-        push(source, target)
+        upload(source, target)
         return
     remove(target)
     try:

@@ -1,6 +1,6 @@
 """Evaluation splits as clip_benchmark reads them: ``test/{0,1,...}.tar``, links to the shards of all parts in order.
 
-    python -m tic_clip.wds data/tic/datacomp/yearly/eval/retrieval retrieval    # convert_wds.sh calls this
+    python -m tic_clip.data.clip_benchmark data/tic/datacomp/yearly/eval/retrieval retrieval
 
 Our own readers leave ``test/`` out, so that each shard counts once.
 """
@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 from tic_clip import TicError
-from tic_clip.cli import Parser, run
+from tic_clip.cli import Parser, run_main
+from tic_clip.data.evalsets import package_file
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, EmptySplitError, sizes_if_known
 from tic_clip.evaldata import CLASSNAMES, TEMPLATES
-from tic_clip.evalsets import package_file
-from tic_clip.shards import LINKS, SIZES, Empty, known_sizes
 from tic_clip.storage import is_remote, write_text
 
 PARTS = f"{'[0-9]' * 5}/"
@@ -45,7 +45,9 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
     if is_remote(path):
         raise TicError(f"{path} is not local; clip_benchmark reads links, which a cloud does not have")
     folder = Path(path)
-    inside = (one for one in sorted(folder.glob("*/")) if one.name != LINKS and not one.name.startswith("."))
+    inside = (
+        one for one in sorted(folder.glob("*/")) if one.name != CLIP_BENCHMARK_DIR and not one.name.startswith(".")
+    )
     splits = [folder] if _is_split(folder) else list(filter(_is_split, inside))
     if not splits:
         raise TicError(
@@ -64,8 +66,8 @@ def _convert_split(split: Path, kind: str) -> int:
     if fnmatch(f"{split.name}/", PARTS):
         raise TicError(f"{split} is a part of a split; give the folder that all parts lie in")
     try:
-        tars = list(known_sizes(split))
-    except Empty:
+        tars = list(sizes_if_known(split))
+    except EmptySplitError:
         return 0
     _check_kind(Path(tars[0]), kind)
     if _line(split / "dataset_type.txt", kind) != kind:
@@ -73,14 +75,14 @@ def _convert_split(split: Path, kind: str) -> int:
     if kind == "classification":
         for name in (CLASSNAMES, TEMPLATES):
             _add_text(split, name)
-    (split / LINKS).mkdir(exist_ok=True)
+    (split / CLIP_BENCHMARK_DIR).mkdir(exist_ok=True)
     for number, tar in enumerate(tars):
-        _symlink(f"../{Path(tar).relative_to(split)}", split / f"{LINKS}/{number}.tar")
-    for link in (split / LINKS).glob("[0-9]*.tar"):
+        _symlink(f"../{Path(tar).relative_to(split)}", split / f"{CLIP_BENCHMARK_DIR}/{number}.tar")
+    for link in (split / CLIP_BENCHMARK_DIR).glob("[0-9]*.tar"):
         if link.is_symlink() and link.stem.isdecimal() and int(link.stem) >= len(tars):
             link.unlink()  # of a split that had more shards
-    if _line(split / LINKS / "nshards.txt", str(len(tars))) != str(len(tars)):
-        write_text(split / LINKS / "nshards.txt", f"{len(tars)}\n")
+    if _line(split / CLIP_BENCHMARK_DIR / "nshards.txt", str(len(tars))) != str(len(tars)):
+        write_text(split / CLIP_BENCHMARK_DIR / "nshards.txt", f"{len(tars)}\n")
     return len(tars)
 
 
@@ -136,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -21,11 +21,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.annotations import BadRow, Inputs, Row
-from tic_clip.engine import each, workers
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.data.annotations import BadRow, Inputs, Row
 from tic_clip.markup import Table, thousands, to_text
-from tic_clip.storage import alone, atomic_open, is_remote, read_json, remove, write_json
-from tic_clip.timeline import get_benchmark
+from tic_clip.parallel import make_pool, map_ordered
+from tic_clip.storage import atomic_open, is_remote, lock_folder, read_json, remove, write_json
 
 MANIFEST = "manifest.json"
 COLUMNS = ("key", "image", "caption", "date")
@@ -110,7 +110,7 @@ def create_splits(
     finished = partial(_finished, Path(output_path), inputs, settings, skip_bad_rows, overwrite)
     if found := finished():
         return Splits(path=output_path, manifest=found, reused=True)
-    with alone(Path(output_path)):
+    with lock_folder(Path(output_path)):
         if found := finished():  # by a process that had the folder until now
             return Splits(path=output_path, manifest=found, reused=True)
         manifest = _write(rows, inputs, Path(output_path), settings, caption, num_workers, skip_bad_rows)
@@ -133,7 +133,7 @@ def _write(
     with ExitStack() as stack:
         lists = {name: ListFile(stack.enter_context(atomic_open(folder / name))) for name in _names(settings)}
         samples = _chunks(_sound(rows, tally), settings, tally)
-        for lines, without_caption in each(partial(make_lines, caption), samples, num_workers, workers):
+        for lines, without_caption in map_ordered(partial(make_lines, caption), samples, num_workers, make_pool):
             tally.dropped[NO_CAPTION] += without_caption
             for name, (count, data) in lines.items():
                 lists[name].write(count, data)

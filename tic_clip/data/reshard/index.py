@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from tic_clip import TicError, uids
-from tic_clip.tarshard import BLOCK, IMAGES, Buffer, Table, open_shard, read_table
+from tic_clip import TicError
+from tic_clip.data import uids
+from tic_clip.data.tar import BLOCK, IMAGES, Buffer, Table, open_shard, read_table
 
 
 class _Record(msgspec.Struct):
@@ -142,8 +143,8 @@ def _rows(index: Index, repeats: np.ndarray, classes: str | None) -> Rows:
     blocks = BLOCK + -(-table.size // BLOCK) * BLOCK
     size = np.diff(np.append(0, np.cumsum(blocks))[table.start])[sample]
     if classes is not None:
-        listed = uids.open_uids(classes, uids.CLASSES)
-        first, found = uids.find(listed, index.uids[sample])
+        listed = uids.open_uids(classes, uids.CLASS_ROW)
+        first, found = uids.find_uids(listed, index.uids[sample])
         label[found > 0] = listed["class_id"][first[found > 0]]
         own = table.find("cls")[sample]  # the class that the pool has, which the listed one replaces
         size = size + np.where(label >= 0, 2 * BLOCK - np.where(own >= 0, np.append(blocks, 0)[own], 0), 0)
@@ -166,7 +167,7 @@ def index_shard(job: Job) -> Index:
     order = np.lexsort((keys["f1"], keys["f0"]))
     repeats = np.empty((len(job.subsets), len(keys)), np.int64)
     for split, path in enumerate(job.subsets):
-        repeats[split, order] = uids.find(uids.open_uids(path), keys[order])[1]
+        repeats[split, order] = uids.find_uids(uids.open_uids(path), keys[order])[1]
     wanted = np.flatnonzero(repeats.any(axis=0))
     index.table, index.uids = table.take(usable[wanted]), keys[wanted]
     index.rows = [_rows(index, repeat[wanted], classes) for repeat, classes in zip(repeats, job.classes, strict=True)]

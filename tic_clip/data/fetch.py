@@ -1,6 +1,6 @@
 """The released TiC-CLIP models: fetching them from the Hugging Face Hub, and the command that goes on from one.
 
-    python -m tic_clip.fetch data/models basic-cumulative 2016 2022     # no years: all; no model: all six
+    python -m tic_clip.data.fetch data/models basic-cumulative 2016 2022     # no years: all; no model: all six
 
 Writes DIR/TiC-CLIP-{model}/checkpoints/{year}.pt, each when all of it is there; beside them, in .cache/, is what
 huggingface_hub notes to know that a file is still the released one.
@@ -17,10 +17,10 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 from huggingface_hub.errors import HTTPError
 
-from tic_clip import TicError, pick
-from tic_clip.cli import Parser, run
+from tic_clip import TicError, lookup
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.cli import Parser, run_main
 from tic_clip.storage import is_remote
-from tic_clip.timeline import get_benchmark
 
 ROOT = Path(__file__).parent.parent
 ARCH = "ViT-B-16"
@@ -50,7 +50,7 @@ def find_release(model: str, *, endpoint: str | None = None) -> Release:
     Raises:
         TicError: there is no such model, or the hub can't be reached or does not give it.
     """
-    repository, hub = pick(MODELS, "model", model), HfApi(endpoint=endpoint)
+    repository, hub = lookup(MODELS, "model", model), HfApi(endpoint=endpoint)
     try:
         info = hub.model_info(repository, revision="main", files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
     except (*FAILURES, ValueError) as error:  # ValueError: an answer that is no JSON
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

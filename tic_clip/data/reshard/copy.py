@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.reshard.index import Rows
-from tic_clip.reshard.plan import Piece
-from tic_clip.tarshard import BLOCK, END, Table, headers
-from tic_clip.uids import format_uids
+from tic_clip.data.reshard.index import Rows
+from tic_clip.data.reshard.plan import Piece
+from tic_clip.data.tar import BLOCK, END, Table, headers
+from tic_clip.data.uids import format_uids
 
 WINDOW = 1 << 19
 """Bytes that are put together before they are written."""

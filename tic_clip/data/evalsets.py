@@ -16,24 +16,24 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.benchmarks import BENCHMARKS, MONTHS, get_benchmark
 from tic_clip.cli import progress
-from tic_clip.metrics import MAIN_METRIC
-from tic_clip.released import FETCH, MONTHLY, TABLES, YEARLY, YEARS, local_folder, read_table, table_path
-from tic_clip.storage import atomic_open, read_json
-from tic_clip.tasks import Task, tasks_of
-from tic_clip.timeline import BENCHMARKS, MONTHS, get_benchmark
-from tic_clip.uids import (
-    CLASSES,
+from tic_clip.data.released import FETCH, MONTHLY, TABLES, YEARLY, YEARS, local_folder, read_table, table_path
+from tic_clip.data.uids import (
+    CLASS_ROW,
     UID,
-    distinct,
-    find,
-    is_member,
+    find_uids,
+    isin_sorted,
     open_uids,
     parse_uids,
     save_uids,
     sorted_blocks,
+    unique_uids,
     write_blocks,
 )
+from tic_clip.metrics import MAIN_METRIC
+from tic_clip.storage import atomic_open, read_json
+from tic_clip.tasks import Task, tasks_of
 
 CLASS_INFO = "dataset_class_info.json"
 GROUPS = tuple(f"tic/datacomp/{task}/{cadence}" for cadence in ("yearly", "monthly") for task in TABLES)
@@ -74,7 +74,7 @@ def write_eval_uids(lists: str, output: str) -> Iterator[Written]:
                 yield Written(name=f"uids/yearly/eval/{task}/{year}", count=len(uids), note=note)
     yield from _link_years(lists, folder)
     sets = {task: {year: uids for year, (uids, _) in years.items()} for task, years in chosen.items()}
-    everything = distinct(np.concatenate([uids for years in sets.values() for uids in years.values()]))
+    everything = unique_uids(np.concatenate([uids for years in sets.values() for uids in years.values()]))
     tables = [table_path(lists, task) for task in TABLES]
     months = [month for month in MONTHS if _month_list(lists, month).exists()]
     for month in progress(months, "monthly lists", len(months), " months"):
@@ -85,7 +85,7 @@ def write_eval_uids(lists: str, output: str) -> Iterator[Written]:
 def _uids_of(rows: Any) -> tuple[np.ndarray, int]:
     """(distinct UIDs, number of UIDs) of a year of either table."""
     uids = parse_uids(chain.from_iterable(rows.values()) if isinstance(rows, dict) else rows)
-    return distinct(uids), len(uids)
+    return unique_uids(uids), len(uids)
 
 
 def _month_list(lists: Path, month: str) -> Path:
@@ -138,7 +138,7 @@ def _split_month(
     found = [np.empty(0, UID)]
     with atomic_open(train) as file:
         kept = write_blocks(file, _without(sorted_blocks(source), everything, found))
-        members = distinct(np.concatenate(found))
+        members = unique_uids(np.concatenate(found))
         for task, chosen in own.items():
             counts[task] = _save_members(folder / f"eval/{task}/{month}.npy", members, chosen)
     for task, count in counts.items():
@@ -151,14 +151,14 @@ def _split_month(
 def _without(blocks: Iterable[np.ndarray], chosen: np.ndarray, found: list[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield sorted blocks without the UIDs in ``chosen``, which are appended to ``found``."""
     for block in blocks:
-        inside = is_member(block, chosen)
+        inside = isin_sorted(block, chosen)
         found.append(block[inside])
         yield block[~inside]
 
 
 def _save_members(path: Path, members: np.ndarray, chosen: np.ndarray | None) -> int:
     """Write those of ``members`` that are in ``chosen``; without any there is no file. Returns their number."""
-    some = members[:0] if chosen is None else members[is_member(members, chosen)]
+    some = members[:0] if chosen is None else members[isin_sorted(members, chosen)]
     if len(some):
         save_uids(path, some)
     else:
@@ -226,10 +226,10 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
     unknown = next((synset for synset in uids_of if synset not in ids), None)
     if unknown is not None:
         raise TicError(f"{unknown} is none of ImageNet's {len(synsets)} synsets")
-    parts = [np.empty(0, CLASSES)]
+    parts = [np.empty(0, CLASS_ROW)]
     for synset, texts in uids_of.items():
-        uids = distinct(parse_uids(texts))
-        rows = np.empty(len(uids), CLASSES)
+        uids = unique_uids(parse_uids(texts))
+        rows = np.empty(len(uids), CLASS_ROW)
         rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], ids[synset]
         parts.append(rows)
     rows = np.concatenate(parts)
@@ -253,7 +253,7 @@ def write_classes(lists: str, output: str) -> Iterator[Written]:
         if year in get_benchmark("datacomp").periods:
             yield _save_classes(folder, f"yearly/eval/datacompnet/{year}", rows, note)
         for path in sorted((folder / "uids/monthly/eval/datacompnet").glob(f"{year}*.npy")):
-            inside = find(open_uids(path), rows)[1] > 0
+            inside = find_uids(open_uids(path), rows)[1] > 0
             yield _save_classes(folder, f"monthly/eval/datacompnet/{path.stem}", rows[inside], "")
 
 

@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 processes = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
 
 
-def each(
+def map_ordered(
     work: Callable[[Job], Result],
     jobs: Iterable[Job],
     num_workers: int,
@@ -83,7 +83,7 @@ class Inline(Executor):
         return future
 
 
-def workers(count: int, *, fork: bool = False) -> Executor:
+def make_pool(count: int, *, fork: bool = False) -> Executor:
     """An executor of ``count`` processes (of none but this one for 1).
 
     ``fork`` starts them at once, as copies of this process: quicker, but it must have no threads and no connections to
@@ -107,7 +107,7 @@ def _tie_to_parent(parent: int) -> None:
         os._exit(1)  # it has ended before
 
 
-def on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
+def map_on_ray(work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None) -> Iterator:
     """Yield ``work(job)`` for each job as it ends, on a Ray cluster: that of ``address`` ("auto": one that this machine
     belongs to), that of the variable RAY_ADDRESS, or one started here. Jobs of a lost node are run again on others.
 

@@ -15,7 +15,7 @@ from itertools import chain, islice
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.uids import make_uid, parse_uids
+from tic_clip.data.uids import make_uid, parse_uids
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".WEBP")
 

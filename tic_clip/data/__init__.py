@@ -1,0 +1,1 @@
+"""From a pool to splits: lists of UIDs, tar shards, resharding, packing, verification."""
