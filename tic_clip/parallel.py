@@ -27,7 +27,8 @@ def map_ordered(
     work: Callable[[Job], Result],
     jobs: Iterable[Job],
     num_workers: int,
-    executor: Callable[[int], Executor] = ThreadPoolExecutor,
+    *,
+    use_processes: bool = False,
 ) -> Iterator[Result]:
     """Yield ``work(job)`` for each job in order; at most four jobs a worker are under way or waiting at any time.
 
@@ -35,7 +36,7 @@ def map_ordered(
         work: for processes, a function of a module, as are its jobs and results whatever can be pickled.
         jobs: taken one by one, as there is room.
         num_workers: 1 is this thread itself.
-        executor: makes the executor of so many workers; ``processes`` where the work is Python's own.
+        use_processes: processes instead of threads, where the work is Python's own.
 
     Raises:
         TicError: a process died; an error of a job is raised as it is.
@@ -45,11 +46,11 @@ def map_ordered(
     if num_workers == 1:
         yield from map(work, jobs)
         return
-    with executor(num_workers) as pool:
-        yield from in_order(pool, work, jobs, 4 * num_workers)
+    with (processes if use_processes else ThreadPoolExecutor)(num_workers) as pool:
+        yield from map_in_pool(pool, work, jobs, 4 * num_workers)
 
 
-def in_order(pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], most: int) -> Iterator[Result]:
+def map_in_pool(pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], most: int) -> Iterator[Result]:
     """Yield ``work(job)`` for each job in order from an open executor; at most ``most`` are under way or waiting.
 
     Raises:

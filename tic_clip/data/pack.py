@@ -41,7 +41,7 @@ from tic_clip.data.reshard.part import SHARD_FORMAT, Target
 from tic_clip.data.split import META, STARTED, STATS, SUBSET, write_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, make_uid
-from tic_clip.parallel import in_order, make_pool
+from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_remote, list_files, lock_folder, read_json_object, remove, size, write_json
 
 MANIFEST = "manifest.json"
@@ -164,7 +164,7 @@ def create_tars(
     _check_output(source, output_path)
     unwanted = tuple(sorted(fingerprints(placeholders or [])))
     with make_pool(num_workers, fork=True) as pool:  # before anything starts a thread
-        run = partial(in_order, pool, most=4 * num_workers)
+        run = partial(map_in_pool, pool, most=4 * num_workers)
         plans = _plan(source, output_path, shard_size, unwanted, run)
         kept = _kept(plans, overwrite)
         with ExitStack() as locks:

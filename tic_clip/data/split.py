@@ -16,7 +16,7 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data.tar import BLOCK, open_shard, padded, samples
-from tic_clip.parallel import map_ordered, processes
+from tic_clip.parallel import map_ordered
 from tic_clip.storage import (
     NotFoundError,
     RandomAccess,
@@ -294,7 +294,7 @@ def generate_stats(folder: str, num_workers: int = 1, overwrite: bool = False) -
     depth = tars[0].count("/") - str(to_path(folder)).rstrip("/").count("/") - 1
     there = {path for path, _ in list_files(folder, "*/" * depth + "*_stats.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar) not in there]
-    results = progress(map_ordered(_write_stats, todo, num_workers, processes), "count", len(todo), "shard")
+    results = progress(map_ordered(_write_stats, todo, num_workers, use_processes=True), "count", len(todo), "shard")
     faults = [fault for fault in results if fault]
     if faults:
         raise TicError(faults[0] + (f" (and {len(faults) - 1} more damaged shards)" if len(faults) > 1 else ""))

@@ -29,7 +29,7 @@ from tic_clip.data.split import (
     stats_path,
 )
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
-from tic_clip.parallel import map_ordered, processes
+from tic_clip.parallel import map_ordered
 from tic_clip.storage import exists, is_remote, list_files, local_copy
 
 KEY = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("copy", "<u4"), ("shard", "<u4")])
@@ -91,7 +91,9 @@ def _faults(split: str, subset: str | None, num_workers: int, seen: VerifyReport
     with tempfile.TemporaryDirectory() as temporary:
         wanted = None if subset is None else _open_subset(subset, Path(temporary))
         keys = _Keys(Path(temporary))
-        results = progress(map_ordered(_check_shard, tars, num_workers, processes), "verify", len(tars), "shard")
+        results = progress(
+            map_ordered(_check_shard, tars, num_workers, use_processes=True), "verify", len(tars), "shard"
+        )
         results = enumerate(zip(tars, results, strict=True))
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
             yield from _verify_folder(folder, islice(results, shards_in[folder]), keys, seen)

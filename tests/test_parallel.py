@@ -4,7 +4,7 @@ import time
 import pytest
 
 from tic_clip import TicError
-from tic_clip.parallel import map_ordered, processes
+from tic_clip.parallel import map_ordered
 
 
 def slow_square(number):
@@ -17,7 +17,7 @@ def die(number):
         os._exit(1)
 
 
-@pytest.mark.parametrize("options", [(1,), (2,), (3, processes)])
+@pytest.mark.parametrize("options", [(1, False), (2, False), (3, True)])
 def test_results_come_in_order(options):
     assert list(map_ordered(slow_square, range(40), *options)) == [number * number for number in range(40)]
     assert list(map_ordered(slow_square, [], *options)) == []
@@ -41,7 +41,7 @@ def test_an_error_is_raised_as_it_is(num_workers):
 
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(TicError, match=r"^a worker process died \(out of memory\?\); try fewer workers$"):
-        list(map_ordered(die, range(6), 2, processes))
+        list(map_ordered(die, range(6), 2, use_processes=True))
 
 
 @pytest.mark.parametrize("num_workers", [0, -1])
