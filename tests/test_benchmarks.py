@@ -73,7 +73,7 @@ def test_an_unknown_name_lists_the_valid_ones():
 def test_a_step_name_is_used_once():
     twice = (Step(name="2014", splits=("a",), periods=("a",)),) * 2
     with pytest.raises(AssertionError, match="twice"):
-        Benchmark(name="x", dataset="x", cadence="yearly", title="X", steps=twice, tasks={}, made_by="")
+        Benchmark(name="x", dataset="x", cadence="yearly", title="X", steps=twice, tasks={}, prepare_with="")
 
 
 def test_as_a_program_it_prints_the_steps():

@@ -1,8 +1,8 @@
-"""The steps, years and months of each benchmark, as frozen tables.
+"""Steps, periods and tasks of each benchmark, as frozen tables.
 
-    python -m tic_clip.benchmarks emoji        # the names of its training steps, one a line
+    python -m tic_clip.benchmarks emoji        # print the names of its training steps, one a line
 
-A benchmark's data lie under ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
+A benchmark's data are in ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
 """
 
 import re
@@ -13,14 +13,14 @@ from tic_clip.cli import Parser, run_main
 
 
 def cutoff(name: str) -> int | None:
-    """The last month, as YYYYMM, of what is called ``name`` (2020, 201603, 2017-2018); None if that is no time."""
+    """Return the last month of ``name`` (2020, 201603, 2017-2018) as YYYYMM, or None if it is not a date."""
     found = re.fullmatch(r"(?:\d{4}-)?(\d{4})(0[1-9]|1[0-2])?", name)
     return int(found[1] + (found[2] or "12")) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One time step: the training splits whose data are new in it, and the evaluation periods that belong to it."""
+    """One time step: the training splits that are new in it, and its evaluation periods."""
 
     name: str
     splits: tuple[str, ...]
@@ -28,7 +28,7 @@ class Step:
 
     @property
     def cutoff(self) -> int:
-        """The last month of its data as YYYYMM: 202012 for 2020, 201603 for 201603, 201812 for 2017-2018."""
+        """Return the last month of its data as YYYYMM: 202012 for 2020, 201812 for 2017-2018."""
         return cutoff(self.name)
 
 
@@ -36,8 +36,8 @@ class Step:
 class Benchmark:
     """A dataset split by time.
 
-    ``tasks`` maps a task's directory name to its kind, retrieval or classification; ``filters`` the name of a selection
-    of the training data to its directory, the default first. ``made_by`` are the scripts that make the data.
+    ``tasks`` maps a task's folder to its kind (retrieval or classification), ``filters`` the name of a selection of the
+    training data to its folder, the default first. ``prepare_with`` names the scripts that prepare the data.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Benchmark:
     title: str
     steps: tuple[Step, ...]
     tasks: dict[str, str]
-    made_by: str
+    prepare_with: str
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
 
     def __post_init__(self) -> None:
@@ -55,30 +55,30 @@ class Benchmark:
 
     @property
     def root(self) -> str:
-        """The benchmark's folder below ``data_dir``."""
+        """Return the benchmark's folder below ``data_dir``."""
         return f"tic/{self.dataset}/{self.cadence}"
 
     @property
     def periods(self) -> tuple[str, ...]:
-        """All evaluation periods in order of time."""
+        """Return all evaluation periods in order of time."""
         return tuple(period for step in self.steps for period in step.periods)
 
-    def without_data(self, folder: str, data_dir: str) -> str:
-        """What to say of a folder of its data that is missing in ``data_dir``."""
-        chosen = any(f"/{name}/" in folder for name in list(self.filters.values())[1:])
-        maker = "dataset_creation/reshard.py with lists that DataComp's baselines.py has filtered"
-        where = f"is {self.root}/ elsewhere than in {data_dir} (DATA_DIR)?"
-        return f"{folder} is missing: run {maker if chosen else self.made_by}, or {where}"
+    def missing_data_message(self, folder: str, data_dir: str) -> str:
+        """Return the error message for a data folder that is missing in ``data_dir``."""
+        is_filtered = any(f"/{name}/" in folder for name in list(self.filters.values())[1:])
+        reshard = "dataset_creation/reshard.py with lists that DataComp's baselines.py has filtered"
+        script = reshard if is_filtered else self.prepare_with
+        return f"{folder} is missing: run {script}, or set DATA_DIR (now {data_dir}) to the folder that has {self.root}/"
 
     def step_index(self, name: str) -> int:
-        """The position of the step called ``name``.
+        """Return the index of the step called ``name``.
 
         Raises:
-            TicError: no step has that name; the message lists those that exist.
+            TicError: unknown step; the message lists the valid ones.
         """
         names = [step.name for step in self.steps]
         if name not in names:
-            raise TicError(f"unknown step {name!r} of {self.name}; its steps are {', '.join(names)}")
+            raise TicError(f"unknown step {name!r} of {self.name}; the steps are {', '.join(names)}")
         return names.index(name)
 
 
@@ -98,7 +98,7 @@ MONTHS = tuple(
     }.items()
     for month in months
 )
-"""The 102 months of TiC-DataComp; they are crawl dumps, so some calendar months do not exist."""
+"""The 102 months of TiC-DataComp. They are crawl dumps, so some calendar months do not exist."""
 
 _FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
 _DATACOMP_FILTERS = {"basic": "train", "bestpool": "train_bestpool"}
@@ -117,7 +117,7 @@ BENCHMARKS = {
             steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
             tasks=_DATACOMP_TASKS,
             filters=_DATACOMP_FILTERS,
-            made_by=_BUILD,
+            prepare_with=_BUILD,
         ),
         Benchmark(
             name="datacomp_monthly",
@@ -127,12 +127,12 @@ BENCHMARKS = {
             steps=_single(*MONTHS),
             tasks=_DATACOMP_TASKS,
             filters=_DATACOMP_FILTERS,
-            made_by=_BUILD,
+            prepare_with=_BUILD,
         ),
         Benchmark(
             name="yfcc15m",
             dataset="yfcc15m",
-            made_by=_PACK.format("yfcc15m"),
+            prepare_with=_PACK.format("yfcc15m"),
             cadence="yearly",
             title="TiC-YFCC15M",
             steps=_single("2004-2008", "2009-2010", "2011-2012", "2013-2014"),
@@ -141,7 +141,7 @@ BENCHMARKS = {
         Benchmark(
             name="yfcc15m_2011",
             dataset="yfcc15m_2011",
-            made_by=_PACK.format("yfcc15m"),
+            prepare_with=_PACK.format("yfcc15m"),
             cadence="yearly",
             title="TiC-YFCC15M (2008-2011 first)",
             steps=_single("2008-2011", "2012", "2013", "2014"),
@@ -150,7 +150,7 @@ BENCHMARKS = {
         Benchmark(
             name="redcaps",
             dataset="redcaps",
-            made_by=_PACK.format("redcaps"),
+            prepare_with=_PACK.format("redcaps"),
             cadence="yearly",
             title="TiC-RedCaps",
             steps=_single("2011-2017", "2018", "2019", "2020"),
@@ -159,7 +159,7 @@ BENCHMARKS = {
         Benchmark(
             name="emoji",
             dataset="emoji",
-            made_by="scripts/run_emoji_cumulative.sh",
+            prepare_with="scripts/run_emoji_cumulative.sh",
             cadence="yearly",
             title="TiC-Emoji",
             steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
@@ -170,7 +170,7 @@ BENCHMARKS = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``; a ``TicError`` names those that exist."""
+    """Return the benchmark called ``name``; the ``TicError`` for an unknown one lists the valid names."""
     return lookup(BENCHMARKS, "benchmark", name)
 
 
@@ -178,7 +178,7 @@ def main() -> None:
     """Print the names of a benchmark's steps."""
     parser = Parser(__doc__)
     parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--first", help="the first of them to print (default: all)")
+    parser.add_argument("--first", help="the first step to print (default: all)")
     args = parser.parse_args()
     benchmark = get_benchmark(args.benchmark)
     first = benchmark.step_index(args.first) if args.first else 0

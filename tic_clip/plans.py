@@ -258,7 +258,7 @@ def _size(request: Request, benchmark: Benchmark, split: str) -> int:
     try:
         return sum(split_sizes(split).values())
     except NotFoundError:
-        raise TicError(benchmark.without_data(split, request.data_dir)) from None
+        raise TicError(benchmark.missing_data_message(split, request.data_dir)) from None
 
 
 def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def without_data(task: Task) -> str:
     for benchmark in BENCHMARKS.values():
         data_dir, found, _ = task.folder.partition(f"/{benchmark.root}/eval/")
         if found and task.key.startswith("tic/"):
-            return benchmark.without_data(task.folder, data_dir or "/")
+            return benchmark.missing_data_message(task.folder, data_dir or "/")
     return f"{task.folder} is missing: it must be a webdataset of clip_benchmark's, or a folder of pictures a class"
 
 
