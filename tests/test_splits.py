@@ -702,7 +702,7 @@ def test_no_annotations(tmp_path):
     assert "has no annotation file ({subreddit}_{year}.json)" in said(
         redcaps(tmp_path / "annotations", tmp_path / "out")
     )
-    assert "none is missing or no folder" in said(redcaps(tmp_path / "none", tmp_path / "out"))
+    assert "none is missing or not a folder" in said(redcaps(tmp_path / "none", tmp_path / "out"))
     assert "s3://bucket/t.csv is not local; copy it here first" in said(yfcc("s3://bucket/t.csv", tmp_path / "out"))
     assert "is not local; copy it here first" in said(redcaps("gs://bucket/annotations", tmp_path / "out"))
     assert "none.csv is missing" in said(yfcc(tmp_path / "none.csv", tmp_path / "out"))
