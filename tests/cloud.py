@@ -61,7 +61,6 @@ class Store:
         return answer.status, answer.getheaders(), data
 
 
-
 def handler(store):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

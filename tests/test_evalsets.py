@@ -174,13 +174,13 @@ def test_json_comes_before_the_pickle(lists):
 @pytest.mark.parametrize("text", ["{}", "[]", '{"2014": "x"}', '{"2014": {"n01440764": "x"}}', '{"2014": 3}'])
 def test_what_is_no_table(lists, task, text):
     (lists / f"{TABLES[task]}.json").write_text(text)
-    with pytest.raises(TicError, match=r"is not a JSON object of year .*-> UIDs"):
+    with pytest.raises(TicError, match=r"is no table of year .*-> UIDs"):
         read_table(lists, task)
 
 
 def test_one_table_for_the_other(lists):
     (lists / f"{TABLES['retrieval']}.json").write_text(json.dumps(as_uids(DATACOMPNET)))
-    with pytest.raises(TicError, match="is not a JSON object of year -> UIDs"):
+    with pytest.raises(TicError, match="is no table of year -> UIDs"):
         read_table(lists, "retrieval")
 
 

@@ -77,7 +77,9 @@ def test_split_without_a_table(tmp_path):
 @pytest.mark.parametrize("table", [[], "text", 3, {"0.tar": None}, {"0.tar": -1}, {"0.tar": 1.5}, {"0.tar": True}])
 def test_table_that_is_none(tmp_path, table):
     make_sizes(tmp_path, table)
-    with pytest.raises(TicError, match=f"{tmp_path}/sizes.json is not a JSON object of shard name -> number of samples"):
+    with pytest.raises(
+        TicError, match=f"{tmp_path}/sizes.json is not a JSON object of shard name -> number of samples"
+    ):
         split_sizes(tmp_path)
 
 

@@ -551,7 +551,9 @@ def test_killed_at_any_moment(tmp_path, sent):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(sent)
-    assert ("interrupted: the same command begins again" in process.communicate()[1]) == (sent == signal.SIGINT)
+    assert ("interrupted: run the same command again to start over" in process.communicate()[1]) == (
+        sent == signal.SIGINT
+    )
     assert not [path for path in out.iterdir() if not path.name.startswith(".")]
     while any(map(is_running, children)):
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Local paths and an S3 server of this machine's own through the same functions, and what happens when requests fail."""
+"""Local paths and an S3 server on this machine through the same functions, and requests that fail."""
 
 import errno
 import os
@@ -163,7 +163,9 @@ def test_download_and_copies(folder, tmp_path):
     assert not (tmp_path / "e.tar").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00rubbish", b"[1] [2]", b'["\xff"]', b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00rubbish", b"[1] [2]", b'["\xff"]', b"[" * 9999]
+)
 def test_what_is_not_json(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
@@ -375,7 +377,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, size):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x", "old")]
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom tic_clip import storage\nwith {}:\n    print(1, flush=True)\n    time.sleep(60)"
+HOLD = """
+import time
+from pathlib import Path
+from tic_clip import storage
+with {}:
+    print(1, flush=True)
+    time.sleep(60)
+"""
 
 
 def start_holder(block, **environment):
@@ -387,8 +396,9 @@ def start_holder(block, **environment):
 
 def test_one_process_holds_a_folder(tmp_path):
     holder = start_holder(f"storage.lock_folder(Path({str(tmp_path / 'x')!r}))")
-    with pytest.raises(TicError, match=r"another process is writing the split; wait for it or end it"), lock_folder(
-        tmp_path / "x", 0.0, "the split"
+    with (
+        pytest.raises(TicError, match=r"another process is writing the split; wait for it or end it"),
+        lock_folder(tmp_path / "x", 0.0, "the split"),
     ):
         pass
     holder.kill()

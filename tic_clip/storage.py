@@ -37,7 +37,6 @@ TIMEOUT = 60.0
 """Seconds that a connection, or the next bytes on it, may take."""
 
 SCHEMES = ("s3", "gs", "az")
-ONE_SLASH = re.compile(r"(s3|gs|az|https?):/(?!/)")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -50,7 +49,13 @@ class NotFoundError(FileNotFoundError, TicError):
 
 
 def is_remote(path: object) -> bool:
-    """Return whether ``path`` is a URL such as ``s3://bucket/key``."""
+    """Return whether ``path`` is a URL such as ``s3://bucket/key``.
+
+    Raises:
+        TicError: a URL with one slash, which would be a folder called ``s3:``.
+    """
+    if re.match(r"(s3|gs|az|https?):/(?!/)", str(path)):
+        raise TicError(f"{path} is not a path; a URL has two slashes: {str(path).replace(':/', '://', 1)}")
     return "://" in str(path)
 
 

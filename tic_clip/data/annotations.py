@@ -31,7 +31,7 @@ MAX_FIELD = 1 << 24
 """Characters of a CSV field at most: what a quote that is never closed can cost."""
 
 MAX_SHOWN = 200
-"""Characters of a header that an error shows at most: what is not a JSON object may have no end of line."""
+"""Characters of a header that an error shows at most: what is no table may have no end of line."""
 
 MAX_SECONDS = 253_402_300_800
 """The beginning of the year 10000."""

@@ -133,5 +133,5 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
     uids = chain.from_iterable(year.values() if isinstance(year, dict) else [year] for year in years.values())
     kinds = {isinstance(year, dict) for year in years.values()}
     if kinds != {task == "datacompnet"} or not all(isinstance(some, list | tuple | set) for some in uids):
-        raise TicError(f"{path} is not a JSON object of {'year -> synset' if task == 'datacompnet' else 'year'} -> UIDs")
+        raise TicError(f"{path} is no table of {'year -> synset' if task == 'datacompnet' else 'year'} -> UIDs")
     return {str(year): uids for year, uids in years.items()}
