@@ -59,9 +59,9 @@ stats without a split: DATACOMP/generate_stats.py --url {x}/none
 stats: DATACOMP/add_sizes.py --url {x}/shards
     {x}/shards/0.tar has no stats | generate_stats.py --url {x}/shards
 task list in a file: DATACOMP/generate_tasklist.py --yaml-path {x}/file/t.yml
-    {x}/file: is a file, where
+    {x}/file: is a file, not a folder
 task list on a folder: DATACOMP/generate_tasklist.py --yaml-path {x}/empty
-    {x}/empty: is a folder, where
+    {x}/empty: is a folder, not a file
 emoji in a file: dataset_creation/tic-emoji/create_pool.py --output_dir {x}/file
     {x}/file is a file
 yfcc15m.csv: dataset_creation/tic-yfcc15m/create_splits.py --csv-path {x}/y.csv --output-path {x}/o
