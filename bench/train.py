@@ -2,11 +2,11 @@
 
     .venv/bin/python bench/train.py
 
-Contenders, each in a process of its own, in turn, round after round: "stock", OpenCLIP as its wheel has it; "patched", the
-one in open_clip/, with no flag of ours; "a step of ours", scripts/train.py with its plan, exact sampling and log. The first
-two train ViT-Tiny-8-48 on OpenCLIP's synthetic data, the third on shards of noise. An iteration is the time between two
-backward passes; the table holds the median over the iterations after the first ten, and over rounds the median and the
-range. "first batch" is from the start of the process, all imports included, to the first backward pass.
+Contenders, each in a process of its own, in turn, round after round: "stock", OpenCLIP as its wheel has it; "patched",
+the one in open_clip/, with no flag of ours; "a step of ours", scripts/train.py with its plan, exact sampling and log.
+The first two train ViT-Tiny-8-48 on OpenCLIP's synthetic data, the third on shards of noise. An iteration is the time
+between two backward passes; the table holds the median over the iterations after the first ten, and over rounds the
+median and the range. "first batch" is from the start of the process, all imports included, to the first backward pass.
 """
 
 import argparse

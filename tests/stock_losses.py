@@ -1,4 +1,4 @@
-"""Run ``training.main`` of the OpenCLIP in a folder, write every step's loss: ``stock_losses.py SRC OUT ARGUMENTS…``."""
+"""Run ``training.main`` of OpenCLIP in a folder, write every step's loss: ``stock_losses.py SRC OUT ARGUMENTS…``."""
 
 import json
 import sys
