@@ -7,13 +7,12 @@ training loop would. Each round runs both with each number of loader workers, in
 table holds medians and ranges. The rate is that of the second half of the batches: while its shuffle buffer grows, in
 the first 4,000 samples of a worker, the peer reads two for each that it gives. Ours is read in blocks of ten batches,
 shorter than any scale's. "first batch" is the time from asking for it until it is there, starting the workers and
-filling the buffers included. The peer is the wheel's OpenCLIP, unpatched but for one thing: today's webdataset ends
+filling the buffers included. The peer is OpenCLIP as its wheel has it, but for one thing: today's webdataset ends
 each shard with an empty dict, which its grouping of files can't bear.
 """
 
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from train import add_stock
 
 from tic_clip.cli import Parser
 from tic_clip.data.tar import write_shard
@@ -77,7 +77,7 @@ def make_plan(folder: Path, size: Size, batches: int) -> None:
 def loader(contender: str, folder: Path, batches: int, workers: int) -> Any:
     """OpenCLIP's ``DataInfo`` of a contender."""
     if contender == "stock":
-        sys.path = [path for path in sys.path if not path.endswith(os.path.join("open_clip", "src"))]
+        add_stock(folder)
     import open_clip
     from open_clip.transform import image_transform
     from training import data
@@ -97,7 +97,7 @@ def loader(contender: str, folder: Path, batches: int, workers: int) -> Any:
     transform, tokenizer = image_transform(224, is_train=True), open_clip.get_tokenizer("ViT-B-32")
     if contender == "ours":
         return data.get_dataset_fn("plan.json", "exact")(args, transform, True, 0, tokenizer)
-    assert "site-packages" in data.__file__
+    assert "/stock/src" in data.__file__
     group = data.group_by_keys_nothrow
     data.group_by_keys_nothrow = lambda files, **options: group((file for file in files if file), **options)
     return data.get_wds_dataset(args, transform, True, 0, tokenizer=tokenizer)

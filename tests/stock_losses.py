@@ -1,15 +1,14 @@
-"""Run the ``training.main`` of OpenCLIP's wheel, write every step's loss: ``stock_losses.py OUT.json ARGUMENTS…``."""
+"""Run ``training.main`` of OpenCLIP in a folder, write every step's loss: ``stock_losses.py SRC OUT ARGUMENTS…``."""
 
 import json
-import os
 import sys
 
-sys.path = [path for path in sys.path if not path.endswith(os.path.join("open_clip", "src"))]
+sys.path.insert(0, sys.argv[1])
 
-import open_clip  # noqa: E402
-from training import main, train  # noqa: E402
+import open_clip
+from training import main, train
 
-from tic_clip.macs import MODEL_CONFIGS  # noqa: E402
+from tic_clip.macs import MODEL_CONFIGS
 
 losses = []
 
@@ -22,6 +21,6 @@ def backward(loss, _):
 
 open_clip.add_model_config(MODEL_CONFIGS)
 train.backward = backward
-main.main(sys.argv[2:])
-with open(sys.argv[1], "w") as file:
+main.main(sys.argv[3:])
+with open(sys.argv[2], "w") as file:
     json.dump({"file": main.__file__, "losses": losses}, file)

@@ -1,160 +1,159 @@
-"""setup.sh and the bash scripts, in a copy of the checkout that shares nothing but the installed packages."""
+"""setup.sh in a copy of the checkout; a script in place of uv hands out OpenCLIP's files as its wheel has them."""
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PYTHON = """#!/bin/bash
+cd {tmp} && echo "$*" >> calls
+case "$*" in
+    *"pip sync"*) [ ! -e stop ] || exit 7; rm -rf checkout/.venv/lib/*/*/open_clip ;;
+    *--target*)
+        [ ! -p wait ] || cat wait
+        [[ "$(cat)" = "open_clip_torch==2.24.0 --hash=sha256:"{sha256} ]] || exit 8
+        mkdir -p checkout/open_clip.tmp/src && cp -r {wheel}/src checkout/open_clip.tmp ;;
+esac
+"""
+SHA256 = "2537dbe76c8008caa46652bc97cb32bceeae56baff6289e7b4eb22539a80c801"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    git = ["git", "-c", "safe.directory=*", "-C", ROOT / "open_clip"]
+    subprocess.run([*git, "checkout-index", "--all", f"--prefix={folder}/"], check=True)
+    return folder
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """What setup.sh reads, and a .venv with OpenCLIP's wheel and a python that refuses to do more than name it."""
-    for name in (
-        "setup.sh",
-        "open_clip.patch",
-        "datacomp.patch",
-        "open_clip.sha256",
-        "requirements.txt",
-        "pyproject.toml",
-    ):
-        shutil.copy(ROOT / name, tmp_path)
-    site = next((ROOT / ".venv/lib").glob("python3*/site-packages"))
-    fake = tmp_path / ".venv/site"
-    for package in ("open_clip", "training"):
-        shutil.copytree(site / package, fake / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / ".venv/bin").mkdir()
-    python = tmp_path / ".venv/bin/python"
-    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then echo "{fake}"; else echo "called: $*" >&2; exit 9; fi\n')
-    python.chmod(0o755)
-    stamp = subprocess.run(
-        "cat requirements.txt pyproject.toml | sha256sum | cut -d' ' -f1", shell=True, cwd=tmp_path, capture_output=True
-    )
-    (tmp_path / ".venv/tic-clip.stamp").write_bytes(stamp.stdout)
-    return tmp_path
+def checkout(tmp_path, wheel):
+    """What setup.sh reads, and a .venv in which all packages are installed."""
+    folder = tmp_path / "checkout"
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("setup.sh", "open_clip.patch", "datacomp.patch", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "requirements.txt", folder / ".venv/tic-clip.stamp")
+    (folder / ".venv/bin/python").write_text(PYTHON.format(tmp=tmp_path, wheel=wheel, sha256=SHA256))
+    (folder / ".venv/bin/python").chmod(0o755)
+    return folder
 
 
-def setup(checkout, *arguments):
-    return subprocess.run(["bash", "setup.sh", *arguments], cwd=checkout, capture_output=True, text=True)
+def setup(checkout, *arguments, code=0, **settings):
+    """What setup.sh says."""
+    command, env = ["bash", "setup.sh", *arguments], {**os.environ, **settings}
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=env)
+    assert done.returncode == code, done.stderr
+    return done.stderr
 
 
-def source(checkout, name="training/main.py"):
-    return (checkout / "open_clip/src" / name).read_text()
+def test_open_clip_is_patched_and_a_ready_checkout_is_not_written_to(checkout):
+    states = []
+    for _ in range(2):
+        assert setup(checkout) == "setup: ready: .venv open_clip\n"
+        states.append({path: path.lstat().st_mtime_ns for path in [checkout, *checkout.rglob("*")]})
+    assert states[0] == states[1]
+    assert "tic_clip" in (checkout / "open_clip/src/training/main.py").read_text()
 
 
-def test_setup_patches_open_clip_and_doing_it_again_changes_nothing(checkout):
-    assert setup(checkout).returncode == 0
-    assert "import tic_clip.weights" in source(checkout)
-    path_file = (checkout / ".venv/site/tic_clip_open_clip.pth").read_text().removeprefix("import os, sys; ")
-    for environ, expected in ({}, [str(checkout), str(checkout / "open_clip/src")]), ({"PIP_BUILD_TRACKER": "x"}, []):
-        python = SimpleNamespace(path=["others"])
-        exec(path_file, {"sys": python, "os": SimpleNamespace(environ=environ)})
-        assert python.path == [*expected, "others"]
-    before = source(checkout)
-    again = setup(checkout)
-    assert (again.returncode, again.stderr) == (0, "setup: ready: .venv/ and open_clip/ (patched)\n")
-    assert source(checkout) == before
+@pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
+def test_two_at_once_in_a_fresh_clone(checkout, tmp_path):
+    os.mkfifo(tmp_path / "wait")
+    start = partial(subprocess.Popen, ["bash", "setup.sh"], cwd=checkout, stderr=subprocess.PIPE, text=True)
+    with start() as first, open(tmp_path / "wait", "w") as held, start() as second:  # open waits for the first to read
+        assert second.stderr.readline() == "setup: waiting for another setup.sh\n"
+        held.close()
+        assert (first.wait(), second.wait()) == (0, 0)
+    assert (tmp_path / "calls").read_text().count("\n") == 1
 
 
-def test_a_changed_byte_stops_setup_before_anything_is_patched(checkout):
-    file = checkout / ".venv/site/open_clip/loss.py"
-    file.write_text(file.read_text() + "#")
-    done = setup(checkout)
-    assert done.returncode == 1
-    assert "open_clip/loss.py: FAILED" in done.stderr
-    assert "setup: error: these files of open_clip_torch 2.24.0 are not the released ones" in done.stderr
-    assert not (checkout / "open_clip").exists()
+def test_a_checkout_of_another_user(checkout):
+    """Git's own tests take a folder for another user's by this variable."""
+    for _ in range(2):
+        assert "ready" in setup(checkout, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
 
 
-def test_a_newer_patch_replaces_the_old_one(checkout):
-    assert setup(checkout).returncode == 0
-    patch = checkout / "open_clip.patch"
+def test_a_newer_patch_replaces_the_old_one_but_not_edits_by_hand(checkout):
+    setup(checkout)
+    patch, file = checkout / "open_clip.patch", checkout / "open_clip/src/training/params.py"
     patch.write_text(patch.read_text().replace("unless this experiment", "except where this experiment"))
-    assert setup(checkout).returncode == 0
-    assert "except where this experiment" in source(checkout, "training/params.py")
-
-
-def test_edits_by_hand_are_not_thrown_away(checkout):
-    assert setup(checkout).returncode == 0
-    file = checkout / "open_clip/src/training/train.py"
+    setup(checkout)
+    assert "except where this experiment" in file.read_text()
     file.write_text(file.read_text() + "# mine\n")
-    done = setup(checkout)
-    assert done.returncode == 1
-    assert "edits that are not in open_clip.patch" in done.stderr
+    assert "edits that are not in open_clip.patch" in setup(checkout, code=1)
     assert file.read_text().endswith("# mine\n")
 
 
-def test_a_clone_at_the_pinned_commit_is_taken_as_it_is(checkout):
+def test_a_clone_at_the_pinned_commit_is_taken_as_it_is(checkout, wheel, tmp_path):
     """What `git clone; git checkout; git apply ../open_clip.patch` leaves."""
-    clone = checkout / "open_clip"
-    for package in ("open_clip", "training"):
-        shutil.copytree(checkout / ".venv/site" / package, clone / "src" / package)
-    git = ["git", "-C", str(clone), "-c", "user.name=x", "-c", "user.email=x@x"]
+    shutil.copytree(wheel / "src", checkout / "open_clip/src")
+    git = ["git", "-C", checkout / "open_clip", "-c", "user.name=x", "-c", "user.email=x@x"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "pinned"], ["apply", "../open_clip.patch"]):
         subprocess.run([*git, *arguments], check=True)
-    done = setup(checkout)
-    assert done.returncode == 0, done.stderr
-    assert "unpacking" not in done.stderr
-    assert "import tic_clip.weights" in source(checkout)
+    setup(checkout)
+    assert not (tmp_path / "calls").exists()
+
+
+def test_packages_are_installed_again_after_an_interruption_and_can_be_moved(checkout, tmp_path):
+    """The lines of the .pth lead from site-packages to the checkout, wherever it is."""
+    site = checkout / ".venv/lib/python3.11/site-packages"
+    (site / "open_clip").mkdir(parents=True)  # of a package that a user has added; it would hide the patched one
+    (checkout / ".venv/pyvenv.cfg").write_text("relocatable = true\n")
+    (tmp_path / "stop").touch()
+    setup(checkout, code=7)
+    (tmp_path / "stop").unlink()
+    (site / "open_clip").rmdir()
+    setup(checkout)
+    calls = re.findall(r"-m (pip|uv --quiet \w+ ?\S+)", (tmp_path / "calls").read_text())
+    assert calls == ["pip", "uv --quiet venv --relocatable", "uv --quiet pip sync"] * 2 + ["uv --quiet pip install"]
+    moved = checkout.rename(tmp_path / "moved")
+    site = moved / site.relative_to(checkout)
+    lines = (site / "tic_clip_open_clip.pth").read_text().splitlines()
+    assert [os.path.normpath(site / line) for line in lines] == [str(moved), str(moved / "open_clip/src")]
 
 
 def test_a_wrong_python_or_argument_is_one_line(checkout):
-    old = checkout / "old"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
-    done = subprocess.run(
-        ["bash", "setup.sh"], cwd=checkout, capture_output=True, text=True, env={**os.environ, "PYTHON": str(old)}
-    )
-    assert done.returncode == 1
-    assert "is older than 3.11" in done.stderr
-    said = "setup: error: unknown argument --nonsense; there is --datacomp, or none\n"
-    assert setup(checkout, "--nonsense").stderr == said
+    (checkout / ".venv/tic-clip.stamp").unlink()
+    for python, message in ("/nope", "PYTHON=/nope does not exist"), ("false", "false is older than 3.11"):
+        (line,) = setup(checkout, code=1, PYTHON=python).splitlines()
+        assert line.startswith(f"setup: error: {message}; set PYTHON=")
+    assert "unknown argument --nonsense; there is --datacomp" in setup(checkout, "--nonsense", code=1)
 
 
-def test_datacomp_is_cloned_and_patched_on_request(checkout, monkeypatch):
-    if not (ROOT / "datacomp").exists():
-        pytest.skip("needs datacomp/: bash setup.sh --datacomp")
-    monkeypatch.setenv("DATACOMP_GIT", str(ROOT / "datacomp"))
-    done = setup(checkout, "--datacomp")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "setup: ready: .venv/, open_clip/ and datacomp/ (patched)"
-    for name in ("evaluate.py", "resharder.py", "scale_configs.py", "train.py"):
-        assert "tic_clip.datacomp" in (checkout / "datacomp" / name).read_text()
+@pytest.mark.skipif(not (ROOT / "datacomp").exists(), reason="needs datacomp/: bash setup.sh --datacomp")
+def test_datacomp_is_cloned_and_patched_on_request(checkout):
+    assert "ready: .venv datacomp open_clip" in setup(checkout, "--datacomp", DATACOMP_GIT=str(ROOT / "datacomp"))
     (checkout / "datacomp/tasklist.yml").write_text("mine: {}")  # as users do
     patch = checkout / "datacomp.patch"
-    patch.write_text(patch.read_text().replace("ends each shard with an empty dict", "ends shards so"))
-    assert setup(checkout).returncode == 0  # with and without the flag
-    assert "ends shards so" in (checkout / "datacomp/resharder.py").read_text()
+    patch.write_text(patch.read_text().replace("tic_clip.datacomp.scales()", "tic_clip.datacomp.new()"))
+    setup(checkout)  # without the flag, too
+    assert "tic_clip.datacomp.new()" in (checkout / "datacomp/scale_configs.py").read_text()
     assert (checkout / "datacomp/tasklist.yml").read_text() == "mine: {}"
-    (checkout / "datacomp/train.py").write_text("mine")
-    assert "datacomp/ has edits that are not in datacomp.patch" in setup(checkout).stderr
 
 
-def test_datacomp_that_cannot_be_reached_says_what_is_missing(checkout, monkeypatch):
-    monkeypatch.setenv("DATACOMP_GIT", str(checkout / "nowhere"))
-    done = setup(checkout, "--datacomp")
-    assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"setup: error: {checkout}/nowhere can't be cloned at 7fdb5c65")
-    assert said.endswith("there is no datacomp/ with its train.py, evaluate.py and resharder.py; all else is ready")
-    assert [path.name for path in checkout.glob("datacomp*")] == ["datacomp.patch"]
-    assert (checkout / "open_clip").exists()
+def test_datacomp_that_cannot_be_reached_says_what_is_missing(checkout):
+    line = setup(checkout, "--datacomp", code=1, DATACOMP_GIT="/nowhere").splitlines()[-1]
+    assert line.startswith("setup: error: /nowhere can't be cloned at 7fdb5c65")
+    assert line.endswith("there is no datacomp/; all else is ready")
+    assert (checkout / "open_clip/.git/applied.patch").exists()
 
 
-def test_requirements_pin_every_direct_dependency():
-    import tomllib
-
+def test_requirements_are_pins_of_every_direct_dependency_but_open_clip():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [name for group in project["optional-dependencies"].values() for name in group]
-    pinned = {
-        line.split("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if "==" in line and not line.startswith((" ", "#"))
-    }
-    for requirement in wanted:
-        name = requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-")
-        assert name in pinned, name
+    names = {re.split(r"[\[>=]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert names - {line.split("==")[0] for line in lines} == {"open-clip-torch"}  # setup.sh has its hash
+
+
+def test_git_ignores_what_readme_puts_into_the_checkout():
+    names = ["pool/x", "sources/x", "data/x", "results/x", "tic_clip/data/x"]
+    done = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == names[:-1]

@@ -20,7 +20,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.macs import macs_per_sample
 from tic_clip.models import models_of
 from tic_clip.patching import CANDIDATES
-from tic_clip.plans import Request, make_plan
+from tic_clip.plans import OPEN_CLIP_COMMIT, Request, make_plan
 from tic_clip.storage import read_json, write_json
 from tic_clip.training import open_clip_arguments, run_step
 
@@ -177,7 +177,7 @@ def test_a_step_leaves_its_plan_checkpoints_log_and_done(undisturbed):
     assert facts["samples_seen"] == 384
     assert facts["read"] == {"2014": {"read": 384}}
     assert facts["macs_seen"] == facts["plan"]["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
-    assert facts["plan"]["pins"]["open_clip_torch"] == "2.24.0"
+    assert facts["plan"]["pins"]["open_clip"] == OPEN_CLIP_COMMIT
     assert [file.name for file in sorted((out / "2014/checkpoints").iterdir())] == ["epoch_1.pt", "epoch_2.pt"]
     assert [line[:2] for line in curve(out, "2014")] == [(i, 64 * i) for i in range(1, 7)]
     assert "train 2014, 2 of 2: 100%" in done.stderr

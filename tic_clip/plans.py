@@ -27,7 +27,7 @@ from tic_clip.scales import Scale, get_policy, get_scale
 from tic_clip.storage import NotFoundError, is_remote, read_json, to_path
 
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
-PINNED = ("tic-clip", "torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
+PINNED = ("torch", "torchvision", "webdataset", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
