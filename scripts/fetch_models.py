@@ -1,6 +1,8 @@
-"""Download the published TiC-CLIP models from the Hugging Face Hub; fetch_models.sh says how.
+"""Download the published TiC-CLIP models from the Hugging Face Hub.
 
-python scripts/fetch_models.py data/models basic-cumulative 2016 2022     # no years: all; no model: all six
+    python scripts/fetch_models.py data/models basic-cumulative 2016 2022
+
+fetch_models.sh calls it and says more.
 """
 
 from tic_clip.cli import Parser, run_main
