@@ -21,22 +21,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Range")))
-        server.tokens.add(self.headers.get("Authorization"))
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        fault = server.faults.get((self.command, name))
+        server.requests.append((self.command, self.path))
+        fault = server.faults.get((self.command, self.path.partition("?")[0].rpartition("/")[2]))
         if callable(fault):
             return fault(self)
         if fault:
-            return self.answer(fault, b"")
+            return self.answer(fault)
         if found := API.fullmatch(self.path):
             return self.answer(200, self.describe(*found.groups()[:2]))
         found = FILE.fullmatch(self.path)
         body = server.files.get(found[1], {}).get(found[3]) if found and found[2] in (server.commit, "main") else None
-        if body is None:
-            return self.answer(404, b"")
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")
-        self.answer(200, body, int(start[1]))
+        self.answer(404 if body is None else 200, body or b"")
 
     do_GET = do_HEAD
 
@@ -49,18 +44,14 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in files]
         return json.dumps({"id": repository, "sha": self.server.commit, "siblings": siblings}).encode()
 
-    def answer(self, status, body, start=0, sent=None):
-        """``sent``: cut the connection after so many bytes."""
-        self.send_response(206 if start else status)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+    def answer(self, status, body=b""):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.server.commit)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[start:][:sent])
-        self.close_connection = self.close_connection or sent is not None
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -71,7 +62,7 @@ def serving_hub(files):
     """Serve ``files``: repository -> name -> bytes; ``url`` is where."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.requests, server.tokens, server.faults, server.commit, server.files = [], set(), {}, "a" * 40, files
+    server.requests, server.faults, server.commit, server.files = [], {}, "a" * 40, files
     server.url = "http://{}:{}".format(*server.server_address)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
