@@ -10,8 +10,8 @@
 # on the hub are kept. The hub's address, a login and time-outs are huggingface_hub's own variables: HF_ENDPOINT (a
 # mirror), HF_TOKEN, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ ${1:-} != @(-h|--help) ]] || source "$root/scripts/cli.sh"
 
-bash setup.sh
-exec .venv/bin/python scripts/fetch_models.py "$@"
+bash "$root/setup.sh"
+exec "$root/.venv/bin/python" "$root/scripts/fetch_models.py" "$@"

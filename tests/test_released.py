@@ -257,10 +257,12 @@ def test_unknown_models_and_years_list_the_valid_ones(hub, tmp_path):
 
 
 def test_the_script_of_models(hub, tmp_path):
-    arguments = [ROOT / "scripts/fetch_models.sh", tmp_path, "basic-cumulative", "2016"]
-    done = subprocess.run(["bash", *map(str, arguments)], capture_output=True, text=True)
-    path = tmp_path / "TiC-CLIP-basic-cumulative/checkpoints/2016.pt"
-    assert (done.returncode, done.stdout) == (0, f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
+    """A relative folder counts from where the user stands."""
+    command = ["bash", ROOT / "scripts/fetch_models.sh", "models", "basic-cumulative", "2016"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(expected(CUMULATIVE, 2016)["checkpoints/2016.pt"])
+    assert (done.returncode, done.stdout) == (0, f"models/{name}: {size / 1e6:.1f} MB\n")
+    assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
     done = run("scripts/fetch_models.py", tmp_path, "nonsense")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("error: unknown model 'nonsense'; the models are")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HTTPError
 
 from tic_clip import TicError, lookup
@@ -121,7 +121,8 @@ def download_models(output_dir: str, model: str | None = None, years: Iterable[s
 
 def _list_files(repository: str, repo_type: str) -> tuple[str, list[str]]:
     """Return the commit of a repository's main branch and the names of its files."""
-    info = _retry(repository, lambda: HfApi().repo_info(repository, repo_type=repo_type, revision="main", timeout=30))
+    options = {"repo_type": repo_type, "revision": "main", "timeout": constants.HF_HUB_ETAG_TIMEOUT}
+    info = _retry(repository, lambda: HfApi().repo_info(repository, **options))
     return info.sha, [file.rfilename for file in info.siblings or ()]
 
 
