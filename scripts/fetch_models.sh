@@ -6,13 +6,12 @@
 #   bash scripts/fetch_models.sh data/models basic-cumulative                 # one
 #   bash scripts/fetch_models.sh data/models basic-cumulative 2016 2022       # some years of it
 #
-# Writes DIR/TiC-CLIP-basic-cumulative/checkpoints/2016.pt and so on, and prints the command that trains on from there.
-# Started again, it keeps the files that are whole and fetches the others; with all there that is seconds. The hub's
-# address, a login and the patience are huggingface_hub's own variables: HF_ENDPOINT (a mirror), HF_TOKEN,
-# HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds).
+# Writes DIR/TiC-CLIP-basic-cumulative/checkpoints/2016.pt and so on. Run it again to resume: files that have not changed
+# on the hub are kept. The hub's address, a login and time-outs are huggingface_hub's own variables: HF_ENDPOINT (a
+# mirror), HF_TOKEN, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ ${1:-} != @(-h|--help) ]] || source "$root/scripts/cli.sh"
 
-bash setup.sh
-exec .venv/bin/python -m tic_clip.data.fetch "$@"
+bash "$root/setup.sh"
+exec "$root/.venv/bin/python" "$root/scripts/fetch_models.py" "$@"

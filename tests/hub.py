@@ -1,4 +1,4 @@
-"""A server of this machine's own that speaks what huggingface_hub asks the hub for."""
+"""A server on this machine that answers what huggingface_hub asks the hub for: models and datasets."""
 
 import hashlib
 import json
@@ -7,50 +7,51 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FILE = re.compile(r"/([\w-]+/[\w-]+)/resolve/(\w+)/(.+)")
-INFO = re.compile(r"/api/models/([\w-]+/[\w-]+)/revision/main\?blobs=true")
+FILE = re.compile(r"/(?:datasets/)?([\w-]+/[\w-]+)/resolve/(\w+)/(.+)")
+API = re.compile(r"/api/(?:models|datasets)/([\w-]+/[\w-]+)/(revision|tree)/(\w+)(\?.*)?")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.files``: repository -> name -> bytes, all at ``server.commit``; a path in faults answers that."""
+    """Serves ``server.files``: repository -> name -> bytes, all at ``server.commit``.
+
+    ``server.faults`` maps (command, last part of the path) to a status, or to a function of the handler.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self):
         server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Range")))
-        server.tokens.add(self.headers.get("Authorization"))
-        fault = server.faults.get((self.command, self.path.rpartition("/")[2])) or server.faults.get("all")
+        server.requests.append((self.command, self.path))
+        fault = server.faults.get((self.command, self.path.partition("?")[0].rpartition("/")[2]))
         if callable(fault):
             return fault(self)
-        if found := INFO.fullmatch(self.path):
-            return self.answer(fault or 200, self.info(found[1]))
+        if fault:
+            return self.answer(fault)
+        if found := API.fullmatch(self.path):
+            return self.answer(200, self.describe(*found.groups()[:2]))
         found = FILE.fullmatch(self.path)
         body = server.files.get(found[1], {}).get(found[3]) if found and found[2] in (server.commit, "main") else None
-        if fault or body is None:
-            return self.answer(fault or 404, b"")
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")
-        self.answer(200, body, int(start[1]))
+        self.answer(404 if body is None else 200, body or b"")
 
     do_GET = do_HEAD
 
-    def info(self, repository):
-        names = self.server.files.get(repository, {})
-        siblings = [{"rfilename": name, "size": len(body), "blobId": "b"} for name, body in names.items()]
+    def describe(self, repository, what):
+        """The repository and the names of its files, or (tree) their sizes."""
+        files = self.server.files.get(repository, {})
+        if what == "tree":
+            sizes = {name: len(body) for name, body in files.items()}
+            return json.dumps([{"type": "file", "path": n, "size": s, "oid": "b"} for n, s in sizes.items()]).encode()
+        siblings = [{"rfilename": name} for name in files]
         return json.dumps({"id": repository, "sha": self.server.commit, "siblings": siblings}).encode()
 
-    def answer(self, status, body, start=0, sent=None):
-        """``sent``: cut the connection after so many bytes."""
-        self.send_response(206 if start else status)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+    def answer(self, status, body=b""):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.server.commit)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[start:][:sent])
-        self.close_connection = self.close_connection or sent is not None
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -61,7 +62,7 @@ def serving_hub(files):
     """Serve ``files``: repository -> name -> bytes; ``url`` is where."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.requests, server.tokens, server.faults, server.commit, server.files = [], set(), {}, "a" * 40, files
+    server.requests, server.faults, server.commit, server.files = [], {}, "a" * 40, files
     server.url = "http://{}:{}".format(*server.server_address)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -27,7 +27,7 @@ CASES = """
 POOL unset: BUILD
     POOL is not set | the folder of the pool's tars
 no pool: POOL={x}/none BUILD
-    POOL is {x}/none, which is no folder
+    POOL is {x}/none, which is not a folder
 released lists: POOL={x}/shards BUILD
     {x}/lists/released has no  | download_uids.py --output-path {x}/
 eval lists: DATACOMP/generate_eval_uids.py --output-path {x}/o

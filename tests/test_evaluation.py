@@ -22,11 +22,9 @@ from PIL import Image
 from tic_clip import TicError, evaluation, models
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.clip_benchmark import imagenet_texts
-from tic_clip.data.evalsets import imagenet_synsets
 from tic_clip.data.split import HOW_TO_MAKE, SIZES, read_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID
-from tic_clip.data.wordnet import find_wordnet, restricted_classes
 from tic_clip.evaldata import read_classes
 from tic_clip.evaluation import RESULTS, Settings, decode
 from tic_clip.metrics import METRIC_VERSION
@@ -660,11 +658,6 @@ def test_imagenets_groups_are_told_by_themselves(content, with_net, model, data,
     (metrics,) = run([model], [task(data, "emojinet")], tmp_path)
     groups = {name.partition("/")[2] for name in metrics if name.startswith("acc1/")}
     assert groups == {"dog", "bird", "animal"}
-
-
-def test_the_groups_are_those_of_wordnet():
-    groups = json.loads(evaluation.GROUPS.read_text())
-    assert groups == restricted_classes(find_wordnet(), imagenet_synsets())
 
 
 # What is wrong with the model.

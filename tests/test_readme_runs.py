@@ -1,6 +1,6 @@
 """The README's bash blocks, run in their order in a copy of the checkout: from an empty disk to the table.
 
-A pool of a few hundred pictures, a server of lists, a hub and an S3, all of this machine; a tiny model. What makes it
+A pool of a few hundred pictures, a hub and an S3, all of this machine; a tiny model. What makes it
 small is set in the environment, as the README says; the commands are its own, word for word.
 """
 
@@ -11,11 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
-import threading
 from collections import Counter
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +21,8 @@ from miniature import write_redcaps, write_yfcc
 from PIL import Image
 
 from tic_clip.benchmarks import MONTHS
-from tic_clip.data.evalsets import imagenet_synsets
-from tic_clip.data.released import MONTHLY, TABLES, YEARLY, YEARS
+from tic_clip.data.eval_uids import imagenet_synsets
+from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import make_uid, parse_uids, save_uids
 from tic_clip.evaldata import TEMPLATES
@@ -87,13 +83,8 @@ def write_lists(folder):
         months[year].append((month, new))
     for year in YEARS:
         save_uids(folder / YEARLY / f"{year}.npy", parse_uids(training[year]))
-        (folder / MONTHLY).mkdir(exist_ok=True)
-        with tarfile.open(folder / MONTHLY / f"{year}.tar", "w") as tar:
-            for month, uids in months[year]:
-                save_uids(folder / "month.npy", parse_uids(uids))
-                tar.add(folder / "month.npy", f"{year}/{month}.npy")
-    sizes = {year: len(uids) for year, uids in training.items()}
-    (folder / YEARLY / "sizes.json").write_text(json.dumps(sizes))
+        for month, uids in months[year]:
+            save_uids(folder / MONTHLY / f"{month}.npy", parse_uids(uids))
     tench, goldfish = imagenet_synsets()[:2]
     synsets = {year: {tench: uids[::2], goldfish: uids[1::2]} for year, uids in classes.items()}
     for task, table in (("retrieval", retrieval), ("datacompnet", synsets)):
@@ -154,15 +145,11 @@ def environment(checkout, tmp_path_factory, s3_server):
     for path in (checkout / "pool").iterdir():
         pool.upload_file(str(path), f"shards/{path.name}")
     files = {"apple/TiC-CLIP-basic-cumulative": {"checkpoints/2018.pt": released_model()}}
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(lists)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files[DATASET] = {str(path.relative_to(lists)): path.read_bytes() for path in lists.rglob("*") if path.is_file()}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TIC_"))}
     with serving_hub(files) as hub:
-        address = {"LISTS_URL": f"http://127.0.0.1:{server.server_port}", "HF_ENDPOINT": hub.url}
-        yield {**clean, **SMALL, **address, "AWS_ENDPOINT_URL": s3_server, "HF_HOME": str(lists / "hf")}
-    server.shutdown()
-    server.server_close()
+        address = {"HF_ENDPOINT": hub.url, "AWS_ENDPOINT_URL": s3_server}
+        yield {**clean, **SMALL, **address, "HF_HOME": str(lists / "hf")}
     for one in (pool, data):
         one.objects.delete()
         one.delete()

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
 from tic_clip.data.tar import IMAGES, Sample, open_shard, samples
 from tic_clip.data.uids import UID
 from tic_clip.storage import NotFoundError, exists, is_dir, list_files, list_folders, open_file, read_bytes
 
-CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 BAD_IMAGE = "bad image"
 LABEL = {"retrieval": "txt", "classification": "cls"}
 """The member of a sample that a kind of task needs beside the image."""
@@ -278,15 +278,13 @@ def read_classes(folder: str) -> Classes:
 
 def imagenet_classes() -> Classes:
     """ImageNet's class names and prompt templates, as OpenCLIP has them."""
-    from tic_clip.data.clip_benchmark import imagenet_texts
-
     texts = imagenet_texts()
     return Classes(names=tuple(texts[CLASSNAMES]), templates=tuple(texts[TEMPLATES]))
 
 
 def _names_of(folders: list[str]) -> list[str]:
     """The class names of folders of pictures."""
-    from tic_clip.data.evalsets import imagenet_synsets
+    from tic_clip.data.eval_uids import imagenet_synsets
 
     names = dict(zip(imagenet_synsets(), imagenet_classes().names, strict=True))
     return [names.get(folder, folder.replace("_", " ")) for folder in folders]

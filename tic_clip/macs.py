@@ -16,7 +16,7 @@ def check_architecture(model: str) -> None:
     Raises:
         TicError: it has none; the message names those with a similar name.
     """
-    from tic_clip.data.evalsets import package_file
+    from tic_clip.data.eval_uids import package_file
 
     folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
     names = sorted(path.stem for folder in folders for path in folder.glob("*.json"))

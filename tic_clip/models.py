@@ -10,7 +10,7 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.benchmarks import cutoff, get_benchmark
-from tic_clip.data.fetch import ARCH, MODELS
+from tic_clip.data.released import ARCH, MODELS
 from tic_clip.macs import MODEL_CONFIGS, check_architecture
 from tic_clip.plans import RUN
 from tic_clip.training import read_done

@@ -5,7 +5,7 @@ Keys are ``tic/{dataset}/{task}/{cadence}/{period}``, with data in
 ``tasklist.yml``, its data lie in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its line names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ METRICS = {
 
 FIELDS = ("folder", "kind", "main_metric", "name", "num_classes", "random_score", "size", "tags", "time")
 """What a line of a task list may say; the last five are DataComp's, of which ``size`` is checked here."""
+
+DATACOMP_GROUPS = tuple(
+    f"tic/datacomp/{task}/{cadence}" for cadence in ("yearly", "monthly") for task in ("retrieval", "datacompnet")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +155,37 @@ def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
         main_metric=metric,
         size=entry.get("size"),
     )
+
+
+def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False) -> dict[str, dict[str, Any]]:
+    """Return a ``tasklist.yml`` as DataComp's evaluate.py reads it: task key -> name, main metric, number of classes.
+
+    Args:
+        groups: groups such as ``tic/datacomp/retrieval/yearly``, or keys of single tasks, of any benchmark.
+        sample: only the first task of each group.
+
+    Raises:
+        TicError: unknown group or task.
+    """
+    tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, "")]
+    entries = {}
+    for name in groups:
+        chosen = [task for task in tasks if name in (task.key, _group(task))]
+        if not chosen:
+            known = ", ".join(dict.fromkeys(map(_group, tasks)))
+            raise TicError(f"unknown evaluation task {name!r}; the groups are {known}")
+        entries |= {task.key: _entry(task) for task in chosen[: 1 if sample else None]}
+    return entries
+
+
+def _group(task: Task) -> str:
+    return task.key.rpartition("/")[0]
+
+
+def _entry(task: Task) -> dict[str, Any]:
+    """Return what DataComp reads of a task; ``size`` is left out, as it depends on how much of the pool exists."""
+    entry = {"name": task.name, "main_metric": MAIN_METRIC[task.kind]}
+    if task.kind == "retrieval":
+        return {**entry, "tags": ["tic", "retrieval"]}
+    classes = {"num_classes": 1000, "random_score": 0.001} if "/datacompnet/" in task.key else {}
+    return {**entry, **classes, "tags": ["tic"]}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError, storage
-from tic_clip.data.evalsets import package_file
+from tic_clip.data.eval_uids import package_file
 from tic_clip.methods import get_method
 from tic_clip.plans import Request, check_run, check_same, difference, last_checkpoint, make_plan, step_folder
 from tic_clip.scales import get_scale

@@ -1,40 +1,43 @@
 #!/usr/bin/env bash
-# Builds TiC-DataComp from a pool in DataComp's format and the released UID lists: the yearly and monthly training splits
-# and both evaluation sets of every year and month, in one pass over the pool. Killed and started again, it goes on.
+# Builds TiC-DataComp from a pool in DataComp's format and the published UID lists: the yearly and monthly training splits
+# and both evaluation sets of every year and month, in one pass over the pool. Run it again to resume.
 # 12.7 B samples take days of a cluster, 100,000 take seconds. Yearly and monthly data need the size of the pool each.
 #
 #   .venv/bin/python dataset_creation/tic-datacomp/download_uids.py --output-path data/lists/released
 #   POOL=/pool DATA_DIR=data bash dataset_creation/tic-datacomp/build_tic_datacomp.sh
 #
+# Relative paths count from the current folder; by default DATA_DIR is data/ and LISTS is data/lists/ in the checkout.
 # LISTS holds released/, and gets uids/ and classes/. CADENCE=yearly or monthly makes one of them only. FLAGS are further
 # flags of reshard.py, such as "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards" (a --part alone is for
 # reshard.py itself). Prints a table of the splits (samples, shards, bytes, coverage of the lists) and leaves it in
 # DATA_DIR/tic/datacomp/summary.txt.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/cli.sh
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+source "$root/scripts/cli.sh"
+checkout=$root/
+if [[ $PWD == "$root" ]]; then checkout=; fi
 
 POOL=${POOL:-}
-DATA_DIR=${DATA_DIR:-data}
-LISTS=${LISTS:-data/lists}
+DATA_DIR=${DATA_DIR:-${checkout}data}
+LISTS=${LISTS:-${checkout}data/lists}
 CADENCE=${CADENCE:-}
 NUM_WORKERS=${NUM_WORKERS:-$(getconf _NPROCESSORS_ONLN)}
 read -ra flags <<< "-j $NUM_WORKERS ${FLAGS:-}"
 
 [ -n "$POOL" ] || fail "POOL is not set: the folder of the pool's tars, or its URL"
-[[ $POOL == *://* || -d $POOL ]] || fail "POOL is $POOL, which is no folder"
+[[ $POOL == *://* || -d $POOL ]] || fail "POOL is $POOL, which is not a folder"
 [[ $CADENCE =~ ^(yearly|monthly)?$ ]] || fail "CADENCE is $CADENCE; it can be yearly or monthly, or is left out for both"
 
-python=.venv/bin/python
-here=dataset_creation/tic-datacomp
+python=$root/.venv/bin/python
+here=$root/dataset_creation/tic-datacomp
 data=${DATA_DIR%/}/tic/datacomp
 below=${CADENCE:+/$CADENCE}
 
-bash setup.sh
+bash "$root/setup.sh"
 "$python" "$here/generate_eval_uids.py" --output-path "$LISTS"
 "$python" "$here/generate_datacompnet_uid2classid.py" --output-path "$LISTS"
 if [[ -d $LISTS/classes$below ]]; then flags+=(-c "$LISTS/classes$below"); fi  # months may have none
-table=$("$python" dataset_creation/reshard.py -i "$POOL" -o "$data$below" -s "$LISTS/uids$below" "${flags[@]}")
+table=$("$python" "$root/dataset_creation/reshard.py" -i "$POOL" -o "$data$below" -s "$LISTS/uids$below" "${flags[@]}")
 if [[ $DATA_DIR != *://* && " ${flags[*]} " != *" --dry-run "* ]]; then
     for folder in "$data"/${CADENCE:-*}/eval/*/; do
         case $folder in

@@ -17,4 +17,4 @@ PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
 [[ ${1:-} != @(-h|--help) ]] || source "$ROOT/scripts/cli.sh"
 [ -x "$(command -v "$PYTHON")" ] || { echo "error: $PYTHON is missing: run: bash $ROOT/setup.sh" >&2; exit 1; }
 
-exec "$PYTHON" -m tic_clip.data.clip_benchmark "$@"
+exec "$PYTHON" "$ROOT/dataset_creation/tic-datacomp/convert_wds.py" "$@"

@@ -2,27 +2,26 @@
 
     python dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py --output-path data/lists
 
-A class id is the position of the synset among ImageNet's 1,000 sorted ones; a UID that stands under several synsets of
-a year gets the lowest, and their number is printed. Writes classes/yearly/eval/datacompnet/{year}.npy and, of each
-month that generate_eval_uids.py has made, classes/monthly/eval/datacompnet/{YYYYMM}.npy.
+A class id is the position of the synset among ImageNet's 1,000 sorted ones; a UID of several synsets of a year gets the
+lowest, and their number is printed. Writes classes/yearly/eval/datacompnet/{year}.npy and, of each month that
+generate_eval_uids.py has made, classes/monthly/eval/datacompnet/{YYYYMM}.npy.
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.evalsets import write_classes
+from tic_clip.data.eval_uids import write_classes
 
 
 def main() -> None:
     """Parse the flags, write the files, and print one line a file."""
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder of uids/ and classes/")
-    parser.add_argument("--lists", help="folder of the released lists (default: OUTPUT_PATH/released)")
+    parser.add_argument("--lists", help="folder of the published lists (default: OUTPUT_PATH/released)")
     args = parser.parse_args()
-    months = 0
-    for written in write_classes(args.lists or f"{args.output_path}/released", args.output_path):
-        print(written)
-        months += written.name.startswith("classes/monthly/")
-    if not months:
-        print("no classes by month: there are none of generate_eval_uids.py's files by month")
+    args.lists = args.lists or f"{args.output_path}/released"
+    lines = list(write_classes(**vars(args)))
+    print(*lines, sep="\n")
+    if not any(line.startswith("classes/monthly/") for line in lines):
+        print("no classes by month: run generate_eval_uids.py with monthly lists first")
 
 
 if __name__ == "__main__":

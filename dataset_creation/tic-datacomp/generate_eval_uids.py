@@ -1,29 +1,30 @@
-"""Make TiC-DataComp's UID files from the released lists (download_uids.py): evaluation, and training without it.
+"""Make TiC-DataComp's UID files from the published lists (download_uids.py): evaluation, and training without it.
 
     python dataset_creation/tic-datacomp/generate_eval_uids.py --output-path data/lists
 
-Writes uids/yearly/eval/{retrieval,datacompnet}/{year}.npy and, of the training lists that are there,
+Writes uids/yearly/eval/{retrieval,datacompnet}/{year}.npy and, of the training lists that exist,
 uids/yearly/train/{year}.npy (a hard link where the disk can), uids/monthly/train/{YYYYMM}.npy (without any evaluation
 UID) and uids/monthly/eval/{retrieval,datacompnet}/{YYYYMM}.npy (the evaluation UIDs of its year that it has). A month
-that is done is not done again. One call then makes every split, after generate_datacompnet_uid2classid.py:
+is made again if its list or an evaluation table has changed. After generate_datacompnet_uid2classid.py, one call makes
+every split:
 
     python dataset_creation/reshard.py -i POOL -o DATA/tic/datacomp -s data/lists/uids -c data/lists/classes
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.evalsets import missing_training_lists, write_eval_uids
+from tic_clip.data.eval_uids import missing_training_lists, write_eval_uids
 
 
 def main() -> None:
     """Parse the flags, write the files, and print one line a file."""
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder of uids/")
-    parser.add_argument("--lists", help="folder of the released lists (default: OUTPUT_PATH/released)")
+    parser.add_argument("--lists", help="folder of the published lists (default: OUTPUT_PATH/released)")
     args = parser.parse_args()
-    lists = args.lists or f"{args.output_path}/released"
-    for written in write_eval_uids(lists, args.output_path):
-        print(written)
-    if missing := missing_training_lists(lists):
+    args.lists = args.lists or f"{args.output_path}/released"
+    for line in write_eval_uids(**vars(args)):
+        print(line)
+    if missing := missing_training_lists(args.lists):
         print(missing)
 
 

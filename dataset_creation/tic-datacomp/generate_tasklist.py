@@ -9,8 +9,8 @@ chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/year
 import yaml
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.evalsets import GROUPS, tasklist
 from tic_clip.storage import write_text
+from tic_clip.tasks import DATACOMP_GROUPS, list_tasks
 
 
 def main() -> None:
@@ -18,9 +18,11 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--yaml-path", required=True, help="file to write")
     parser.add_argument("--sample-eval", action="store_true", help="only 2014 and 201403")
-    parser.add_argument("--eval-tasks", default=",".join(GROUPS), help="groups or keys, with commas (default: all)")
+    parser.add_argument(
+        "--eval-tasks", default=",".join(DATACOMP_GROUPS), help="groups or keys, with commas (default: all)"
+    )
     args = parser.parse_args()
-    tasks = tasklist(args.eval_tasks.split(","), sample=args.sample_eval)
+    tasks = list_tasks(args.eval_tasks.split(","), sample=args.sample_eval)
     write_text(args.yaml_path, yaml.safe_dump(tasks, sort_keys=False))
     print(f"{args.yaml_path}: {len(tasks)} tasks")
 

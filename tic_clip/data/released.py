@@ -1,137 +1,228 @@
-"""The released lists of TiC-DataComp: their names, and reading the tables (year -> [uid], year -> synset -> [uid])."""
+"""What TiC-CLIP's authors published: lists of UIDs and models, on the Hugging Face Hub and in a local folder.
+
+A folder of lists may also be filled by hand: tables as ``.pkl``, months in a folder for each year, or links to files.
+"""
 
 import pickle
 import re
+import time
 from collections import OrderedDict, defaultdict
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HTTPError
 
-from tic_clip import TicError
+from tic_clip import TicError, lookup
 from tic_clip.benchmarks import MONTHS
-from tic_clip.storage import is_remote, read_json
+from tic_clip.data.uids import open_uids
+from tic_clip.storage import is_remote
 
+DATASET = "apple/TiC-DataComp"
 YEARLY, MONTHLY = "tic-datacomp_training_yearly_noeval", "tic-datacomp_training_monthly"
 TABLES = {"retrieval": "tic-datacomp_retrieval_evals_year2uids", "datacompnet": "tic-datacompnet_year2uids"}
-FETCH = "python dataset_creation/tic-datacomp/download_uids.py --output-path"
+LISTS = ("yearly", "monthly", "eval")
 YEARS = tuple(dict.fromkeys(month[:4] for month in MONTHS))
+DOWNLOAD = "python dataset_creation/tic-datacomp/download_uids.py --output-path"
+
+ARCH = "ViT-B-16"
+MODELS = {
+    f"{filtered}-{method}": f"apple/TiC-CLIP-{filtered}-{method}"
+    for filtered in ("basic", "bestpool")
+    for method in ("cumulative", "sequential", "oracle")
+}
+"""Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
+
+ATTEMPTS = 6
+PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
+SHAPES = {"retrieval": dict[str, list[str]], "datacompnet": dict[str, dict[str, list[str]]]}
 
 
 def local_folder(path: str) -> Path:
-    """A folder of lists.
-
-    Raises:
-        TicError: it is in a cloud.
-    """
+    """Return a folder of lists or models; raise a ``TicError`` if it is in a cloud."""
     if is_remote(path):
-        raise TicError(f"{path} is not local; UID files are memory-mapped, so they need a local disk")
+        raise TicError(f"{path} is not local; lists and models need a local disk")
     return Path(path)
 
 
-class _Array(list):
-    """What a pickled NumPy array of strings becomes: a list of them."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, _, dtype, _, data = state
-        if isinstance(data, bytes):
-            if not re.fullmatch(r"[<>|=][US][0-9]+", dtype.code):
-                raise pickle.UnpicklingError(f"an array of {dtype.code}, not of strings")
-            data = np.frombuffer(data, dtype.code).astype(str).tolist()
-        self.extend(data)
+def year_list(lists: Path, year: str) -> Path:
+    """Return the path of a year's training list, which has no evaluation UIDs."""
+    return lists / YEARLY / f"{year}.npy"
 
 
-class _Dtype:
-    """What a pickled NumPy dtype becomes: its code, such as ``<U32``."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = f"|{code}"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.code = f"{state[1]}{self.code[1:]}"
-
-
-def _new_array(*_: object) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How protocols before 3 write bytes."""
-    return text.encode({"latin1": "latin1"}[encoding])
-
-
-def _no_bytes() -> bytes:
-    """How protocols before 3 write no bytes at all."""
-    return b""
-
-
-PLAIN = {
-    **{("builtins", kind.__name__): kind for kind in (dict, frozenset, int, list, set, str, tuple)},
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): defaultdict,
-    ("builtins", "bytes"): _no_bytes,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _new_array,
-    ("numpy._core.multiarray", "_reconstruct"): _new_array,
-}
-"""All that a pickle may name: containers, strings and numbers, and stand-ins for NumPy's arrays of strings."""
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of plain data; whatever else a pickle asks for is refused, so none of it is ever called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The plain thing of that name.
-
-        Raises:
-            pickle.UnpicklingError: it is none.
-        """
-        module = {"__builtin__": "builtins"}.get(module, module)
-        if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no plain data")
-        return PLAIN[module, name]
-
-
-def read_pickle(path: Path) -> Any:
-    """The plain data in a pickle.
-
-    Raises:
-        TicError: it is damaged or holds more than plain data.
-    """
-    damage = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError)
-    try:
-        with open(path, "rb") as file:
-            return PlainUnpickler(file).load()
-    except (*damage, OverflowError, MemoryError) as error:  # the last two: a length that can't be
-        raise TicError(f"{path} is refused: {error or type(error).__name__}") from None
+def month_list(lists: Path, month: str) -> Path:
+    """Return the path of a month's training list: as on the hub, or in a year's folder if it exists there."""
+    in_year = lists / MONTHLY / month[:4] / f"{month}.npy"
+    return in_year if in_year.exists() else lists / MONTHLY / f"{month}.npy"
 
 
 def table_path(lists: Path, task: str) -> Path:
-    """The file of a task's table: JSON, or a pickle where there is no JSON.
+    """Return the path of a task's table: JSON, or a pickle if only that exists."""
+    path = lists / f"{TABLES[task]}.json"
+    return path.with_suffix(".pkl") if path.with_suffix(".pkl").exists() and not path.exists() else path
+
+
+def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterable[str] = YEARS) -> Iterator[str]:
+    """Download the lists that ``output_path`` lacks and check all that were asked for; yield a line for each file.
 
     Raises:
-        TicError: neither is there; the message has the command that fetches them.
+        TicError: a file is not a list (a new one is removed), or the hub lacks it or can't be reached.
     """
-    for suffix in (".json", ".pkl"):
-        if (path := lists / f"{TABLES[task]}{suffix}").exists():
-            return path
-    raise TicError(f"{lists} has no {TABLES[task]}.json; to fetch it: {FETCH} {lists} --lists eval")
+    folder = local_folder(output_path)
+    paths = [table_path(folder, task) for task in TABLES] if "eval" in lists else []
+    paths += [year_list(folder, year) for year in years] if "yearly" in lists else []
+    paths += [month_list(folder, month) for month in MONTHS if month[:4] in years] if "monthly" in lists else []
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        _download(DATASET, [str(path.relative_to(folder)) for path in missing], folder, "dataset")
+    damaged = {path: error for path in paths if (error := _check_list(folder, path))}
+    for path in damaged.keys() & set(missing):
+        path.unlink()
+    for path in paths:
+        if path in damaged:
+            what = "run the same command" if path in missing else "delete it"
+            raise TicError(f"{damaged[path]} ({what} to download it again)")
+        yield f"{path}: {'downloaded' if path in missing else 'already there'}"
+
+
+def _check_list(lists: Path, path: Path) -> str | None:
+    """Return what is wrong with a table, or with a list of UIDs and its size; None if nothing is."""
+    task = {f"{table}{suffix}": task for task, table in TABLES.items() for suffix in (".json", ".pkl")}.get(path.name)
+    try:
+        if task:
+            read_table(lists, task)
+            return None
+        rows = open_uids(path)
+    except TicError as error:
+        return str(error)
+    size, expected = path.stat().st_size, rows.offset + rows.nbytes
+    return None if size == expected else f"{path} has {size} bytes, its header says {expected}"
+
+
+def download_models(output_dir: str, model: str | None = None, years: Iterable[str] = ()) -> Iterator[Path]:
+    """Download checkpoints that ``output_dir`` lacks and yield the path of each; no model or years means all of them.
+
+    Raises:
+        TicError: unknown model or year, or the hub can't be reached.
+    """
+    folder = local_folder(output_dir)
+    for name in [model] if model else MODELS:
+        repository = lookup(MODELS, "model", name)
+        _, files = _list_files(repository, "model")
+        known = {file[12:16]: file for file in sorted(files) if re.fullmatch(r"checkpoints/\d{4}\.pt", file)}
+        names = [lookup(known, f"year of {repository}", year, "years") for year in sorted(set(years) or known)]
+        target = folder / repository.partition("/")[2]
+        _download(repository, names, target, "model")
+        yield from (target / name for name in names)
+
+
+def _list_files(repository: str, repo_type: str) -> tuple[str, list[str]]:
+    """Return the commit of a repository's main branch and the names of its files."""
+    options = {"repo_type": repo_type, "revision": "main", "timeout": constants.HF_HUB_ETAG_TIMEOUT}
+    info = _retry(repository, lambda: HfApi().repo_info(repository, **options))
+    return info.sha, [file.rfilename for file in info.siblings or ()]
+
+
+def _download(repository: str, names: list[str], folder: Path, repo_type: str) -> None:
+    """Download files of a repository into ``folder``, except those that are there and have not changed on the hub."""
+    commit, files = _list_files(repository, repo_type)
+    options = {"repo_type": repo_type, "revision": commit, "local_dir": folder, "max_workers": 4}
+    for name in names:
+        if name not in files:
+            raise TicError(f"{repository} has no {name}")
+
+    def download() -> None:
+        snapshot_download(repository, allow_patterns=names, **options)
+        for name in names:  # an existing folder is returned as complete if the hub is out of reach
+            if not (folder / name).exists():
+                raise RuntimeError(f"{name} was not downloaded")
+
+    _retry(repository, download)
+
+
+def _retry(repository: str, request: Callable[[], Any]) -> Any:
+    """Return ``request()``, tried up to ``ATTEMPTS`` times: huggingface_hub does not repeat a GET that fails."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: hf_xet; ValueError: not JSON
+            if getattr(error, "errno", None):
+                raise  # of the disk
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            reason = f"the hub answers {status}" if status else " ".join(str(cause).split()) or type(cause).__name__
+            if status in (401, 403, 404) or attempt == ATTEMPTS - 1:
+                break
+            time.sleep(PAUSE * 2**attempt)
+    hint = "HF_TOKEN sets a login, HF_ENDPOINT a mirror; run the same command again to resume"
+    raise TicError(f"{HfApi().endpoint}/{repository}: {reason} ({hint})")
 
 
 def read_table(lists: Path, task: str) -> dict[str, Any]:
-    """A released table: year -> [uid] for ``retrieval``, year -> synset -> [uid] for ``datacompnet``.
+    """Return a table of evaluation UIDs: year -> [uid] for retrieval, year -> synset -> [uid] for datacompnet.
 
     Raises:
-        TicError: it is missing or no such table.
+        TicError: the file is missing, or not such a table.
     """
     path = table_path(lists, task)
-    table = read_json(path) if path.suffix == ".json" else read_pickle(path)
-    years = table if isinstance(table, dict) else {}
-    uids = chain.from_iterable(year.values() if isinstance(year, dict) else [year] for year in years.values())
-    kinds = {isinstance(year, dict) for year in years.values()}
-    if kinds != {task == "datacompnet"} or not all(isinstance(some, list | tuple | set) for some in uids):
-        raise TicError(f"{path} is no table of {'year -> synset' if task == 'datacompnet' else 'year'} -> UIDs")
-    return {str(year): uids for year, uids in years.items()}
+    if not path.exists():
+        raise TicError(f"{lists} has no {path.name}; to download it: {DOWNLOAD} {lists} --lists eval")
+    try:
+        if path.suffix == ".json":
+            table = msgspec.json.decode(path.read_bytes(), type=SHAPES[task])
+        else:
+            table = msgspec.convert({str(year): uids for year, uids in _read_pickle(path).items()}, type=SHAPES[task])
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+        pickle.PickleError,
+    ) as error:
+        raise TicError(f"{path} is not a table of evaluation UIDs: {error or type(error).__name__}") from None
+    if not table:
+        raise TicError(f"{path} is not a table of evaluation UIDs: it has no year")
+    return table
+
+
+class _TextArray(list):
+    """Stands for a NumPy array of text in a pickle: the published table of DataCompNet has some."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, _, dtype, _, data = state
+        self.extend(data if isinstance(data, list) else np.frombuffer(data, "".join(dtype)).astype(str).tolist())
+
+
+class _Dtype(list):
+    """Stands for a NumPy dtype: its byte order and its code, such as ``U32``."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        super().__init__(["", code])
+
+    def __setstate__(self, state: tuple) -> None:
+        self[0] = state[1]
+
+
+_ALLOWED = {kind.__name__: kind for kind in (dict, frozenset, int, list, set, str, tuple, OrderedDict, defaultdict)}
+_ALLOWED |= {"_reconstruct": lambda *_: _TextArray(), "ndarray": _TextArray, "dtype": _Dtype}
+_MODULES = ("builtins", "__builtin__", "collections", "numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads containers, text and numbers; any other name in a pickle is refused, so nothing in it is executed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in _MODULES or name not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not plain data")
+        return _ALLOWED[name]
+
+
+def _read_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return _Unpickler(file).load()

@@ -1,0 +1,357 @@
+"""UID and class files of tables and lists with a few UIDs, compared with answers worked out by hand."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tic_clip import TicError
+from tic_clip.data import eval_uids
+from tic_clip.data.clip_benchmark import convert, imagenet_texts
+from tic_clip.data.eval_uids import (
+    class_rows,
+    imagenet_synsets,
+    missing_training_lists,
+    write_classes,
+    write_eval_uids,
+)
+from tic_clip.data.released import MONTHLY, TABLES, YEARLY
+from tic_clip.data.uids import CLASS_ROW, UID, parse_uids, save_uids
+
+ROOT = Path(__file__).parent.parent
+TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
+RETRIEVAL = {"2014": [3, 1, 1, 2], "2015": [11, 10]}
+DATACOMPNET = {"2014": {GOLDFISH: [4, 5, 1], TENCH: [5, 6, 6]}, "2015": {SHARK: [12, 3]}}
+MONTH = [0, 1, 1, 2, 4, 5, 5, 5, 7, 8, 12]  # 201403, with repeats and an evaluation UID of another year
+
+
+def uid(number):
+    return f"{number // 2:016x}{number % 2:016x}"
+
+
+def array(numbers):
+    return np.array([(number // 2, number % 2) for number in numbers], UID)
+
+
+def load(path, dtype=UID):
+    rows = np.load(path)
+    assert rows.dtype == dtype
+    return [2 * int(high) + int(low) for high, low in zip(rows["f0"], rows["f1"], strict=True)]
+
+
+def classes_of(path):
+    return list(zip(load(path, CLASS_ROW), np.load(path)["class_id"].tolist(), strict=True))
+
+
+def write_table(folder, task, table):
+    def as_uids(value):
+        return {k: as_uids(v) for k, v in value.items()} if isinstance(value, dict) else [uid(n) for n in value]
+
+    (folder / f"{TABLES[task]}.json").write_text(json.dumps(as_uids(table)))
+
+
+@pytest.fixture
+def lists(tmp_path):
+    folder = tmp_path / "lists/released"
+    folder.mkdir(parents=True)
+    write_table(folder, "retrieval", RETRIEVAL)
+    write_table(folder, "datacompnet", DATACOMPNET)
+    return folder
+
+
+@pytest.fixture
+def training_lists(lists):
+    """As on the hub, and one month in a folder of its year, as people have it who downloaded tars."""
+    (lists / YEARLY).mkdir()
+    np.save(lists / YEARLY / "2014.npy", array([0, 7, 7, 8]))
+    (lists / MONTHLY / "2014").mkdir(parents=True)
+    np.save(lists / MONTHLY / "2014/201403.npy", array(MONTH))
+    np.save(lists / MONTHLY / "201404.npy", array([20, 20, 21]))
+    return lists
+
+
+def write(function, lists):
+    """{file: what is said of it}."""
+    return dict(line.split(": ", 1) for line in function(str(lists), str(lists.parent)))
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# UIDs.
+
+
+def test_years(lists):
+    assert write(write_eval_uids, lists) == {
+        "uids/yearly/eval/retrieval/2014": "3 UIDs, 1 repeated",
+        "uids/yearly/eval/retrieval/2015": "2 UIDs",
+        "uids/yearly/eval/datacompnet/2014": "4 UIDs, 2 repeated",
+        "uids/yearly/eval/datacompnet/2015": "2 UIDs",
+    }
+    folder = lists.parent / "uids/yearly/eval"
+    assert load(folder / "retrieval/2014.npy") == [1, 2, 3]
+    assert load(folder / "datacompnet/2014.npy") == [1, 4, 5, 6]
+    assert load(folder / "datacompnet/2015.npy") == [3, 12]
+
+
+def test_a_year_without_yearly_evaluation(lists):
+    write_table(lists, "retrieval", {"2014": [1], "2023": [30]})
+    write_table(lists, "datacompnet", {"2023": {TENCH: [29]}})
+    (lists / MONTHLY).mkdir()
+    np.save(lists / MONTHLY / "202306.npy", array([29, 30, 31]))
+    lines = write(write_eval_uids, lists)
+    assert "uids/yearly/eval/retrieval/2023" not in lines
+    assert lines["uids/monthly/eval/retrieval/202306"] == "1 UIDs"
+    assert load(lists.parent / "uids/monthly/train/202306.npy") == [31]
+    assert write(write_classes, lists) == {"classes/monthly/eval/datacompnet/202306": "1 UIDs"}
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
+def test_months(training_lists, monkeypatch, block):
+    monkeypatch.setattr(eval_uids, "BLOCK", block)
+    lines = write(write_eval_uids, training_lists)
+    folder = training_lists.parent / "uids/monthly"
+    assert load(folder / "train/201403.npy") == [0, 7, 8]  # without 12 too, which is of 2015
+    assert load(folder / "eval/retrieval/201403.npy") == [1, 2]
+    assert load(folder / "eval/datacompnet/201403.npy") == [1, 4, 5]
+    assert lines["uids/monthly/train/201403"] == "3 UIDs, 8 evaluation UIDs removed"
+    assert load(folder / "train/201404.npy") == [20, 20, 21]  # repeats of a training UID stay
+    assert lines["uids/monthly/eval/retrieval/201404"] == "0 UIDs, no evaluation UIDs, so no file"
+    assert sorted(path.name for path in (folder / "eval").rglob("*.npy")) == ["201403.npy"] * 2
+    reference = folder / "reference.npy"
+    np.save(reference, array([0, 7, 8]))
+    assert (folder / "train/201403.npy").read_bytes() == reference.read_bytes()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_yearly_training_lists_are_links_or_copies(training_lists, monkeypatch, links):
+    source, target = training_lists / YEARLY / "2014.npy", training_lists.parent / "uids/yearly/train/2014.npy"
+    if not links:
+        monkeypatch.setattr(
+            os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link"))
+        )
+    assert write(write_eval_uids, training_lists)["uids/yearly/train/2014"] == "4 UIDs"
+    assert (target.samefile(source), load(target)) == (links, [0, 7, 7, 8])
+    assert write(write_eval_uids, training_lists)["uids/yearly/train/2014"] == "4 UIDs, already there"
+    save_uids(source, array([9]))
+    os.utime(source, (1, 1))
+    assert write(write_eval_uids, training_lists)["uids/yearly/train/2014"] == "1 UIDs"
+    assert load(target) == [9]
+
+
+def test_lists_that_are_symbolic_links(training_lists):
+    """As in the cache of huggingface_hub; a link of an older version, which leads nowhere, is replaced."""
+    expected = tree_of_uids(training_lists)
+    for path in [path for path in training_lists.rglob("*") if path.is_file()]:
+        blob = training_lists.parent / f"blobs/{path.name}"
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    target = training_lists.parent / "uids/yearly/train/2014.npy"
+    target.unlink()
+    target.symlink_to("../../../nowhere")
+    assert tree_of_uids(training_lists) == expected
+    assert target.is_file()
+    assert not target.is_symlink()
+
+
+def tree_of_uids(lists):
+    write(write_eval_uids, lists)
+    write(write_classes, lists)
+    return tree(lists.parent / "uids") | tree(lists.parent / "classes")
+
+
+def test_twice_is_the_same(training_lists):
+    before = tree_of_uids(training_lists)
+    path = training_lists.parent / "uids/monthly/train/201403.npy"
+    inode = path.stat().st_ino
+    assert write(write_eval_uids, training_lists)["uids/monthly/train/201403"] == "3 UIDs, already there"
+    assert tree_of_uids(training_lists) == before
+    assert path.stat().st_ino == inode
+
+
+def test_a_new_table_with_an_old_time_does_months_again(training_lists):
+    """``rsync -t`` and ``cp -p`` keep times; contents count."""
+    folder = training_lists.parent / "uids/monthly"
+    write(write_eval_uids, training_lists)
+    for table, retrieval, train in (({"2014": [7]}, [7], [0, 2, 8]), ({"2014": [100]}, None, [0, 2, 7, 8])):
+        write_table(training_lists, "retrieval", table)
+        os.utime(training_lists / f"{TABLES['retrieval']}.json", (1, 1))
+        write(write_eval_uids, training_lists)
+        assert load(folder / "train/201403.npy") == train
+        path = folder / "eval/retrieval/201403.npy"
+        assert (load(path) if path.exists() else None) == retrieval
+
+
+def test_uids_that_move_between_years_do_months_again(training_lists):
+    write(write_eval_uids, training_lists)
+    write_table(training_lists, "retrieval", {"2014": [11, 10], "2015": [3, 1, 2]})
+    write(write_eval_uids, training_lists)
+    assert not (training_lists.parent / "uids/monthly/eval/retrieval/201403.npy").exists()
+
+
+def test_a_new_list_with_an_old_time_is_split_again(training_lists):
+    write(write_eval_uids, training_lists)
+    source = training_lists / MONTHLY / "201404.npy"
+    size, times = source.stat().st_size, source.stat()
+    np.save(source, array([1, 20, 22]))
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert source.stat().st_size == size
+    write(write_eval_uids, training_lists)
+    assert load(training_lists.parent / "uids/monthly/train/201404.npy") == [20, 22]
+
+
+def test_a_copy_with_other_times_is_not_split_again(training_lists):
+    write(write_eval_uids, training_lists)
+    os.utime(training_lists / MONTHLY / "201404.npy")
+    assert write(write_eval_uids, training_lists)["uids/monthly/train/201404"] == "3 UIDs, already there"
+
+
+def test_months_of_an_older_version_are_made_again(training_lists):
+    write(write_eval_uids, training_lists)
+    folder = training_lists.parent / "uids/monthly"
+    (folder / "inputs.json").unlink()
+    np.save(folder / "train/201403.npy", array([0, 2]))
+    write(write_eval_uids, training_lists)
+    assert load(folder / "train/201403.npy") == [0, 7, 8]
+
+
+def test_killed_between_a_months_files(training_lists, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_uids, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(write_eval_uids, training_lists)
+    (training_lists.parent / "uids/monthly/eval/retrieval/201403.npy").unlink()
+    write(write_eval_uids, training_lists)
+    assert load(training_lists.parent / "uids/monthly/eval/retrieval/201403.npy") == [1, 2]
+
+
+def test_what_cannot_be_read_is_named(training_lists):
+    np.save(training_lists / MONTHLY / "201404.npy", array([21, 20]))
+    with pytest.raises(TicError, match=r"201404.npy is not sorted"):
+        write(write_eval_uids, training_lists)
+    assert not (training_lists.parent / "uids/monthly/train/201404.npy").exists()
+    (training_lists / f"{TABLES['retrieval']}.json").write_text('{"2014": ["x"]}')
+    with pytest.raises(TicError, match="'x' is not a UID"):
+        write(write_eval_uids, training_lists)
+    with pytest.raises(TicError, match="not local"):
+        list(write_eval_uids(str(training_lists), "s3://bucket/x"))
+
+
+def test_missing_lists_are_one_line_with_a_command(training_lists):
+    line = missing_training_lists(str(training_lists))
+    assert line.startswith("missing training lists: 9 of 10 yearly and 100 of 102 monthly; to download them: python ")
+    assert line.endswith(f"download_uids.py --output-path {training_lists} --lists yearly monthly")
+
+
+# Classes.
+
+
+def test_classes(training_lists):
+    write(write_eval_uids, training_lists)
+    assert write(write_classes, training_lists) == {
+        "classes/yearly/eval/datacompnet/2014": "4 UIDs, 1 UIDs of several synsets have the lowest class id",
+        "classes/monthly/eval/datacompnet/201403": "3 UIDs",
+        "classes/yearly/eval/datacompnet/2015": "2 UIDs",
+    }
+    folder = training_lists.parent / "classes"
+    assert classes_of(folder / "yearly/eval/datacompnet/2014.npy") == [(1, 1), (4, 1), (5, 0), (6, 0)]
+    assert classes_of(folder / "yearly/eval/datacompnet/2015.npy") == [(3, 2), (12, 2)]
+    assert classes_of(folder / "monthly/eval/datacompnet/201403.npy") == [(1, 1), (4, 1), (5, 0)]
+
+
+def test_a_uid_of_three_synsets_is_counted_once():
+    rows, several = class_rows({"c": [uid(1)], "a": [uid(1), uid(2)], "b": [uid(1), uid(2), uid(3)]}, ["a", "b", "c"])
+    assert (rows["class_id"].tolist(), several) == ([0, 0, 1], 2)
+    rows, several = class_rows({"a": []}, ["a"])
+    assert (len(rows), rows.dtype, several) == (0, CLASS_ROW, 0)
+
+
+def test_an_unknown_synset():
+    with pytest.raises(TicError, match="n99999999 is not one of ImageNet's 1000 synsets"):
+        class_rows({"n99999999": [uid(1)]}, imagenet_synsets())
+
+
+def test_imagenet():
+    synsets, texts = imagenet_synsets(), imagenet_texts()
+    assert synsets == sorted(set(synsets))
+    assert (len(synsets), *synsets[:3], synsets[999]) == (1000, TENCH, GOLDFISH, SHARK, "n15075141")
+    assert (len(texts["classnames.txt"]), *texts["classnames.txt"][:2]) == (1000, "tench", "goldfish")
+    assert len(texts["zeroshot_classification_templates.txt"]) == 80
+    assert texts["zeroshot_classification_templates.txt"][0] == "a bad photo of a {c}."
+
+
+# The scripts.
+
+
+def run_script(name, *flags):
+    script = ROOT / f"dataset_creation/tic-datacomp/{name}.py"
+    return subprocess.run([sys.executable, str(script), *map(str, flags)], capture_output=True, text=True)
+
+
+def test_the_scripts_of_uids_and_classes(training_lists):
+    """With the lists where they are by default, then elsewhere."""
+    output = training_lists.parent
+    scripts = ("generate_datacompnet_uid2classid", "generate_eval_uids", "generate_datacompnet_uid2classid")
+    done = [run_script(name, "--output-path", output) for name in scripts]
+    assert [run.returncode for run in done] == [0, 0, 0]
+    assert "no classes by month" in done[0].stdout
+    assert "missing training lists: 9 of 10 yearly" in done[1].stdout
+    assert "classes/monthly/eval/datacompnet/201403: 3 UIDs" in done[2].stdout
+    before = tree(output)
+    moved = training_lists.rename(output.parent / "elsewhere")
+    for name in scripts:
+        assert run_script(name, "--output-path", output, "--lists", moved).returncode == 0
+    assert tree(output) == {name: data for name, data in before.items() if not name.startswith("released")}
+    done = run_script(scripts[1], "--output-path", output)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"error: {output}/released has no {TABLES['retrieval']}.json; to download it: ")
+
+
+def test_the_script_of_restricted_classes(tmp_path):
+    """ImageNet's dogs are 151 to 268, its animals 0 to 397, cats 281 to 293; birds are 59, the first three phones."""
+    done = run_script("imagenet_restricted_classes", "--output-path", tmp_path / "out")
+    assert "dog: 118 classes" in done.stdout
+    groups = json.loads((tmp_path / "out/imagenet_restricted_classes.json").read_text())
+    names = json.loads((tmp_path / "out/imagenet_restricted_classnames.json").read_text())
+    words = ["device", "motor_vehicle", "machine", "phone", "computer", "garment", "clothing"]
+    assert list(groups) == list(names) == [*words, "dog", "bird", "cat", "animal"]
+    assert (groups["animal"], groups["dog"]) == (list(range(398)), list(range(151, 269)))
+    assert groups["bird"] == [*range(7, 25), *range(80, 101), *range(127, 147)]
+    assert groups["cat"] == list(range(281, 294))
+    assert set(names["phone"]) == {"mobile phone", "rotary dial telephone", "payphone"}
+
+
+def test_reshard_makes_every_split_at_once(make_pool, tmp_path):
+    """The folders of UIDs and classes are named as the splits are; clip_benchmark then reads the classes."""
+    pool = make_pool((6, 6))
+    lists, data = tmp_path / "lists/released", tmp_path / "tic/datacomp"
+    save_uids(lists / MONTHLY / "201403.npy", parse_uids(pool.uids))
+    classes = {SHARK: pool.uids[2:4], TENCH: pool.uids[8:9]}
+    for task, table in {"retrieval": pool.uids[:3], "datacompnet": classes}.items():
+        (lists / f"{TABLES[task]}.json").write_text(json.dumps({"2014": table}))
+    write(write_eval_uids, lists)
+    write(write_classes, lists)
+    script = [sys.executable, str(ROOT / "dataset_creation/reshard.py"), "-i", pool.path, "-o", str(data)]
+    flags = ["-s", str(tmp_path / "lists/uids"), "-c", str(tmp_path / "lists/classes")]
+    done = subprocess.run([*script, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tables = {path.parent.relative_to(data): json.loads(path.read_text()) for path in data.rglob("sizes.json")}
+    assert {str(name): sum(sizes.values()) for name, sizes in tables.items()} == {
+        "yearly/eval/retrieval/2014": 3,
+        "yearly/eval/datacompnet/2014": 3,
+        "monthly/eval/retrieval/201403": 3,
+        "monthly/eval/datacompnet/201403": 3,
+        "monthly/train/201403": 7,
+    }
+    for name in ("yearly/eval/datacompnet/2014", "monthly/eval/datacompnet/201403"):
+        list(convert(str(data / name), "classification"))
+        with tarfile.open(data / name / "test/0.tar") as tar:
+            classes = [tar.extractfile(member).read() for member in tar if member.name.endswith(".cls")]
+        assert sorted(classes) == [b"0", b"2", b"2"]

@@ -1,0 +1,339 @@
+"""Published lists and models from a hub on this machine, and tables in every form."""
+
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub import serving_hub
+from huggingface_hub import constants
+
+from tic_clip import TicError
+from tic_clip.benchmarks import MONTHS
+from tic_clip.data import released
+from tic_clip.data.released import (
+    DATASET,
+    MODELS,
+    MONTHLY,
+    TABLES,
+    YEARLY,
+    YEARS,
+    download_lists,
+    download_models,
+    read_table,
+)
+from tic_clip.data.uids import UID
+
+ROOT = Path(__file__).parent.parent
+TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
+TABLE = {"retrieval": {"2014": UIDS[:2]}, "datacompnet": {"2014": {TENCH: UIDS[2:3], "n01443537": []}}}
+RETRIEVAL, DATACOMPNET = (f"{name}.json" for name in TABLES.values())
+CUMULATIVE, ORACLE = MODELS["basic-cumulative"], MODELS["basic-oracle"]
+
+
+def uid_file(count):
+    file = io.BytesIO()
+    np.save(file, np.zeros(count, UID))
+    return file.getvalue()
+
+
+LISTS = {name: json.dumps(TABLE[task]).encode() for task, name in zip(TABLES, (RETRIEVAL, DATACOMPNET), strict=True)}
+LISTS |= {f"{YEARLY}/{year}.npy": uid_file(int(year) - 2010) for year in YEARS}
+LISTS |= {f"{MONTHLY}/{month}.npy": uid_file(int(month[4:])) for month in MONTHS}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr(released, "PAUSE", 0.0)
+    files = {DATASET: dict(LISTS)} | {repository: {"README.md": b"#"} for repository in MODELS.values()}
+    for repository in MODELS.values():
+        for year in ("2016", "2017", "2022") if repository == CUMULATIVE else ("2022",):
+            files[repository][f"checkpoints/{year}.pt"] = f"{repository} {year} ".encode() * 500
+    with serving_hub(files) as server:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for name, value in {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_ENDPOINT": server.url}.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def files(folder):
+    """The files in a folder, {name: bytes}, without huggingface_hub's notes."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def transfers(hub):
+    """The files that were sent, and how often."""
+    return Counter(
+        re.sub(".*/resolve/[a-z]+/", "", path) for what, path in hub.requests if what == "GET" and "/resolve/" in path
+    )
+
+
+def fetch(folder, *lists, years=("2014", "2016")):
+    return list(download_lists(str(folder), lists or released.LISTS, years))
+
+
+def test_all_lists_and_a_second_run_asks_for_nothing(hub, tmp_path):
+    names = [RETRIEVAL, DATACOMPNET, *(f"{YEARLY}/{year}.npy" for year in (2014, 2016))]
+    names += [f"{MONTHLY}/{month}.npy" for month in MONTHS if month[:4] in ("2014", "2016")]
+    assert fetch(tmp_path) == [f"{tmp_path}/{name}: downloaded" for name in names]
+    assert files(tmp_path) == {name: LISTS[name] for name in names}
+    hub.requests.clear()
+    assert fetch(tmp_path) == [f"{tmp_path}/{name}: already there" for name in names]
+    assert hub.requests == []
+
+
+def test_only_what_is_missing_is_downloaded(hub, tmp_path):
+    """Files that were downloaded by hand: a pickle, a month in its year's folder, and a link into the hub's cache."""
+    (tmp_path / RETRIEVAL).with_suffix(".pkl").write_bytes(pickle.dumps(TABLE["retrieval"]))
+    (tmp_path / MONTHLY / "2014").mkdir(parents=True)
+    (tmp_path / MONTHLY / "2014/201403.npy").write_bytes(uid_file(9))
+    (tmp_path / "blob").write_bytes(uid_file(4))
+    (tmp_path / YEARLY).mkdir()
+    (tmp_path / YEARLY / "2014.npy").symlink_to("../blob")
+    lines = fetch(tmp_path, years=("2014",))
+    assert sum(line.endswith("already there") for line in lines) == 3
+    assert set(transfers(hub)) == {DATACOMPNET, *(f"{MONTHLY}/{month}.npy" for month in MONTHS[1:8])}
+    assert (tmp_path / YEARLY / "2014.npy").is_symlink()
+
+
+LOGIN = b"<html>Please log in</html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        (RETRIEVAL, LOGIN, "is not a table of evaluation UIDs: JSON is malformed"),
+        (DATACOMPNET, LISTS[RETRIEVAL], "is not a table of evaluation UIDs: Expected `object`, got `array`"),
+        (f"{YEARLY}/2014.npy", LOGIN, "2014.npy "),
+        (f"{YEARLY}/2014.npy", b"", "2014.npy "),
+        (f"{YEARLY}/2014.npy", uid_file(4)[:-1], "2014.npy "),
+        (f"{YEARLY}/2014.npy", uid_file(4)[:100], "2014.npy "),
+        (f"{YEARLY}/2014.npy", uid_file(4) + b"\n", "has 193 bytes, its header says 192"),
+    ],
+)
+def test_a_download_that_is_not_a_list_is_removed(hub, tmp_path, name, body, message):
+    """A login page with status 200; the next run downloads it again."""
+    hub.files[DATASET][name] = body
+    with pytest.raises(TicError, match=f"{message}.*run the same command to download it again"):
+        fetch(tmp_path, "eval", "yearly", years=("2014",))
+    assert not (tmp_path / name).exists()
+    hub.files[DATASET][name], hub.commit = LISTS[name], "b" * 40
+    assert f"{tmp_path / name}: downloaded" in fetch(tmp_path, "eval", "yearly", years=("2014",))
+
+
+def test_all_bad_downloads_are_removed(hub, tmp_path):
+    hub.files[DATASET] = dict.fromkeys(LISTS, LOGIN)
+    with pytest.raises(TicError, match="run the same command"):
+        fetch(tmp_path, "eval")
+    assert files(tmp_path) == {}
+
+
+def test_a_users_own_file_is_not_removed(hub, tmp_path):
+    (tmp_path / RETRIEVAL).write_bytes(LOGIN)
+    with pytest.raises(TicError, match="delete it to download it again"):
+        fetch(tmp_path, "eval")
+    assert (tmp_path / RETRIEVAL).read_bytes() == LOGIN
+
+
+def times(count, fault):
+    """Answer with a fault so often."""
+    left = iter(range(count - 1))
+
+    def answer(handler):
+        if next(left, None) is None:
+            handler.server.faults.clear()
+        handler.answer(fault)
+
+    return answer
+
+
+@pytest.mark.parametrize("path", ["main", "2014.npy"])
+def test_a_busy_hub_is_asked_again(hub, tmp_path, path):
+    hub.faults["GET", path] = times(5, 503)
+    fetch(tmp_path, "yearly", years=("2014",))
+    assert files(tmp_path) == {f"{YEARLY}/2014.npy": LISTS[f"{YEARLY}/2014.npy"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests", "message"),
+    [
+        (401, 1, "the hub answers 401"),
+        (403, 1, "the hub answers 403"),
+        (404, 1, "the hub answers 404"),
+        (503, 6, "the hub answers 503"),
+        (lambda handler: handler.answer(200, LOGIN), 6, "."),
+        (lambda handler: setattr(handler, "close_connection", True), 6, "disconnected"),
+    ],
+)
+def test_a_hub_that_fails_is_one_line(hub, tmp_path, fault, requests, message):
+    hub.faults["GET", "main"] = fault
+    with pytest.raises(TicError, match=f"^{hub.url}/{DATASET}: .*{message}.*HF_TOKEN.*HF_ENDPOINT") as error:
+        fetch(tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(hub.requests) == requests
+
+
+def test_a_hub_that_goes_away_leaves_nothing_unsaid(hub, tmp_path):
+    """``snapshot_download`` itself returns the folder, which holds another year, as complete."""
+    fetch(tmp_path, "yearly", years=("2014",))
+    hub.commit = "b" * 40
+    hub.faults["GET", hub.commit] = 500
+    with pytest.raises(TicError, match=f"{YEARLY}/2016.npy was not downloaded"):
+        fetch(tmp_path, "yearly")
+
+
+def test_what_the_hub_lacks_is_named(hub, tmp_path):
+    del hub.files[DATASET][f"{YEARLY}/2016.npy"]
+    with pytest.raises(TicError, match=f"^{DATASET} has no {YEARLY}/2016.npy$"):
+        fetch(tmp_path)
+
+
+def test_only_local_folders():
+    for download in download_lists, download_models:
+        with pytest.raises(TicError, match="s3://bucket/x is not local"):
+            list(download("s3://bucket/x"))
+
+
+def run(script, *flags, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, flags)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_the_script_of_lists(hub, tmp_path):
+    flags = ("dataset_creation/tic-datacomp/download_uids.py", "--output-path", tmp_path)
+    done = run(*flags, "--lists", "yearly", "--years", "2014", "2016")
+    assert done.stdout.splitlines() == [f"{tmp_path}/{YEARLY}/{year}.npy: downloaded" for year in (2014, 2016)]
+    done = run(*flags, LISTS_URL="http://lists")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "HF_ENDPOINT" in done.stderr
+    assert "invalid choice: '2013' (choose from " in run(*flags, "--years", "2013").stderr
+
+
+# Models.
+
+
+def expected(repository, *years):
+    return {f"checkpoints/{year}.pt": f"{repository} {year} ".encode() * 500 for year in years}
+
+
+def test_one_model_and_more_years_later(hub, tmp_path):
+    folder = tmp_path / "TiC-CLIP-basic-cumulative"
+    assert list(download_models(str(tmp_path), "basic-cumulative", ["2016"])) == [folder / "checkpoints/2016.pt"]
+    assert files(folder) == expected(CUMULATIVE, 2016)
+    hub.requests.clear()
+    assert len(list(download_models(str(tmp_path), "basic-cumulative"))) == 3
+    assert files(folder) == expected(CUMULATIVE, 2016, 2017, 2022)
+    assert set(transfers(hub)) == {"checkpoints/2017.pt", "checkpoints/2022.pt"}
+
+
+def test_all_models(hub, tmp_path):
+    assert len(list(download_models(str(tmp_path)))) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {f"TiC-CLIP-{model}" for model in MODELS}
+
+
+def test_unknown_models_and_years_list_the_valid_ones(hub, tmp_path):
+    with pytest.raises(TicError, match=r"^unknown model 'basic'; the models are basic-cumulative, basic-sequential, "):
+        list(download_models(str(tmp_path), "basic"))
+    for year in ("2014", "*", "../2016"):
+        with pytest.raises(TicError, match=f"unknown year of {CUMULATIVE} .*; the years are 2016, 2017, 2022$"):
+            list(download_models(str(tmp_path), "basic-cumulative", ["2016", year]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_of_models(hub, tmp_path):
+    """A relative folder counts from where the user stands."""
+    command = ["bash", ROOT / "scripts/fetch_models.sh", "models", "basic-cumulative", "2016"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(expected(CUMULATIVE, 2016)["checkpoints/2016.pt"])
+    assert (done.returncode, done.stdout) == (0, f"models/{name}: {size / 1e6:.1f} MB\n")
+    assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
+    done = run("scripts/fetch_models.py", tmp_path, "nonsense")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: unknown model 'nonsense'; the models are")
+
+
+# Tables: as JSON, and as a pickle of plain data.
+
+
+@pytest.mark.parametrize("task", TABLES)
+@pytest.mark.parametrize("text", ["{}", "[]", '{"2014": "x"}', '{"2014": {"n01440764": "x"}}', '{"2014": 3}', "<html>"])
+def test_what_is_not_a_table(tmp_path, task, text):
+    (tmp_path / f"{TABLES[task]}.json").write_text(text)
+    with pytest.raises(TicError, match="is not a table of evaluation UIDs: "):
+        read_table(tmp_path, task)
+
+
+def test_a_missing_table_comes_with_the_command(tmp_path):
+    with pytest.raises(TicError, match=r"download_uids.py --output-path .* --lists eval$"):
+        read_table(tmp_path, "retrieval")
+
+
+def read_pickle(folder, data):
+    (folder / DATACOMPNET).with_suffix(".pkl").write_bytes(data)
+    return read_table(folder, "datacompnet")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [{"2014": {TENCH: UIDS}}, defaultdict(dict, {2014: OrderedDict({TENCH: UIDS})})])
+def test_pickles_of_plain_data_are_read(tmp_path, value, protocol):
+    assert read_pickle(tmp_path, pickle.dumps(value, protocol)) == {"2014": {TENCH: UIDS}}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("kind", ["<U32", ">U32", "S32", "O"])
+def test_pickles_of_arrays_of_text_are_read(tmp_path, kind, protocol):
+    """The published table of DataCompNet has such arrays."""
+    data = pickle.dumps({"2014": {TENCH: np.array(UIDS, kind), "n01443537": np.array([], kind)}}, protocol)
+    assert read_pickle(tmp_path, data) == {"2014": {TENCH: UIDS, "n01443537": []}}
+
+
+def test_json_comes_before_the_pickle(tmp_path):
+    (tmp_path / DATACOMPNET).write_bytes(LISTS[DATACOMPNET])
+    assert read_pickle(tmp_path, b"not a pickle") == TABLE["datacompnet"]
+
+
+class Evil:
+    """Unpickles by calling ``function``."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, exec, open, getattr, __import__, Counter, Path])
+def test_a_pickle_executes_nothing(tmp_path, function, protocol):
+    evil = tmp_path / "evil"
+    arguments = {os.mkdir: str(evil), eval: f"__import__('os').mkdir({str(evil)!r})"}
+    data = pickle.dumps({"2014": Evil(function, arguments.get(function, f"mkdir {evil}"))}, protocol)
+    with pytest.raises(TicError, match=r"UIDs: it needs \w+\.\w+, which is not plain data$"):
+        read_pickle(tmp_path, data)
+    assert not evil.exists()
+
+
+DOTTED = b"\x80\x04\x8c\x0bcollections\x8c\x16OrderedDict.__init__.x\x93."  # an attribute of an attribute
+LONG = [pickle.BINUNICODE8 + (1 << bits).to_bytes(8, "little") + b"x" for bits in (45, 63)]
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(TABLE)[:-3], b"\x80\x04.", b"\x80\x04R.", DOTTED, *LONG])
+def test_a_damaged_pickle_is_one_line(tmp_path, data):
+    with pytest.raises(TicError, match=r".pkl is not a table of evaluation UIDs: "):
+        read_pickle(tmp_path, data)
