@@ -226,6 +226,9 @@ def test_what_is_not_a_tar(tmp_path):
     (tmp_path / "00000000.tar").write_bytes(b"<html>" * 200)
     with pytest.raises(TicError, match=r"00000000.tar"):
         list(convert(str(tmp_path), "retrieval"))
+    write_tar(tmp_path / "00000000.tar", [])
+    with pytest.raises(TicError, match=r"00000000.tar is not for retrieval: its first sample has no txt"):
+        list(convert(str(tmp_path), "retrieval"))
     with pytest.raises(TicError, match="s3://bucket/x is not local"):
         list(convert("s3://bucket/x", "retrieval"))
 

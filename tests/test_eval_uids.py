@@ -167,50 +167,45 @@ def tree_of_uids(lists):
     return tree(lists.parent / "uids") | tree(lists.parent / "classes")
 
 
-def test_twice_is_the_same(training_lists):
+def test_twice_is_the_same_and_times_do_not_count(training_lists):
     before = tree_of_uids(training_lists)
     path = training_lists.parent / "uids/monthly/train/201403.npy"
     inode = path.stat().st_ino
+    os.utime(training_lists / MONTHLY / "2014/201403.npy")
     assert write(write_eval_uids, training_lists)["uids/monthly/train/201403"] == "3 UIDs, already there"
     assert tree_of_uids(training_lists) == before
     assert path.stat().st_ino == inode
 
 
-def test_a_new_table_with_an_old_time_does_months_again(training_lists):
+@pytest.mark.parametrize(
+    ("table", "retrieval", "train"),
+    [
+        ({"2014": [7]}, [7], [0, 2, 8]),
+        ({"2014": [100]}, None, [0, 2, 7, 8]),
+        ({"2014": [11, 10], "2015": [3, 1, 2]}, None, [0, 7, 8]),  # the same UIDs in other years
+    ],
+)
+def test_a_new_table_with_an_old_time_does_months_again(training_lists, table, retrieval, train):
     """``rsync -t`` and ``cp -p`` keep times; contents count."""
     folder = training_lists.parent / "uids/monthly"
     write(write_eval_uids, training_lists)
-    for table, retrieval, train in (({"2014": [7]}, [7], [0, 2, 8]), ({"2014": [100]}, None, [0, 2, 7, 8])):
-        write_table(training_lists, "retrieval", table)
-        os.utime(training_lists / f"{TABLES['retrieval']}.json", (1, 1))
-        write(write_eval_uids, training_lists)
-        assert load(folder / "train/201403.npy") == train
-        path = folder / "eval/retrieval/201403.npy"
-        assert (load(path) if path.exists() else None) == retrieval
-
-
-def test_uids_that_move_between_years_do_months_again(training_lists):
+    write_table(training_lists, "retrieval", table)
+    os.utime(training_lists / f"{TABLES['retrieval']}.json", (1, 1))
     write(write_eval_uids, training_lists)
-    write_table(training_lists, "retrieval", {"2014": [11, 10], "2015": [3, 1, 2]})
-    write(write_eval_uids, training_lists)
-    assert not (training_lists.parent / "uids/monthly/eval/retrieval/201403.npy").exists()
+    assert load(folder / "train/201403.npy") == train
+    path = folder / "eval/retrieval/201403.npy"
+    assert (load(path) if path.exists() else None) == retrieval
 
 
 def test_a_new_list_with_an_old_time_is_split_again(training_lists):
     write(write_eval_uids, training_lists)
     source = training_lists / MONTHLY / "201404.npy"
-    size, times = source.stat().st_size, source.stat()
+    before = source.stat()
     np.save(source, array([1, 20, 22]))
-    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert source.stat().st_size == size
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.stat().st_size == before.st_size
     write(write_eval_uids, training_lists)
     assert load(training_lists.parent / "uids/monthly/train/201404.npy") == [20, 22]
-
-
-def test_a_copy_with_other_times_is_not_split_again(training_lists):
-    write(write_eval_uids, training_lists)
-    os.utime(training_lists / MONTHLY / "201404.npy")
-    assert write(write_eval_uids, training_lists)["uids/monthly/train/201404"] == "3 UIDs, already there"
 
 
 def test_months_of_an_older_version_are_made_again(training_lists):

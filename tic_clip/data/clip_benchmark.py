@@ -60,7 +60,8 @@ def _convert_split(split: Path, kind: str) -> int:
         return 0
     suffix = {"retrieval": "txt", "classification": "cls"}[kind]
     with open_shard(tars[0]) as shard:
-        if suffix not in next(iter(samples(shard))).members:
+        sample = next(iter(samples(shard)), None)
+        if sample is None or suffix not in sample.members:
             raise TicError(f"{tars[0]} is not for {kind}: its first sample has no {suffix}")
     if _read_or_write(split / "dataset_type.txt", kind) != kind:
         raise TicError(f"{split}/dataset_type.txt says it is not for {kind}; delete it if that is wrong")
