@@ -6,7 +6,6 @@ places. Nothing is visible under its final name before it is complete.
 """
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -15,28 +14,26 @@ import os
 import random
 import re
 import shutil
-import sys
-import tempfile
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any
 
 from tic_clip import TicError
+from tic_clip.locks import lock_folder, temporary_folder  # noqa: F401 (also storage.lock_folder)
 
 ATTEMPTS = 6
 BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one, at most 20
 TIMEOUT = 60.0  # seconds that a connection, or the next bytes on it, may take
 
 SCHEMES = ("s3", "gs", "az")
-PASSING = {"OSError", "EOFError"} | {  # of botocore, aiohttp, Google's and Azure's packages
-    *("ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientError"),
-    *("ChecksumError", "TransportError", "ServiceRequestError", "ServiceResponseError"),
-}
+PASSING = {"OSError", "EOFError", "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError"}
+PASSING |= {"ClientError", "ChecksumError", "TransportError", "ServiceRequestError", "ServiceResponseError"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 class StorageError(OSError):
@@ -65,9 +62,6 @@ def to_path(path: object) -> Any:
         return CloudPath(url)
     except Exception as error:  # a missing package or credentials, in the words of many packages
         raise TicError(f"{url}: {_one_line(error)}") from error
-
-
-# --- Requests to a store ---
 
 
 def _normalize(url: object) -> str:
@@ -149,11 +143,7 @@ def _http_status(error: Exception) -> int | None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + " …"
-
-
-# --- Listing ---
+    return shorten(str(error) or type(error).__name__, 200, placeholder=" …")
 
 
 def exists(path: object) -> bool:
@@ -180,8 +170,11 @@ def _info(path: object) -> dict[str, Any] | None:
         with suppress(NotFoundError):
             return _request(path, "info")
         return None
-    path = Path(path)
-    return {"type": "directory" if path.is_dir() else "file", "size": path.stat().st_size} if path.exists() else None
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return {"type": "directory" if stat.S_ISDIR(status.st_mode) else "file", "size": status.st_size}
 
 
 def list_files(folder: object, pattern: str = "*") -> list[tuple[str, int]]:
@@ -197,7 +190,8 @@ def list_files(folder: object, pattern: str = "*") -> list[tuple[str, int]]:
         entries = _list_remote(folder, deep="/" in pattern).items()
         sizes = {name: entry["size"] for name, entry in entries if entry["type"] == "file" and is_match(name)}
     else:
-        _check_folder(folder)
+        if not Path(folder).is_dir():
+            raise NotFoundError(f"{folder} is missing or not a folder")
         names = glob.glob(pattern, root_dir=folder, recursive=True)
         infos = {name: _info(Path(folder) / name) or {"type": "file", "size": 0} for name in names}
         sizes = {name: info["size"] for name, info in infos.items() if info["type"] == "file"}
@@ -210,7 +204,8 @@ def list_folders(folder: object) -> list[str]:
         entries = _list_remote(folder, deep=False).items()
         names = [name for name, entry in entries if entry["type"] == "directory"]
     else:
-        _check_folder(folder)
+        if not Path(folder).is_dir():
+            raise NotFoundError(f"{folder} is missing or not a folder")
         names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."]
     return [_join(folder, name) for name in sorted(names)]
 
@@ -228,16 +223,8 @@ def _list_remote(url: object, deep: bool) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in names.items() if not any(part[0] == "." for part in name.split("/"))}
 
 
-def _check_folder(folder: object) -> None:
-    if not Path(folder).is_dir():
-        raise NotFoundError(f"{folder} is missing or not a folder")
-
-
 def _join(folder: object, name: str) -> str:
     return f"{_normalize(folder)}/{name}" if is_remote(folder) else str(Path(folder) / name)
-
-
-# --- Reading ---
 
 
 def read_bytes(path: object) -> bytes:
@@ -300,9 +287,6 @@ def open_file(path: object, block_size: int = 1 << 18) -> IO[bytes]:
     return file
 
 
-# --- Writing ---
-
-
 @contextmanager
 def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterator[IO]:
     """Open ``path`` for writing so that it changes only when the block ends without an error.
@@ -363,69 +347,3 @@ def write_text(path: object, text: str, *, sync: bool = True) -> None:
 def write_json(path: object, value: object, *, sync: bool = True) -> None:
     """Write ``value`` to ``path`` atomically, as indented JSON that ends in a newline."""
     write_text(path, json.dumps(value, indent=2) + "\n", sync=sync)
-
-
-# --- Locks ---
-
-
-@contextmanager
-def lock_folder(folder: Path, timeout: float = 0.0, label: object = None) -> Iterator[None]:
-    """Hold an exclusive lock on a local folder, creating it if needed; wait ``timeout`` seconds for another process.
-
-    ``label`` is what the error calls the folder. Where the file system has no locks (some NFS, Lustre), warn and go on.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + timeout
-    with _open_folder(folder) as descriptor:
-        try:
-            while not _lock(descriptor):
-                if time.monotonic() >= end:
-                    raise TicError(f"another process is writing {label or folder}; wait for it or end it")
-                time.sleep(0.5)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            note = "the file system has no locks; do not start two processes for this folder"
-            print(f"warning: {folder}: {note}", file=sys.stderr)
-        yield
-
-
-@contextmanager
-def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
-    """Make a folder in TMPDIR and remove it at the end of the block; remove those that killed processes left there.
-
-    A lock shows that its process lives. Names hold the machine's, for a TMPDIR that others share and can't lock.
-    """
-    prefix += f"{os.uname().nodename}-"
-    for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError), _open_folder(leftover) as descriptor:  # without locks, leftovers stay
-            if os.fstat(descriptor).st_uid == os.getuid() and _lock(descriptor):
-                shutil.rmtree(leftover)
-    unlocked = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # hidden, so that others don't take it for a leftover
-    folder = unlocked.with_name(unlocked.name[1:])
-    with _open_folder(unlocked) as descriptor:
-        try:
-            with suppress(OSError):
-                _lock(descriptor)
-            unlocked.rename(folder)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _open_folder(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open folder; return False if another process holds the lock."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
