@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"tic_clip", "tic_clip.cli", "tic_clip.storage", "tic_clip.parallel", "tic_clip.benchmarks"}
+GROUND = {"tic_clip"} | {f"tic_clip.{name}" for name in ("cli", "storage", "locks", "parallel", "benchmarks")}
 
 
 def imported_modules(path):

@@ -1,47 +1,43 @@
-"""Local paths and cloud URLs (``s3://``, ``gs://``, ``az://``) as one thing, through fsspec.
+"""Local paths and cloud URLs (``s3://``, ``gs://``, ``az://``) through the same functions; clouds through fsspec.
 
-Errors that may pass are retried. What remains is one line: ``NotFoundError``, ``TicError`` for other lasting errors (no
-access, no such bucket), ``StorageError`` when the store could not be reached. Credentials come from the usual places.
-
-Nothing is visible under its final name before it is complete: local files are written beside it and renamed, objects
-are uploaded from a complete local file.
+Requests that may succeed later are tried again. What remains is one line: ``NotFoundError``, ``TicError`` for other
+lasting errors (no access, no such bucket), ``StorageError`` for a store out of reach. Credentials come from the usual
+places. Nothing is visible under its final name before it is complete.
 """
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import random
 import re
 import shutil
-import sys
-import tempfile
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any
 
 from tic_clip import TicError
+from tic_clip.locks import lock_folder, temporary_folder  # noqa: F401 (also storage.lock_folder)
 
 ATTEMPTS = 6
-"""Tries of a request before the store counts as out of reach."""
-
-BACKOFF = 0.5
-"""Seconds before the second try; doubled before each further one, at most 20."""
-
-TIMEOUT = 60.0
-"""Seconds that a connection, or the next bytes on it, may take."""
+BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one, at most 20
+TIMEOUT = 60.0  # seconds that a connection, or the next bytes on it, may take
 
 SCHEMES = ("s3", "gs", "az")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+PASSING = {"OSError", "EOFError", "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError"}
+PASSING |= {"ClientError", "ChecksumError", "TransportError", "ServiceRequestError", "ServiceResponseError"}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class StorageError(OSError):
-    """A store that could not be reached after several tries."""
+    """A store that could not be reached after several attempts."""
 
 
 class NotFoundError(FileNotFoundError, TicError):
@@ -49,22 +45,14 @@ class NotFoundError(FileNotFoundError, TicError):
 
 
 def is_remote(path: object) -> bool:
-    """Return whether ``path`` is a URL such as ``s3://bucket/key``.
-
-    Raises:
-        TicError: a URL with one slash, which would be a folder called ``s3:``.
-    """
+    """Return whether ``path`` is a URL such as ``s3://bucket/key``; ``s3:/bucket`` raises a ``TicError``."""
     if re.match(r"(s3|gs|az|https?):/(?!/)", str(path)):
         raise TicError(f"{path} is not a path; a URL has two slashes: {str(path).replace(':/', '://', 1)}")
     return "://" in str(path)
 
 
 def to_path(path: object) -> Any:
-    """Return ``path`` as a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface for names.
-
-    Raises:
-        TicError: a URL of an unknown cloud, or one whose package or credentials are missing.
-    """
+    """Return a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface for names."""
     if not is_remote(path):
         return Path(str(path))
     from cloudpathlib import CloudPath
@@ -72,19 +60,12 @@ def to_path(path: object) -> Any:
     url = _normalize(path)
     try:
         return CloudPath(url)
-    except Exception as error:
+    except Exception as error:  # a missing package or credentials, in the words of many packages
         raise TicError(f"{url}: {_one_line(error)}") from error
 
 
-# --- Requests to a store ---
-
-
 def _normalize(url: object) -> str:
-    """Return a URL with its scheme in lower case and without repeated slashes.
-
-    Raises:
-        TicError: unknown scheme, or no bucket.
-    """
+    """Return a URL with its scheme in lower case and without repeated slashes, or raise a ``TicError``."""
     scheme, _, rest = str(url).partition("://")
     names = [name for name in rest.split("/") if name]
     if scheme.lower() not in SCHEMES:
@@ -100,9 +81,10 @@ def _filesystem(url: str) -> Any:
 
     scheme = url.partition("://")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme == "s3":  # retries are ours, the same for every cloud
+    if scheme == "s3":  # it is _retry that tries again, in the same way for every cloud
         waits = {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}
         options |= {"config_kwargs": {**waits, "retries": {"total_max_attempts": 1}}, "max_concurrency": 1}
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback with each error that it raises
     try:
         filesystem = fsspec.filesystem(scheme, **options)
     except ImportError as error:
@@ -111,29 +93,23 @@ def _filesystem(url: str) -> Any:
     return filesystem
 
 
-def _request(url: object, method: str, *args: object, **kwargs: object) -> Any:
-    """Call a method of a URL's filesystem with the URL's path and ``args``; see ``_retry``."""
+def _request(url: object, method: str, **kwargs: object) -> Any:
+    """Return what a method of the URL's filesystem returns for the URL; see ``_retry``."""
     url = _normalize(url)
-    return _retry(url, lambda: getattr(_filesystem(url), method)(url, *args, **kwargs))
+    return _retry(url, lambda: getattr(_filesystem(url), method)(url, **kwargs))
 
 
 def _retry(url: str, call: Callable[[], Any]) -> Any:
-    """Return ``call()``, retried with growing pauses after errors that may pass.
-
-    Raises:
-        NotFoundError: the object does not exist.
-        TicError: another error that lasts.
-        StorageError: the last try failed as well.
-    """
+    """Return ``call()``, tried again with growing pauses after errors that may pass."""
     for attempt in range(ATTEMPTS):
         if attempt:
             pause = min(BACKOFF * 2 ** (attempt - 1), 20.0)
             time.sleep(pause * random.uniform(0.5, 1))  # not all workers at the same moment
         try:
             return call()
-        except TicError:
-            raise
         except Exception as error:
+            if isinstance(error, TicError) or getattr(error, "errno", None) in FULL_DISK:
+                raise
             lasting = _lasting_error(url, error)
             if lasting:
                 raise lasting from error
@@ -142,128 +118,104 @@ def _retry(url: str, call: Callable[[], Any]) -> Any:
 
 
 def _lasting_error(url: str, error: Exception) -> TicError | None:
-    """Return the error to raise if a retry is pointless, else None."""
-    text = _one_line(error)
+    """Return the error to raise if another attempt is pointless, else None."""
+    text, status = _one_line(error), _http_status(error)
     if isinstance(error, FileNotFoundError):
         is_bucket = re.search("NoSuchBucket|bucket does not exist|ContainerNotFound", f"{text} {error.__cause__}")
         return TicError(f"{url}: no such bucket ({text})") if is_bucket else NotFoundError(f"{url} is missing")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or status in (401, 403) or text.startswith("Forbidden"):
         return TicError(f"{url}: no access ({text})")
     if type(error).__name__ == "FileExpired":
         return TicError(f"{url}: changed while it was read")
-    status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    if isinstance(status, int) or (isinstance(status, str) and status.isdigit()):
-        return None if int(status) in (408, 409, 429) or int(status) >= 500 else TicError(f"{url}: {text}")
-    passing: tuple[type[Exception], ...] = (OSError, EOFError)
-    if "s3fs" in sys.modules:
-        from aiohttp import ClientError
-        from botocore.exceptions import ConnectionError
-        from s3fs.core import S3_RETRYABLE_ERRORS
+    is_passing = not PASSING.isdisjoint(cls.__name__ for cls in type(error).__mro__)
+    if status and not isinstance(error, TimeoutError):
+        is_passing = status >= 500 or status in (408, 409, 429)
+    return None if is_passing else TicError(f"{url}: {text}")
 
-        passing += (ClientError, ConnectionError, *S3_RETRYABLE_ERRORS)
-    return None if isinstance(error, passing) else TicError(f"{url}: {text}")
+
+def _http_status(error: Exception) -> int | None:
+    """Return the status of a store's answer, if the error is one."""
+    response = getattr(error.__cause__ or error, "response", None)
+    if isinstance(response, dict):  # of botocore
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = str(getattr(error, "status_code", None) or getattr(error, "code", None))
+    return int(status) if status.isdecimal() else None
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error's text, or its type's name, cut to what fits into one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + " …"
-
-
-# --- Listing ---
+    return shorten(str(error) or type(error).__name__, 200, placeholder=" …")
 
 
 def exists(path: object) -> bool:
     """Return whether a file, an object or a folder exists."""
-    if not is_remote(path):
-        return Path(path).exists()
     return _info(path) is not None
 
 
 def is_dir(path: object) -> bool:
     """Return whether a folder exists; in a cloud, whether an object lies below that name."""
-    if not is_remote(path):
-        return Path(path).is_dir()
-    info = _info(path)
-    return info is not None and info["type"] == "directory"
+    return (_info(path) or {}).get("type") == "directory"
 
 
 def size(path: object) -> int:
-    """Return the bytes of a file or an object.
+    """Return the bytes of a file or an object, or raise a ``NotFoundError``."""
+    info = _info(path)
+    if info is None or info["type"] == "directory":
+        raise NotFoundError(f"{path} is missing")
+    return info["size"]
 
-    Raises:
-        NotFoundError: there is none.
-    """
+
+def _info(path: object) -> dict[str, Any] | None:
+    """Return "type" and "size" of what lies at ``path``, or None."""
     if is_remote(path):
-        info = _info(path)
-        if info is None or info["type"] == "directory":
-            raise NotFoundError(f"{_normalize(path)} is missing")
-        return info["size"]
-    with _named_if_missing(path):
-        return Path(path).stat().st_size
-
-
-def _info(url: object) -> dict[str, Any] | None:
-    """Return fsspec's facts of an object or a folder in a cloud, or None."""
-    with suppress(NotFoundError):
-        return _request(url, "info")
-
-
-@contextmanager
-def _named_if_missing(path: object) -> Iterator[None]:
-    """Turn the operating system's error of a missing file into a ``NotFoundError``."""
+        with suppress(NotFoundError):
+            return _request(path, "info")
+        return None
     try:
-        yield
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{path} is missing") from None
+        return None
+    return {"type": "directory" if stat.S_ISDIR(status.st_mode) else "file", "size": status.st_size}
 
 
 def list_files(folder: object, pattern: str = "*") -> list[tuple[str, int]]:
     """Return (path, size in bytes) of the files below ``folder`` that match, sorted by path, hidden ones left out.
 
     ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A link
-    to nothing is listed with 0 bytes. One request lists 1,000 objects.
-
-    Raises:
-        NotFoundError: there is no such folder.
+    to nothing is listed with 0 bytes. One request lists 1,000 objects. A missing folder raises a ``NotFoundError``.
     """
     if is_remote(folder):
         from fsspec.utils import glob_translate
 
-        matches = re.compile(glob_translate(pattern)).match
+        is_match = re.compile(glob_translate(pattern)).match
         entries = _list_remote(folder, deep="/" in pattern).items()
-        sizes = {name: entry["size"] for name, entry in entries if entry["type"] == "file" and matches(name)}
-        folder = _normalize(folder)
+        sizes = {name: entry["size"] for name, entry in entries if entry["type"] == "file" and is_match(name)}
     else:
-        _check_folder(folder)
-        folder = Path(folder)
+        if not Path(folder).is_dir():
+            raise NotFoundError(f"{folder} is missing or not a folder")
         names = glob.glob(pattern, root_dir=folder, recursive=True)
-        sizes = {name: _size_or_zero(folder / name) for name in names if not os.path.isdir(folder / name)}
+        infos = {name: _info(Path(folder) / name) or {"type": "file", "size": 0} for name in names}
+        sizes = {name: info["size"] for name, info in infos.items() if info["type"] == "file"}
     return [(_join(folder, name), sizes[name]) for name in sorted(sizes, key=lambda name: name.split("/"))]
 
 
 def list_folders(folder: object) -> list[str]:
-    """Return the folders in ``folder``, sorted by name, hidden ones left out.
-
-    Raises:
-        NotFoundError: there is no such folder.
-    """
+    """Return the folders in ``folder``, sorted, hidden ones left out; raise a ``NotFoundError`` if it is missing."""
     if is_remote(folder):
         entries = _list_remote(folder, deep=False).items()
         names = [name for name, entry in entries if entry["type"] == "directory"]
-        return [_join(_normalize(folder), name) for name in sorted(names)]
-    _check_folder(folder)
-    return sorted(_join(folder, entry.name) for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    else:
+        if not Path(folder).is_dir():
+            raise NotFoundError(f"{folder} is missing or not a folder")
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."]
+    return [_join(folder, name) for name in sorted(names)]
 
 
 def _list_remote(url: object, deep: bool) -> dict[str, dict[str, Any]]:
     """Return name below the URL -> fsspec's facts, for what lies in a cloud folder, hidden names left out."""
-    url = _normalize(url)
-    root = url.partition("://")[2]
-    try:
+    root = _normalize(url).partition("://")[2]
+    entries = []
+    with suppress(NotFoundError):
         entries = _request(url, "find", detail=True).values() if deep else _request(url, "ls", detail=True)
-    except NotFoundError:
-        entries = []
     names = {entry["name"].rstrip("/").removeprefix(f"{root}/"): entry for entry in entries}
     names.pop(root, None)  # an object that marks the folder, or an object of the folder's name
     if not names and "/" in root:
@@ -271,40 +223,20 @@ def _list_remote(url: object, deep: bool) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in names.items() if not any(part[0] == "." for part in name.split("/"))}
 
 
-def _check_folder(folder: object) -> None:
-    if not Path(folder).is_dir():
-        raise NotFoundError(f"{folder} is missing or not a folder")
-
-
-def _size_or_zero(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _join(folder: object, name: str) -> str:
-    return f"{folder}/{name}" if is_remote(folder) else str(Path(folder) / name)
-
-
-# --- Reading ---
+    return f"{_normalize(folder)}/{name}" if is_remote(folder) else str(Path(folder) / name)
 
 
 def read_bytes(path: object) -> bytes:
-    """Return the content of a file or an object.
-
-    Raises:
-        NotFoundError: there is none.
-    """
+    """Return the content of a file or an object, or raise a ``NotFoundError``."""
     if is_remote(path):
         return _request(path, "cat_file")
-    with _named_if_missing(path):
-        return Path(path).read_bytes()
+    size(path)
+    return Path(path).read_bytes()
 
 
 def read_json(path: object) -> Any:
-    """Return the JSON value in ``path``.
-
-    Raises:
-        TicError: ``path`` is missing or not valid JSON.
-    """
+    """Return the JSON value in ``path``; raise a ``TicError`` if it is missing or not valid JSON."""
     data = read_bytes(path)
     try:
         return json.loads(data)
@@ -313,11 +245,7 @@ def read_json(path: object) -> Any:
 
 
 def read_json_object(path: object) -> dict[str, Any]:
-    """Return the JSON object in ``path``.
-
-    Raises:
-        TicError: ``path`` is missing or something else.
-    """
+    """Return the JSON object in ``path``; raise a ``TicError`` if it is missing or something else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise TicError(f"{path} is not a JSON object")
@@ -325,17 +253,13 @@ def read_json_object(path: object) -> dict[str, Any]:
 
 
 def download(url: object, local: Path) -> None:
-    """Copy an object, with one GET, or a local file to the local file ``local``, which appears when it is complete.
-
-    Raises:
-        NotFoundError: there is no such object.
-    """
+    """Copy an object, with one GET, or a local file to ``local``; raise a ``NotFoundError`` if there is none."""
     if not is_remote(url):
-        with _named_if_missing(url):
-            upload(Path(url), local)
+        size(url)
+        upload(Path(url), local)
         return
     with atomic_open(local, sync=False) as file:
-        _request(url, "get_file", file.name)
+        _request(url, "get_file", lpath=file.name)
 
 
 def local_copy(path: object, folder: Path) -> Path:
@@ -352,20 +276,15 @@ def local_copy(path: object, folder: Path) -> Path:
 def open_file(path: object, block_size: int = 1 << 18) -> IO[bytes]:
     """Open a file or an object for reads at any position; of an object, ``block_size`` bytes are read ahead.
 
-    Raises:
-        NotFoundError: there is none.
-        TicError: from a read, if the object has changed since.
+    Raises a ``NotFoundError`` if there is none; a read raises a ``TicError`` if the object has changed since.
     """
     if not is_remote(path):
-        with _named_if_missing(path):
-            return open(path, "rb")
-    file = _request(path, "open", "rb", block_size=block_size, cache_type="readahead")
+        size(path)
+        return open(path, "rb")
+    file = _request(path, "open", mode="rb", block_size=block_size, cache_type="readahead")
     fetch, url = file.cache.fetcher, _normalize(path)
     file.cache.fetcher = lambda start, stop: _retry(url, lambda: fetch(start, stop))
     return file
-
-
-# --- Writing ---
 
 
 @contextmanager
@@ -375,11 +294,11 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
     ``sync``: flush it to the disk by then.
     """
     if is_remote(path):
-        url = _normalize(path)
-        with tempfile.TemporaryDirectory() as folder:
-            with open(Path(folder) / "object", mode) as file:
+        _normalize(path)  # a wrong URL is an error before anything is written
+        with temporary_folder() as folder:
+            with atomic_open(folder / "object", mode, sync=False) as file:
                 yield file
-            upload(Path(folder) / "object", url)
+            upload(folder / "object", path)
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -428,59 +347,3 @@ def write_text(path: object, text: str, *, sync: bool = True) -> None:
 def write_json(path: object, value: object, *, sync: bool = True) -> None:
     """Write ``value`` to ``path`` atomically, as indented JSON that ends in a newline."""
     write_text(path, json.dumps(value, indent=2) + "\n", sync=sync)
-
-
-# --- Locks ---
-
-
-@contextmanager
-def lock_folder(folder: Path, timeout: float = 0.0, label: object = None) -> Iterator[None]:
-    """Hold an exclusive lock on a local folder, creating it if needed; wait ``timeout`` seconds for another process.
-
-    ``label`` is what the error calls the folder. Where the file system has no locks (some NFS, Lustre), warn and go on.
-
-    Raises:
-        TicError: another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + timeout
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        while not _lock(descriptor, folder):
-            if time.monotonic() >= end:
-                raise TicError(f"another process is writing {label or folder}; wait for it or end it")
-            time.sleep(0.5)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> bool:
-    """Lock an open folder; return False if another process holds the lock."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        note = "the file system has no locks; do not start two processes for this folder"
-        print(f"warning: {folder}: {note}", file=sys.stderr)
-    return True
-
-
-@contextmanager
-def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
-    """Make a folder in TMPDIR and remove it at the end of the block; remove those that killed processes left there."""
-    for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError, TicError):
-            _remove_unlocked(leftover)
-    with tempfile.TemporaryDirectory(prefix=prefix) as name, lock_folder(Path(name)):
-        yield Path(name)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    """Remove a folder of this user that no process holds."""
-    if folder.stat().st_uid == os.getuid():
-        with lock_folder(folder):
-            shutil.rmtree(folder)
