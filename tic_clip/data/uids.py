@@ -154,10 +154,12 @@ def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
         raise TicError(f"{path} is missing")
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise TicError(f"{path} is no NumPy file of UIDs: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header is read as Python text, and fails in many ways
+        raise TicError(f"{path} is not a NumPy file of UIDs: {' '.join(str(error).split())}") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 1:
-        raise TicError(f"{path} is no list of UIDs")
+        raise TicError(f"{path} is not a list of UIDs")
     if rows.dtype != dtype:
         raise TicError(f"{path} has dtype {rows.dtype}, not {dtype.descr}")
     return rows
