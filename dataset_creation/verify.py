@@ -1,9 +1,9 @@
 """Verify a split: counts, names, gaps, damage, keys, and how much of its UID list is there.
 
-    python dataset_creation/verify.py data/emoji/tic/emoji/yearly/2014 --subset data/emoji/uids/2014.npy -j 2
+    python dataset_creation/verify.py data/emoji/tic/emoji/yearly/train/2014 --subset data/emoji/uids/train/2014.npy
 
-Reads every shard once and prints one line a fault; status 1 if there is one. UIDs of the subset that are not there are
-counted, not a fault: links die. Writes nothing.
+(scripts/run_emoji_cumulative.sh makes that split.) Reads every shard once and prints one line a fault; status 1 if
+there is one. Missing UIDs of the subset are counted, not a fault: links die. Writes nothing.
 """
 
 from tic_clip.cli import Parser, run_main
@@ -16,9 +16,8 @@ def main() -> int:
     parser.add_argument("split", help="a folder of .tar shards, or of parts that hold them; local or a URL")
     parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
-    args = parser.parse_args()
-    seen = VerifyReport()
-    for fault in verify(args.split, args.subset, args.num_workers, seen):
+    args, seen = parser.parse_args(), VerifyReport()
+    for fault in verify(**vars(args), seen=seen):
         print(fault)
     faults = f"{seen.faults} fault{'s' if seen.faults > 1 else ''}" if seen.faults else "no faults"
     print(f"{args.split}: {seen.samples} samples in {seen.shards} shards, {faults}")

@@ -18,6 +18,7 @@ from tic_clip.data.uids import (
     make_uid,
     open_uids,
     parse_uids,
+    read_uid,
     save_uids,
     sorted_blocks,
     unique_uids,
@@ -61,6 +62,31 @@ def test_what_is_no_uid(text):
     assert repr(text) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "uid"),
+    [
+        (b'{"uid": "%s", "caption": "gr\xc3\xb6\xc3\x9fe"}' % B.upper().encode(), B),
+        (b'{"uid": "%s", "similarity": NaN}' % A.encode(), A),
+        (b'{"uid": "%s", "caption": "\\ud800"}' % A.encode(), A),
+        (b'{"uid": "%s", "number": %s}' % (A.encode(), b"1" * 4300), A),
+        *(
+            (data, None)
+            for data in (b"{}", b"[]", b"3", b'{"uid": 3}', b'{"uid": "x"}', b'{"uid": "%s0"}' % A.encode())
+        ),
+    ],
+)
+def test_uid_of_a_record(data, uid):
+    assert read_uid(data) == uid
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b', "n": %s}' % (b"1" * 4301), b', "caption": "\xff"}', b', "a": %s}' % (b"[" * 100_000), b"}}"]
+)
+def test_record_that_json_does_not_read(end):
+    with pytest.raises(ValueError):
+        read_uid(b'{"uid": "%s"' % A.encode() + end)
+
+
 def test_make_uid():
     assert make_uid("größe") == hashlib.sha256("größe".encode()).hexdigest()[:32]
     assert is_uid(make_uid(""))
@@ -102,21 +128,29 @@ def test_another_dtype(tmp_path, wrong):
 @pytest.mark.parametrize("shape", [(2, 2), ()])
 def test_another_shape(tmp_path, shape):
     np.save(tmp_path / "x.npy", np.zeros(shape, UID))
-    with pytest.raises(TicError, match=r"x.npy is no list of UIDs"):
+    with pytest.raises(TicError, match=r"x.npy is not a list of UIDs"):
         open_uids(tmp_path / "x.npy")
 
 
 def test_an_archive_of_arrays(tmp_path):
     np.savez(tmp_path / "x.npz", np.zeros(3, UID))
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
-    with pytest.raises(TicError, match=r"x.npy is no list of UIDs"):
+    with pytest.raises(TicError, match=r"x.npy is not a list of UIDs"):
         open_uids(tmp_path / "x.npy")
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"rubbish",
+        b"\x93NUMPY\x01\x00",
+        *(b"\x93NUMPY\x01\x00\x09\x00" + end for end in (b"{'a': (1}", b"\xff" * 9)),
+    ],
+)
 def test_no_numpy_file(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
-    with pytest.raises(TicError, match=r"x.npy is no NumPy file of UIDs"):
+    with pytest.raises(TicError, match=r"x.npy is not a NumPy file of UIDs"):
         open_uids(tmp_path / "x.npy")
 
 
@@ -125,7 +159,7 @@ def test_pickles_and_cut_off_files_are_refused(tmp_path):
     save_uids(tmp_path / "y.npy", parse_uids([A, B]))
     (tmp_path / "y.npy").write_bytes((tmp_path / "y.npy").read_bytes()[:-1])
     for name in ("x.npy", "y.npy"):
-        with pytest.raises(TicError, match=f"{name} is no NumPy file of UIDs"):
+        with pytest.raises(TicError, match=f"{name} is not a NumPy file of UIDs"):
             open_uids(tmp_path / name)
 
 

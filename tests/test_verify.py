@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tic_clip import TicError
 from tic_clip.data import uids
 from tic_clip.data.reshard import reshard
 from tic_clip.data.split import HOW_TO_MAKE, add_sizes, generate_stats, missing_sizes_message, read_sizes, split_sizes
-from tic_clip.data.verify import KEY, LINES, STRANGE, TORN, TWICE, VerifyReport, compare, verify
+from tic_clip.data.verify import LINES, VerifyReport, verify
 from tic_clip.storage import list_files, read_bytes, read_json, upload, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -92,33 +93,35 @@ def test_repeats(tmp_path):
     split, seen = make_split(tmp_path / "split", [content]), VerifyReport()
     subset = write_subset(tmp_path, [UIDS[0]] * 2 + [UIDS[1]] * 3 + [UIDS[2]] * 2 + [UIDS[3]] + [UIDS[4]] * 2)
     assert faults_of(split, subset, seen=seen) == [
-        f"00000000.tar: {UIDS[1]}-0 is there, but other copies of it are missing",
-        f"00000000.tar: {UIDS[2]}-1 is there, but other copies of it are missing",
         f"00000000.tar: {UIDS[3]}-1 is not in the subset",
+        f"{UIDS[1]} is there, but other copies of it are missing",
+        f"{UIDS[2]} is there, but other copies of it are missing",
     ]
     assert (seen.there, seen.wanted) == (4, 10)
 
 
 def test_keys_that_come_twice(tmp_path):
     first, second = [sample(UIDS[0]), sample(UIDS[1]), sample(UIDS[1])], [sample(UIDS[2]), sample(UIDS[0])]
-    split = make_split(tmp_path / "split", [first, second])
+    split, seen = make_split(tmp_path / "split", [first, second]), VerifyReport()
     expected = [
-        f"00000001.tar: {UIDS[0]}-0 is in the split already",
         f"00000000.tar: {UIDS[1]}-0 is in the split already",
+        f"00000001.tar: {UIDS[0]}-0 is in the split already",
     ]
-    assert faults_of(split) == faults_of(split, write_subset(tmp_path, UIDS[:3])) == expected
+    assert faults_of(split) == faults_of(split, write_subset(tmp_path, UIDS[:3]), seen=seen) == expected
+    assert (seen.there, seen.coverage) == (3, 100)
 
 
 def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("tic_clip.data.verify.LINES", 2)
     split = make_split(tmp_path / "split", [[sample(uid) for uid in UIDS], [sample(uid) for uid in UIDS]])
     assert faults_of(split, write_subset(tmp_path, UIDS[:1])) == [
+        *(f"00000000.tar: {uid}-0 is not in the subset" for uid in UIDS[1:3]),
         f"00000001.tar: {UIDS[0]}-0 is in the split already",
-        f"00000001.tar: {UIDS[1]}-0 is in the split already",
-        f"00000001.tar: {UIDS[1]}-0 is not in the subset",
-        f"00000001.tar: {UIDS[2]}-0 is not in the subset",
+        "12 more keys: each is not in the subset",
+    ]
+    assert faults_of(split) == [
+        *(f"00000001.tar: {uid}-0 is in the split already" for uid in UIDS[:2]),
         "6 more keys: each is in the split already",
-        "5 more keys: each is not in the subset",
     ]
 
 
@@ -130,6 +133,15 @@ def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
         (sample(UIDS[5], leave_out=["json"]), f"no json: 1 of 3 samples, first {UIDS[5]}-0"),
         (sample(UIDS[5], record=b"{"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
         (sample(UIDS[5], record=b"\xff\xfe"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
+        (
+            sample(UIDS[5], record=b'{"uid": "%s", "n": %s}' % (UIDS[5].encode(), b"1" * 4301)),
+            f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0",
+        ),
+        (
+            sample(UIDS[5], record=b'{"uid": "%s", "caption": "\xff"}' % UIDS[5].encode()),
+            f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0",
+        ),
+        (sample(UIDS[5], record=b'{"uid": "%s", "similarity": NaN}' % UIDS[5].encode()), None),
         (sample(UIDS[5], record=[]), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
         (sample(UIDS[5], record={"uid": 5}), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
         (sample(UIDS[6], key=f"{UIDS[5]}-0"), f"key with another uid than its json: 1 of 3 samples, first {UIDS[5]}-0"),
@@ -192,7 +204,7 @@ def test_tables_that_say_something_else(split):
         "meta.json says 6 samples, the shards hold 5",
     ]
     for name in ("sizes.json", "meta.json", "00000000_stats.json"):
-        Path(split, name).write_text("[")
+        Path(split, name).write_text("{")
     faults = faults_of(split)
     assert [fault for fault in faults if "sizes.json is not valid JSON" in fault]
     assert [fault for fault in faults if "meta.json is not valid JSON" in fault]
@@ -225,6 +237,46 @@ def test_a_part_that_is_missing(tmp_path):
     assert faults_of(split) == [f"{split} has 3 of 4 parts: finish reshard first"]
 
 
+def test_a_sparse_member(split):
+    """Its bytes are not in the tar as they are: a header of GNU's old format."""
+    path = Path(split, "00000000.tar")
+    data = bytearray(path.read_bytes())
+    data[156:157], data[345:512], data[148:156] = b"S", bytes(167), b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert faults_of(split) == [f"00000000.tar: sparse member: 1 of 3 samples, first {UIDS[0]}-0"]
+
+
+@pytest.mark.parametrize("change", [lambda data: data + data, lambda data: data[:3072] + bytes(512) + data[3584:]])
+def test_samples_behind_the_end_of_a_tar(split, change):
+    path = Path(split, "00000000.tar")
+    path.write_bytes(change(path.read_bytes()))
+    (fault,) = faults_of(split)
+    assert fault.startswith("00000000.tar: data after the end of the tar at byte ")
+
+
+def test_a_pool_is_no_split(make_pool, tmp_path):
+    pool = make_pool((2, 1)).path
+    with pytest.raises(TicError, match=f"^{pool} is a pool, not a split: no key in 00000000.tar is "):
+        list(verify(pool))
+    done = script("verify", pool)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_in_the_folder_itself(split, monkeypatch, tmp_path):
+    """``.`` is a folder as any other."""
+    expected = read_bytes(f"{split}/sizes.json")
+    monkeypatch.chdir(split)
+    assert list(verify(".")) == []
+    os.unlink("sizes.json")
+    assert generate_stats(".") == (2, 0)
+    os.unlink("00000001_stats.json")
+    assert generate_stats(".") == (2, 1)
+    assert add_sizes(".") == {".": 5}
+    assert read_bytes(f"{split}/sizes.json") == expected
+    assert list(verify(".")) == []
+
+
 def test_no_split_and_no_subset(split, tmp_path):
     with pytest.raises(TicError, match="nothing is missing or not a folder"):
         list(verify(str(tmp_path / "nothing")))
@@ -248,35 +300,24 @@ def test_in_the_cloud(tmp_path, s3):
     assert (seen.there, seen.wanted, seen.shards) == (3, 5, 3)
 
 
-def slow_compare(keys, subset):
-    """``compare`` in plain Python, over (uid, copy)."""
-    copies, wanted = {}, set()
-    for uid in subset:
-        wanted.add((uid, copies.get(uid, 0)))
-        copies[uid] = copies.get(uid, 0) + 1
-    distinct = set(keys)
-    torn = {uid for uid, n in copies.items() if 0 < len({key for key in distinct & wanted if key[0] == uid}) < n}
-    return len(distinct & wanted), len(keys) - len(distinct), distinct - wanted, torn
-
-
 @pytest.mark.parametrize("seed", range(30))
-def test_comparing_is_what_plain_python_says(seed):
+def test_keys_are_compared_as_plain_python_does(tmp_path, seed):
     random = np.random.default_rng(seed)
-    names = [(int(high), int(low)) for high in range(3) for low in range(3)]
-    subset = sorted(names[i] for i in random.integers(0, len(names), random.integers(0, 12)))
-    keys = [(names[i], int(random.integers(0, 3))) for i in random.integers(0, len(names), random.integers(0, 12))]
-    rows = np.array([(*uid, copy, n) for n, (uid, copy) in enumerate(keys)], dtype=KEY)
-    there, faults = compare(rows, np.array(subset, dtype=uids.UID))
-    expected = slow_compare(keys, subset)
-    strange = {((row["f0"], row["f1"]), row["copy"]) for row in faults[STRANGE]}
-    assert (there, len(faults[TWICE]), strange) == expected[:3]
-    assert len(faults[STRANGE]) == len(strange)
-    assert sorted((row["f0"], row["f1"]) for row in faults[TORN]) == sorted(expected[3])
-    for row in np.concatenate(list(faults.values())):
-        assert keys[row["shard"]] == ((row["f0"], row["f1"]), row["copy"])
-    without = compare(rows, None)
-    assert (without[0], len(without[1][STRANGE]), len(without[1][TORN])) == (0, 0, 0)
-    assert len(without[1][TWICE]) == expected[1]
+    listed = sorted(UIDS[i] for i in random.integers(0, len(UIDS), random.integers(0, 12)))
+    keys = [(UIDS[i], int(random.integers(0, 3))) for i in random.integers(0, len(UIDS), random.integers(1, 12))]
+    split = make_split(tmp_path / "split", [[sample(*key) for key in keys[:5]], [sample(*key) for key in keys[5:]]])
+    expected, distinct = {(uid, copy) for uid in listed for copy in range(listed.count(uid))}, set(keys)
+    duplicates = [key for i, key in enumerate(keys) if key in keys[:i]]
+    faults = Counter(f"{uid}-{copy} is in the split already" for uid, copy in duplicates)
+    assert Counter(fault.partition(": ")[2] for fault in verify(split)) == faults
+    faults = Counter({text: n for text, n in faults.items() if (text[:32], int(text[33])) in expected})
+    faults += Counter(f"{uid}-{copy} is not in the subset" for uid, copy in keys if (uid, copy) not in expected)
+    there = Counter(uid for uid, _ in distinct & expected)
+    incomplete = [uid for uid in there if there[uid] < listed.count(uid)]
+    faults += Counter(f"{uid} is there, but other copies of it are missing" for uid in incomplete)
+    seen = VerifyReport()
+    found = Counter(fault.rpartition(": ")[2] for fault in verify(split, write_subset(tmp_path, listed), seen=seen))
+    assert (found, seen.there, seen.wanted) == (faults, len(distinct & expected), len(listed))
 
 
 # --- Stats and tables ---
@@ -310,7 +351,11 @@ def test_stats_and_sizes(tmp_path, num_workers):
 def test_a_new_table_is_seen_at_once(split):
     assert sum(split_sizes(split).values()) == 5
     write_tar(Path(split, "00000001.tar"), sample(UIDS[7]))
+    write_json(f"{split}/00000001_stats.json", {"count": 9, "successes": 2, "failed_to_download": 7})
+    write_json(f"{split}/00000000_stats.json", ["damaged"])
     assert generate_stats(split, overwrite=True) == (2, 2)
+    assert read_json(f"{split}/00000000_stats.json") == {"successes": 3}
+    assert read_json(f"{split}/00000001_stats.json") == {"count": 9, "successes": 1, "failed_to_download": 7}
     add_sizes(split)
     assert read_sizes(split) == {"00000000.tar": 3, "00000001.tar": 1}
     assert sum(split_sizes(split).values()) == 4
@@ -319,7 +364,7 @@ def test_a_new_table_is_seen_at_once(split):
 def test_damaged_shards_do_not_stop_the_others(split):
     without_tables(split)
     Path(split, "00000000.tar").write_bytes(b"x")
-    with pytest.raises(TicError, match=rf"^{split}/00000000.tar: truncated: [^\n]*\d$"):
+    with pytest.raises(TicError, match=rf"^{split}/00000000.tar: truncated: [^\n]* in 1 bytes$"):
         generate_stats(split)
     assert [path for path, _ in list_files(split, "*.json")] == [f"{split}/00000001_stats.json"]
     Path(split, "00000001.tar").write_bytes(b"")
@@ -385,34 +430,30 @@ def test_scripts_of_what_is_not_there(name, tmp_path):
     assert done.stderr == f"error: {tmp_path}/nothing is missing or not a folder: {HOW_TO_MAKE}\n"
 
 
-@pytest.fixture
-def resharded(make_pool, tmp_path):
-    """A split that reshard made: ``resharded(uids)``."""
-    pool = make_pool((3, 2))
-
-    def run(wanted=None, **options):
-        uids.save_uids(tmp_path / "list.npy", uids.parse_uids(pool.uids if wanted is None else wanted))
-        reshard(pool.path, str(tmp_path / "split"), str(tmp_path / "list.npy"), **options)
-        return str(tmp_path / "split")
-
-    return run
-
-
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_split_without_a_sample_is_fine(resharded, parts):
-    assert list(verify(resharded(["0" * 32], parts=parts))) == []
+def test_a_split_without_a_sample_is_fine(make_pool, tmp_path, parts):
+    subset = write_subset(tmp_path, ["0" * 32])
+    reshard(make_pool().path, str(tmp_path / "split"), subset, parts=parts)
+    assert list(verify(str(tmp_path / "split"), subset)) == []
 
 
-def test_a_split_that_is_not_finished(resharded):
-    split = Path(resharded())
-    (split / "meta.json").rename(split / "started.json")
-    assert f"{split} is not finished: give the command that makes it again" in list(verify(str(split)))
+@pytest.mark.parametrize("mark", ["split/started.json", ".reshard/00000/journal.json"])
+def test_a_split_that_is_not_finished(split, tmp_path, mark):
+    os.unlink(f"{split}/meta.json")
+    write_text(tmp_path / mark, "{}")
+    assert faults_of(split) == [f"{split} is not finished: give the command that makes it again"]
 
 
-def test_another_list_beside_the_shards(resharded, tmp_path):
-    split = resharded()
-    (tmp_path / "list.npy").unlink()
-    assert list(verify(split)) == []
-    rows = np.load(f"{split}/sample_ids.npy")
-    np.save(f"{split}/sample_ids.npy", rows[:3])
-    assert list(verify(split)) == [f"{split}/sample_ids.npy is not the list that the split was made with"]
+def test_another_list_beside_the_shards(tmp_path):
+    subset = write_subset(tmp_path, UIDS[:2])
+    split = make_split(tmp_path / "split", [[sample(uid) for uid in UIDS[:2]]], {"subset": uids.fingerprint(subset)})
+    os.symlink(subset, f"{split}/sample_ids.npy")
+    assert faults_of(split) == []
+    write_subset(tmp_path, UIDS[:3])
+    assert faults_of(split) == ["sample_ids.npy is not the list that the split was made with"]
+    Path(subset).unlink()  # the link leads nowhere
+    assert faults_of(split) == ["sample_ids.npy is missing"]
+    os.unlink(f"{split}/sample_ids.npy")
+    Path(f"{split}/sample_ids.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': [(1)]}")
+    (fault,) = faults_of(split)
+    assert fault.startswith("sample_ids.npy is not a NumPy file of UIDs: ")

@@ -14,8 +14,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="stats read at the same time (default: 1)")
-    args = parser.parse_args()
-    for folder, count in add_sizes(args.url, args.num_proc).items():
+    for folder, count in add_sizes(**vars(parser.parse_args())).items():
         print(f"{folder}: {count} samples")
 
 

@@ -2,7 +2,7 @@
 
     python dataset_creation/tic-datacomp/generate_stats.py --url data/emoji/pool --num-proc 2
 
-DIR is local or a URL, and holds the shards or folders of them. Only the headers of the shards are read.
+DIR is local or a URL, and holds the shards or folders of them. Only headers are read; remote shards are downloaded.
 """
 
 from tic_clip.cli import Parser, run_main
@@ -14,9 +14,11 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="count shards again that have stats")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="count shards again that have stats; other keys of theirs are kept"
+    )
     args = parser.parse_args()
-    shards, counted = generate_stats(args.url, args.num_proc, args.overwrite)
+    shards, counted = generate_stats(**vars(args))
     print(f"{args.url}: {shards} shards, {counted} of them counted now")
 
 

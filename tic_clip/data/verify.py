@@ -1,9 +1,7 @@
 """Whether a split is as it should be: its shards, their keys, its tables, and how much of its UID list is there."""
 
-import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,18 +26,18 @@ from tic_clip.data.split import (
     split_folders,
     stats_path,
 )
-from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
+from tic_clip.data.tar import IMAGES, Buffer, Table, open_shard, read_table
 from tic_clip.parallel import map_ordered
-from tic_clip.storage import exists, is_remote, list_files, local_copy
+from tic_clip.storage import exists, is_remote, list_files, local_copy, temporary_folder, to_path
 
-KEY = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("copy", "<u4"), ("shard", "<u4")])
-"""A sample's key ``{uid}-{copy}`` and the number of the shard that holds it."""
-
-BUCKETS = 256
-"""Keys are compared in so many turns, by the first byte of their UID; memory holds those of one turn."""
+KEY = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("copy", "<u4")])
+"""A sample's key ``{uid}-{copy}``."""
 
 LINES = 10
-"""How many faults of a kind that a split may have by the million are told one by one."""
+"""How many faults of a kind that a split may have by the million are listed; the rest are counted."""
+
+DUPLICATE, UNEXPECTED = "is in the split already", "is not in the subset"
+INCOMPLETE = "is there, but other copies of it are missing"
 
 _KEY = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})")
 
@@ -56,14 +54,14 @@ class VerifyReport:
 
     @property
     def coverage(self) -> float:
-        """The per cent of the wanted UIDs that are there, rounded down to hundredths."""
+        """Return the per cent of the wanted UIDs that are there, rounded down to hundredths."""
         return self.there * 10_000 // self.wanted / 100 if self.wanted else 100.0
 
 
 def verify(
     split: str, subset: str | None = None, num_workers: int = 1, seen: VerifyReport | None = None
 ) -> Iterator[str]:
-    """Yield the faults of a split, one line each; UIDs of the subset that are not there are counted, they are no fault.
+    """Yield the faults of a split, one line each; missing UIDs of the subset are counted, not a fault.
 
     Args:
         split: the split, in either layout; parts are verified one by one, keys and coverage over all of them.
@@ -72,145 +70,153 @@ def verify(
         seen: gets the counts.
 
     Raises:
-        TicError: there is no split, or no subset.
+        TicError: there is no split, or no subset, or the split is a pool.
     """
     seen = seen if seen is not None else VerifyReport()
-    for fault in _faults(split, subset, num_workers, seen):
+    for fault in _find_faults(split, subset, num_workers, seen):
         seen.faults += 1
         yield fault
 
 
-def _faults(split: str, subset: str | None, num_workers: int, seen: VerifyReport) -> Iterator[str]:
+def _find_faults(split: str, subset: str | None, num_workers: int, seen: VerifyReport) -> Iterator[str]:
     read_sizes.cache_clear()
     tars = [] if _is_empty(split) else list_tars(split)
     shards_in = Counter(map(os.path.dirname, tars))
+    if tars and not any(map(_read_meta, shards_in)):
+        _check_is_split(split, tars[0])
     try:
         shards_in.update(dict.fromkeys(split_folders(split), 0))  # a part without a sample has no tar
     except TicError as error:
         yield str(error)
-    with tempfile.TemporaryDirectory() as temporary:
-        wanted = None if subset is None else _open_subset(subset, Path(temporary))
-        keys = _Keys(Path(temporary))
-        results = progress(
-            map_ordered(_check_shard, tars, num_workers, use_processes=True), "verify", len(tars), "shard"
-        )
-        results = enumerate(zip(tars, results, strict=True))
+    with temporary_folder() as temporary:
+        keys = _KeyCheck(None if subset is None else _open_subset(subset, temporary))
+        results = map_ordered(_check_shard, tars, num_workers, use_processes=True)
+        results = zip(tars, progress(results, "verify", len(tars), "shard"), strict=True)
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
-            yield from _verify_folder(folder, islice(results, shards_in[folder]), keys, seen)
-        yield from _verify_keys(keys, tars, wanted, seen)
+            counts: dict[str, int | None] = {}
+            for tar, (count, faults, rows) in islice(results, shards_in[folder]):
+                yield from faults
+                counts[os.path.basename(tar)] = count
+                seen.shards, seen.samples = seen.shards + 1, seen.samples + (count or 0)
+                yield from keys.add(tar, rows)
+            yield from _check_names(folder, counts)
+            yield from _check_sizes(folder, counts)
+            yield from _check_meta(folder, counts)
+        yield from keys.finish()
+        if keys.subset is not None:
+            seen.wanted, seen.there = len(keys.subset), int(keys.found.sum())
 
 
 def _is_empty(split: str) -> bool:
-    """Whether a split says that it has no sample, and has no tar either."""
+    """Return whether a split says that it has no sample, and has no tar either."""
     try:
         return not any(read_sizes(folder) for folder in split_folders(split)) and not list_files(split, "**/*.tar")
     except TicError:
         return False
 
 
+def _read_meta(folder: str) -> dict[str, Any] | TicError | None:
+    """Return what ``read_meta`` returns or raises."""
+    try:
+        return read_meta(folder)
+    except TicError as error:
+        return error
+
+
+def _check_is_split(split: str, tar: str) -> None:
+    """Raise a TicError if no key of a shard is a split's."""
+    try:
+        with open_shard(tar) as shard:
+            keys = read_table(shard).keys
+    except TicError:
+        return
+    if keys and not any(map(_KEY.fullmatch, keys)):
+        raise TicError(
+            f"{split} is a pool, not a split: no key in {os.path.basename(tar)} is {{uid}}-{{copy}}, and there is no "
+            f"{META}. generate_stats.py --overwrite counts and checks a pool's shards"
+        )
+
+
 def _open_subset(subset: str, folder: Path) -> np.ndarray:
-    """The UIDs of a subset file, memory-mapped, known to be sorted."""
+    """Return the UIDs of a subset file, memory-mapped, known to be sorted."""
     local = local_copy(subset, folder)
     uids.fingerprint(local)
     return uids.open_uids(local)
 
 
+# --- A shard ---
+
+
 def _check_shard(tar: str) -> tuple[int | None, list[str], np.ndarray]:
-    """(samples, or None if the shard is damaged; faults; keys as ``KEY`` rows)."""
-    faults, keys, count = _Counts(), [], 0
+    """Return (samples, or None if the shard is damaged; faults; keys as ``KEY`` rows)."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     try:
         with open_shard(tar) as shard:
-            for sample in samples(shard):
-                count += 1
-                found = _KEY.fullmatch(sample.key)
-                faults.note(sample.key, _faults_of(shard, sample, found[1] if found else None))
-                if found:
-                    keys.append((int(found[1][:16], 16), int(found[1][16:], 16), int(found[2]), 0))
+            table = read_table(shard)
+            for key, kind in _find_sample_faults(shard, table):
+                counts[kind] += 1
+                first.setdefault(kind, key)
     except TicError as error:
-        return None, [*faults.lines(tar, count), str(error)], np.array(keys, dtype=KEY)
-    return count, [*faults.lines(tar, count), *_check_stats(tar, count)], np.array(keys, dtype=KEY)
-
-
-class _Counts:
-    """Faults of a shard's samples: how many of a kind, and the first key."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-
-    def note(self, key: str, kinds: Iterable[str]) -> None:
-        for kind in kinds:
-            self.counts[kind] += 1
-            self.first.setdefault(kind, key)
-
-    def lines(self, tar: str, total: int) -> list[str]:
-        return [f"{tar}: {kind}: {n} of {total} samples, first {self.first[kind]}" for kind, n in self.counts.items()]
-
-
-def _faults_of(shard: Buffer, sample: Sample, key_uid: str | None) -> Iterator[str]:
-    """What is wrong with a sample; ``key_uid`` is the UID in its key, if that has one."""
-    if not any(suffix in sample.members for suffix in IMAGES):
-        yield "no image"
-    if "txt" not in sample.members:
-        yield "no text"
-    if not key_uid:
-        yield "key that is not {uid}-{copy}"
-    if "json" not in sample.members:
-        yield "no json"
-        return
-    try:
-        record = json.loads(sample.read(shard, "json"))
-    except ValueError:
-        yield "json that can't be read"
-        return
-    uid = record.get("uid") if isinstance(record, dict) else None
-    if not uids.is_uid(uid):
-        yield "json without a uid"
-    elif key_uid and key_uid != uid.lower():
-        yield "key with another uid than its json"
-
-
-def _check_stats(tar: str, count: int) -> Iterator[str]:
+        return None, [str(error)], np.empty(0, KEY)
+    total = len(table.keys)
+    faults = [f"{tar}: {kind}: {n} of {total} samples, first {first[kind]}" for kind, n in counts.items()]
     try:
         stats = read_stats(tar)
+        faults += [f"{stats_path(tar)} says {stats} samples, the tar holds {total}"] if stats != total else []
     except TicError as error:
-        yield str(error)
-        return
-    if stats != count:
-        yield f"{stats_path(tar)} says {stats} samples, the tar holds {count}"
+        faults.append(str(error))
+    matches = filter(None, map(_KEY.fullmatch, table.keys))
+    rows = [(int(match[1][:16], 16), int(match[1][16:], 16), int(match[2])) for match in matches]
+    return total, faults, np.array(rows, KEY)
 
 
-def _verify_folder(folder: str, results: Iterator, keys: "_Keys", seen: VerifyReport) -> Iterator[str]:
-    """The faults of one folder of shards, and of its tables; ``results`` are (number, (tar, what it holds))."""
-    counts: dict[str, int | None] = {}
-    for number, (tar, (count, faults, found)) in results:
-        yield from faults
-        counts[os.path.basename(tar)] = count
-        keys.add(found, number)
-        seen.shards, seen.samples = seen.shards + 1, seen.samples + (count or 0)
-    yield from _check_names(folder, counts)
-    yield from _check_sizes(folder, counts)
-    yield from _check_meta(folder, counts)
+def _find_sample_faults(shard: Buffer, table: Table) -> Iterator[tuple[str, str]]:
+    """Yield (key, what is wrong) for the samples of a shard."""
+    has_image = np.any([table.find(suffix) >= 0 for suffix in IMAGES], axis=0).tolist()
+    has_text, json_member = (table.find("txt") >= 0).tolist(), table.find("json").tolist()
+    for i, key in enumerate(table.keys):
+        match = _KEY.fullmatch(key)
+        kinds = {
+            "no image": not has_image[i],
+            "no text": not has_text[i],
+            "key that is not {uid}-{copy}": not match,
+            table.flawed.get(i, ""): i in table.flawed,
+            "no json": json_member[i] < 0,
+        }
+        yield from ((key, kind) for kind, is_so in kinds.items() if is_so)
+        if json_member[i] < 0 or i in table.flawed:
+            continue
+        offset, size = table.offset[json_member[i]], table.size[json_member[i]]
+        try:
+            uid = uids.read_uid(shard[offset : offset + size])
+        except ValueError:
+            yield key, "json that can't be read"
+            continue
+        if uid is None:
+            yield key, "json without a uid"
+        elif match and match[1] != uid:
+            yield key, "key with another uid than its json"
+
+
+# --- A folder of shards ---
 
 
 def _check_names(folder: str, names: Iterable[str]) -> Iterator[str]:
-    """Names that are not ``{:08d}.tar``, or have gaps between them."""
-    numbers = set()
-    for name in names:
-        if re.fullmatch(r"[0-9]{8}\.tar", name):
-            numbers.add(int(name[:8]))
-        else:
-            yield f"{folder}/{name} is not named like 00000000.tar"
-    gaps = max(numbers, default=-1) + 1 - len(numbers)
+    """Yield names that are not ``{:08d}.tar``, and gaps between them."""
+    numbers = {int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.tar", name)}
+    yield from (
+        f"{folder}/{name} is not named like 00000000.tar" for name in names if not re.match("[0-9]{8}[.]", name)
+    )
+    num_gaps = max(numbers, default=-1) + 1 - len(numbers)
     missing = (number for number in range(max(numbers, default=-1)) if number not in numbers)
-    for number in islice(missing, LINES):
-        yield f"{folder}/{number:08d}.tar is missing"
-    if gaps > LINES:
-        yield f"{folder}: {gaps - LINES} more shards are missing between those that are there"
+    yield from (f"{folder}/{number:08d}.tar is missing" for number in islice(missing, LINES))
+    if num_gaps > LINES:
+        yield f"{folder}: {num_gaps - LINES} more shards are missing between those that are there"
 
 
 def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
-    """What ``sizes.json`` says that is not so."""
+    """Yield what ``sizes.json`` says that is not so."""
     try:
         sizes = read_sizes(folder)
     except TicError as error:
@@ -225,116 +231,81 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
             yield f"{folder}/{SIZES} says {sizes[name]} samples for {name}, the tar holds {counts[name]}"
 
 
-def _check_subset(folder: str, meta: dict[str, Any]) -> Iterator[str]:
-    """Whether ``sample_ids.npy`` is still the list that the split was made with."""
-    path, arguments = f"{folder}/{SUBSET}", meta.get("arguments", {})
-    if is_remote(folder) or "subset" not in arguments or not exists(path):
-        return
-    try:
-        same = uids.fingerprint(path) == arguments["subset"]
-    except TicError as error:
-        yield str(error)
-    else:
-        if not same:
-            yield f"{path} is not the list that the split was made with"
-
-
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
-    """What ``meta.json``, if there is one, says that is not so."""
-    try:
-        meta = read_meta(folder)
-    except TicError as error:
-        yield str(error)
+    """Yield what ``meta.json``, if there is one, says that is not so."""
+    meta = _read_meta(folder)
+    if isinstance(meta, TicError):
+        yield str(meta)
         return
     if meta is None:
-        if exists(f"{folder}/{STARTED}"):
+        work = [parent / ".reshard" for parent in (to_path(folder), *list(to_path(folder).parents)[:3])]
+        if any(map(exists, (f"{folder}/{STARTED}", *work))):  # STARTED was written by earlier versions
             yield f"{folder} is not finished: give the command that makes it again"
         return
-    yield from _check_subset(folder, meta)
+    path, fingerprint = f"{folder}/{SUBSET}", meta.get("arguments", {}).get("subset")
+    if not is_remote(folder) and fingerprint is not None and os.path.lexists(path):
+        try:
+            if uids.fingerprint(path) != fingerprint:
+                yield f"{path} is not the list that the split was made with"
+        except TicError as error:
+            yield str(error)
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"
     if None not in counts.values() and meta.get("output_count") != sum(counts.values()):
         yield f"{folder}/{META} says {meta.get('output_count')} samples, the shards hold {sum(counts.values())}"
 
 
-class _Keys:
-    """The keys of a split, on disk, apart by the first byte of their UID."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = [folder / f"{i}.keys" for i in range(BUCKETS)]
-
-    def add(self, keys: np.ndarray, shard: int) -> None:
-        """Add a shard's keys, ``KEY`` rows (N,)."""
-        keys["shard"] = shard
-        bucket = keys["f0"] >> np.uint64(56)
-        order = np.argsort(bucket, kind="stable")
-        borders = np.searchsorted(bucket[order], np.arange(BUCKETS + 1))
-        for i in np.unique(bucket):
-            with open(self.files[i], "ab") as file:
-                file.write(keys[order[borders[i] : borders[i + 1]]].tobytes())
-
-    def read(self, i: int) -> np.ndarray:
-        """The keys whose UID begins with byte ``i``, (N,)."""
-        return np.fromfile(self.files[i], dtype=KEY) if self.files[i].exists() else np.empty(0, dtype=KEY)
+# --- Keys ---
 
 
-def _verify_keys(keys: _Keys, tars: list[str], subset: np.ndarray | None, seen: VerifyReport) -> Iterator[str]:
-    """Keys that come several times, that are not of the subset, or lack copies that it has; counts those there."""
-    seen.wanted, totals = None if subset is None else len(subset), Counter()
-    firsts = np.arange(BUCKETS, dtype=np.uint64) << np.uint64(56)
-    borders = [0] * (BUCKETS + 1) if subset is None else [*np.searchsorted(subset["f0"], firsts), len(subset)]
-    for i in range(BUCKETS):
-        wanted = None if subset is None else np.array(subset[borders[i] : borders[i + 1]])
-        there, faults = compare(keys.read(i), wanted)
-        seen.there += there
-        for kind, rows in faults.items():
-            for row in rows[: max(LINES - totals[kind], 0)]:
-                yield f"{tars[row['shard']]}: {uids.format_uid(row)}-{row['copy']} {kind}"
-            totals[kind] += len(rows)
-    for kind, total in totals.items():
-        if total > LINES:
-            yield f"{total - LINES} more keys: each {kind}"
+class _KeyCheck:
+    """Compares keys with the sorted UIDs of a subset (M,), or without one with each other.
 
-
-TWICE, STRANGE, TORN = "is in the split already", "is not in the subset", "is there, but other copies of it are missing"
-
-
-def compare(keys: np.ndarray, subset: np.ndarray | None) -> tuple[int, dict[str, np.ndarray]]:
-    """Compare keys, ``KEY`` rows (N,) in any order, with the sorted UIDs of a subset, ``UID`` rows (M,), if any.
-
-    Returns:
-        How many of the subset's rows are there, and the rows of ``keys`` that are at fault, by kind of fault.
+    ``found`` (M,) says which rows of the subset are there; of n equal ones, the copies 0…n-1.
     """
-    wanted = np.empty(0, dtype=KEY) if subset is None else _numbered(subset)
-    rows = np.concatenate((wanted, keys))
-    order = np.lexsort((rows["copy"], rows["f1"], rows["f0"]))  # stable: of equal ones, the subset's comes first
-    rows, is_key = rows[order], order >= len(wanted)
-    new_uid = _changes(rows, "f0", "f1")
-    new = new_uid | _changes(rows, "copy")
-    first, number = np.flatnonzero(new), np.cumsum(new) - 1  # where each distinct key begins; which one a row is
-    last = np.append(first[1:], len(rows)) - 1
-    in_split, in_subset = np.bincount(number, is_key), np.bincount(number, ~is_key)
-    there = (in_split > 0) & (in_subset > 0)
-    uid = np.cumsum(new_uid[first]) - 1
-    torn = np.bincount(uid, there) % np.maximum(np.bincount(uid, in_subset), 1) > 0
-    _, one_each = np.unique(uid[there], return_index=True)
-    torn_keys = np.flatnonzero(there)[one_each][torn[uid[there][one_each]]]
-    again = is_key & ~new & np.append(False, is_key[:-1])
-    strange = (in_subset == 0) & (subset is not None)
-    return int(there.sum()), {TWICE: rows[again], STRANGE: rows[last[strange]], TORN: rows[last[torn_keys]]}
 
+    def __init__(self, subset: np.ndarray | None) -> None:
+        self.subset = subset
+        self.found = np.zeros(0 if subset is None else len(subset), bool)
+        self.keys: list[np.ndarray] = []
+        self.tars: list[str] = []
+        self.totals: Counter[str] = Counter()
 
-def _changes(rows: np.ndarray, *fields: str) -> np.ndarray:
-    """Which rows (N,) differ from the one before in a field; the first does."""
-    changes = np.ones(len(rows), dtype=bool)
-    changes[1:] = np.logical_or.reduce([rows[field][1:] != rows[field][:-1] for field in fields])
-    return changes
+    def add(self, tar: str, keys: np.ndarray) -> Iterator[str]:
+        """Add a shard's keys, ``KEY`` rows (N,); yield the faults known by then."""
+        if self.subset is None:
+            self.keys.append(keys)
+            self.tars.append(tar)
+            return
+        start, repeats = uids.find_uids(self.subset, keys)
+        is_expected = keys["copy"] < repeats
+        rows = (start + keys["copy"])[is_expected]
+        is_duplicate = np.ones(len(rows), bool)
+        unique, first = np.unique(rows, return_index=True)
+        is_duplicate[first] = self.found[unique]
+        self.found[rows] = True
+        yield from self._list(DUPLICATE, keys[is_expected][is_duplicate], tar)
+        yield from self._list(UNEXPECTED, keys[~is_expected], tar)
 
+    def finish(self) -> Iterator[str]:
+        """Yield the faults that show when all keys are there, and how many were not listed."""
+        if self.subset is None:
+            keys = np.concatenate([np.empty(0, KEY), *self.keys])
+            order = np.lexsort((keys["copy"], keys["f1"], keys["f0"]))  # stable: the first of equal ones stays first
+            duplicates = np.sort(order[1:][keys[order[1:]] == keys[order[:-1]]])
+            shard = np.searchsorted(np.cumsum(list(map(len, self.keys))), duplicates, "right")
+            for number in np.unique(shard):
+                yield from self._list(DUPLICATE, keys[duplicates[shard == number]], self.tars[number])
+        else:
+            pairs = np.flatnonzero(self.found[1:] != self.found[:-1])  # of equal neighbours, one is there
+            pairs = pairs[self.subset[pairs] == self.subset[pairs + 1]]
+            yield from self._list(INCOMPLETE, uids.unique_uids(self.subset[pairs]))
+        for kind, total in self.totals.items():
+            if total > LINES:
+                yield f"{total - LINES} more keys: each {kind}"
 
-def _numbered(subset: np.ndarray) -> np.ndarray:
-    """Sorted UIDs (M,) as ``KEY`` rows: equal ones get the copies 0, 1, …"""
-    rows = np.zeros(len(subset), dtype=KEY)
-    rows["f0"], rows["f1"] = subset["f0"], subset["f1"]
-    place = np.arange(len(rows))
-    rows["copy"] = place - np.maximum.accumulate(np.where(_changes(rows, "f0", "f1"), place, 0))
-    return rows
+    def _list(self, kind: str, rows: np.ndarray, tar: str | None = None) -> Iterator[str]:
+        for row in rows[: max(LINES - self.totals[kind], 0)]:
+            uid = uids.format_uid(row)
+            yield f"{tar}: {uid}-{row['copy']} {kind}" if tar else f"{uid} {kind}"
+        self.totals[kind] += len(rows)

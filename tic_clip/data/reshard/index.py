@@ -1,24 +1,13 @@
 """Which sample is where: a pool shard's headers and JSON are read once and its UIDs are looked up in every subset."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data import uids
 from tic_clip.data.tar import BLOCK, IMAGES, Buffer, Table, open_shard, read_table
-
-
-class _Record(msgspec.Struct):
-    """What is taken from a sample's JSON."""
-
-    uid: str
-
-
-_DECODER = msgspec.json.Decoder(_Record)
 
 LONGEST_SUFFIX = 56
 """Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
@@ -68,23 +57,6 @@ class Index:
     rows: list[Rows] = field(default_factory=list)
 
 
-def read_uid(data: bytes) -> str | None:
-    """The value of "uid" in a sample's JSON, None if it has none that is a string.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        try:
-            return _DECODER.decode(data).uid  # checks all of it, as fast as a regular expression
-        except msgspec.DecodeError:  # stricter than Python: NaN and lone surrogates are met in the wild
-            record = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    text = record.get("uid") if isinstance(record, dict) else None
-    return text if isinstance(text, str) else None
-
-
 def _repeated(keys: list[str]) -> np.ndarray:
     """(N,) bool: the keys that were there before."""
     repeated, seen = np.zeros(len(keys), bool), set()
@@ -122,11 +94,11 @@ def _usable(shard: Buffer, table: Table, index: Index) -> tuple[np.ndarray, list
     places = zip(np.flatnonzero(good).tolist(), table.offset[member].tolist(), table.size[member].tolist(), strict=True)
     for sample, offset, size in places:
         try:
-            uid = read_uid(shard[offset : offset + size])
+            uid = uids.read_uid(shard[offset : offset + size])
         except ValueError:
             index.dropped["invalid json"] += 1
             continue
-        if not uids.is_uid(uid):
+        if uid is None:
             index.dropped["no valid uid"] += 1
             continue
         usable.append(sample)
@@ -156,13 +128,11 @@ def index_shard(job: Job) -> Index:
     index = Index()
     try:
         with open_shard(job.path) as shard:
-            table = read_table(shard, index.noted)
+            table = read_table(shard)
             usable, texts = _usable(shard, table, index)
     except (TicError, OSError) as error:
         return Index(fault=str(error).removeprefix(f"{job.path}: "))
     index.read, index.usable, index.dropped = len(table.keys), len(usable), +index.dropped
-    if upper := sum(text != text.lower() for text in texts):
-        index.noted["upper-case uid"] += upper
     keys = uids.parse_uids(texts)
     order = np.lexsort((keys["f1"], keys["f0"]))
     repeats = np.empty((len(job.subsets), len(keys)), np.int64)
