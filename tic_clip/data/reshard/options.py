@@ -1,0 +1,355 @@
+"""What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, lookup
+from tic_clip.cli import progress
+from tic_clip.data import uids
+from tic_clip.data.folder import load_finished, start
+from tic_clip.data.reshard.part import OutputSplit, Part, read_journal, remove_work, run_parts
+from tic_clip.data.split import SUBSET, list_shards, read_meta
+from tic_clip.parallel import map_on_ray
+from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, lock_folder, to_path
+
+ENGINES = {"local": False, "ray": True}
+CLASS_LISTS = "TiC-DataCompNet's are made by dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py"
+LISTS = "TiC-DataComp's UID lists are made by dataset_creation/tic-datacomp/generate_eval_uids.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """What one list became. ``wanted`` counts its UIDs, ``num_samples`` those found; over all parts that were asked for.
+
+    ``num_bad`` pool shards could not be read, ``wrong_stats`` hold another number of samples than the pool's own
+    ``_stats.json`` says. ``reused``: all of it was there already.
+    """
+
+    name: str
+    path: str
+    wanted: int
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    num_bad: int = 0
+    wrong_stats: int = 0
+    reused: bool = False
+
+
+def table(splits: list[SplitSummary]) -> str:
+    """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
+    rows = [("split", "samples", "shards", "size", "coverage", "")]
+    for split in splits:
+        coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
+        size = f"{split.num_bytes / 1e9:,.2f} GB" if split.num_bytes >= 1e8 else f"{split.num_bytes / 1e6:,.2f} MB"
+        size = size if split.num_bytes or not split.num_samples else "-"
+        notes = [
+            *([f"without {split.num_bad} bad pool shards"] if split.num_bad else []),
+            *([f"{split.wrong_stats} pool shards with another count in their stats"] if split.wrong_stats else []),
+            *(["already there"] if split.reused else []),
+        ]
+        counts = f"{split.num_samples:,}", f"{split.num_shards:,}"
+        rows.append((split.path, *counts, size, coverage, ", ".join(notes)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:5], widths[1:5]), row[5]]).rstrip() for row in rows
+    )
+
+
+def find_subsets(path: object) -> dict[str, str]:
+    """Return the UID lists that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own.
+
+    The ``sample_ids.npy`` of splits are left out.
+
+    Raises:
+        TicError: there is none.
+    """
+    if not is_dir(path):
+        if not exists(path):
+            raise TicError(f"{path} is missing: {LISTS}")
+        return {"": str(path)}
+    root = str(to_path(path)).rstrip("/")
+    files = {file[len(root) + 1 : -len(".npy")]: file for file, _ in list_files(path, "**/*.npy")}
+    files = {name: file for name, file in files.items() if to_path(file).name != SUBSET}
+    if not files:
+        raise TicError(f"{path} holds no .npy file of UIDs: {LISTS}")
+    return files
+
+
+def reshard(
+    pool: str,
+    output_dir: str,
+    subsets: str,
+    *,
+    classes: str | None = None,
+    num_workers: int = 1,
+    shard_size: int = 10_000,
+    parts: int = 1,
+    part: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    skip_bad_shards: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> list[SplitSummary]:
+    """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
+
+    Args:
+        pool: folder of ``*.tar`` shards (or of folders of them) with a ``json`` (that has ``uid``) in each sample.
+        output_dir: the split itself for one list, or the folder of the splits for a folder of lists.
+        subsets: a ``.npy`` of sorted UIDs, or a folder of them; a UID that is there n times gives n copies.
+        classes: ``.npy`` of ``uids.CLASS_ROW``; a sample listed there gets a ``cls`` member with its class id. Or a
+            folder of them, with the names of the lists that they are for.
+        num_workers: processes (of each part, with Ray).
+        shard_size: the most samples in a shard.
+        parts: blocks of the pool; above 1, ``{split}/{part:05d}/`` is a split of its own. A UID that is twice in the
+            pool is found out within a part only.
+        part: make this one only, counted from 0.
+        engine: ``local``, or ``ray`` for parts on a Ray cluster.
+        ray_address: that of a cluster, or ``auto``; by default one is started on this machine.
+        skip_bad_shards: leave out pool shards whose bytes are damaged, and list them in ``meta.json``.
+        overwrite: replace splits that were made with other arguments.
+        dry_run: read and count, write nothing.
+
+    Raises:
+        TicError: no pool, no list, damaged shards, or splits that were made with other arguments.
+        OSError: something can't be read or written.
+    """
+    on_ray = lookup(ENGINES, "engine", engine)
+    if shard_size < 1 or num_workers < 1:
+        raise TicError("the shard size and the number of workers must be at least 1")
+    if not (pool and output_dir and subsets):
+        raise TicError("the path of the pool, the output or the subsets is empty")
+    shards, files = list_shards(pool), find_subsets(subsets)
+    root = to_path(output_dir)
+    _check_output(pool, output_dir, shards, [str(root / name) for name in files])
+    settings = {
+        "shard_size": shard_size,
+        "num_workers": num_workers,
+        "skip_bad_shards": skip_bad_shards,
+        "dry_run": dry_run,
+        "timeout": 60.0 if on_ray else 0.0,
+    }
+    with tempfile.TemporaryDirectory(prefix="tic-clip-lists-") as folder:
+        splits = _splits(pool, root, files, _class_files(files, classes), Path(folder))
+        if not on_ray:
+            splits = [_with_local_lists(split, Path(folder)) for split in splits]
+        numbers = range(max(parts, 1)) if part is None else [part]
+        wanted = [_part(root, shards, splits, parts, number, settings) for number in numbers]
+        _remove_other_parts(root, splits, parts, overwrite, dry_run)
+        metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
+        pending = [rest for each in wanted if (rest := _pending(each, overwrite, metas))]
+        results = list(_run_on_ray(pending, ray_address) if on_ray else run_parts(pending) if pending else ())
+    for name, meta in (item for result in results for item in result.items()):
+        metas[name].append(meta)
+    bad = {tar: fault for found in metas.values() for meta in found for tar, fault in meta["bad_shards"].items()}
+    if bad and not skip_bad_shards:
+        raise TicError(_message(bad))
+    made = {split.name for each in pending for split in each.splits}
+    return [_summary(name, str(root / name), metas[name], name not in made) for name in files]
+
+
+def _check_output(pool: str, output_dir: str, shards: list[tuple[str, int]], paths: list[str]) -> None:
+    """Refuse an output inside the pool, or one that holds the pool.
+
+    Raises:
+        TicError: so it is, or ``output_dir`` is not a folder.
+    """
+    if exists(output_dir) and not is_dir(output_dir):
+        raise TicError(f"{output_dir} is not a folder")
+    root = _resolve(pool)
+    folders = {_resolve(folder) for folder in {tar.rpartition("/")[0] for tar, _ in shards}}
+    for path in map(_resolve, paths):
+        if any(f"{folder}/".startswith(f"{path}/") for folder in folders):
+            raise TicError(f"{path} holds shards of the pool; give another output folder")
+        if f"{path}/".startswith(f"{root}/") and folders != {root}:
+            raise TicError(f"{path} lies among the folders of the pool; give another output folder")
+
+
+def _resolve(path: str) -> str:
+    """Return a path as the one name that it has; a URL without a slash at its end."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path).resolve())
+
+
+def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | None]:
+    """Return the file of class ids of each list, or None.
+
+    Raises:
+        TicError: ``classes`` is missing, or a folder that has a file for none of the lists.
+    """
+    if classes is not None and not exists(classes):
+        raise TicError(f"{classes} is missing: {CLASS_LISTS}")
+    if classes is None or not is_dir(classes):
+        return dict.fromkeys(files, classes)
+    tables = {name: str(to_path(classes) / f"{name}.npy") for name in files if name}
+    tables = {name: file for name, file in tables.items() if exists(file)}
+    if not tables:
+        raise TicError(f"{classes} has a {{name}}.npy for none of the subsets")
+    return {name: tables.get(name) for name in files}
+
+
+def _splits(
+    pool: str, root: Path, files: dict[str, str], tables: dict[str, str | None], folder: Path
+) -> list[OutputSplit]:
+    """Return each split and what it depends on, its inputs by fingerprint; ``folder`` is for copies of what is remote."""
+    return [
+        OutputSplit(
+            name=name,
+            path=str(root / name),
+            subset=file,
+            classes=tables[name],
+            arguments={
+                "input_dir": pool,
+                "subset_file": file,
+                "subset": uids.fingerprint(local_copy(file, folder)),
+                "cls_file": tables[name],
+                "classes": tables[name] and uids.fingerprint(local_copy(tables[name], folder), uids.CLASS_ROW),
+            },
+        )
+        for name, file in files.items()
+    ]
+
+
+def _with_local_lists(split: OutputSplit, folder: Path) -> OutputSplit:
+    """Return a split whose lists lie on this machine, fetched into ``folder`` where they don't."""
+    classes = split.classes and str(local_copy(split.classes, folder))
+    return replace(split, subset=str(local_copy(split.subset, folder)), classes=classes)
+
+
+def _part(
+    root: Path, shards: list[tuple[str, int]], splits: list[OutputSplit], parts: int, number: int, settings: dict
+) -> Part:
+    """Return one part of the pool: the parts are blocks in its order, whose sizes differ by one at most.
+
+    Raises:
+        TicError: there are more parts than shards, or no such part.
+    """
+    if not 1 <= parts <= len(shards):
+        raise TicError(f"{parts} parts of {len(shards)} pool shards: --parts must be between 1 and {len(shards)}")
+    if not 0 <= number < parts:
+        raise TicError(f"there is no part {number}: the parts are 0 to {parts - 1}")
+    tars = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
+    lines = (f"{to_path(path).name} {size}\n" for path, size in tars)
+    shared = {
+        "pool": hashlib.sha256("".join(lines).encode()).hexdigest(),
+        "shard_size": settings["shard_size"],
+        "parts": parts,
+        "part": number,
+    }
+    return Part(
+        tars=tuple(tar for tar, _ in tars),
+        splits=tuple(
+            replace(split, path=_part_path(split.path, parts, number), arguments={**shared, **split.arguments})
+            for split in splits
+        ),
+        work=str(root / ".reshard" / f"{number:05d}"),
+        **settings,
+    )
+
+
+def _part_path(split: str, parts: int, number: int) -> str:
+    """Return where a part of a split lies: the split itself if it is the only one."""
+    return split if parts == 1 else str(to_path(split) / f"{number:05d}")
+
+
+def _remove_other_parts(root: Path, splits: list[OutputSplit], parts: int, overwrite: bool, dry_run: bool) -> None:
+    """Remove what was made, or begun, with another number of parts.
+
+    Raises:
+        TicError: there is some, and no ``overwrite``.
+    """
+    stale, works = {}, []
+    for split in splits:
+        for folder in [split.path, *(list_folders(split.path) if is_dir(split.path) else [])]:
+            with suppress(TicError):
+                made = ((read_meta(folder) or {}).get("arguments") or {}).get("parts", 0)
+                if made not in (0, parts) and (folder == split.path or made > 1):
+                    stale[folder] = split.path
+    for work in list_folders(root / ".reshard") if is_dir(root / ".reshard") else []:
+        journal = read_journal(work)
+        for name, arguments in journal.arguments.items() if journal else ():
+            if arguments["parts"] != parts:
+                path = str(root / name)
+                stale[_part_path(path, arguments["parts"], arguments["part"])] = path
+                works.append(work)
+    if stale and not overwrite:
+        path = next(iter(stale.values()))
+        raise TicError(f"{path} was made with another number of parts; give --overwrite to replace it")
+    for folder in [] if dry_run else stale:
+        start(folder)
+        if folder != stale[folder] and not is_remote(folder):
+            with suppress(OSError):
+                Path(folder).rmdir()  # unless something else is in it
+    for work in [] if dry_run else set(works):
+        remove_work(work)
+
+
+def _pending(part: Part, overwrite: bool, metas: dict[str, list[dict[str, Any]]]) -> Part | None:
+    """Return a part with the splits that must be made, None if there is none; add what is finished to ``metas``.
+
+    Raises:
+        TicError: without ``overwrite``, something else is there.
+    """
+    journal, pending = read_journal(part.work), []
+    for split in part.splits:
+        begun = None
+        if journal:  # a damaged one can't say: what is there counts as begun with the same arguments
+            begun = journal.arguments.get(split.name) if journal.arguments else split.arguments
+        if begun and any(counts.fault for counts in journal.shards):
+            begun = {**begun, "pool": split.arguments["pool"]}  # to mend a bad shard changes its size
+        meta = load_finished(split.path, split.arguments, overwrite=overwrite, unfinished=begun)
+        if meta and meta.get("bad_shards") and not part.skip_bad_shards:
+            if not overwrite:
+                raise TicError(
+                    f"{split.path} was made without {len(meta['bad_shards'])} pool shards that could not be read; "
+                    "--skip-bad-shards leaves it so, --overwrite makes it again"
+                )
+            meta = None
+        if meta:
+            metas[split.name].append(meta)
+        else:
+            pending.append(split)
+    if not pending and exists(part.work) and not part.dry_run:  # killed at the very end, or others are at work there
+        with suppress(TicError), lock_folder(Path(part.work)):
+            remove_work(part.work)
+    return replace(part, splits=tuple(pending)) if pending else None
+
+
+def _run_on_ray(pending: list[Part], address: str | None) -> Iterator[dict[str, Any]]:
+    """Write the parts on a cluster."""
+    if pending:
+        found = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
+        yield from progress(found, "reshard", len(pending), "part")
+
+
+def run_part(part: Part) -> dict[str, Any]:
+    """Write a part on whatever machine this is."""
+    with tempfile.TemporaryDirectory(prefix="tic-clip-lists-") as folder:
+        splits = tuple(_with_local_lists(split, Path(folder)) for split in part.splits)
+        return run_parts([replace(part, splits=splits)])[0]
+
+
+def _message(bad: dict[str, str]) -> str:
+    """Return one line for pool shards that can't be read."""
+    first = "; ".join(f"{tar}: {fault}" for tar, fault in list(bad.items())[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out"
+
+
+def _summary(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> SplitSummary:
+    return SplitSummary(
+        name=name,
+        path=path,
+        wanted=metas[0]["subset_count"],
+        num_samples=sum(meta["output_count"] for meta in metas),
+        num_shards=sum(meta["output_shard_count"] for meta in metas),
+        num_bytes=sum(meta["output_bytes"] for meta in metas),
+        num_bad=sum(len(meta["bad_shards"]) for meta in metas),
+        wrong_stats=sum(len(meta.get("wrong_stats", {})) for meta in metas),
+        reused=reused,
+    )
