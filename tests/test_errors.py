@@ -18,281 +18,145 @@ TRAIN = (
 EVALUATE = "scripts/evaluate.py --data_dir {x}/sizes --output_dir {x}/o"
 CHECKED = f"{TRAIN} --data_dir {{x}}/sizes --check"
 BUILD = "bash dataset_creation/tic-datacomp/build_tic_datacomp.sh"
-RUN = "bash scripts/run_{}.sh"
 
-# What is missing or wrong: the command, the settings of its environment, and the words that its line must hold. In {x}
-# are file (a file), empty/, sizes/ (only the tables of TiC-DataComp's training splits), shards/ (a tar, no table),
-# stats/ (a tar, stats, no table) and uids.npy/.
-CASES = {
-    # The data.
-    "POOL unset": (BUILD, {}, "POOL is not set", "the folder of the pool's tars"),
-    "no pool": (BUILD, {"POOL": "{x}/none"}, "POOL is {x}/none, which is no folder"),
-    "released lists": (
-        BUILD,
-        {"POOL": "{x}/shards"},
-        "{x}/lists/released has no ",
-        "download_uids.py --output-path {x}/",
-    ),
-    "eval lists": (
-        f"{DATACOMP}/generate_eval_uids.py --output-path {{x}}/o",
-        {},
-        "{x}/o/released has no",
-        "download_uids.py",
-    ),
-    "class lists": (
-        f"{DATACOMP}/generate_datacompnet_uid2classid.py --output-path {{x}}/o",
-        {},
-        "{x}/o/released",
-        "download_uids",
-    ),
-    "pool": (
-        "dataset_creation/reshard.py -i {x}/none -o {x}/o -s {x}",
-        {},
-        "{x}/none is missing",
-        "download_upstream.py",
-    ),
-    "pool is a file": (
-        "dataset_creation/reshard.py -i {x}/file -o {x}/o -s {x}",
-        {},
-        "{x}/file is missing or no folder",
-    ),
-    "empty pool": (
-        "dataset_creation/reshard.py -i {x}/empty -o {x}/o -s {x}",
-        {},
-        "{x}/empty holds no .tar",
-        "upstream.py",
-    ),
-    "UID lists": (
-        "dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids",
-        {},
-        "{x}/uids is missing",
-        "generate_eval_",
-    ),
-    "no UID list": (
-        "dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/empty",
-        {},
-        "{x}/empty holds no .npy",
-        "_uids.py",
-    ),
-    "output is a file": (
-        "dataset_creation/reshard.py -i {x}/shards -o {x}/file -s {x}/uids.npy",
-        {},
-        "{x}/file is no folder",
-    ),
-    "class ids": (
-        "dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids.npy -c {x}/none",
-        {},
-        "{x}/none is missing",
-        "generate_datacompnet_uid2classid.py",
-    ),
-    "convert: no split": (
-        f"bash {DATACOMP}/convert_wds.sh {{x}}/none retrieval",
-        {},
-        "{x}/none holds no .tar",
-        "reshard.py first",
-    ),
-    "convert: no setup": (
-        f"bash {DATACOMP}/convert_wds.sh {{x}} retrieval",
-        {"PYTHON": "{x}/none"},
-        "{x}/none is missing: run: bash ",
-        "setup.sh",
-    ),
-    "verify: no split": ("dataset_creation/verify.py {x}/none", {}, "{x}/none is missing", "reshard.py makes splits"),
-    "stats: no split": (
-        f"{DATACOMP}/generate_stats.py --url {{x}}/none",
-        {},
-        "{x}/none is missing",
-        "reshard.py makes splits",
-    ),
-    "stats": (
-        f"{DATACOMP}/add_sizes.py --url {{x}}/shards",
-        {},
-        "{x}/shards/0.tar has no stats",
-        "generate_stats.py --url {x}/shards",
-    ),
-    "task list in a file": (
-        f"{DATACOMP}/generate_tasklist.py --yaml-path {{x}}/file/t.yml",
-        {},
-        "{x}/file: is a file, where",
-    ),
-    "task list on a folder": (
-        f"{DATACOMP}/generate_tasklist.py --yaml-path {{x}}/empty",
-        {},
-        "{x}/empty: is a folder, where",
-    ),
-    "emoji in a file": ("dataset_creation/tic-emoji/create_pool.py --output_dir {x}/file", {}, "{x}/file is a file"),
-    "yfcc15m.csv": (
-        "dataset_creation/tic-yfcc15m/create_splits.py --csv-path {x}/y.csv --output-path {x}/o",
-        {},
-        "{x}/y.csv is missing",
-    ),
-    "annotations": (
-        "dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o",
-        {},
-        "{x}/a is missing",
-    ),
-    "no lists": (
-        "dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o",
-        {},
-        "{x}/l is no folder of lists",
-        "create_splits.py first",
-    ),
-    "no manifest": (
-        "dataset_creation/create_tars.py --csv-path {x}/empty --image-path {x} --output-path {x}/o",
-        {},
-        "{x}/empty has no manifest.json",
-        "create_splits.py first",
-    ),
-    # Training.
-    "split": (
-        f"{TRAIN} --data_dir {{x}}/none",
-        {},
-        "{x}/none/tic/datacomp/yearly/train/2014 is missing",
-        "build_tic_datacomp.sh",
-        "DATA_DIR",
-    ),
-    "data in a file": (
-        f"{TRAIN} --data_dir {{x}}/file --dry_run",
-        {},
-        "{x}/file/tic/datacomp/yearly/train/2014 is missing",
-        "DATA_DIR",
-    ),
-    "data_dir is empty": (f"{TRAIN} --data_dir=", {}, "--data_dir (DATA_DIR) and --output_dir must not be empty"),
-    "sizes.json": (
-        f"{TRAIN} --data_dir {{x}}/unfinished",
-        {},
-        "yearly/train/2014 has no sizes.json: finish reshard.py",
-        "add_sizes.py --url {x}/unf",
-    ),
-    "the step before": (
-        f"{TRAIN} --data_dir {{x}}/sizes --step 2017",
-        {},
-        "2017 starts from {x}/o/2014-2016/",
-        "train it first",
-    ),
-    "checkpoint": (f"{CHECKED} --init {{x}}/none.pt", {}, "--init {x}/none.pt is missing"),
-    "weights": (f"{CHECKED} --weights {{x}}/none.json", {}, "{x}/none.json is missing"),
-    "architecture": (f"{CHECKED} --model nonsense", {}, "no model 'nonsense'", "ViT-B-16"),
-    "architecture's case": (f"{CHECKED} --model vit-b-32", {}, "no model 'vit-b-32'; similar ones are ViT-B-32"),
-    "run in a file": (f"{CHECKED} --output_dir {{x}}/file/run", {}, "{x}/file is a file, so {x}/file/run can't be"),
-    "wandb's login": (f"{CHECKED} --report_to wandb", {}, "wandb: No API key configured", "WANDB_MODE=offline"),
-    "datacomp": (
-        RUN.format("medium_basic_cumulative"),
-        {},
-        "{x}/none/tic/datacomp/yearly/train/2014 is missing",
-        "build_tic_datacomp.sh",
-    ),
-    "bestpool": (
-        RUN.format("medium_bestpool_oracle"),
-        {"DRY_RUN": "1"},
-        "{x}/none/tic/datacomp/yearly/train_bestpool/2014 is missing",
-        "reshard.py",
-        "baselines.py",
-    ),
-    "months": (
-        RUN.format("large_basic_sequential"),
-        {"BENCHMARK": "datacomp_monthly"},
-        "{x}/none/tic/datacomp/monthly/train/201403 is",
-    ),
-    "a source that is away": (RUN.format("yfcc15m_cumulative"), {"SOURCE": "{x}/none"}, "SOURCE is {x}/none, which is"),
-    "evaluation data before weeks of training": (
-        RUN.format("medium_basic_oracle"),
-        {"DATA_DIR": "{x}/sizes"},
-        "{x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing",
-        "build_tic_",
-    ),
-    "PRECISION before weeks of training": (
-        RUN.format("medium_basic_oracle"),
-        {"DATA_DIR": "{x}/sizes", "PRECISION": "fp8"},
-        "--precision: invalid choice: 'fp8'",
-    ),
-    "a URL with one slash": (f"{TRAIN} --data_dir s3:/bucket/data --dry_run", {}, "two slashes: s3://bucket/data"),
-    "METHOD before hours of packing": (
-        RUN.format("yfcc15m"),
-        {"SOURCE": "{x}", "METHOD": "cumulatve"},
-        "unknown method 'cumulatve'; the methods are ",
-    ),
-    "SCALE before hours of packing": (
-        RUN.format("redcaps_oracle"),
-        {"SOURCE": "{x}", "SCALE": "tic_tiy"},
-        "unknown scale 'tic_tiy'; the scales are tic_",
-    ),
-    "no source": (
-        RUN.format("redcaps_oracle"),
-        {},
-        "neither sources/redcaps (SOURCE)",
-        "nor {x}/none/tic/redcaps (DATA_DIR)",
-    ),
-    "yfcc15m": (
-        f"{TRAIN} --data_dir {{x}}/none --benchmark yfcc15m --step 2004-2008",
-        {},
-        "{x}/none/tic/yfcc15m/yearly/train/2004-2008 is missing",
-        "create_splits.py and dataset_creation/create_tars.py",
-    ),
-    "METHOD unset": (RUN.format("datacomp"), {}, "METHOD is not set", "lwf"),
-    "MASTER_ADDR unset": (RUN.format("medium_basic_oracle"), {"NNODES": "2"}, "MASTER_ADDR is not set"),
-    "not sbatch": ("bash scripts/slurm.sh scripts/run_datacomp.sh", {}, "SLURM_SUBMIT_DIR is not set", "sbatch"),
-    # Evaluation and the report.
-    "no run": (
-        "scripts/evaluate.py --train_output_dir {x}/none --data_dir {x}",
-        {},
-        "{x}/none has no finished step",
-        "scripts/train.py first",
-    ),
-    "eval data": (
-        f"{EVALUATE} --use_model 'RN50 openai'",
-        {},
-        "{x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing",
-        "build_tic_",
-    ),
-    "emoji's data": (
-        f"{EVALUATE} --use_model 'RN50 openai' --benchmark emoji",
-        {},
-        "eval/retrieval/2014 is missing",
-        "run_emoji_cumulative.sh",
-    ),
-    "static data": (
-        f"{EVALUATE} --use_model 'RN50 openai' --tasklist {{x}}/tasks.yml",
-        {},
-        "{x}/sizes/wds_imagenet1k_test is missing",
-        "webdataset",
-    ),
-    "task list": (
-        f"{EVALUATE} --use_model 'RN50 openai' --tasklist {{x}}/none.yml",
-        {},
-        "{x}/none.yml is missing",
-        "generate_tasklist.py",
-    ),
-    "a model's file": (
-        f"{EVALUATE} --use_model 'RN50 {{x}}/none.pt'",
-        {},
-        "{x}/none.pt is neither a checkpoint file nor a",
-    ),
-    "no released model": (
-        f"{EVALUATE} --released {{x}}/TiC-CLIP-basic-oracle",
-        {},
-        "{x}/TiC-CLIP-basic-oracle has no ch",
-        "fetch_models.sh",
-    ),
-    "released models": (
-        "bash scripts/evaluate_released.sh",
-        {"MODELS_DIR": "{x}/none"},
-        "{x}/none has no TiC-CLIP-*/",
-        "fetch_models.sh {x}/none",
-    ),
-    "results": (
-        "scripts/report.py {x}/none",
-        {},
-        "{x}/none/eval_results.jsonl is missing",
-        "scripts/evaluate.py first",
-    ),
-    "report of a file": (
-        "scripts/report.py {x}/file",
-        {},
-        "{x}/file/eval_results.jsonl is missing",
-        "scripts/evaluate.py first",
-    ),
-}
+# A case is its name, the command with the settings of its environment, and below the words that the error must
+# hold. In {x} are file (a file), empty/, sizes/ (only the tables of TiC-DataComp's training splits), shards/ (a tar, no
+# table), unfinished/ (a split with a tar, no table) and uids.npy.
+CASES = """
+# The data.
+POOL unset: BUILD
+    POOL is not set | the folder of the pool's tars
+no pool: POOL={x}/none BUILD
+    POOL is {x}/none, which is no folder
+released lists: POOL={x}/shards BUILD
+    {x}/lists/released has no  | download_uids.py --output-path {x}/
+eval lists: DATACOMP/generate_eval_uids.py --output-path {x}/o
+    {x}/o/released has no | download_uids.py
+class lists: DATACOMP/generate_datacompnet_uid2classid.py --output-path {x}/o
+    {x}/o/released | download_uids
+pool: dataset_creation/reshard.py -i {x}/none -o {x}/o -s {x}
+    {x}/none is missing | download_upstream.py
+pool is a file: dataset_creation/reshard.py -i {x}/file -o {x}/o -s {x}
+    {x}/file is missing or not a folder
+empty pool: dataset_creation/reshard.py -i {x}/empty -o {x}/o -s {x}
+    {x}/empty holds no .tar | upstream.py
+UID lists: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids
+    {x}/uids is missing | generate_eval_
+no UID list: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/empty
+    {x}/empty holds no .npy | _uids.py
+output is a file: dataset_creation/reshard.py -i {x}/shards -o {x}/file -s {x}/uids.npy
+    {x}/file is no folder
+class ids: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids.npy -c {x}/none
+    {x}/none is missing | generate_datacompnet_uid2classid.py
+convert without a split: bash DATACOMP/convert_wds.sh {x}/none retrieval
+    {x}/none holds no .tar | reshard.py first
+convert without set-up: PYTHON={x}/none bash DATACOMP/convert_wds.sh {x} retrieval
+    {x}/none is missing: run: bash  | setup.sh
+verify without a split: dataset_creation/verify.py {x}/none
+    {x}/none is missing | reshard.py makes splits
+stats without a split: DATACOMP/generate_stats.py --url {x}/none
+    {x}/none is missing | reshard.py makes splits
+stats: DATACOMP/add_sizes.py --url {x}/shards
+    {x}/shards/0.tar has no stats | generate_stats.py --url {x}/shards
+task list in a file: DATACOMP/generate_tasklist.py --yaml-path {x}/file/t.yml
+    {x}/file: is a file, where
+task list on a folder: DATACOMP/generate_tasklist.py --yaml-path {x}/empty
+    {x}/empty: is a folder, where
+emoji in a file: dataset_creation/tic-emoji/create_pool.py --output_dir {x}/file
+    {x}/file is a file
+yfcc15m.csv: dataset_creation/tic-yfcc15m/create_splits.py --csv-path {x}/y.csv --output-path {x}/o
+    {x}/y.csv is missing
+annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o
+    {x}/a is missing
+no lists: dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o
+    {x}/l is no folder of lists | create_splits.py first
+no manifest: dataset_creation/create_tars.py --csv-path {x}/empty --image-path {x} --output-path {x}/o
+    {x}/empty has no manifest.json | create_splits.py first
+# Training.
+split: TRAIN --data_dir {x}/none
+    {x}/none/tic/datacomp/yearly/train/2014 is missing | build_tic_datacomp.sh | DATA_DIR
+data in a file: TRAIN --data_dir {x}/file --dry_run
+    {x}/file/tic/datacomp/yearly/train/2014 is missing | DATA_DIR
+data_dir is empty: TRAIN --data_dir=
+    --data_dir (DATA_DIR) and --output_dir must not be empty
+sizes.json: TRAIN --data_dir {x}/unfinished
+    yearly/train/2014 has no sizes.json: finish reshard.py | add_sizes.py --url {x}/unf
+the step before: TRAIN --data_dir {x}/sizes --step 2017
+    2017 starts from {x}/o/2014-2016/ | train it first
+checkpoint: CHECKED --init {x}/none.pt
+    --init {x}/none.pt is missing
+weights: CHECKED --weights {x}/none.json
+    {x}/none.json is missing
+architecture: CHECKED --model nonsense
+    no model 'nonsense' | ViT-B-16
+architecture's case: CHECKED --model vit-b-32
+    no model 'vit-b-32'; similar ones are ViT-B-32
+run in a file: CHECKED --output_dir {x}/file/run
+    {x}/file is a file, so {x}/file/run can't be
+wandb's login: CHECKED --report_to wandb
+    wandb: No API key configured | WANDB_MODE=offline
+datacomp: bash scripts/run_medium_basic_cumulative.sh
+    {x}/none/tic/datacomp/yearly/train/2014 is missing | build_tic_datacomp.sh
+bestpool: DRY_RUN=1 bash scripts/run_medium_bestpool_oracle.sh
+    {x}/none/tic/datacomp/yearly/train_bestpool/2014 is missing | reshard.py | baselines.py
+months: BENCHMARK=datacomp_monthly bash scripts/run_large_basic_sequential.sh
+    {x}/none/tic/datacomp/monthly/train/201403 is
+a source that is away: SOURCE={x}/none bash scripts/run_yfcc15m_cumulative.sh
+    SOURCE is {x}/none, which is
+evaluation data before weeks of training: DATA_DIR={x}/sizes bash scripts/run_medium_basic_oracle.sh
+    {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
+PRECISION before weeks of training: DATA_DIR={x}/sizes PRECISION=fp8 bash scripts/run_medium_basic_oracle.sh
+    --precision: invalid choice: 'fp8'
+a URL with one slash: TRAIN --data_dir s3:/bucket/data --dry_run
+    two slashes: s3://bucket/data
+METHOD before hours of packing: SOURCE={x} METHOD=cumulatve bash scripts/run_yfcc15m.sh
+    unknown method 'cumulatve'; the methods are
+SCALE before hours of packing: SOURCE={x} SCALE=tic_tiy bash scripts/run_redcaps_oracle.sh
+    unknown scale 'tic_tiy'; the scales are tic_
+no source: bash scripts/run_redcaps_oracle.sh
+    neither sources/redcaps (SOURCE) | nor {x}/none/tic/redcaps (DATA_DIR)
+yfcc15m: TRAIN --data_dir {x}/none --benchmark yfcc15m --step 2004-2008
+    {x}/none/tic/yfcc15m/yearly/train/2004-2008 is missing | create_splits.py and dataset_creation/create_tars.py
+METHOD unset: bash scripts/run_datacomp.sh
+    METHOD is not set | lwf
+MASTER_ADDR unset: NNODES=2 bash scripts/run_medium_basic_oracle.sh
+    MASTER_ADDR is not set
+not sbatch: bash scripts/slurm.sh scripts/run_datacomp.sh
+    SLURM_SUBMIT_DIR is not set | sbatch
+# Evaluation and the report.
+no run: scripts/evaluate.py --train_output_dir {x}/none --data_dir {x}
+    {x}/none has no finished step | scripts/train.py first
+eval data: EVALUATE --use_model 'RN50 openai'
+    {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
+emoji's data: EVALUATE --use_model 'RN50 openai' --benchmark emoji
+    eval/retrieval/2014 is missing | run_emoji_cumulative.sh
+static data: EVALUATE --use_model 'RN50 openai' --tasklist {x}/tasks.yml
+    {x}/sizes/wds_imagenet1k_test is missing | webdataset
+task list: EVALUATE --use_model 'RN50 openai' --tasklist {x}/none.yml
+    {x}/none.yml is missing | generate_tasklist.py
+a model's file: EVALUATE --use_model 'RN50 {x}/none.pt'
+    {x}/none.pt is neither a checkpoint file nor a
+no released model: EVALUATE --released {x}/TiC-CLIP-basic-oracle
+    {x}/TiC-CLIP-basic-oracle has no ch | fetch_models.sh
+released models: MODELS_DIR={x}/none bash scripts/evaluate_released.sh
+    {x}/none has no TiC-CLIP-*/ | fetch_models.sh {x}/none
+results: scripts/report.py {x}/none
+    {x}/none/eval_results.jsonl is missing | scripts/evaluate.py first
+report of a file: scripts/report.py {x}/file
+    {x}/file/eval_results.jsonl is missing | scripts/evaluate.py first
+"""
+WORDS = {"CHECKED": CHECKED, "TRAIN": TRAIN, "EVALUATE": EVALUATE, "BUILD": BUILD, "DATACOMP": DATACOMP}
+
+
+def read_cases():
+    """Name -> (command, settings of the environment, words of the error)."""
+    lines = [line for line in CASES.splitlines() if line and not line.startswith("#")]
+    for case, words in zip(lines[::2], lines[1::2], strict=True):
+        name, _, command = case.partition(": ")
+        settings, command = re.fullmatch(r"((?:[A-Z_]+=\S+ )*)(.*)", command).groups()
+        for word, text in WORDS.items():
+            command = re.sub(rf"\b{word}\b", lambda _, text=text: text, command)
+        yield name, (command, dict(pair.split("=", 1) for pair in settings.split()), words.strip().split(" | "))
 
 
 @pytest.fixture(scope="module")
@@ -314,9 +178,8 @@ def content(folder):
     return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_step_before_is_named_in_one_line(case, x, tmp_path):
-    command, settings, *words = CASES[case]
+@pytest.mark.parametrize(("command", "settings", "words"), dict(read_cases()).values(), ids=dict(read_cases()))
+def test_the_step_before_is_named_in_one_line(command, settings, words, x, tmp_path):
     start = "" if command.startswith("bash ") else f"{sys.executable} "
     given = {"DATA_DIR": "{x}/none", "OUTPUT_DIR": "{x}/o", "OUT": "{x}/o", "LISTS": "{x}/lists", **settings}
     given = {"HOME": str(tmp_path), **given}

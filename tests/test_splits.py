@@ -551,7 +551,9 @@ def test_killed_at_any_moment(tmp_path, sent):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(sent)
-    assert ("interrupted: the same command begins again" in process.communicate()[1]) == (sent == signal.SIGINT)
+    assert ("interrupted: run the same command again to start over" in process.communicate()[1]) == (
+        sent == signal.SIGINT
+    )
     assert not [path for path in out.iterdir() if not path.name.startswith(".")]
     while any(map(is_running, children)):
         time.sleep(0.01)
@@ -702,7 +704,7 @@ def test_no_annotations(tmp_path):
     assert "has no annotation file ({subreddit}_{year}.json)" in said(
         redcaps(tmp_path / "annotations", tmp_path / "out")
     )
-    assert "none is missing or no folder" in said(redcaps(tmp_path / "none", tmp_path / "out"))
+    assert "none is missing or not a folder" in said(redcaps(tmp_path / "none", tmp_path / "out"))
     assert "s3://bucket/t.csv is not local; copy it here first" in said(yfcc("s3://bucket/t.csv", tmp_path / "out"))
     assert "is not local; copy it here first" in said(redcaps("gs://bucket/annotations", tmp_path / "out"))
     assert "none.csv is missing" in said(yfcc(tmp_path / "none.csv", tmp_path / "out"))

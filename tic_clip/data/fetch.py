@@ -22,7 +22,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.storage import is_remote
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ARCH = "ViT-B-16"
 MODELS = {
     f"{filtered}-{method}": f"apple/TiC-CLIP-{filtered}-{method}"

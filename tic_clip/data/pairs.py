@@ -24,7 +24,7 @@ from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.annotations import BadRow, Inputs, Row
 from tic_clip.markup import Table, thousands, to_text
-from tic_clip.parallel import make_pool, map_ordered
+from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import atomic_open, is_remote, lock_folder, read_json, remove, write_json
 
 MANIFEST = "manifest.json"
@@ -133,7 +133,7 @@ def _write(
     with ExitStack() as stack:
         lists = {name: ListFile(stack.enter_context(atomic_open(folder / name))) for name in _names(settings)}
         samples = _chunks(_sound(rows, tally), settings, tally)
-        for lines, without_caption in map_ordered(partial(make_lines, caption), samples, num_workers, make_pool):
+        for lines, without_caption in _map(partial(make_lines, caption), samples, num_workers):
             tally.dropped[NO_CAPTION] += without_caption
             for name, (count, data) in lines.items():
                 lists[name].write(count, data)
@@ -245,6 +245,12 @@ def _chunks(rows: Iterator[Row], settings: Settings, tally: Tally) -> Iterator[l
                 name = _name(settings.split_of(hashed), step)
                 samples.append(Sample(name, row.key, row.image, row.texts, row.seconds))
         yield samples
+
+
+def _map(work: Callable, jobs: Iterable, num_workers: int) -> Iterator:
+    """Yield ``work(job)`` in order from processes that end with this one."""
+    with make_pool(num_workers) as pool:
+        yield from map_in_pool(pool, work, jobs, 4 * num_workers)
 
 
 def make_lines(

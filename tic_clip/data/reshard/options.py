@@ -1,7 +1,6 @@
 """What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -135,7 +134,7 @@ def reshard(
         "dry_run": dry_run,
         "timeout": 60.0 if on_ray else 0.0,
     }
-    with tempfile.TemporaryDirectory(prefix="tic-clip-lists-") as folder:
+    with storage.temporary_folder("tic-clip-lists-") as folder:
         splits = _splits(pool, root, files, _class_files(files, classes), Path(folder))
         if not on_ray:
             splits = [_with_local_lists(split, Path(folder)) for split in splits]
@@ -329,7 +328,7 @@ def _run_on_ray(pending: list[Part], address: str | None) -> Iterator[dict[str, 
 
 def run_part(part: Part) -> dict[str, Any]:
     """Write a part on whatever machine this is."""
-    with tempfile.TemporaryDirectory(prefix="tic-clip-lists-") as folder:
+    with storage.temporary_folder("tic-clip-lists-") as folder:
         splits = tuple(_with_local_lists(split, Path(folder)) for split in part.splits)
         return run_parts([replace(part, splits=splits)])[0]
 

@@ -5,7 +5,6 @@ holds the journal. What the journal lacks is done again, and gives the same byte
 """
 
 import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -186,8 +185,8 @@ def working_folder(part: Part) -> Iterator[Path]:
         TicError: another process is at work there.
     """
     if part.dry_run or is_remote(part.work):
-        with tempfile.TemporaryDirectory(prefix="tic-clip-reshard-") as place:
-            yield Path(place)
+        with storage.temporary_folder("tic-clip-reshard-") as place:
+            yield place
         return
     work = Path(part.work)
     with ExitStack() as stack:
