@@ -22,7 +22,7 @@ def main() -> None:
     flag("-i", "--input-dir", dest="pool", metavar="POOL", required=True, help="the pool: a folder of .tar shards")
     flag("-o", "--output-dir", metavar="OUT", required=True, help="the split, or the folder of the splits")
     flag("-s", "--subset-file", dest="subsets", metavar="SUBSETS", required=True, help="a .npy of UIDs, or a folder")
-    flag("-c", "--cls-file", dest="classes", metavar="CLASSES", help="a .npy of UIDs and class ids (adds cls), or a folder")
+    flag("-c", "--cls-file", dest="classes", metavar="CLASSES", help="a .npy of UIDs and class ids, or a folder")
     flag("-j", "--num-workers", type=int, default=1, help="processes (of each part, on Ray; default: 1)")
     flag("--shard-size", type=int, default=10_000, help="most samples in a shard (default: 10000)")
     flag("--parts", type=int, default=1, help="blocks that the pool is cut into (default: 1)")

@@ -599,7 +599,7 @@ def test_more_processors_than_a_machine_has(job, tmp_path, cluster):
     arguments = ("-i", job.pool.path, "-o", tmp_path / "out", "-s", tmp_path / "uids", "-j", "9")
     done = on_ray(cluster[0], *arguments, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "error: no machine of the Ray cluster has 9 processors; give -j 1 or less"
+    assert done.stderr.splitlines()[-1] == "error: no machine of the Ray cluster has 9 cores; give -j 1 or less"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1"])
@@ -631,7 +631,7 @@ def cloud_job(job, s3_faulty, tmp_path, monkeypatch):
 
     run.store = s3_faulty
     yield run
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "temporary").glob("tic-clip-*")) == []
 
 
 def objects(prefix="out/"):

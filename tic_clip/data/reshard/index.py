@@ -45,8 +45,8 @@ class IndexJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What one split takes of a shard, a row for each entry of its list (R,): the ``sample``, the ``entry`` of the list,
-    the number of the ``copy``, and the ``class_id`` or -1.
+    """What one split takes of a shard, a row for each entry of its list (R,): the ``sample``, the ``entry``, the number of
+    the ``copy``, and the ``class_id`` or -1.
     """
 
     sample: np.ndarray
@@ -75,7 +75,7 @@ class Rows:
 
 @dataclass(kw_only=True)
 class Index:
-    """What a shard holds: samples ``read`` = ``usable`` + ``dropped`` by reason; ``stats``: the pool's own count of them.
+    """What a shard holds: samples ``read`` = ``usable`` + ``dropped`` by reason; ``stats``: the pool's own count.
 
     ``table`` and ``uids`` (N,) are of the N samples that some split takes, ``rows`` say which split takes which.
     ``fault`` says why the shard can't be read; then it has no sample.

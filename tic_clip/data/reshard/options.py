@@ -1,20 +1,22 @@
 """What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
 
+import atexit
 import hashlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, lookup
+from tic_clip import TicError, lookup, storage
 from tic_clip.cli import progress
 from tic_clip.data import uids
 from tic_clip.data.folder import load_finished, start
 from tic_clip.data.reshard.part import OutputSplit, Part, read_journal, remove_work, run_parts
 from tic_clip.data.split import SUBSET, list_shards, read_meta
 from tic_clip.parallel import map_on_ray
-from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, lock_folder, to_path
+from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, to_path
 
 ENGINES = {"local": False, "ray": True}
 CLASS_LISTS = "TiC-DataCompNet's are made by dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py"
@@ -23,10 +25,9 @@ LISTS = "TiC-DataComp's UID lists are made by dataset_creation/tic-datacomp/gene
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What one list became. ``wanted`` counts its UIDs, ``num_samples`` those found; over all parts that were asked for.
-
-    ``num_bad`` pool shards could not be read, ``wrong_stats`` hold another number of samples than the pool's own
-    ``_stats.json`` says. ``reused``: all of it was there already.
+    """What became of one list, over all parts that were asked for. ``wanted`` counts its UIDs, ``num_samples`` the
+    samples written; ``num_bad`` pool shards could not be read, ``wrong_stats`` hold another number of samples than
+    their ``_stats.json`` says. ``reused``: all of it was there already.
     """
 
     name: str
@@ -124,8 +125,7 @@ def reshard(
         raise TicError("the shard size and the number of workers must be at least 1")
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
-    shards, files = list_shards(pool), find_subsets(subsets)
-    root = to_path(output_dir)
+    shards, files, root = list_shards(pool), find_subsets(subsets), to_path(output_dir)
     _check_output(pool, output_dir, shards, [str(root / name) for name in files])
     settings = {
         "shard_size": shard_size,
@@ -135,22 +135,22 @@ def reshard(
         "timeout": 60.0 if on_ray else 0.0,
     }
     with storage.temporary_folder("tic-clip-lists-") as folder:
-        splits = _splits(pool, root, files, _class_files(files, classes), Path(folder))
+        splits = _splits(pool, root, files, _class_files(files, classes), folder)
         if not on_ray:
-            splits = [_with_local_lists(split, Path(folder)) for split in splits]
+            splits = [_with_local_lists(split, folder) for split in splits]
         numbers = range(max(parts, 1)) if part is None else [part]
         wanted = [_part(root, shards, splits, parts, number, settings) for number in numbers]
         _remove_other_parts(root, splits, parts, overwrite, dry_run)
-        metas: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
-        pending = [rest for each in wanted if (rest := _pending(each, overwrite, metas))]
-        results = list(_run_on_ray(pending, ray_address) if on_ray else run_parts(pending) if pending else ())
-    for name, meta in (item for result in results for item in result.items()):
-        metas[name].append(meta)
+        finished = [_load_finished(each, overwrite) for each in wanted]
+        pending = [_without(each, metas) for each, metas in zip(wanted, finished, strict=True)]
+        pending = [each for each in pending if each.splits]
+        made = list(_run_on_ray(pending, ray_address) if on_ray else run_parts(pending) if pending else ())
+    metas = {name: [found[name] for found in (*finished, *made) if name in found] for name in files}
     bad = {tar: fault for found in metas.values() for meta in found for tar, fault in meta["bad_shards"].items()}
     if bad and not skip_bad_shards:
-        raise TicError(_message(bad))
-    made = {split.name for each in pending for split in each.splits}
-    return [_summary(name, str(root / name), metas[name], name not in made) for name in files]
+        raise TicError(_bad_shards_message(bad))
+    new = {name for found in made for name in found}
+    return [_summarize(name, str(root / name), metas[name], name not in new) for name in files]
 
 
 def _check_output(pool: str, output_dir: str, shards: list[tuple[str, int]], paths: list[str]) -> None:
@@ -195,7 +195,7 @@ def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | 
 def _splits(
     pool: str, root: Path, files: dict[str, str], tables: dict[str, str | None], folder: Path
 ) -> list[OutputSplit]:
-    """Return each split and what it depends on, its inputs by fingerprint; ``folder`` is for copies of what is remote."""
+    """Return each split and what it depends on, its inputs by content; ``folder`` is for copies of remote lists."""
     return [
         OutputSplit(
             name=name,
@@ -262,85 +262,90 @@ def _remove_other_parts(root: Path, splits: list[OutputSplit], parts: int, overw
     Raises:
         TicError: there is some, and no ``overwrite``.
     """
-    stale, works = {}, []
+    stale, work = [], root / ".reshard"
     for split in splits:
-        for folder in [split.path, *(list_folders(split.path) if is_dir(split.path) else [])]:
+        for path in [split.path, *(list_folders(split.path) if is_dir(split.path) else [])]:
             with suppress(TicError):
-                made = ((read_meta(folder) or {}).get("arguments") or {}).get("parts", 0)
-                if made not in (0, parts) and (folder == split.path or made > 1):
-                    stale[folder] = split.path
-    for work in list_folders(root / ".reshard") if is_dir(root / ".reshard") else []:
-        journal = read_journal(work)
-        for name, arguments in journal.arguments.items() if journal else ():
-            if arguments["parts"] != parts:
-                path = str(root / name)
-                stale[_part_path(path, arguments["parts"], arguments["part"])] = path
-                works.append(work)
+                made = ((read_meta(path) or {}).get("arguments") or {}).get("parts", parts)
+                if made != parts and (path == split.path or made > 1):  # else it is another split, of one part
+                    stale.append(path)
+    journals = {path: read_journal(path) for path in (list_folders(work) if is_dir(work) else [])}
+    begun = [(path, *entry) for path, journal in journals.items() if journal for entry in journal.arguments.items()]
+    begun = [entry for entry in begun if entry[2]["parts"] != parts]
+    stale += [_part_path(str(root / name), made["parts"], made["part"]) for _, name, made in begun]
     if stale and not overwrite:
-        path = next(iter(stale.values()))
-        raise TicError(f"{path} was made with another number of parts; give --overwrite to replace it")
-    for folder in [] if dry_run else stale:
-        start(folder)
-        if folder != stale[folder] and not is_remote(folder):
+        raise TicError(f"{stale[0]} was made with another number of parts; give --overwrite to replace it")
+    for path in [] if dry_run else stale:
+        start(path)
+        if not is_remote(path):
             with suppress(OSError):
-                Path(folder).rmdir()  # unless something else is in it
-    for work in [] if dry_run else set(works):
-        remove_work(work)
+                Path(path).rmdir()  # unless something else is in it
+    for path in [] if dry_run else {path for path, *_ in begun}:
+        remove_work(path)
 
 
-def _pending(part: Part, overwrite: bool, metas: dict[str, list[dict[str, Any]]]) -> Part | None:
-    """Return a part with the splits that must be made, None if there is none; add what is finished to ``metas``.
+def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
+    """Return the ``meta.json`` of the splits of a part that are finished, by name.
 
     Raises:
         TicError: without ``overwrite``, something else is there.
     """
-    journal, pending = read_journal(part.work), []
+    journal, metas = read_journal(part.work), {}
     for split in part.splits:
-        begun = None
-        if journal:  # a damaged one can't say: what is there counts as begun with the same arguments
-            begun = journal.arguments.get(split.name) if journal.arguments else split.arguments
+        begun = journal and journal.arguments.get(split.name)
+        if journal and not journal.arguments:  # damaged: what is there counts as begun with the same arguments
+            begun = split.arguments
         if begun and any(counts.fault for counts in journal.shards):
-            begun = {**begun, "pool": split.arguments["pool"]}  # to mend a bad shard changes its size
+            begun = {**begun, "pool": split.arguments["pool"]}  # a bad shard that was repaired has another size
         meta = load_finished(split.path, split.arguments, overwrite=overwrite, unfinished=begun)
-        if meta and meta.get("bad_shards") and not part.skip_bad_shards:
-            if not overwrite:
-                raise TicError(
-                    f"{split.path} was made without {len(meta['bad_shards'])} pool shards that could not be read; "
-                    "--skip-bad-shards leaves it so, --overwrite makes it again"
-                )
-            meta = None
-        if meta:
-            metas[split.name].append(meta)
-        else:
-            pending.append(split)
-    if not pending and exists(part.work) and not part.dry_run:  # killed at the very end, or others are at work there
-        with suppress(TicError), lock_folder(Path(part.work)):
+        bad = len(meta["bad_shards"]) if meta and not part.skip_bad_shards else 0
+        if bad and not overwrite:
+            raise TicError(
+                f"{split.path} was made without {bad} pool shards that could not be read; "
+                "--skip-bad-shards leaves it so, --overwrite makes it again"
+            )
+        if meta and not bad:
+            metas[split.name] = meta
+    if len(metas) == len(part.splits) and exists(part.work) and not part.dry_run:
+        with suppress(TicError), storage.lock_folder(Path(part.work)):  # killed at the very end, or others work there
             remove_work(part.work)
-    return replace(part, splits=tuple(pending)) if pending else None
+    return metas
 
 
-def _run_on_ray(pending: list[Part], address: str | None) -> Iterator[dict[str, Any]]:
-    """Write the parts on a cluster."""
+def _without(part: Part, finished: dict[str, dict[str, Any]]) -> Part:
+    """Return a part with the splits that are not finished."""
+    return replace(part, splits=tuple(split for split in part.splits if split.name not in finished))
+
+
+def _run_on_ray(pending: list[Part], address: str | None) -> Iterator[dict[str, dict[str, Any]]]:
+    """Write the parts on a cluster; yield of each: split -> its ``meta.json``."""
     if pending:
-        found = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
-        yield from progress(found, "reshard", len(pending), "part")
+        made = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
+        yield from progress(made, "reshard", len(pending), "part")
 
 
-def run_part(part: Part) -> dict[str, Any]:
+def run_part(part: Part) -> dict[str, dict[str, Any]]:
     """Write a part on whatever machine this is."""
-    with storage.temporary_folder("tic-clip-lists-") as folder:
-        splits = tuple(_with_local_lists(split, Path(folder)) for split in part.splits)
-        return run_parts([replace(part, splits=splits)])[0]
+    splits = (_with_local_lists(split, _lists_folder() / split.arguments["subset"]) for split in part.splits)
+    return run_parts([replace(part, splits=tuple(splits))])[0]
 
 
-def _message(bad: dict[str, str]) -> str:
+@cache
+def _lists_folder() -> Path:
+    """Return a folder that lasts as long as this process: a worker of Ray fetches a list once for all its parts."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(storage.temporary_folder("tic-clip-lists-"))
+
+
+def _bad_shards_message(bad: dict[str, str]) -> str:
     """Return one line for pool shards that can't be read."""
     first = "; ".join(f"{tar}: {fault}" for tar, fault in list(bad.items())[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out"
 
 
-def _summary(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> SplitSummary:
+def _summarize(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> SplitSummary:
     return SplitSummary(
         name=name,
         path=path,

@@ -120,7 +120,7 @@ class JournalWriter:
 
 
 def read_entries(work: str, journal: Journal) -> list[np.ndarray]:
-    """Return of each split the entries that the journal's pool shards have taken; those that no file has are cut off."""
+    """Return of each split the entries that the journal's pool shards have taken; cut off shards that no file has."""
     number, found = 0, [[np.empty(0, np.int64)] for _ in journal.written]
     for file, _ in list_files(work, "entries-*.bin") if journal.shards else []:
         entries = np.frombuffer(storage.read_bytes(file), "<u8").astype(np.int64)
