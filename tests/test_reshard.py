@@ -23,7 +23,7 @@ from tic_clip import TicError
 from tic_clip.data.reshard import find_subsets, index, part, reshard, table
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END, headers
-from tic_clip.data.uids import CLASS_ROW, is_uid, parse_uids, save_uids
+from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
@@ -496,15 +496,6 @@ def test_subset_without_a_sample(make_pool, write_uids, out, uids):
     assert reshard(pool.path, out, subset)[0].reused
 
 
-def test_resharding_a_split_again(make_pool, write_uids, tmp_path):
-    """A split is a pool itself, with the same UIDs."""
-    pool = make_pool()
-    reshard(pool.path, str(tmp_path / "a"), write_uids(pool.uids))
-    reshard(str(tmp_path / "a"), str(tmp_path / "b"), write_uids(pool.uids[:2], "b"))
-    assert read_tars(tmp_path / "b") == slow_reshard(pool.path, pool.uids[:2])
-    assert all(is_uid(key.removesuffix("-0")) for key, _ in read_tars(tmp_path / "b"))
-
-
 # Pool shards that can't be read.
 
 
@@ -540,19 +531,6 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, me
     assert meta["bad_shards"][str(bad)].startswith(message)
     assert meta["processed_count"] == meta["kept_count"] == 7
     assert not Path(out, ".reshard").exists()
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_bad_shard_then_repaired(make_pool, write_uids, tmp_path, out, damage, message):
-    pool = make_pool((2, 2, 3, 2))
-    subset = write_uids(pool.uids)
-    reshard(pool.path, str(tmp_path / "undisturbed"), subset, shard_size=2)
-    _, repair = spoil_shard(pool, damage)
-    with pytest.raises(TicError, match="can't be read"):
-        reshard(pool.path, out, subset, shard_size=2)
-    repair()
-    reshard(pool.path, out, subset, shard_size=2)
-    assert tree(out) == tree(tmp_path / "undisturbed")
 
 
 def test_many_bad_shards_are_one_line(make_pool, write_uids, out):
@@ -663,14 +641,6 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     assert set(tree(out)) == {
         *("00000000.tar", "00000000_stats.json", "sizes.json", "meta.json", "sample_ids.npy", "notes.txt")
     }
-
-
-def test_the_pool_may_be_moved_and_spelt_another_way(make_pool, write_uids, out, tmp_path):
-    pool = make_pool()
-    subset = write_uids(pool.uids)
-    reshard(pool.path, out, subset)
-    Path(pool.path).rename(tmp_path / "moved")
-    assert [split.reused for split in reshard(f"{tmp_path}//moved/", out, subset)] == [True]
 
 
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
@@ -822,15 +792,3 @@ def test_script(make_pool, write_uids, tmp_path, out):
     )
     assert script(*arguments, "--shard-size", "9", "--overwrite", cwd=tmp_path).returncode == 0
     assert json.loads(Path(out, "2014/sizes.json").read_text()) == {"00000000.tar": 4}
-
-
-def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
-    pool = make_pool((2, 2, 1))
-    write_uids(pool.uids)
-    bad, _ = spoil_shard(pool, DAMAGES[1][0])
-    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "-j", "2", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: pool shards that can't be read: 1 (pool/{bad.name}: ")
-    assert "Traceback" not in done.stderr
-    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "--skip-bad-shards", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
