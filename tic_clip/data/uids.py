@@ -5,11 +5,13 @@ Files are memory-mapped: nothing here copies a whole list of UIDs.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import numpy as np
 
 from tic_clip import TicError
@@ -25,6 +27,16 @@ BLOCK = 1 << 20
 """UIDs that are read into memory at a time (16 MiB)."""
 
 _HEX = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
+_LONG_NUMBER = re.compile(rb"[0-9]{4301}")  # more digits than Python reads as an integer
+
+
+class _Record(msgspec.Struct):
+    """The one key of a sample's JSON that is read."""
+
+    uid: str
+
+
+_DECODER = msgspec.json.Decoder(_Record)
 
 
 def make_uid(text: str) -> str:
@@ -35,6 +47,27 @@ def make_uid(text: str) -> str:
 def is_uid(text: object) -> bool:
     """Whether ``text`` is 32 hex digits, of either case."""
     return isinstance(text, str) and _HEX.fullmatch(text) is not None
+
+
+def read_uid(data: bytes) -> str | None:
+    """Return the UID in a sample's JSON as lower-case hex, or None if it has no valid one.
+
+    Raises:
+        ValueError: ``json.loads`` would not read ``data``.
+    """
+    try:
+        try:
+            uid = _DECODER.decode(data).uid  # as fast as a regular expression, but checks the syntax
+            data.decode()
+            is_read = len(data) <= 4300 or not _LONG_NUMBER.search(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # stricter than Python: it refuses NaN and lone surrogates
+            is_read = False
+        if not is_read:
+            record = json.loads(data)
+            uid = record.get("uid") if isinstance(record, dict) else None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return uid.lower() if is_uid(uid) else None
 
 
 def parse_uids(texts: Iterable[str]) -> np.ndarray:

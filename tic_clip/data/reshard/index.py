@@ -1,12 +1,9 @@
 """Read a pool shard's headers and JSON once, and look its UIDs up in every list."""
 
-import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from tic_clip import TicError
@@ -17,18 +14,6 @@ from tic_clip.storage import download, is_remote, read_json_object
 
 LONGEST_SUFFIX = 56
 """Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
-
-MAX_INT_DIGITS = 4300
-"""Python's ``json`` refuses longer integers; msgspec does not look at what it skips."""
-
-
-class _Record(msgspec.Struct):
-    """What is taken from a sample's JSON."""
-
-    uid: str
-
-
-_DECODER = msgspec.json.Decoder(_Record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +30,8 @@ class IndexJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What one split takes of a shard, a row for each entry of its list (R,): the ``sample``, the ``entry``, the number of
-    the ``copy``, and the ``class_id`` or -1.
+    """What one split takes of a shard, a row for each entry of its list (R,): the ``sample``, the ``entry``, the
+    number of the ``copy``, and the ``class_id`` or -1.
     """
 
     sample: np.ndarray
@@ -91,29 +76,6 @@ class Index:
     rows: list[Rows] = field(default_factory=list)
 
 
-def read_uid(data: bytes) -> str | None:
-    """Return the "uid" of a sample's JSON as lower-case hex, None if it has no valid one.
-
-    Raises:
-        ValueError: ``data`` is not JSON as Python's ``json.loads`` reads it.
-    """
-    try:
-        text = _DECODER.decode(data).uid  # checks all of it but what is below, as fast as a regular expression
-        readable = len(data) <= MAX_INT_DIGITS and (data.isascii() or data.decode() is not None)
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-    ):  # stricter than Python: NaN and lone surrogates are met in the wild
-        readable = False
-    if not readable:
-        try:
-            record = json.loads(data)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        text = record.get("uid") if isinstance(record, dict) else None
-    return text.lower() if uids.is_uid(text) else None
-
-
 def index_shard(job: IndexJob) -> Index:
     """Index a pool shard; what is wrong with its bytes is ``fault``.
 
@@ -122,13 +84,12 @@ def index_shard(job: IndexJob) -> Index:
     """
     if is_remote(job.tar):
         download(job.tar, Path(job.path))
-    os.stat(job.path)  # a missing file is an error of this run, not a bad shard
     try:
         with open_shard(job.path) as shard:
             table = read_table(shard)
             index = Index(read=len(table.keys))
             usable, found = _read_uids(shard, table, index.dropped)
-    except OSError:
+    except OSError:  # also a missing file: the pool's disk may be away
         raise
     except TicError as error:
         return Index(fault=str(error).removeprefix(f"{job.path}: "))
@@ -166,7 +127,7 @@ def _read_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> tuple[np.n
     places = (np.flatnonzero(good), table.offset[json_member], table.size[json_member])
     for sample, offset, size in zip(*map(np.ndarray.tolist, places), strict=True):
         try:
-            text = read_uid(shard[offset : offset + size])
+            text = uids.read_uid(shard[offset : offset + size])
         except ValueError:
             dropped["invalid json"] += 1
             continue
@@ -187,7 +148,7 @@ def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:
     members = {suffix: table.find(suffix) for suffix in ("json", "txt", *IMAGES)}
     is_long = [len(suffix.encode(errors="surrogateescape")) > LONGEST_SUFFIX for suffix in table.suffixes]
     long_members = np.flatnonzero(np.array(is_long, bool)[table.suffix])
-    flawed = getattr(table, "flawed", {})
+    flawed = table.flawed
     return [
         *(
             (reason, _mask(table, [i for i in flawed if flawed[i] == reason]))
