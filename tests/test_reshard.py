@@ -237,12 +237,18 @@ def test_a_uid_twice_in_the_pool_is_taken_once(make_pool, write_uids, out, flags
 
 
 def test_flawed_samples_are_dropped_and_counted(tmp_path, write_uids, out):
-    """A sparse member, and one of 8 GiB (here said by a PAX header, of a size that it has not)."""
-    sparse = special("b.png", tarfile.GNUTYPE_SPARSE, b"data")
-    write_pool(tmp_path, members_of([*good("a"), sparse, *good("b", png=None), *good("c")]) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abc")))
-    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "ac"]
-    assert read_meta(out)["dropped"] == {"sparse member": 1}
+    """A sparse member, and one of 8 GiB, which is a hole in the file."""
+    big = tarfile.TarInfo("c.png")
+    big.size = 1 << 33
+    start = [*good("a"), special("b.png", tarfile.GNUTYPE_SPARSE, b"data"), *good("b", png=None), big.tobuf()]
+    write_pool(tmp_path, members_of(start))
+    with open(tmp_path / "pool/00000000.tar", "ab") as file:
+        file.truncate(file.tell() + big.size)
+        file.seek(0, os.SEEK_END)
+        file.write(members_of([*good("c", png=None), *good("d")]) + END)
+    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcd")))
+    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "ad"]
+    assert read_meta(out)["dropped"] == {"member of 8 GiB or more": 1, "sparse member": 1}
 
 
 def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out):

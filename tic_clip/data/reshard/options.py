@@ -2,10 +2,10 @@
 
 import atexit
 import hashlib
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +142,25 @@ def reshard(
         wanted = [_part(root, shards, splits, parts, number, settings) for number in numbers]
         _remove_other_parts(root, splits, parts, overwrite, dry_run)
         finished = [_load_finished(each, overwrite) for each in wanted]
-        pending = [_without(each, metas) for each, metas in zip(wanted, finished, strict=True)]
-        pending = [each for each in pending if each.splits]
-        made = list(_run_on_ray(pending, ray_address) if on_ray else run_parts(pending) if pending else ())
-    metas = {name: [found[name] for found in (*finished, *made) if name in found] for name in files}
-    bad = {tar: fault for found in metas.values() for meta in found for tar, fault in meta["bad_shards"].items()}
-    if bad and not skip_bad_shards:
-        raise TicError(_bad_shards_message(bad))
-    new = {name for found in made for name in found}
-    return [_summarize(name, str(root / name), metas[name], name not in new) for name in files]
+        made = _write(wanted, finished, on_ray, ray_address)
+    return _summarize(root, files, finished, made, skip_bad_shards)
+
+
+def _write(
+    wanted: list[Part], finished: list[dict[str, Any]], on_ray: bool, address: str | None
+) -> list[dict[str, dict[str, Any]]]:
+    """Write what is not finished of the parts; return of each: split -> its ``meta.json``."""
+    pending = [
+        replace(part, splits=tuple(split for split in part.splits if split.name not in metas))
+        for part, metas in zip(wanted, finished, strict=True)
+    ]
+    pending = [part for part in pending if part.splits]
+    if not pending:
+        return []
+    if not on_ray:
+        return run_parts(pending)
+    made = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
+    return list(progress(made, "reshard", len(pending), "part"))
 
 
 def _check_output(pool: str, output_dir: str, shards: list[tuple[str, int]], paths: list[str]) -> None:
@@ -312,18 +322,6 @@ def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
     return metas
 
 
-def _without(part: Part, finished: dict[str, dict[str, Any]]) -> Part:
-    """Return a part with the splits that are not finished."""
-    return replace(part, splits=tuple(split for split in part.splits if split.name not in finished))
-
-
-def _run_on_ray(pending: list[Part], address: str | None) -> Iterator[dict[str, dict[str, Any]]]:
-    """Write the parts on a cluster; yield of each: split -> its ``meta.json``."""
-    if pending:
-        made = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
-        yield from progress(made, "reshard", len(pending), "part")
-
-
 def run_part(part: Part) -> dict[str, dict[str, Any]]:
     """Write a part on whatever machine this is."""
     splits = (_with_local_lists(split, _lists_folder() / split.arguments["subset"]) for split in part.splits)
@@ -338,22 +336,32 @@ def _lists_folder() -> Path:
     return stack.enter_context(storage.temporary_folder("tic-clip-lists-"))
 
 
-def _bad_shards_message(bad: dict[str, str]) -> str:
-    """Return one line for pool shards that can't be read."""
-    first = "; ".join(f"{tar}: {fault}" for tar, fault in list(bad.items())[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out"
+def _summarize(
+    root: Path, files: dict[str, str], finished: list[dict], made: list[dict], skip_bad_shards: bool
+) -> list[SplitSummary]:
+    """Return the summaries of the splits from the ``meta.json`` of their parts.
 
-
-def _summarize(name: str, path: str, metas: list[dict[str, Any]], reused: bool) -> SplitSummary:
-    return SplitSummary(
-        name=name,
-        path=path,
-        wanted=metas[0]["subset_count"],
-        num_samples=sum(meta["output_count"] for meta in metas),
-        num_shards=sum(meta["output_shard_count"] for meta in metas),
-        num_bytes=sum(meta["output_bytes"] for meta in metas),
-        num_bad=sum(len(meta["bad_shards"]) for meta in metas),
-        wrong_stats=sum(len(meta.get("wrong_stats", {})) for meta in metas),
-        reused=reused,
-    )
+    Raises:
+        TicError: pool shards can't be read, which must not be left out.
+    """
+    metas = {name: [found[name] for found in (*finished, *made) if name in found] for name in files}
+    faults = [meta["bad_shards"].items() for parts in metas.values() for meta in parts]
+    bad = [f"{tar}: {fault}" for tar, fault in dict(chain(*faults)).items()]
+    if bad and not skip_bad_shards:
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        first = "; ".join(bad[:3])
+        raise TicError(f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out")
+    return [
+        SplitSummary(
+            name=name,
+            path=str(root / name),
+            wanted=parts[0]["subset_count"],
+            num_samples=sum(meta["output_count"] for meta in parts),
+            num_shards=sum(meta["output_shard_count"] for meta in parts),
+            num_bytes=sum(meta["output_bytes"] for meta in parts),
+            num_bad=sum(len(meta["bad_shards"]) for meta in parts),
+            wrong_stats=sum(len(meta.get("wrong_stats", {})) for meta in parts),
+            reused=not any(name in found for found in made),
+        )
+        for name, parts in metas.items()
+    ]
