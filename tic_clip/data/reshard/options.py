@@ -135,9 +135,7 @@ def reshard(
         "timeout": 60.0 if on_ray else 0.0,
     }
     with storage.temporary_folder("tic-clip-lists-") as folder:
-        splits = _splits(pool, root, files, _class_files(files, classes), folder)
-        if not on_ray:
-            splits = [_with_local_lists(split, folder) for split in splits]
+        splits = _splits(pool, root, files, _class_files(files, classes), folder, on_ray)
         numbers = range(max(parts, 1)) if part is None else [part]
         wanted = [_part(root, shards, splits, parts, number, settings) for number in numbers]
         _remove_other_parts(root, splits, parts, overwrite, dry_run)
@@ -203,31 +201,25 @@ def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | 
 
 
 def _splits(
-    pool: str, root: Path, files: dict[str, str], tables: dict[str, str | None], folder: Path
+    pool: str, root: Path, files: dict[str, str], tables: dict[str, str | None], folder: Path, on_ray: bool
 ) -> list[OutputSplit]:
-    """Return each split and what it depends on, its inputs by content; ``folder`` is for copies of remote lists."""
-    return [
-        OutputSplit(
-            name=name,
-            path=str(root / name),
-            subset=file,
-            classes=tables[name],
-            arguments={
-                "input_dir": pool,
-                "subset_file": file,
-                "subset": uids.fingerprint(local_copy(file, folder)),
-                "cls_file": tables[name],
-                "classes": tables[name] and uids.fingerprint(local_copy(tables[name], folder), uids.CLASS_ROW),
-            },
-        )
-        for name, file in files.items()
-    ]
-
-
-def _with_local_lists(split: OutputSplit, folder: Path) -> OutputSplit:
-    """Return a split whose lists lie on this machine, fetched into ``folder`` where they don't."""
-    classes = split.classes and str(local_copy(split.classes, folder))
-    return replace(split, subset=str(local_copy(split.subset, folder)), classes=classes)
+    """Return each split and what it depends on, its inputs by content. Lists in a cloud are fetched into ``folder``;
+    Ray's machines fetch them themselves.
+    """
+    splits = []
+    for name, file in files.items():
+        subset, classes = local_copy(file, folder), tables[name] and local_copy(tables[name], folder)
+        arguments = {
+            "input_dir": pool,
+            "subset_file": file,
+            "subset": uids.fingerprint(subset),
+            "cls_file": tables[name],
+            "classes": classes and uids.fingerprint(classes, uids.CLASS_ROW),
+        }
+        here = (file, tables[name]) if on_ray else (str(subset), classes and str(classes))
+        path = str(root / name)
+        splits.append(OutputSplit(name=name, path=path, subset=here[0], classes=here[1], arguments=arguments))
+    return splits
 
 
 def _part(
@@ -323,8 +315,12 @@ def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
 
 
 def run_part(part: Part) -> dict[str, dict[str, Any]]:
-    """Write a part on whatever machine this is."""
-    splits = (_with_local_lists(split, _lists_folder() / split.arguments["subset"]) for split in part.splits)
+    """Write a part on whatever machine of a cluster this is."""
+    splits = []
+    for split in part.splits:
+        folder = _lists_folder() / split.arguments["subset"]
+        classes = split.classes and str(local_copy(split.classes, folder))
+        splits.append(replace(split, subset=str(local_copy(split.subset, folder)), classes=classes))
     return run_parts([replace(part, splits=tuple(splits))])[0]
 
 

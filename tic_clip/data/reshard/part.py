@@ -240,7 +240,7 @@ def _write_splits(
     part: Part, saver: JournalWriter, taken: list[np.ndarray], place: Path, pool: Executor, advance: Callable
 ) -> None:
     """Write what the journal lacks: the loop."""
-    first, ahead = len(saver.journal.shards), 2 * part.num_workers
+    first, ahead = len(saver.journal.shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
     advance(first)
     jobs = (_job(part, number, place) for number in range(first, len(part.tars)))
     with ThreadPoolExecutor(part.num_workers) as threads:

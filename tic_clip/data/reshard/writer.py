@@ -159,12 +159,8 @@ def arrange(table: Table, found: np.ndarray, rows: Rows) -> Piece:
 
 
 def _members(table: Table, sample: np.ndarray, has_class: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (row, member) of all that is written for rows (R,), in order; member -1 is a class id that is listed.
-
-    Args:
-        table: the samples.
-        sample: (R,) the sample of each row.
-        has_class: (R,) bool, whether a class id is listed for it, which replaces the sample's own.
+    """Return (row, member) of all that is written for rows with a ``sample`` each (R,), in order. Rows of which a class
+    id is known, ``has_class`` (R,), get it as member -1, in place of the sample's own.
     """
     row, member = table.members_of(sample)
     if not has_class.any():
