@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--peer-rounds", type=int, default=2, help="rounds of it, warm, of nine runs (default: 2)")
     parser.add_argument("--uids", type=int, help="measure the memory with a subset file of that many UIDs")
     parser.add_argument("--before", type=Path, help="an older checkout, with a .venv of its own, that takes part")
-    parser.add_argument("--cache-mb", type=int, default=256, help="the page cache when it is full (default: 256)")
+    parser.add_argument("--cache-mb", type=int, default=1024, help="the page cache when it is full (default: 1024)")
     parser.add_argument("--states", nargs="+", default=["warm", "clean", "full"], help="(default: warm clean full)")
     args = parser.parse_args()
     folder, jobs = args.dir.resolve(), args.num_workers
