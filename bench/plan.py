@@ -1,50 +1,24 @@
-"""The plans of a pool of 12.8 billion samples in 1.28 million shards: time and memory, from synthetic counts.
+"""The plan of a pool of 12.8 billion samples in 1.28 million shards: time and memory, from synthetic counts.
 
     .venv/bin/python bench/plan.py
 
-1. reshard, the whole pool in one part: where the rows of each pool shard go, in each of nine yearly splits.
-2. reshard, started again half way: which pool shards must be read again.
-3. training: what one loader worker of 64 ranks x 8 reads in a step over all samples.
-
-Real runs are cut into parts (`--parts`), each a fraction of this.
+Training: what one loader worker of 64 ranks x 8 reads in a step over all samples.
 """
 
 import resource
 import time
-from collections import Counter
 
 import numpy as np
 
 from tic_clip.cli import Parser
-from tic_clip.data.reshard.plan import cut, shard_counts, to_read
 from tic_clip.sampling import line, worker_range
 
 SHARD_SIZE = 10_000
 
 
-def plan_reshard(counts: np.ndarray) -> int:
-    """Cut every split; returns the number of pieces. ``counts``: (pool shards, splits)."""
-    pieces = 0
-    for split in counts.T:
-        row, written = 0, Counter()
-        for count in split.tolist():
-            for piece in cut(row, count, SHARD_SIZE):
-                pieces += 1
-                written[piece.number] += piece.last - piece.first
-            row += count
-        assert [written[number] for number in range(len(written))] == shard_counts(row, SHARD_SIZE)
-    return pieces
-
-
-def plan_restart(counts: np.ndarray) -> int:
-    """Pool shards to be read when half of the output shards are written."""
-    half = [set(range(int(total) // SHARD_SIZE // 2)) for total in counts.sum(axis=0)]
-    return int(to_read(counts, np.ones(len(counts), bool), half, SHARD_SIZE).sum())
-
-
 def plan_worker(counts: np.ndarray) -> int:
     """Slices that one loader worker reads when a step takes every sample once."""
-    sizes = np.array(shard_counts(int(counts.sum()), SHARD_SIZE))
+    sizes = np.full(int(counts.sum()) // SHARD_SIZE, SHARD_SIZE)
     batch_size, ranks, workers = 1408, 64, 8
     batches = int(sizes.sum()) // (batch_size * ranks)
     return sum(1 for _ in line(sizes, (0,), *worker_range(batches, batch_size, 37, 5, workers)))
@@ -57,8 +31,6 @@ def main() -> None:
     num_shards = parser.parse_args().num_shards
     counts = np.random.default_rng(0).multinomial(SHARD_SIZE, np.ones(9) / 9, num_shards)
     plans = {
-        "reshard, nine splits: pieces": plan_reshard,
-        "reshard, started again: pool shards to read": plan_restart,
         "training, one loader worker: slices": plan_worker,
     }
     print(f"{counts.sum():,} samples in {num_shards:,} shards")

@@ -3,11 +3,13 @@
     .venv/bin/python bench/reshard.py                            # makes the pool, prints a table of ratios
     .venv/bin/python bench/reshard.py --datacomp datacomp --peer-python PYTHON      # DataComp's resharder as well
     .venv/bin/python bench/reshard.py --uids 100000000           # and the memory with a subset file of that many UIDs
+    .venv/bin/python bench/reshard.py --before CHECKOUT          # an older checkout, with a .venv, as well
 
 Each round runs every contender once, in turn, so that a slow moment of the machine hits them all; the table holds
-medians and the range. "warm": the pool is in the page cache; "cold": its pages are dropped before each run
-(POSIX_FADV_DONTNEED, no root needed). Writes of the run before are waited for. CPU is user + system of the process and
-its children. Memory is measured in a run of its own: the largest RssAnon (what is not page cache) of any process.
+medians and the range. "warm": the pool is in the page cache; "clean": its pages are dropped before each run
+(POSIX_FADV_DONTNEED, no root needed); "full": as clean, with --cache-mb of page cache in all (a memory cgroup; root),
+as if the pool were larger than the memory. Writes of the run before are waited for. CPU is user + system of the process
+and its children. Memory is measured in a run of its own: the largest RssAnon (what is not page cache) of any process.
 DataComp's resharder makes one year a run, so its nine years are nine runs. It needs an environment of its own: Python
 with numpy<2, webdataset 0.2.31, img2dataset, pysimdjson, opencv-python-headless, pyarrow<20.
 """
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,11 +108,12 @@ def copy_pool(folder: Path) -> list[list[str]]:
     return [["cp", "-r", f"{folder}/pool", fresh(folder / "out") + "/pool"]]
 
 
-def ours(folder: Path, num_workers: int, subsets: str) -> list[list[str]]:
-    """The command that makes all splits of ``subsets``."""
-    script = str(ROOT / "dataset_creation/reshard.py")
+def ours(folder: Path, num_workers: int, subsets: str, root: Path | None = None) -> list[list[str]]:
+    """The command that makes all splits of ``subsets``, of this checkout or of the one in ``root``."""
+    python = str(root / ".venv/bin/python") if root else sys.executable
+    script = str((root or ROOT) / "dataset_creation/reshard.py")
     out = fresh(folder / "out")
-    return [[sys.executable, script, "-i", f"{folder}/pool", "-o", out, "-s", subsets, "-j", str(num_workers)]]
+    return [[python, script, "-i", f"{folder}/pool", "-o", out, "-s", subsets, "-j", str(num_workers)]]
 
 
 def datacomp(folder: Path, num_workers: int, checkout: Path, python: str) -> list[list[str]]:
@@ -123,13 +127,35 @@ def datacomp(folder: Path, num_workers: int, checkout: Path, python: str) -> lis
     ]
 
 
-def measure(commands: list[list[str]]) -> tuple[float, float]:
-    """(seconds, CPU seconds) of the commands, one after the other."""
+def measure(commands: list[list[str]], group: Path | None = None) -> tuple[float, float]:
+    """(seconds, CPU seconds) of the commands, one after the other; in the memory cgroup ``group``, if given."""
+
+    def join() -> None:
+        if group:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     for command in commands:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=join)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@contextmanager
+def small_cache(megabytes: int) -> Iterator[Path | None]:
+    """Yield a cgroup of so much memory, page cache included; None where there can't be one."""
+    found = [root for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")) if root.is_dir()]
+    group = found[0] / f"tic-clip-bench-{os.getpid()}"
+    try:
+        group.mkdir()
+        limits = [name for name in ("memory.limit_in_bytes", "memory.max") if (group / name).exists()]
+        (group / limits[0]).write_text(str(megabytes << 20))
+    except (OSError, IndexError) as error:
+        print(f"no small page cache on this machine ({error})", file=sys.stderr)
+        group = None
+    yield group
+    if group:
+        group.rmdir()
 
 
 def largest_anonymous(command: list[str]) -> float:
@@ -149,12 +175,12 @@ def largest_anonymous(command: list[str]) -> float:
     return largest / 1000
 
 
-def settle(folder: Path, cold: bool) -> None:
+def settle(folder: Path, *, warm: bool) -> None:
     """Wait for writes, and have the pool in the page cache or out of it."""
     os.sync()
     for tar in (folder / "pool").glob("*.tar"):
         with open(tar, "rb") as file:
-            if cold:
+            if not warm:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             else:
                 while file.read(1 << 24):
@@ -174,6 +200,9 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that runs it (default: this one)")
     parser.add_argument("--peer-rounds", type=int, default=2, help="rounds of it, warm, of nine runs (default: 2)")
     parser.add_argument("--uids", type=int, help="measure the memory with a subset file of that many UIDs")
+    parser.add_argument("--before", type=Path, help="an older checkout, with a .venv of its own, that takes part")
+    parser.add_argument("--cache-mb", type=int, default=1024, help="the page cache when it is full (default: 1024)")
+    parser.add_argument("--states", nargs="+", default=["warm", "clean", "full"], help="(default: warm clean full)")
     args = parser.parse_args()
     folder, jobs = args.dir.resolve(), args.num_workers
     make_inputs(folder, Size(num_shards=args.num_shards, per_shard=args.per_shard, image_bytes=args.image_bytes))
@@ -182,18 +211,22 @@ def main() -> None:
         "ours, nine subsets": partial(ours, folder, jobs, f"{folder}/uids"),
         "ours, one subset": partial(ours, folder, jobs, f"{folder}/uids/2014.npy"),
     }
+    if args.before:
+        contenders["before, nine subsets"] = partial(ours, folder, jobs, f"{folder}/uids", args.before.resolve())
     peer = "DataComp's resharder, nine runs"
     if args.datacomp:
         contenders[peer] = partial(datacomp, folder, jobs, args.datacomp.resolve(), args.peer_python)
     found = {}
-    for state in "warm", "cold":
-        for number in range(args.rounds):
-            for name, commands in contenders.items():
-                if name == peer and (state == "cold" or number >= args.peer_rounds):
-                    continue
-                prepared = commands()
-                settle(folder, state == "cold")
-                found.setdefault((state, name), []).append(measure(prepared))
+    with small_cache(args.cache_mb) as group:
+        for state in args.states if group else [state for state in args.states if state != "full"]:
+            for number in range(args.rounds):
+                for name, commands in contenders.items():
+                    if name == peer and (state != "warm" or number >= args.peer_rounds):
+                        continue
+                    prepared = commands()
+                    settle(folder, warm=state == "warm")
+                    result = measure(prepared, group if state == "full" else None)
+                    found.setdefault((state, name), []).append(result)
     report(found, args.num_shards * args.per_shard, jobs)
     print(f"\nlargest RssAnon, nine subsets: {largest_anonymous(ours(folder, jobs, f'{folder}/uids')[0]):.0f} MB")
     if args.uids:

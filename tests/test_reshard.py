@@ -1,13 +1,14 @@
-"""Resharding against slow versions that hold everything in dicts, and by hand: plan, index, whole, faults, script."""
+"""Resharding through its function and its command, against a slow version that holds everything in memory."""
 
-import itertools
+import errno
+import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from hashlib import sha256
@@ -15,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_tar
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tic_clip import TicError
-from tic_clip.data.reshard import find_subsets, index, part, plan, reshard, table
-from tic_clip.data.split import HOW_TO_MAKE, split_sizes
-from tic_clip.data.tar import END, headers, write_shard
-from tic_clip.data.uids import CLASS_ROW, is_uid, parse_uids, save_uids
-from tic_clip.parallel import make_pool
+from tic_clip.data.reshard import find_subsets, index, part, reshard, table
+from tic_clip.data.split import split_sizes
+from tic_clip.data.tar import END, headers
+from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
@@ -31,30 +32,33 @@ UID = "0123456789abcdef0123456789abcdef"
 
 def read_tars(folder):
     """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
-    found = []
+    samples = []
     for path in sorted(Path(folder).rglob("*.tar")):
         with tarfile.open(path) as tar:
-            for info in tar:
+            for info in filter(tarfile.TarInfo.isfile, tar):
                 key, suffix = info.name.split(".", 1)
-                if not found or found[-1][0] != key or suffix in found[-1][1]:
-                    found.append((key, {}))
-                found[-1][1][suffix] = tar.extractfile(info).read()
-    return found
+                if not samples or samples[-1][0] != key or suffix in samples[-1][1]:
+                    samples.append((key, {}))
+                samples[-1][1][suffix] = tar.extractfile(info).read()
+    return samples
 
 
 def slow_reshard(pool, uids, classes=None):
-    """What a split should hold, as DataComp's resharder has it: [(key, {suffix: data})] in the pool's order.
+    """What a split should hold: [(key, {suffix: data})] in the pool's order.
 
-    A sample of the pool comes as often as its UID is in the sorted subset, under the keys {uid}-0, {uid}-1, …
+    A sample comes as often as its UID is in the list, under the keys {uid}-0, {uid}-1, …; a UID that the pool has twice
+    counts once.
     """
-    wanted, found = sorted(uids), []
+    wanted, found, seen = sorted(uids), [], set()
     for _, members in read_tars(pool):
         if not {"json", "txt", "png"} <= set(members):
             continue
         uid = json.loads(members["json"])["uid"].lower()
-        for number in range(bisect_right(wanted, uid) - bisect_left(wanted, uid)):
-            label = {"cls": str(classes[uid]).encode()} if classes and uid in classes else {}
-            found.append((f"{uid}-{number}", members | label))
+        copies = 0 if uid in seen else bisect_right(wanted, uid) - bisect_left(wanted, uid)
+        seen.add(uid)
+        for number in range(copies):
+            cls = {"cls": str(classes[uid]).encode()} if classes and uid in classes else {}
+            found.append((f"{uid}-{number}", members | cls))
     return found
 
 
@@ -62,8 +66,9 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def times(folder):
-    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+def identities(folder):
+    """What tells that a file was not written again."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path(folder).rglob("*")}
 
 
 def read_meta(split):
@@ -102,171 +107,8 @@ def indexed(monkeypatch):
     """The names of the pool shards that are read in this process, in order."""
     names = []
     real = part.index_shard
-    monkeypatch.setattr(part, "index_shard", lambda job: names.append(Path(job.path).name) or real(job))
+    monkeypatch.setattr(part, "index_shard", lambda job: names.append(Path(job.tar).name) or real(job))
     return names
-
-
-# The plan.
-
-
-def pieces(found):
-    return [(piece.number, piece.first, piece.last, piece.offset) for piece in found]
-
-
-@pytest.mark.parametrize(
-    ("start", "count", "size", "expected"),
-    [
-        (0, 0, 3, []),
-        (5, 0, 3, []),
-        (0, 3, 3, [(0, 0, 3, 0)]),
-        (0, 4, 3, [(0, 0, 3, 0), (1, 3, 4, 0)]),
-        (2, 5, 3, [(0, 0, 1, 0), (1, 1, 4, 0), (2, 4, 5, 0)]),
-        (3, 2, 1, [(3, 0, 1, 0), (4, 1, 2, 0)]),
-        (7, 2, 100, [(0, 0, 2, 0)]),
-    ],
-)
-def test_cut_by_hand(start, count, size, expected):
-    assert pieces(plan.cut(start, count, size)) == expected
-
-
-def test_cutter_by_hand():
-    cutter = plan.Cutter(4)
-    assert pieces(cutter.place(np.array([10, 20, 30]))) == [(0, 0, 3, 0)]
-    assert (cutter.rows, cutter.num_full) == (3, 0)
-    assert pieces(cutter.place(np.array([1, 2, 3]))) == [(0, 0, 1, 60), (1, 1, 3, 0)]
-    assert pieces(cutter.place(np.array([], np.int64))) == []
-    assert pieces(cutter.place(np.array([5, 6, 7, 8, 9, 9, 9]))) == [(1, 0, 2, 5), (2, 2, 6, 0), (3, 6, 7, 0)]
-    assert (cutter.rows, cutter.num_full) == (13, 3)
-    cutter.skip(3)  # to the end of shard 3
-    assert pieces(cutter.place(np.array([1]))) == [(4, 0, 1, 0)]
-
-
-def test_cutter_against_a_slow_version():
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        size, cutter = int(rng.integers(1, 6)), plan.Cutter(4)
-        cutter.shard_size = size
-        shards = [rng.integers(1, 99, rng.integers(0, 9)) for _ in range(5)]
-        found, offset, row = [], 0, 0
-        for sizes in shards:
-            for i, length in enumerate(sizes.tolist()):
-                offset = 0 if row % size == 0 else offset
-                found.append((row // size, i, offset))
-                offset, row = offset + length, row + 1
-        placed = [
-            (piece.number, i, piece.offset + int(sizes[piece.first : i].sum()))
-            for sizes in shards
-            for piece in cutter.place(sizes)
-            for i in range(piece.first, piece.last)
-        ]
-        assert placed == found
-
-
-def slow_to_read(counts, known, finished, size):
-    read = [not all(known[: i + 1]) for i in range(len(known))]
-    for split, done in enumerate(finished):
-        row = 0
-        for shard, count in enumerate(counts):
-            outputs = {(row + i) // size for i in range(count[split])}
-            read[shard] |= not outputs <= done
-            row += count[split]
-    return read
-
-
-def test_to_read_against_a_slow_version():
-    rng = random.Random(0)
-    seen = Counter()
-    for _ in range(500):
-        num_shards, num_splits, size = rng.randint(1, 8), rng.randint(1, 3), rng.randint(1, 5)
-        counts = [[rng.choice((0, 0, 1, 2, 3, 9)) for _ in range(num_splits)] for _ in range(num_shards)]
-        known = [rng.random() < 0.9 for _ in range(num_shards)]
-        finished = [{i for i in range(30) if rng.random() < 0.8} for _ in range(num_splits)]
-        read = plan.to_read(np.array(counts), np.array(known), finished, size)
-        assert read.tolist() == slow_to_read(counts, known, finished, size)
-        seen.update(read.tolist())
-    assert min(seen[True], seen[False]) > 500
-
-
-def test_to_read_by_hand():
-    counts, known = np.array([[2], [0], [3], [1], [4]]), np.ones(5, bool)  # rows 0 1 | | 2 3 4 | 5 | 6 7 8 9
-    for finished, expected in (({0, 1, 2, 3}, []), ({0, 1, 3}, [4]), ({0, 2, 3}, [2, 3]), ({1, 2}, [0, 2, 4])):
-        assert np.flatnonzero(plan.to_read(counts, known, [finished], 3)).tolist() == expected
-    known[1] = False
-    assert np.flatnonzero(plan.to_read(counts, known, [{0, 1, 2, 3}], 3)).tolist() == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"), [(0, []), (1, [1]), (5, [5]), (6, [5, 1]), (10, [5, 5]), (12, [5, 5, 2])]
-)
-def test_shard_counts(count, expected):
-    assert plan.shard_counts(count, 5) == expected
-
-
-def test_blocks():
-    assert [plan.block(7, 3, i) for i in range(3)] == [range(0, 2), range(2, 4), range(4, 7)]
-    for num_shards, parts in ((1, 1), (5, 5), (100, 7)):
-        blocks = [plan.block(num_shards, parts, i) for i in range(parts)]
-        assert list(itertools.chain(*blocks)) == list(range(num_shards))
-        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
-    for parts, number, message in (
-        (8, 0, "8 parts of 7 pool shards: give from 1 to 7 parts"),
-        (0, 0, "0 parts of 7"),
-        (3, 3, "there is no part 3: the parts are 0 to 2"),
-        (3, -1, "there is no part -1"),
-    ):
-        with pytest.raises(TicError, match=message):
-            plan.block(7, parts, number)
-
-
-# The index.
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        (f'{{"uid": "{UID}"}}', UID),
-        (f'{{"a":1,"uid"\n:\t"{UID}"}}', UID),
-        (f'{{"uid": "{UID.upper()}"}}', UID.upper()),
-        (f'{{"exif": {{"uid": "x"}}, "uid": "{UID}", "a": [{{"uid": 3}}]}}', UID),
-        (json.dumps({"caption": 'he said "uid": "x"', "uid": UID}), UID),
-        (f'{{"\\u0075id": "\\u0030{UID[1:]}"}}', UID),
-        (f'{{"uid": "x", "uid": "{UID}"}}', UID),
-        (f'{{"similarity": NaN, "uid": "{UID}", "a": [-Infinity]}}', UID),
-        (f'{{"caption": "\\ud83d", "uid": "{UID}"}}', UID),
-        (f'{{"similarity": NaN, "caption": "\\ud83d", "uid": "{UID}"}}', UID),
-        (f'{{"n": {"1" * 5000}, "uid": "{UID}"}}', UID),
-        ('{"uid": ""}', ""),
-        ('{"uid": 7}', None),
-        ('{"uid": null}', None),
-        ('{"UID": "a"}', None),
-        ("{}", None),
-        (f'["uid", "{UID}"]', None),
-        ("NaN", None),
-        ('"uid"', None),
-    ],
-)
-def test_uid_of_a_record(record, expected):
-    assert index.read_uid(record.encode()) == expected
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"{",
-        b'{"uid": "a"',
-        b'{"uid": "a"} x',
-        b"{'uid': 'a'}",
-        b'{"uid": "a",}',
-        b"\xff{",
-        b'{"uid": "\xff"}',
-        b'{"uid": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"uid": "a", "y": NaN, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    ],
-)
-def test_no_json(data):
-    with pytest.raises(ValueError):
-        index.read_uid(data)
 
 
 def good(key, **changes):
@@ -287,103 +129,71 @@ def members_of(entries):
     return b"".join(entry if isinstance(entry, bytes) else special(entry[0], b"0", entry[1]) for entry in entries)
 
 
-def index_of(tmp_path, data, uids=()):
-    """The index of a shard with these bytes, for one subset of all that is good in it."""
-    (tmp_path / "0.tar").write_bytes(data)
-    save_uids(tmp_path / "all.npy", parse_uids(uids))
-    job = index.Job(path=str(tmp_path / "0.tar"), subsets=(str(tmp_path / "all.npy"),), classes=(None,))
-    return index.index_shard(job)
-
-
 def uid_of(key):
     return sha256(key.encode()).hexdigest()[:32]
 
 
+# Which samples are taken.
+
+
 NO_UIDS = (b'{"uid": "0123"}', b'{"uid": "' + b"g" * 32 + b'"}', b'{"uid": 7}', b"{}", b"[]", b'{"uid": "\\ud83d"}')
+DIGITS = b'{"uid": "%s", "n": %s}'
 
 
 @pytest.mark.parametrize(
     ("entries", "dropped"),
     [
         (good("a"), {"duplicate key": 1}),
-        ([*good("b"), *good("b"), *good("b")], {"duplicate key": 2}),
-        ([*good("b"), *good("c"), *good("b"), *good("c")], {"duplicate key": 2}),
-        ([*good("b")[:1], *good("c"), *good("b")[1:]], {"no json": 1, "duplicate key": 1}),
-        ([*good("b"), ("b.png", b"2")], {"duplicate key": 1}),
-        (good("b", json=None), {"no json": 1}),
+        ([*good("b"), *good("b"), *good("b")], {"duplicate key": 2, "not in the subset": 1}),
+        ([*good("b")[:1], *good("c"), *good("b")[1:]], {"no json": 1, "duplicate key": 1, "not in the subset": 1}),
+        ([*good("b"), ("b.png", b"2")], {"duplicate key": 1, "not in the subset": 1}),
         (good("b", json=None, png=None), {"no json": 1}),
         (good("b", png=None, gif=b"g"), {"no image": 1}),
         (good("b", txt=None), {"no text": 1}),
-        (good("b", txt=b""), {"empty member": 1}),
-        (good("b", png=b""), {"empty member": 1}),
-        (good("b", png=b"p", jpg=b""), {"empty member": 1}),
-        (good("b", json=b""), {"empty member": 1}),
-        (good("b", json=b"{"), {"invalid json": 1}),
-        (good("b", json=b"[" * 100_000), {"invalid json": 1}),
+        *((good("b", **{"png": b"p", suffix: b""}), {"empty member": 1}) for suffix in ("txt", "png", "jpg", "json")),
+        *((good("b", json=data), {"invalid json": 1}) for data in (b"{", b"[" * 100_000)),
+        (good("b", json=b'{"uid": "%s", "caption": "\xff"}' % uid_of("b").encode()), {"invalid json": 1}),
+        (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 5000)), {"invalid json": 1}),
         ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
         (good("b", **{"s" * 57: b"x"}), {"name too long": 1}),
         ([*good("b", **{"s" * 57: b"x", "t" * 99: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
+        (good("b", json=json.dumps({"uid": uid_of("a")}).encode()), {"duplicate uid in the pool": 1}),
+        (good("b"), {"not in the subset": 1}),
         ([*good("b", json=None), *good("c", txt=None), *good("d", json=None)], {"no json": 2, "no text": 1}),
+        (good("b", png=None, json=None, **{"seg.npy": b""}), {"no json": 1}),
     ],
 )
-def test_each_reason_is_counted(tmp_path, entries, dropped):
-    wanted = [uid_of(key) for key in "az"]
-    found = index_of(tmp_path, members_of([*good("a"), *entries, *good("z")]) + END, wanted)
-    assert (found.fault, dict(found.dropped)) == (None, dropped)
-    assert found.read == found.usable + sum(dropped.values())
-    assert found.table.keys == ["a", "z"]
-    assert found.uids.tolist() == parse_uids(wanted).tolist()
+def test_each_reason_is_counted(tmp_path, write_uids, out, entries, dropped):
+    write_pool(tmp_path, members_of([*good("a"), *entries, *good("z")]) + END)
+    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "az")))
+    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "az"]
+    meta = read_meta(out)
+    assert meta["dropped"] == dropped
+    assert (meta["processed_count"], meta["kept_count"]) == (2 + sum(dropped.values()), 2)
 
 
-def test_what_is_no_fault(tmp_path):
-    """Other members than the four, other kinds of images, unusual but readable JSON."""
+def test_what_is_no_fault(tmp_path, write_uids, out):
+    """Other members and kinds of images, odd but readable JSON, long names, entries that are not files."""
     entries = [
-        *good("a", **{"seg.npy": b"", "exif": b""}),
+        *good("a", **{"seg.npy": b"", "exif": b"", "s" * 56: b"1"}),
         *good("b", png=None, webp=b"w"),
         *good("c", png=None, JPEG=b"w"),
-        *good("d", json=f'{{"uid": "{uid_of("d")}", "score": NaN, "caption": "\\ud83d"}}'.encode()),
-    ]
-    found = index_of(tmp_path, members_of(entries) + END, map(uid_of, "abcd"))
-    assert (found.table.keys, found.read, dict(found.dropped), dict(found.noted)) == (list("abcd"), 4, {}, {})
-
-
-def test_what_is_noted(tmp_path):
-    upper = json.dumps({"uid": uid_of("b").upper()}).encode()
-    entries = [
-        *good("a"),
-        *(special("a.jpg", kind, to="a.png") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
+        *(special("c.jpg", kind, to="c.png") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
         special("folder/", tarfile.DIRTYPE),
         special("pipe.png", tarfile.FIFOTYPE),
-        special("label", b"V"),
-        special("sparse.png", tarfile.GNUTYPE_SPARSE, b"data"),
         *((name, b"x") for name in ("README", ".png", "folder/.DS_Store", "folder/x")),
-        *good("b", json=upper),
+        *good("d", json=b'{"uid": "%s", "score": NaN, "caption": "\\ud83d"}' % uid_of("d").upper().encode()),
+        *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4000)),
     ]
-    found = index_of(tmp_path, members_of(entries) + END, [uid_of("a"), uid_of("b")])
-    assert (found.read, found.usable, dict(found.dropped)) == (2, 2, {})
-    assert dict(found.noted) == {
-        "link": 2,
-        "directory": 1,
-        "device": 1,
-        "other entry": 2,
-        "file without a key or a suffix": 4,
-        "upper-case uid": 1,
-    }
-    assert found.table.keys == ["a", "b"]
-
-
-def test_upper_case_uid_becomes_a_lower_case_key(tmp_path, write_uids, out):
-    uid = uid_of("a")
-    write_tar_of(tmp_path, good("a", json=json.dumps({"uid": uid.upper()}).encode()))
-    reshard(str(tmp_path / "pool"), out, write_uids([uid]))
-    assert [key for key, _ in read_tars(out)] == [f"{uid}-0"]
-    assert read_meta(out)["noted"] == {"upper-case uid": 1}
-
-
-def write_tar_of(tmp_path, *shards):
-    (tmp_path / "pool").mkdir()
-    for number, members in enumerate(shards):
-        write_tar(tmp_path / "pool" / f"{number:08d}.tar", members)
+    write_pool(tmp_path, members_of(entries) + END)
+    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcde")))
+    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "abcde"]
+    assert read_meta(out)["dropped"] == {}
+    assert [set(members) for _, members in read_tars(out)][:3] == [
+        {"png", "json", "txt", "seg.npy", "exif", "s" * 56},
+        {"webp", "json", "txt"},
+        {"jpeg", "json", "txt"},
+    ]
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -396,7 +206,58 @@ def test_long_names_of_the_pool(tmp_path, write_uids, out, form):
             tar.add(tmp_path / "member", name)
     reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, keys)))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in keys]
-    assert read_meta(out)["noted"] == {}
+
+
+def write_pool(tmp_path, *shards):
+    (tmp_path / "pool").mkdir()
+    for number, data in enumerate(shards):
+        (tmp_path / "pool" / f"{number:08d}.tar").write_bytes(data)
+
+
+@pytest.mark.parametrize("flags", [{}, {"num_workers": 2}, {"parts": 2}])
+def test_a_uid_twice_in_the_pool_is_taken_once(make_pool, write_uids, out, flags):
+    """Within a shard and across shards; of several parts, each sees its own shards alone."""
+    same = {1: 0, 4: 2, 5: 0}
+
+    def repeat(number, members):
+        uids.append(json.loads(members["json"])["uid"])
+        members["json"] = json.dumps({"uid": uids[same.get(number, number)]}).encode()
+
+    uids = []
+    pool = make_pool((2, 2, 2, 2), edit=repeat)
+    wanted = [*(uids[i] for i in (0, 0, 2, 7)), *ABSENT]
+    (split,) = reshard(pool.path, out, write_uids(wanted), shard_size=2, **flags)
+    keys = [f"{uids[0]}-0", f"{uids[0]}-1", f"{uids[2]}-0"]
+    if "parts" in flags:
+        keys += [f"{uids[2]}-0", f"{uids[0]}-0", f"{uids[0]}-1"]
+    assert [key for key, _ in read_tars(out)] == [*keys, f"{uids[7]}-0"]
+    if "parts" not in flags:
+        assert (split.num_samples, split.wanted) == (4, 6)
+        assert read_meta(out)["dropped"] == {"duplicate uid in the pool": 3, "not in the subset": 2}
+
+
+def test_flawed_samples_are_dropped_and_counted(tmp_path, write_uids, out):
+    """A sparse member, and one of 8 GiB, which is a hole in the file."""
+    big = tarfile.TarInfo("c.png")
+    big.size = 1 << 33
+    start = [*good("a"), special("b.png", tarfile.GNUTYPE_SPARSE, b"data"), *good("b", png=None), big.tobuf()]
+    write_pool(tmp_path, members_of(start))
+    with open(tmp_path / "pool/00000000.tar", "ab") as file:
+        file.truncate(file.tell() + big.size)
+        file.seek(0, os.SEEK_END)
+        file.write(members_of([*good("c", png=None), *good("d")]) + END)
+    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcd")))
+    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "ad"]
+    assert read_meta(out)["dropped"] == {"member of 8 GiB or more": 1, "sparse member": 1}
+
+
+def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out):
+    pool = make_pool((2, 3, 1))
+    Path(pool.path, "00000001_stats.json").write_text('{"successes": 5}')
+    Path(pool.path, "00000002_stats.json").unlink()
+    (split,) = reshard(pool.path, out, write_uids(pool.uids))
+    assert read_meta(out)["wrong_stats"] == {f"{pool.path}/00000001.tar": "5, not 3"}
+    assert "1 pool shards with another count in their stats" in table([split])
 
 
 DAMAGES = [
@@ -406,40 +267,6 @@ DAMAGES = [
     (lambda data: data.replace(b".json\0", b".jsom\0", 1), "wrong header checksum at byte "),
     (lambda data: b"<html>404</html>" * 100, "damaged header at byte 0"),
 ]
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_fault_of_a_shard(tmp_path, damage, message):
-    whole = members_of([*good("a"), *good("b")]) + END
-    assert index_of(tmp_path, whole, [uid_of("a")]).fault is None
-    found = index_of(tmp_path, damage(whole), [uid_of("a")])
-    assert found.fault.startswith(message)
-    assert (found.read, found.rows, found.dropped) == (0, [], Counter())
-
-
-def test_shard_without_a_sample(tmp_path):
-    found = index_of(tmp_path, END, [uid_of("a")])
-    assert (found.fault, found.read, len(found.rows[0].sample)) == (None, 0, 0)
-
-
-def test_rows_by_hand(tmp_path):
-    """A sample twice in one subset and once in another, with a class that it had and one that it had not."""
-    entries = [*good("a", cls=b"7"), *good("b"), *good("c"), *good("d")]
-    (tmp_path / "0.tar").write_bytes(members_of(entries) + END)
-    a, b, c, d = map(uid_of, "abcd")
-    for name, chosen in (("x", [a, a, c]), ("y", [c, b])):
-        save_uids(tmp_path / name, parse_uids(chosen))
-    classes = write_classes(tmp_path / "classes", {a: 3, c: 12, d: 5})
-    subsets = (str(tmp_path / "x"), str(tmp_path / "y"))
-    found = index.index_shard(index.Job(path=str(tmp_path / "0.tar"), subsets=subsets, classes=(classes, None)))
-    assert found.table.keys == ["a", "b", "c"]
-    x, y = found.rows
-    whole = 512 * (1 + 2 + 1 + 1 + 1 + 1)  # png with its two blocks, json, txt
-    assert (x.sample.tolist(), x.copy.tolist(), x.label.tolist()) == ([0, 0, 2], [0, 1, 0], [3, 3, 12])
-    assert x.size.tolist() == [whole + 1024] * 3
-    assert (y.sample.tolist(), y.copy.tolist(), y.label.tolist()) == ([1, 2], [0, 0], [-1, -1])
-    assert y.size.tolist() == [whole] * 2
-    assert (x.num_samples, y.num_samples) == (2, 2)
 
 
 # The whole.
@@ -475,14 +302,6 @@ def test_many_subsets_in_one_pass(make_pool, write_uids, out, indexed):
     ]
 
 
-def test_one_subset_is_the_split_itself(make_pool, write_uids, out):
-    pool = make_pool((3, 2))
-    path = write_uids([pool.uids[4], pool.uids[0], *ABSENT])
-    (split,) = reshard(pool.path, out, path, shard_size=2)
-    assert (split.name, split.path, split.wanted, split.num_samples, split.num_shards) == ("", out, 4, 2, 1)
-    assert read_tars(out) == [(f"{uid}-0", pool.samples[uid]) for uid in (pool.uids[0], pool.uids[4])]
-
-
 @pytest.mark.parametrize(("size", "expected"), [(1, [1] * 6), (2, [2, 2, 2]), (4, [4, 2]), (6, [6]), (7, [6])])
 def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
     pool = make_pool((3, 3))
@@ -510,8 +329,8 @@ def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
         "processed_count": 6,
         "kept_count": 6,
         "dropped": {},
-        "noted": {},
         "bad_shards": {},
+        "wrong_stats": {},
         "arguments": {
             "input_dir": pool.path,
             "cls_file": None,
@@ -530,42 +349,66 @@ def tars_of(pool):
     return sorted(Path(pool.path).glob("*.tar"))
 
 
-def test_random_pools_against_the_slow_version(tmp_path):
-    """Any samples per shard, members, repeats, shard sizes and classes; the headers are those of ``headers``."""
-    rng = random.Random(1)
-    for case in range(25):
-        folder, number, uids = tmp_path / str(case), 0, []
-        (folder / "pool").mkdir(parents=True)
-        for shard in range(rng.randint(1, 5)):
-            written = []
-            for _ in range(rng.randint(0, 6)):
-                number += 1
-                changes = {
-                    "png": bytes(rng.choices(range(256), k=rng.choice((1, 511, 512, 513, 5000)))),
-                    "cls": rng.choice((None, b"1", b"x" * 700)),
-                    "txt": rng.choice((b"t", b"t", b"t", None)),
-                    "npy": rng.choice((None, b"", b"n" * 512)),
-                }
-                written += rng.sample(sample := good(str(number), **changes), len(sample))
-                uids.append(uid_of(str(number)))
-            write_tar(folder / "pool" / f"{shard}.tar", written)
-        subsets = {name: rng.choices([*uids, *ABSENT], k=rng.randint(0, 2 * len(uids))) for name in "abc"}
-        for name, chosen in subsets.items():
-            save_uids(folder / "uids" / f"{name}.npy", parse_uids(chosen))
-        classes = {uid: rng.choice((0, 7, 2**31 - 1)) for uid in uids if rng.random() < 0.5}
-        table = write_classes(folder / "classes.npy", classes) if case % 2 and classes else None
-        size = rng.choice((1, 2, 3, 100))
-        reshard(f"{folder}/pool", f"{folder}/out", f"{folder}/uids", shard_size=size, classes=table)
-        for name, chosen in subsets.items():
-            split = f"{folder}/out/{name}"
-            assert read_tars(split) == slow_reshard(f"{folder}/pool", chosen, classes if table else None)
-            assert all(count == size for count in list(split_counts(split))[:-1])
-            for path in Path(split).glob("*.tar"):
+SIZES = st.sampled_from([1, 511, 512, 513, 5000])
+SAMPLES = st.fixed_dictionaries(
+    {
+        "uid": st.integers(0, 9),
+        "png": SIZES.map(os.urandom),
+        "cls": st.sampled_from([None, b"1", b"x" * 700]),
+        "txt": st.sampled_from([b"t", b"t", b"t", None]),
+        "npy": st.sampled_from([None, b"", b"n" * 512]),
+        "order": st.randoms(use_true_random=False),
+        "name": st.sampled_from(["", "folder/", "k" * 120]),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.lists(SAMPLES, max_size=6), min_size=1, max_size=4),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    lists=st.lists(st.lists(st.integers(0, 12), max_size=20), min_size=1, max_size=3),
+    classes=st.dictionaries(st.integers(0, 12), st.sampled_from([0, 7, 2**31 - 1])),
+    size=st.sampled_from([1, 2, 3, 100]),
+    parts=st.integers(1, 2),
+)
+def test_random_pools_against_the_slow_version(tmp_path_factory, shards, form, lists, classes, size, parts):
+    """Any samples, members, formats, repeats, parts, sizes and classes; the headers are those of ``headers``."""
+    folder, uids = tmp_path_factory.mktemp("case"), [uid_of(str(number)) for number in range(13)]
+    (folder / "pool").mkdir()
+    for number, samples in enumerate(shards):
+        with tarfile.open(folder / f"pool/{number}.tar", "w", format=form) as tar:
+            for i, sample in enumerate(samples):
+                record = json.dumps({"uid": uids[sample["uid"]]}).encode()
+                members = {suffix: sample[suffix] for suffix in ("png", "cls", "txt", "npy")} | {"json": record}
+                key = f"{sample['name'] if form != tarfile.USTAR_FORMAT else ''}{number}{i}"
+                entries = good(key, **members)
+                for name, data in sample["order"].sample(entries, len(entries)):
+                    tar.addfile(member(name, len(data)), io.BytesIO(data))
+    for name, chosen in zip("abc", lists, strict=False):
+        save_uids(folder / f"uids/{name}.npy", parse_uids(uids[i] for i in chosen))
+    chosen_classes = {uids[i]: class_id for i, class_id in classes.items()}
+    file = write_classes(folder / "classes.npy", chosen_classes) if classes else None
+    parts = min(parts, len(shards))
+    reshard(f"{folder}/pool", f"{folder}/out", f"{folder}/uids", shard_size=size, classes=file, parts=parts)
+    for name, chosen in zip("abc", lists, strict=False):
+        for number in range(parts):
+            block = folder / "block"
+            shutil.rmtree(block, ignore_errors=True)
+            block.mkdir()
+            for shard in range(len(shards) * number // parts, len(shards) * (number + 1) // parts):
+                os.link(folder / f"pool/{shard}.tar", block / f"{shard}.tar")
+            split = folder / f"out/{name}/{number:05d}" if parts > 1 else folder / f"out/{name}"
+            assert read_tars(split) == slow_reshard(block, [uids[i] for i in chosen], chosen_classes)
+            assert all(count == size for count in list(json.loads((split / "sizes.json").read_text()).values())[:-1])
+            for path in split.glob("*.tar"):
                 assert path.read_bytes() == written_by_hand(path)
 
 
-def split_counts(split):
-    return json.loads(Path(split, "sizes.json").read_text()).values()
+def member(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info
 
 
 def written_by_hand(path):
@@ -590,17 +433,6 @@ def test_same_bytes_whatever_the_number_of_workers(make_pool, write_uids, tmp_pa
         (tmp_path / "out").rename(tmp_path / f"out{num_workers}")
     assert len(trees[0]) == 4 + 2 + 4 + 2 + 3 * 2
     assert trees[0] == trees[1] == trees[2]
-
-
-def test_same_samples_whatever_the_shard_size(make_pool, write_uids, tmp_path):
-    pool = make_pool((4, 5, 3))
-    subset = write_uids(pool.uids + pool.uids[3:6])
-    contents = []
-    for size in (1, 2, 5, 1000):
-        reshard(pool.path, f"{tmp_path}/{size}", subset, shard_size=size)
-        contents.append(b"".join(path.read_bytes()[:-1024] for path in sorted(Path(tmp_path, str(size)).glob("*.tar"))))
-    assert read_tars(tmp_path / "2") == slow_reshard(pool.path, pool.uids + pool.uids[3:6])
-    assert len(set(contents)) == 1
 
 
 def test_uids_that_share_half_their_bits_are_told_apart(make_pool, write_uids, out):
@@ -654,52 +486,6 @@ def test_folder_of_classes(make_pool, write_uids, tmp_path, out):
         reshard(pool.path, f"{out}2", write_uids(pool.uids, "other"), classes=str(tmp_path / "classes"))
 
 
-def test_dropped_samples_are_counted_by_reason(make_pool, write_uids, out):
-    def spoil(number, members):
-        if number in (0, 8):
-            del members["json"]
-        elif number == 2:
-            del members["txt"]
-        elif number in (3, 4, 9):
-            members["gif"] = members.pop("png")
-        elif number == 5:
-            members["json"] = b'{"uid": "no uid"}'
-        elif number == 6:
-            members["json"] = members["json"].upper().replace(b'"UID"', b'"uid"')
-
-    pool = make_pool((6, 5), edit=spoil)
-    chosen = [pool.uids[i] for i in (0, 1, 2, 3, 5, 6, 6)]
-    reshard(pool.path, out, write_uids(chosen))
-    keys = [f"{pool.uids[1]}-0", f"{pool.uids[6]}-0", f"{pool.uids[6]}-1"]
-    assert [key for key, _ in read_tars(out)] == keys
-    meta = read_meta(out)
-    assert meta["dropped"] == {"no image": 3, "no json": 2, "no text": 1, "no valid uid": 1, "not in the subset": 2}
-    assert (meta["processed_count"], meta["kept_count"], meta["output_count"]) == (11, 2, 3)
-    assert meta["noted"] == {"upper-case uid": 1}
-
-
-def test_counts_that_do_not_add_up_are_an_error(make_pool, write_uids, out, monkeypatch):
-    real = part.index_shard
-
-    def miscounting(job):
-        found = real(job)
-        found.read += 1
-        return found
-
-    monkeypatch.setattr(part, "index_shard", miscounting)
-    pool = make_pool((2, 1))
-    with pytest.raises(TicError, match=f"{out}: 5 samples read, but 3 kept and 0 dropped"):
-        reshard(pool.path, out, write_uids(pool.uids))
-    assert not Path(out, "meta.json").exists()
-
-
-def test_pool_with_nothing_that_can_be_used(make_pool, write_uids, out):
-    pool = make_pool((2, 1), edit=lambda number, members: members.pop("json"))
-    (split,) = reshard(pool.path, out, write_uids(pool.uids))
-    assert (split.wanted, split.num_samples) == (3, 0)
-    assert read_meta(out)["dropped"] == {"no json": 3}
-
-
 @pytest.mark.parametrize("uids", [[], ABSENT])
 def test_subset_without_a_sample(make_pool, write_uids, out, uids):
     pool, subset = make_pool(), write_uids(uids)
@@ -708,22 +494,6 @@ def test_subset_without_a_sample(make_pool, write_uids, out, uids):
     assert set(tree(out)) == {"meta.json", "sizes.json", "sample_ids.npy"}
     assert json.loads(Path(out, "sizes.json").read_text()) == {}
     assert reshard(pool.path, out, subset)[0].reused
-
-
-def test_resharding_a_split_again(make_pool, write_uids, tmp_path):
-    """A split is a pool itself, with the same UIDs."""
-    pool = make_pool()
-    reshard(pool.path, str(tmp_path / "a"), write_uids(pool.uids))
-    reshard(str(tmp_path / "a"), str(tmp_path / "b"), write_uids(pool.uids[:2], "b"))
-    assert read_tars(tmp_path / "b") == slow_reshard(pool.path, pool.uids[:2])
-    assert all(is_uid(key.removesuffix("-0")) for key, _ in read_tars(tmp_path / "b"))
-
-
-def test_members_of_any_kind_are_carried_along(tmp_path, write_uids, out):
-    members = {"jpg": b"\xff\xd8", "json": f'{{"uid": "{UID}"}}'.encode(), "txt": b" ", "seg.npy": b"", "s" * 56: b"1"}
-    write_shard(tmp_path / "pool/0.tar", [("a/b/0", members), ("c/1", {"webp": b""})])
-    reshard(str(tmp_path / "pool"), out, write_uids([UID]))
-    assert read_tars(out) == [(f"{UID}-0", members)]
 
 
 # Pool shards that can't be read.
@@ -763,35 +533,6 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, me
     assert not Path(out, ".reshard").exists()
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_bad_shard_then_repaired(make_pool, write_uids, tmp_path, out, damage, message):
-    pool = make_pool((2, 2, 3, 2))
-    subset = write_uids(pool.uids)
-    reshard(pool.path, str(tmp_path / "undisturbed"), subset, shard_size=2)
-    _, repair = spoil_shard(pool, damage)
-    with pytest.raises(TicError, match="can't be read"):
-        reshard(pool.path, out, subset, shard_size=2)
-    repair()
-    reshard(pool.path, out, subset, shard_size=2)
-    assert tree(out) == tree(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_bad_shard_left_out_at_once(make_pool, write_uids, tmp_path, num_workers):
-    pool = make_pool((2, 2, 3, 2))
-    write_uids(pool.uids[:5] + pool.uids[:1], "a")
-    write_uids(pool.uids[3:], "b")
-    bad, _ = spoil_shard(pool, DAMAGES[1][0])
-    splits = reshard(
-        pool.path, str(tmp_path / "out"), str(tmp_path / "uids"), num_workers=num_workers, skip_bad_shards=True
-    )
-    assert [(split.name, split.num_samples, split.wanted) for split in splits] == [("a", 4, 6), ("b", 5, 6)]
-    for split in splits:
-        meta = read_meta(split.path)
-        assert list(meta["bad_shards"]) == [str(bad)]
-        assert meta["processed_count"] == 7 == meta["kept_count"] + sum(meta["dropped"].values())
-
-
 def test_many_bad_shards_are_one_line(make_pool, write_uids, out):
     pool = make_pool((1, 1, 1, 1, 1))
     for path in tars_of(pool):
@@ -804,13 +545,46 @@ def test_many_bad_shards_are_one_line(make_pool, write_uids, out):
     )
 
 
-def test_bad_shard_in_a_dry_run(make_pool, write_uids, out):
-    pool = make_pool((2, 2))
+def test_a_split_without_bad_shards_is_kept_only_on_demand(make_pool, write_uids, out):
+    pool = make_pool((2, 2, 1))
+    subset = write_uids(pool.uids)
     bad, _ = spoil_shard(pool, DAMAGES[0][0])
-    with pytest.raises(TicError, match=f"{bad}: empty file"):
-        reshard(pool.path, out, write_uids(pool.uids), dry_run=True)
-    (split,) = reshard(pool.path, out, write_uids(pool.uids), dry_run=True, skip_bad_shards=True)
-    assert (split.num_samples, Path(out).exists()) == (2, False)
+    for options in ({"dry_run": True}, {}):
+        (split,) = reshard(pool.path, out, subset, skip_bad_shards=True, num_workers=2, **options)
+        assert (split.num_samples, split.num_bad) == (3, 1)
+    assert "without 1 bad pool shards" in table([split])
+    assert reshard(pool.path, out, subset, skip_bad_shards=True)[0].reused
+    with pytest.raises(TicError, match="was made without 1 pool shards that could not be read; --skip-bad-shards"):
+        reshard(pool.path, out, subset)
+    with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: empty file\)"):
+        reshard(pool.path, out, subset, overwrite=True)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE])
+def test_errors_of_the_machine_are_not_bad_shards(make_pool, write_uids, out, monkeypatch, number):
+    """Only what is wrong with the bytes may be left out; all else ends the run, and nothing is finished."""
+    pool = make_pool((2, 2, 1))
+
+    def fail(path, real=index.open_shard):
+        if "00000001" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(index, "open_shard", fail)
+    with pytest.raises(OSError, match="00000001"):
+        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
+    assert not Path(out, "meta.json").exists()
+    monkeypatch.undo()
+    assert reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)[0].num_samples == 5
+
+
+def test_a_missing_shard_is_not_a_bad_shard(make_pool, write_uids, out):
+    """The disk of the pool may be away: what its links point to is then missing, all of it."""
+    pool = make_pool((2, 2))
+    Path(pool.path, "00000002.tar").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="00000002"):
+        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
+    assert not Path(out, "meta.json").exists()
 
 
 # Again, over, and what is refused.
@@ -820,26 +594,26 @@ def test_again_does_nothing(make_pool, write_uids, tmp_path, out, indexed):
     pool = make_pool()
     write_uids(pool.uids, "2014")
     first = reshard(pool.path, out, str(tmp_path / "uids"))
-    before = times(out)
+    before = identities(out)
     indexed.clear()
     (split,) = reshard(pool.path, out, str(tmp_path / "uids"))
     assert split.reused
     assert (split.wanted, split.num_samples, split.num_shards) == (5, 5, 1)
     assert not first[0].reused
-    assert (times(out), indexed) == (before, [])
+    assert (identities(out), indexed) == (before, [])
 
 
 def test_a_subset_more_makes_only_its_split(make_pool, write_uids, tmp_path, out):
     pool = make_pool()
     write_uids(pool.uids[:2], "2014")
     reshard(pool.path, out, str(tmp_path / "uids"))
-    before = times(f"{out}/2014")
+    before = identities(f"{out}/2014")
     write_uids(pool.uids[2:], "2013")
     assert [(split.name, split.reused) for split in reshard(pool.path, out, str(tmp_path / "uids"))] == [
         ("2013", False),
         ("2014", True),
     ]
-    assert times(f"{out}/2014") == before
+    assert identities(f"{out}/2014") == before
     assert read_tars(f"{out}/2013") == slow_reshard(pool.path, pool.uids[2:])
 
 
@@ -850,15 +624,16 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     reshard(pool.path, out, subset, shard_size=2)
     Path(out, "notes.txt").write_text("mine")
     before = tree(out)
+    lists = [sha256(Path(path).read_bytes()[128:]).hexdigest()[:8] for path in (subset, other)]
     for arguments, message in (
-        ((pool.path, out, other, None, 2), f"{out} was made with another UID file; give --overwrite"),
-        ((pool.path, out, subset, None, 3), f"{out} was made with another shard size; give --overwrite"),
-        ((pool.path, out, subset, classes, 2), f"{out} was made with another class file; give --overwrite"),
-        ((pool.path, out, other, classes, 3), "with another UID file and class file and shard size; "),
-        ((make_pool((4, 2), name="b").path, out, subset, None, 2), f"{out} was made with another pool; "),
+        ((pool.path, out, other, None, 2), f"UID file {lists[0]}, now {lists[1]}; give --overwrite"),
+        ((pool.path, out, subset, None, 3), "shard size 2, now 3; give --overwrite"),
+        ((pool.path, out, subset, classes, 2), "class file None, now [0-9a-f]{8}; give --overwrite"),
+        ((pool.path, out, other, classes, 3), "UID file .*; class file .*; shard size 2, now 3; "),
+        ((make_pool((4, 2), name="b").path, out, subset, None, 2), "pool [0-9a-f]{8}, now [0-9a-f]{8}; "),
     ):
         pool_path, output, subset_file, class_file, size = arguments
-        with pytest.raises(TicError, match=message):
+        with pytest.raises(TicError, match=f"{out} was made with other arguments: {message}"):
             reshard(pool_path, output, subset_file, classes=class_file, shard_size=size)
     assert tree(out) == before
     reshard(pool.path, out, other, shard_size=2, overwrite=True)
@@ -866,42 +641,6 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     assert set(tree(out)) == {
         *("00000000.tar", "00000000_stats.json", "sizes.json", "meta.json", "sample_ids.npy", "notes.txt")
     }
-
-
-@pytest.mark.parametrize("change", [lambda uids: uids[:3], lambda uids: [*uids[:4], ABSENT[0]]])
-def test_other_uids_under_the_same_name_are_refused(make_pool, write_uids, out, change):
-    pool = make_pool()
-    reshard(pool.path, out, write_uids(pool.uids))
-    subset = write_uids(change(pool.uids))
-    with pytest.raises(TicError, match=f"{out} was made with another UID file; give --overwrite"):
-        reshard(pool.path, out, subset)
-    reshard(pool.path, out, subset, overwrite=True)
-    assert read_tars(out) == slow_reshard(pool.path, change(pool.uids))
-
-
-def test_the_pool_may_be_moved_and_spelt_another_way(make_pool, write_uids, out, tmp_path):
-    pool = make_pool()
-    subset = write_uids(pool.uids)
-    reshard(pool.path, out, subset)
-    Path(pool.path).rename(tmp_path / "moved")
-    assert [split.reused for split in reshard(f"{tmp_path}//moved/", out, subset)] == [True]
-
-
-@pytest.mark.parametrize("lost", ["00000001.tar", "sizes.json"])
-def test_a_split_that_lost_a_file_is_made_again(make_pool, write_uids, out, lost):
-    pool = make_pool()
-    reshard(pool.path, out, write_uids(pool.uids), shard_size=2)
-    before = tree(out)
-    Path(out, lost).unlink()
-    assert [split.reused for split in reshard(pool.path, out, write_uids(pool.uids), shard_size=2)] == [False]
-    assert tree(out) == before
-
-
-def test_an_output_that_is_a_file_is_refused(make_pool, write_uids, tmp_path):
-    (tmp_path / "file").touch()
-    pool = make_pool()
-    with pytest.raises(TicError, match="file is no folder"):
-        reshard(pool.path, str(tmp_path / "file"), write_uids(pool.uids))
 
 
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
@@ -915,95 +654,112 @@ def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
     assert read_tars(out) == slow_reshard(pool.path, pool.uids)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_the_pool_is_never_written_into(make_pool, write_uids, tmp_path, overwrite):
-    pool = make_pool()
-    subset = write_uids(pool.uids, "pool")
-    before = tree(pool.path)
-    for output, subsets in ((f"{pool.path}/../pool", subset), (str(tmp_path), str(Path(subset).parent))):
-        with pytest.raises(TicError, match="holds shards of the pool; give another output folder"):
-            reshard(pool.path, output, subsets, overwrite=overwrite)
-    assert tree(pool.path) == before
-
-
 def test_dry_run_writes_nothing(make_pool, write_uids, tmp_path, out):
     pool = make_pool((3, 2))
     write_uids(pool.uids[1:], "2014")
     write_uids(ABSENT, "2015")
-    before = times(tmp_path)
+    before = identities(tmp_path)
     splits = reshard(pool.path, out, str(tmp_path / "uids"), shard_size=3, dry_run=True)
     assert [(s.name, s.wanted, s.num_samples, s.num_shards) for s in splits] == [("2014", 4, 4, 2), ("2015", 2, 0, 0)]
-    assert times(tmp_path) == before
+    assert identities(tmp_path) == before
 
 
-def test_no_pool_and_no_subsets(make_pool, write_uids, tmp_path, out):
-    pool, subset = make_pool(), write_uids([])
-    (tmp_path / "empty").mkdir()
+@pytest.mark.parametrize("lost", ["00000001.tar", "00000000_stats.json", "sizes.json", "sample_ids.npy"])
+def test_a_split_that_lost_a_file_is_made_again(make_pool, write_uids, out, lost):
+    pool = make_pool()
+    reshard(pool.path, out, write_uids(pool.uids), shard_size=2)
+    before = tree(out)
+    Path(out, lost).unlink()
+    assert [split.reused for split in reshard(pool.path, out, write_uids(pool.uids), shard_size=2)] == [False]
+    assert tree(out) == before
+
+
+def test_a_broken_table_is_replaced_on_demand(make_pool, write_uids, out):
+    pool = make_pool()
+    subset = write_uids(pool.uids)
+    reshard(pool.path, out, subset)
+    before = tree(out)
+    Path(out, "meta.json").write_text("{")
+    with pytest.raises(TicError, match="not valid JSON"):
+        reshard(pool.path, out, subset)
+    reshard(pool.path, out, subset, overwrite=True)
+    assert tree(out) == before
+
+
+def test_lists_that_are_links(make_pool, write_uids, tmp_path, out):
+    """As a hub's cache has them: the split must not hold a link that points to nothing."""
+    pool = make_pool()
+    Path(write_uids(pool.uids)).rename(tmp_path / "blob")
+    Path(tmp_path, "uids/2014.npy").symlink_to("../blob")
+    reshard(pool.path, out, f"{tmp_path}/uids/2014.npy")
+    assert not Path(out, "sample_ids.npy").is_symlink()
+    assert Path(out, "sample_ids.npy").read_bytes() == Path(tmp_path, "blob").read_bytes()
+
+
+def test_an_output_among_the_lists_is_not_a_list(make_pool, write_uids, tmp_path):
+    pool = make_pool()
+    names = ("b", "a", "c/2014.5", "c/d/e")
+    paths = {name: write_uids(pool.uids, name) for name in names}
+    (tmp_path / "uids" / "notes.txt").touch()
+    assert find_subsets(str(tmp_path / "uids")) == paths
+    assert find_subsets(paths["a"]) == {"": paths["a"]}
+    for reused in (False, True):
+        splits = reshard(pool.path, f"{tmp_path}/uids/out", f"{tmp_path}/uids")
+        assert [(split.name, split.reused) for split in splits] == [(name, reused) for name in sorted(names)]
+
+
+def test_what_is_refused(make_pool, write_uids, tmp_path, out):
+    pool = make_pool()
+    subset = write_uids(pool.uids)
+    for name in ("empty", "file", "wrong.npy", "unsorted.npy"):
+        (tmp_path / name).mkdir() if name == "empty" else (tmp_path / name).touch()
     np.save(tmp_path / "wrong.npy", np.zeros(3, np.int64))
-    empty, missing, wrong = (str(tmp_path / name) for name in ("empty", "missing", "wrong.npy"))
+    np.save(tmp_path / "unsorted.npy", parse_uids(sorted(pool.uids))[[0, 1, 3, 2, 4]])
+    empty, file, missing, wrong = (str(tmp_path / name) for name in ("empty", "file", "missing", "wrong.npy"))
     for arguments, options, message in (
-        ((missing, out, subset), {}, f"{missing} is missing or not a folder"),
+        ((missing, out, subset), {}, f"{missing} is missing"),
         ((empty, out, subset), {}, f"{empty} holds no .tar file"),
         ((pool.path, out, empty), {}, f"{empty} holds no .npy file of UIDs"),
         ((pool.path, out, missing), {}, f"{missing} is missing"),
         ((pool.path, out, wrong), {}, f"{wrong} has dtype int64"),
-        ((pool.path, out, str(tmp_path)), {}, f"{wrong} has dtype int64"),
+        ((pool.path, out, f"{tmp_path}/unsorted.npy"), {}, r"unsorted\.npy is not sorted"),
+        ((pool.path, file, subset), {}, f"{file} is not a folder"),
         ((pool.path, out, subset), {"classes": subset}, f"{subset} has dtype"),
         ((pool.path, out, subset), {"classes": missing}, f"{missing} is missing"),
         ((pool.path, out, subset), {"shard_size": 0}, "must be at least 1"),
         ((pool.path, out, subset), {"num_workers": 0}, "must be at least 1"),
         ((pool.path, out, subset), {"engine": "slurm"}, "unknown engine 'slurm'; the engines are local, ray"),
+        (("", out, subset), {}, "is empty"),
+        ((pool.path, "", subset), {}, "is empty"),
+        ((pool.path, out, ""), {}, "is empty"),
+        ((pool.path, out, subset), {"parts": 3}, "3 parts of 2 pool shards: --parts must be between 1 and 2"),
+        ((pool.path, out, subset), {"parts": 0}, "0 parts of 2 pool shards"),
+        ((pool.path, out, subset), {"parts": 2, "part": 2}, "there is no part 2: the parts are 0 to 1"),
+        ((pool.path, out, subset), {"part": -1}, "there is no part -1"),
     ):
-        with pytest.raises(TicError, match=message):
-            reshard(*arguments, **options)
+        for more in ({}, {"overwrite": True}, {"dry_run": True}):
+            with pytest.raises(TicError, match=message):
+                reshard(*arguments, **options, **more)
     assert not Path(out).exists()
 
 
-def test_unsorted_subset_is_refused(make_pool, tmp_path, out):
-    pool = make_pool()
-    rows = parse_uids(sorted(pool.uids))
-    np.save(tmp_path / "x.npy", rows[[0, 1, 3, 2, 4]])
-    with pytest.raises(TicError, match=r"x\.npy is not sorted"):
-        reshard(pool.path, out, str(tmp_path / "x.npy"))
-
-
-def test_subsets_by_name(write_uids, tmp_path):
-    paths = {name: write_uids([], name) for name in ("b", "a", "c/2014.5", "c/d/e")}
-    (tmp_path / "uids" / "notes.txt").touch()
-    assert find_subsets(str(tmp_path / "uids")) == paths
-    assert find_subsets(paths["a"]) == {"": paths["a"]}
-
-
-# Processes.
-
-
-def square(number):
-    return number * number
-
-
-def fail(number):
-    raise TicError(f"job {number}")
-
-
-@pytest.mark.parametrize(("count", "fork"), [(1, False), (2, False), (2, True)])
-def test_workers(count, fork):
-    with make_pool(count, fork=fork) as executor:
-        assert [executor.submit(square, i).result() for i in range(5)] == [0, 1, 4, 9, 16]
-        with pytest.raises(TicError, match="job 3"):
-            executor.submit(fail, 3).result()
-
-
-def test_worker_that_dies(make_pool, write_uids, out, monkeypatch):
-    """Both processes of a run die at the third pool shard; the message names what they were at."""
-    real = part.index_shard
-    monkeypatch.setattr(part, "index_shard", lambda job: os._exit(1) if "00000002" in job.path else real(job))
-    monkeypatch.setattr(threading, "active_count", lambda: 1)  # so that processes are copies of this one
-    pool = make_pool((1, 1, 1, 1))
-    with pytest.raises(TicError, match=r"a worker process died .*00000002\.tar.*; try fewer workers"):
-        reshard(pool.path, out, write_uids(pool.uids), num_workers=2)
-    monkeypatch.undo()
-    reshard(pool.path, out, write_uids(pool.uids))
-    assert read_tars(out) == slow_reshard(pool.path, pool.uids)
+def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):
+    """A pool may be folders of tars: none of them is an output, and no output is a part of the next pool."""
+    pool = make_pool((2, 2), name="pool/2014")
+    root, subset = f"{tmp_path}/pool", write_uids(pool.uids, "2014")
+    folder, before = str(Path(subset).parent), tree(root)
+    (tmp_path / "link").symlink_to(root)
+    for pool_path, output, subsets, message in (
+        (pool.path, f"{pool.path}/../2014", subset, "holds shards of the pool; give another output folder"),
+        (root, root, folder, "pool/2014 holds shards of the pool"),
+        (root, f"{tmp_path}/link", folder, "pool/2014 holds shards of the pool"),
+        (root, f"{root}/2014", subset, "pool/2014 holds shards of the pool"),
+        (root, f"{root}/other", subset, "pool/other lies among the folders of the pool"),
+    ):
+        for options in ({}, {"overwrite": True}, {"dry_run": True}, {"parts": 2, "overwrite": True}):
+            with pytest.raises(TicError, match=message):
+                reshard(pool_path, output, subsets, **options)
+    assert tree(root) == before
 
 
 # The script.
@@ -1031,93 +787,8 @@ def test_script(make_pool, write_uids, tmp_path, out):
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
     done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: out/2014 was made with another shard size; give --overwrite to replace it\n"
+    assert done.stderr == (
+        "error: out/2014 was made with other arguments: shard size 3, now 9; give --overwrite to replace it\n"
+    )
     assert script(*arguments, "--shard-size", "9", "--overwrite", cwd=tmp_path).returncode == 0
     assert json.loads(Path(out, "2014/sizes.json").read_text()) == {"00000000.tar": 4}
-
-
-def test_script_with_a_bad_shard(make_pool, write_uids, tmp_path):
-    pool = make_pool((2, 2, 1))
-    write_uids(pool.uids)
-    bad, _ = spoil_shard(pool, DAMAGES[1][0])
-    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "-j", "2", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: pool shards that can't be read: 1 (pool/{bad.name}: ")
-    assert "Traceback" not in done.stderr
-    done = script("-i", "pool", "-o", "out", "-s", "uids/2014.npy", "--skip-bad-shards", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_script_without_a_pool(tmp_path):
-    done = script("-i", "nothing", "-o", "out", "-s", "uids", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (
-        1,
-        "",
-        f"error: nothing is missing or not a folder: {HOW_TO_MAKE}\n",
-    )
-
-
-def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):
-    """A pool may be folders of tars: none of them is an output, and none of the outputs is a part of the next pool."""
-    pool = make_pool((2, 2), name="pool/2014")
-    root, subset = f"{tmp_path}/pool", write_uids(pool.uids, "2014")
-    folder, before = str(Path(subset).parent), tree(root)
-    (tmp_path / "link").symlink_to(root)
-    for output, subsets, message in (
-        (root, folder, "pool/2014 holds shards of the pool"),
-        (f"{tmp_path}/link", folder, "pool/2014 holds shards of the pool"),
-        (f"{root}/2014", subset, "pool/2014 holds shards of the pool"),
-        (f"{root}/other", subset, "pool/other lies among the folders of the pool"),
-    ):
-        for options in ({}, {"overwrite": True}, {"dry_run": True}, {"parts": 2, "overwrite": True}):
-            with pytest.raises(TicError, match=message):
-                reshard(root, output, subsets, **options)
-    assert tree(root) == before
-
-
-@pytest.mark.parametrize("empty", range(3))
-def test_empty_paths_are_not_this_folder(make_pool, write_uids, out, empty):
-    pool = make_pool()
-    paths = [pool.path, out, write_uids(pool.uids)]
-    paths[empty] = ""
-    with pytest.raises(TicError, match="is empty"):
-        reshard(*paths)
-
-
-def test_a_split_without_bad_shards_is_kept_only_on_demand(make_pool, write_uids, out):
-    pool = make_pool((2, 2))
-    subset = write_uids(pool.uids)
-    Path(pool.path, "00000002.tar").symlink_to("nowhere")
-    (split,) = reshard(pool.path, out, subset, skip_bad_shards=True)
-    assert (split.num_samples, split.num_bad) == (4, 1)
-    assert "without 1 bad pool shards" in table([split])
-    assert reshard(pool.path, out, subset, skip_bad_shards=True)[0].reused
-    with pytest.raises(TicError, match="was made without 1 pool shards that could not be read; --skip-bad-shards"):
-        reshard(pool.path, out, subset)
-    with pytest.raises(TicError, match=r"can't be read: 1 .*00000002\.tar: .* is missing"):
-        reshard(pool.path, out, subset, overwrite=True)
-
-
-@pytest.mark.parametrize("lost", ["00000000_stats.json", "sample_ids.npy"])
-def test_a_lost_table_is_made_again(make_pool, write_uids, out, lost):
-    pool = make_pool()
-    reshard(pool.path, out, write_uids(pool.uids))
-    before = tree(out)
-    Path(out, lost).unlink()
-    reshard(pool.path, out, write_uids(pool.uids))
-    assert tree(out) == before
-
-
-def test_a_broken_table_is_replaced_on_demand(make_pool, write_uids, out):
-    pool = make_pool()
-    subset = write_uids(pool.uids)
-    reshard(pool.path, out, subset)
-    before = tree(out)
-    Path(out, "meta.json").write_text("{")
-    with pytest.raises(TicError, match="not valid JSON"):
-        reshard(pool.path, out, subset)
-    reshard(pool.path, out, subset, overwrite=True)
-    assert tree(out) == before
-    Path(out, "sizes.json").write_text("{")
-    reshard(pool.path, out, subset)
-    assert tree(out) == before

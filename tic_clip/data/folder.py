@@ -81,13 +81,8 @@ def load_finished(
 def _differences(made: Mapping[str, Any], arguments: Mapping[str, Any], compared: Mapping[str, str]) -> str:
     """Return "shard size 2, now 3; …" for the arguments that differ."""
     pairs = ((name, made.get(key), arguments.get(key)) for key, name in compared.items())
-    return "; ".join(f"{name} {_short(old)}, now {_short(new)}" for name, old, new in pairs if old != new)
-
-
-def _short(value: object) -> str:
-    """Return a value for a message; of a SHA-256 the first 8 digits are enough."""
-    text = str(value)
-    return text[:8] if len(text) == 64 else text
+    differences = ((name, str(old), str(new)) for name, old, new in pairs if old != new)
+    return "; ".join(f"{name} {old[:8]}, now {new[:8]}" for name, old, new in differences)  # 8 digits of a SHA-256
 
 
 def _is_complete(path: Path, meta: Mapping[str, Any]) -> bool:

@@ -1,321 +1,325 @@
-"""One part of a reshard: its pool shards flow through index -> plan -> copy, each read once, all its splits at a time.
+"""Write one part of the pool: the one loop, used alike by this machine, a job array and a Ray cluster.
 
-A pool shard's rows can be placed as soon as those of the shards before it are counted, so indexing runs a little ahead
-of copying, and the bytes to be copied are still in the page cache. An output shard is written under ``work`` and
-renamed (or uploaded) when it is whole.
+Workers index pool shards ahead, in order; this process appends their samples to the splits. ``{OUT}/.reshard/{part}/``
+holds the journal. What the journal lacks is done again, and gives the same bytes.
 """
 
-import os
 import shutil
-import tempfile
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from tic_clip import TicError
-from tic_clip.data.reshard.copy import Job as CopyJob
-from tic_clip.data.reshard.copy import copy_shard, end_shard
-from tic_clip.data.reshard.index import Index, index_shard
-from tic_clip.data.reshard.index import Job as IndexJob
-from tic_clip.data.reshard.journal import Counts, Journal
-from tic_clip.data.reshard.plan import Cutter, to_read
+from tic_clip import TicError, storage
+from tic_clip.cli import progress_bar
+from tic_clip.data import folder, uids
+from tic_clip.data.reshard.index import Index, IndexJob, index_shard
+from tic_clip.data.reshard.writer import OutputSplit, SplitWriter
 from tic_clip.data.split import STATS
-from tic_clip.data.tar import END
-from tic_clip.storage import download, is_dir, is_remote, list_files, lock_folder, remove, to_path, upload, write_json
+from tic_clip.data.tar import BLOCK, END
+from tic_clip.parallel import make_pool, map_in_pool
+from tic_clip.storage import is_dir, is_remote, list_files, to_path
 
-SHARD_FORMAT = "{:08d}.tar"
-
-COMPARED = {
-    "pool": "pool",
-    "subset": "UID file",
-    "classes": "class file",
-    "shard_size": "shard size",
-    "parts": "number of parts",
-    "part": "part",
-}
-"""What a split depends on: the contents of its inputs, by fingerprint, not where they lie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One split (or its part) to be made: its name and folder, the local files of UIDs and of class ids (or None), and
-    the arguments that it depends on.
-    """
-
-    name: str
-    path: str
-    subset: str
-    classes: str | None
-    arguments: dict[str, Any]
+JOURNAL, ENTRIES = "journal.json", "entries-{:08d}.bin"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A block of the pool, ``tars``, and what is to be made of it; ``work`` holds the journal and unfinished shards."""
+    """A block of the pool, ``tars``, and the ``splits`` to be made of it; ``work`` is the folder of its journal."""
 
     tars: tuple[str, ...]
-    targets: tuple[Target, ...]
+    splits: tuple[OutputSplit, ...]
     work: str
     shard_size: int
     num_workers: int = 1
     skip_bad_shards: bool = False
     dry_run: bool = False
-    patience: float = 0.0  # seconds for a process that was at work here, and is lost, to let go
+    timeout: float = 0.0  # seconds to wait for a lost process to give up its locks
 
 
-@dataclass(kw_only=True)
-class State:
-    """Where a run stands. ``open``: bytes so far and copies under way of each (split, output shard) being filled;
-    ``running``: what each future is for.
+class ShardCounts(msgspec.Struct, kw_only=True):
+    """What a pool shard holds, as ``Index`` has it, and of each split: the ``samples`` that it takes, their ``rows``
+    (with copies), and the samples whose UID the pool has had before (``repeated``).
     """
 
-    part: Part
-    folder: Path
-    journal: Journal
-    cutters: list[Cutter]
-    to_read: np.ndarray
-    open: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    running: dict[Future, tuple] = field(default_factory=dict)
+    read: int
+    usable: int
+    dropped: dict[str, int]
+    stats: int | None
+    fault: str | None
+    samples: list[int]
+    rows: list[int]
+    repeated: list[int]
 
 
-def fill(part: Part, journal: Journal, folder: Path, executor: Executor) -> Iterator[None]:
-    """Write all output shards of a part that ``journal`` lacks; yields once for each pool shard that is done with.
+class Journal(msgspec.Struct, kw_only=True):
+    """Split -> what it depends on; the counts of the first pool shards; of each split, output shard -> bytes."""
 
-    Raises:
-        TicError: something can't be read or written; what is done stays done.
-    """
-    state = State(
-        part=part,
-        folder=folder,
-        journal=journal,
-        cutters=[Cutter(part.shard_size) for _ in part.targets],
-        to_read=_to_read(part, journal),
-    )
+    arguments: dict[str, dict[str, Any]] = {}
+    shards: list[ShardCounts] = []
+    written: list[dict[int, int]] = []
+
+
+def read_journal(work: str) -> Journal | None:
+    """Return the journal in a folder, None if there is none, an empty one if it is damaged or of another version."""
     try:
-        yield from _flow(state, executor)
-    except BrokenProcessPool:
-        names = ", ".join(part.tars[kind[1]] for kind in state.running.values() if kind[0] != "finish")
-        raise TicError(f"a worker process died (out of memory?); at work were {names}; try fewer workers") from None
-    finally:
-        for future in state.running:
-            future.cancel()
-        wait(state.running)
-        for future, kind in state.running.items():
-            if kind[0] == "finish" and not future.cancelled() and not future.exception():
-                _, split, output, size = kind
-                journal.written[split][output] = size
-        journal.save(now=True)
+        return msgspec.json.decode(storage.read_bytes(to_path(work) / JOURNAL), type=Journal)
+    except storage.NotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Journal()
+
+
+def remove_work(work: str) -> None:
+    """Remove the journal, and all else that is beside the output while a part is made."""
+    for file, _ in list_files(work) if is_dir(work) else []:
+        storage.remove(file)
+    if not is_remote(work):
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            Path(work).parent.rmdir()  # unless another part is under way
+
+
+class JournalWriter:
+    """Saves a journal now and then, and which entries of the lists each pool shard has taken: a restart must know them
+    to drop the same repeated UIDs. Files of entries hold some pool shards each, split after split.
+    """
+
+    def __init__(self, work: str | None, journal: Journal) -> None:
+        self.work, self.journal, self.entries = work, journal, []
+        self.num_saved = len(journal.shards)
+        self.begun = self.next_save = time.monotonic()
+
+    def add(self, counts: ShardCounts, entries: list[np.ndarray]) -> None:
+        """Add a pool shard. Saving takes a twentieth of the time; a kill loses a fiftieth of the work."""
+        self.journal.shards.append(counts)
+        self.entries += entries
+        if (before := time.monotonic()) >= self.next_save:
+            self.save()
+            after = time.monotonic()
+            self.next_save = after + max(20 * (after - before), (after - self.begun) / 50)
+
+    def save(self) -> None:
+        """Save all that is known."""
+        if self.work is None:
+            return
+        if self.entries:
+            with storage.atomic_open(to_path(self.work) / ENTRIES.format(self.num_saved), sync=False) as file:
+                file.write(np.concatenate(self.entries).astype("<u8").tobytes())
+            self.entries, self.num_saved = [], len(self.journal.shards)
+        with storage.atomic_open(to_path(self.work) / JOURNAL, sync=False) as file:
+            file.write(msgspec.json.encode(self.journal))
+
+
+def read_entries(work: str, journal: Journal) -> list[np.ndarray]:
+    """Return of each split the entries that the journal's pool shards have taken; cut off shards that no file has."""
+    number, found = 0, [[np.empty(0, np.int64)] for _ in journal.written]
+    for file, _ in list_files(work, "entries-*.bin") if journal.shards else []:
+        entries = np.frombuffer(storage.read_bytes(file), "<u8").astype(np.int64)
+        for shard in range(int(to_path(file).stem.rpartition("-")[2]), len(journal.shards)):
+            ends = np.cumsum(journal.shards[shard].rows)
+            if shard > number or ends[-1] > len(entries):
+                break
+            *pieces, entries = np.split(entries, ends)
+            if shard == number:
+                number += 1
+                for split, piece in zip(found, pieces, strict=True):
+                    split.append(piece)
+    del journal.shards[number:]
+    return [np.concatenate(pieces) for pieces in found]
+
+
+def open_journal(part: Part, place: Path) -> tuple[Journal, list[np.ndarray]]:
+    """Return what an earlier run of the same part did, up to the first pool shard that is needed again, and of each
+    split the entries taken until there; nothing if a shard that could not be read then can be read now.
+    """
+    arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
+    journal = None if part.dry_run else read_journal(part.work)
+    if (
+        journal is None
+        or list(journal.arguments.items()) != list(arguments.items())
+        or _is_mended(part, journal, place)
+    ):
+        for file, _ in list_files(part.work) if is_dir(part.work) and not part.dry_run else []:
+            storage.remove(file)
+        journal = Journal(arguments=arguments, shards=[], written=[{} for _ in part.splits])
+    pairs = zip(part.splits, journal.written, strict=True)
+    journal.written = [_existing(split.path, written) for split, written in pairs]
+    ends = np.cumsum([counts.rows for counts in journal.shards], axis=0).reshape(-1, len(part.splits))
+    needed = (ends > part.shard_size * np.array(list(map(len, journal.written)))).any(axis=1)
+    del journal.shards[int(np.append(needed, True).argmax()) :]
+    return journal, read_entries(part.work, journal)
+
+
+def _is_mended(part: Part, journal: Journal, place: Path) -> bool:
+    """Return whether a pool shard that could not be read then can be read now."""
+    bad = (number for number, counts in enumerate(journal.shards) if counts.fault)
+    return any(index_shard(_job(part, number, place)).fault is None for number in bad)
+
+
+def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
+    """Return the first of the output shards ``written``, until one is missing or not all there."""
+    sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
+    existing = {}
+    while (size := written.get(len(existing))) is not None:
+        names = [form.format(len(existing)) for form in (folder.SHARD_FORMAT, STATS)]
+        if sizes.get(names[0]) != size + len(END) or not sizes.get(names[1]):
+            break
+        existing[len(existing)] = size
+    return existing
 
 
 @contextmanager
-def workplace(part: Part) -> Iterator[Path]:
-    """A folder on this machine for what is not whole yet; beside a local output. That and the splits are locked,
-    and what an earlier process left in it is removed first.
+def working_folder(part: Part) -> Iterator[Path]:
+    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile.
 
     Raises:
         TicError: another process is at work there.
     """
     if part.dry_run or is_remote(part.work):
-        with tempfile.TemporaryDirectory(prefix="tic-clip-reshard-") as folder:
-            yield Path(folder)
+        with storage.temporary_folder("tic-clip-reshard-") as place:
+            yield place
         return
     work = Path(part.work)
-    with ExitStack() as locks:
-        for path in (work, *(Path(target.path) for target in part.targets)):
-            locks.enter_context(lock_folder(path, part.patience, work.parent.parent if path == work else path))
-        folder = work / "unfinished"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    with ExitStack() as stack:
+        for path in (work, *(Path(split.path) for split in part.splits)):
+            label = work.parent.parent if path == work else path
+            stack.enter_context(storage.lock_folder(path, part.timeout, label))
+        place = work / "unfinished"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        yield place
+
+
+def run_parts(parts: list[Part]) -> list[dict[str, dict[str, Any]]]:
+    """Write parts one after the other with the same workers; return of each: split -> its ``meta.json``."""
+    paths = (path for part in parts for path in (part.tars[0], *(split.path for split in part.splits)))
+    fork = not any(map(is_remote, paths)) and threading.active_count() == 1
+    total = sum(len(part.tars) for part in parts)
+    with make_pool(parts[0].num_workers, fork=fork) as pool, progress_bar("reshard", total, "shard") as bar:
+        return [write_part(part, pool, bar.update) for part in parts]
+
+
+def write_part(part: Part, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
+    """Write all splits of a part, or resume where an earlier run ended; return the ``meta.json`` of each, which is
+    written last, and not while shards of the pool are bad (unless these are to be left out).
+
+    Raises:
+        TicError, OSError: something can't be read or written; what is done stays done.
+    """
+    with working_folder(part) as place:
+        journal, taken = open_journal(part, place)
+        saver = JournalWriter(None if part.dry_run else part.work, journal)
+        saver.save()  # before anything that an earlier one tells of is removed
+        for split, written in [] if part.dry_run else zip(part.splits, journal.written, strict=True):
+            names = {form.format(number) for number in written for form in (folder.SHARD_FORMAT, STATS)}
+            folder.start(split.path, keep=names)
         try:
-            yield folder
+            _write_splits(part, saver, taken, place, pool, advance)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            saver.save()
+        metas = {split.name: _meta(part, journal, i) for i, split in enumerate(part.splits)}
+        is_bad = any(counts.fault for counts in journal.shards)
+        if not part.dry_run and (part.skip_bad_shards or not is_bad):
+            for split in part.splits:
+                _finish_split(part, split, metas[split.name])
+            remove_work(part.work)
+    return metas
 
 
-def clean(work: str) -> None:
-    """Remove the journal and all else that lay beside the output while a part was made."""
-    remove(to_path(work) / "journal.json")
-    if not is_remote(work):
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):
-            Path(work).parent.rmdir()  # if no other part is under way
+def _write_splits(
+    part: Part, saver: JournalWriter, taken: list[np.ndarray], place: Path, pool: Executor, advance: Callable
+) -> None:
+    """Write what the journal lacks: the loop."""
+    first, ahead = len(saver.journal.shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
+    advance(first)
+    jobs = (_job(part, number, place) for number in range(first, len(part.tars)))
+    with ThreadPoolExecutor(part.num_workers) as threads:
+        writers = [
+            SplitWriter(split, part.shard_size, place / str(i), threads, saver.journal.written[i], part.dry_run)
+            for i, split in enumerate(part.splits)
+        ]
+        for writer, entries in zip(writers, taken, strict=True):
+            writer.skip(entries)
+        for number, index in enumerate(map_in_pool(pool, index_shard, jobs, ahead), first):
+            job = _job(part, number, place)
+            rows = [writer.select(found) for writer, found in zip(writers, index.rows, strict=index.fault is None)]
+            copies = [threads.submit(writers[i].append, job.path, index, rows[i]) for i in range(len(rows))]
+            for copy in copies:  # copying releases the GIL
+                copy.result()
+            if is_remote(job.tar):
+                Path(job.path).unlink(missing_ok=True)
+            for writer in writers:
+                writer.wait(ahead)
+            saver.add(_count(index, rows, len(writers)), [found.entry for found in rows])
+            advance(1)
+        for writer in writers:
+            writer.close()
+        for writer in writers:
+            writer.wait()
 
 
-def open_journal(part: Part, folder: Path) -> Journal:
-    """What is known of a part; nothing if a shard that could not be read then can be read now."""
-    splits = [{key: target.arguments[key] for key in COMPARED} for target in part.targets]
-    path = to_path(part.work) / "journal.json"
-    empty = Journal.empty(None if part.dry_run else path, splits, len(part.tars))
-    if part.dry_run:
-        return empty
-    journal = Journal.load(path, splits, len(part.tars))
-    for target, written in zip(part.targets, journal.written, strict=True):
-        _check_written(target, written)
-    bad = [number for number, counts in enumerate(journal.shards) if counts is not None and counts.fault]
-    return empty if any(_index(part, number, folder).fault is None for number in bad) else journal
-
-
-def _check_written(target: Target, written: dict[int, int]) -> None:
-    """Take out of ``written`` what is not there, or not whole: removed, or the machine went down."""
-    there = {to_path(file).name: size for file, size in list_files(target.path)} if is_dir(target.path) else {}
-    for number, size in list(written.items()):
-        if there.get(SHARD_FORMAT.format(number)) != size + len(END) or not there.get(STATS.format(number)):
-            del written[number]
-
-
-def _to_read(part: Part, journal: Journal) -> np.ndarray:
-    """Which pool shards must be read: (N,) bool."""
-    known = np.array([counts is not None for counts in journal.shards])
-    nothing = [0] * len(part.targets)
-    counts = np.array([counts.rows if counts else nothing for counts in journal.shards], np.int64)
-    return to_read(counts, known, [set(written) for written in journal.written], part.shard_size)
-
-
-def _flow(state: State, executor: Executor) -> Iterator[None]:
-    """Index ahead, place in order, copy, finish; at most two pool shards a process are under way."""
-    indexing: deque[tuple[int, Future | None]] = deque()
-    numbers = iter(range(len(state.part.tars)))
-    number = next(numbers, None)
-    while number is not None or indexing or state.running or state.open:
-        while number is not None and len(indexing) + _copies(state) < 2 * state.part.num_workers:
-            future = None
-            if state.to_read[number]:
-                future = executor.submit(_index, state.part, number, state.folder)
-                state.running[future] = ("index", number)
-            indexing.append((number, future))
-            number = next(numbers, None)
-        while indexing and (indexing[0][1] is None or indexing[0][1].done()):
-            ready, future = indexing.popleft()
-            if _place(state, executor, ready, future.result() if future else None):
-                yield
-        if number is None and not indexing:
-            _close(state, executor)
-        if state.running:
-            done, _ = wait(state.running, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()  # after an error it stays among those at work
-                yield from _ended(state, executor, state.running.pop(future))
-
-
-def _copies(state: State) -> int:
-    return sum(kind[0] == "copy" for kind in state.running.values())
-
-
-def _local(part: Part, number: int, folder: Path) -> str:
-    """Where the bytes of a pool shard lie, or are fetched to."""
+def _job(part: Part, number: int, place: Path) -> IndexJob:
+    """Return the job for a pool shard, which is fetched into ``place`` if it lies in a cloud."""
     tar = part.tars[number]
-    return str(folder / f"pool-{number:08d}.tar") if is_remote(tar) else tar
+    path = str(place / f"pool-{number:08d}.tar") if is_remote(tar) else tar
+    subsets, classes = zip(*((split.subset, split.classes) for split in part.splits), strict=True)
+    return IndexJob(tar=tar, path=path, subsets=subsets, classes=classes)
 
 
-def _index(part: Part, number: int, folder: Path) -> Index:
-    """Index a pool shard, which is fetched first if it lies in a cloud."""
-    path = _local(part, number, folder)
-    if is_remote(part.tars[number]):
-        try:
-            download(part.tars[number], Path(path))
-        except TicError as error:
-            return Index(fault=str(error))
-    subsets, classes = zip(*((target.subset, target.classes) for target in part.targets), strict=True)
-    return index_shard(IndexJob(path=path, subsets=subsets, classes=classes))
-
-
-def _counts(index: Index, num_splits: int) -> Counts:
-    return Counts(
+def _count(index: Index, rows: list, num_splits: int) -> ShardCounts:
+    """Return the counts of a pool shard of which each split takes ``rows``."""
+    samples = [found.num_samples for found in rows] or [0] * num_splits
+    return ShardCounts(
         read=index.read,
         usable=index.usable,
         dropped=dict(sorted(index.dropped.items())),
-        noted=dict(sorted(index.noted.items())),
-        samples=[rows.num_samples for rows in index.rows] or [0] * num_splits,
-        rows=[len(rows.sample) for rows in index.rows] or [0] * num_splits,
+        stats=index.stats if index.stats != index.read else None,
         fault=index.fault,
+        samples=samples,
+        rows=list(map(len, rows)) or [0] * num_splits,
+        repeated=[found.num_samples - count for found, count in zip(index.rows, samples, strict=False)] or samples,
     )
 
 
-def _place(state: State, executor: Executor, number: int, index: Index | None) -> bool:
-    """Send the rows of a pool shard to their output shards; whether nothing of it is left to be done."""
-    if index is None:
-        for cutter, count in zip(state.cutters, state.journal.shards[number].rows, strict=True):
-            cutter.skip(count)
-        return True
-    state.journal.shards[number] = _counts(index, len(state.part.targets))
-    pieces = []
-    for split, (cutter, rows) in enumerate(zip(state.cutters, index.rows, strict=index.fault is None)):
-        for piece in cutter.place(rows.size):
-            if not state.part.dry_run and piece.number not in state.journal.written[split]:
-                shard = state.open.setdefault((split, piece.number), [0, 0])
-                shard[0], shard[1] = piece.offset + int(rows.size[piece.first : piece.last].sum()), shard[1] + 1
-                pieces.append((split, rows, piece))
-    path = _local(state.part, number, state.folder)
-    if not pieces:
-        _forget(state, number)
-        return True
-    first = number % len(pieces)  # not all processes begin with the same output file, whose lock they would share
-    pieces = pieces[first:] + pieces[:first]
-    targets = [(_unfinished(state, split, piece.number), rows, piece) for split, rows, piece in pieces]
-    job = CopyJob(path=path, table=index.table, uids=index.uids, targets=targets)
-    keys = [(split, piece.number) for split, _, piece in pieces]
-    state.running[executor.submit(copy_shard, job)] = ("copy", number, keys)
-    return False
+def _meta(part: Part, journal: Journal, number: int) -> dict[str, Any]:
+    """Return the ``meta.json`` of a split: what was read = what was kept + what was dropped, by reason."""
+    shards, split = dict(zip(part.tars, journal.shards, strict=True)), part.splits[number]
+    read, kept = (sum(counts) for counts in zip(*((c.read, c.samples[number]) for c in shards.values()), strict=True))
+    dropped = sum((Counter(counts.dropped) for counts in shards.values()), Counter())
+    dropped["duplicate uid in the pool"] = repeated = sum(counts.repeated[number] for counts in shards.values())
+    dropped["not in the subset"] = sum(counts.usable for counts in shards.values()) - kept - repeated
+    if read != kept + dropped.total():
+        raise TicError(f"{split.path}: {read} samples read, but {kept} kept and {dropped.total()} dropped")
+    rows = sum(counts.rows[number] for counts in shards.values())
+    stats = {tar: f"{c.stats}, not {c.read}" for tar, c in shards.items() if c.stats is not None}
+    return {
+        "output_shard_count": -(-rows // part.shard_size),
+        "output_count": rows,
+        "output_bytes": sum(size + 2 * BLOCK for size in journal.written[number].values()),
+        "output_shard_format": folder.SHARD_FORMAT,
+        "subset_count": len(uids.open_uids(split.subset)),
+        "processed_count": read,
+        "kept_count": kept,
+        "dropped": dict(sorted((+dropped).items())),
+        "bad_shards": {tar: counts.fault for tar, counts in shards.items() if counts.fault},
+        "wrong_stats": stats,
+        "arguments": split.arguments,
+    }
 
 
-def _forget(state: State, number: int) -> None:
-    """Remove a fetched pool shard."""
-    if is_remote(state.part.tars[number]):
-        with suppress(FileNotFoundError):
-            os.unlink(_local(state.part, number, state.folder))
-
-
-def _unfinished(state: State, split: int, number: int) -> str:
-    return str(state.folder / f"{split}-{number:08d}.tar")
-
-
-def _ended(state: State, executor: Executor, kind: tuple) -> Iterator[None]:
-    """Go on after a job; yields when a pool shard is done with."""
-    match kind:
-        case ("copy", number, keys):
-            _forget(state, number)
-            for split, output in keys:
-                state.open[split, output][1] -= 1
-                if output < state.cutters[split].num_full:
-                    _finish(state, executor, split, output)
-            yield
-        case ("finish", split, output, size):
-            state.journal.written[split][output] = size
-            state.journal.save()
-
-
-def _close(state: State, executor: Executor) -> None:
-    """Finish the last output shard of each split, when all that goes into it is written."""
-    for split, output in list(state.open):
-        _finish(state, executor, split, output)
-
-
-def _finish(state: State, executor: Executor, split: int, output: int) -> None:
-    """Put an output shard under its final name, unless copies into it are under way."""
-    size, copies = state.open[split, output]
-    if copies:
-        return
-    del state.open[split, output]
-    count = min(state.part.shard_size, state.cutters[split].rows - output * state.part.shard_size)
-    path = state.part.targets[split].path
-    future = executor.submit(finish_shard, _unfinished(state, split, output), size, path, output, count)
-    state.running[future] = ("finish", split, output, size)
-
-
-def finish_shard(unfinished: str, size: int, folder: str, number: int, count: int) -> None:
-    """End a tar after ``size`` bytes and make it shard ``number`` of ``folder``; its stats are ``count`` samples."""
-    end_shard(unfinished, size)
-    path = to_path(folder) / SHARD_FORMAT.format(number)
-    if is_remote(path):
-        upload(Path(unfinished), path)
-        os.unlink(unfinished)
-    else:
-        os.replace(unfinished, path)
-    write_json(to_path(folder) / STATS.format(number), {"successes": count}, sync=False)
+def _finish_split(part: Part, split: OutputSplit, meta: dict[str, Any]) -> None:
+    """Write the tables of a split. Of several parts, the first alone holds the list."""
+    full, rest = divmod(meta["output_count"], part.shard_size)
+    counts = [part.shard_size] * full + [rest] * (rest > 0)
+    sizes = {folder.SHARD_FORMAT.format(number): count for number, count in enumerate(counts)}
+    folder.finish(split.path, meta, sizes, split.subset if split.arguments["part"] == 0 else None)
