@@ -20,13 +20,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import webdataset
 import yaml
 from cloudpathlib import S3Path
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 
-from tic_clip import TicError, datacomp
+from tic_clip import datacomp
 from tic_clip.data.reshard import reshard
 from tic_clip.data.split import missing_sizes_message
 from tic_clip.data.tar import write_shard
@@ -223,7 +222,7 @@ def npy(values):
     return file.getvalue()
 
 
-def write_set(folder, names="{:08d}.tar", classes="abcdef", templates=("a {c}", "the {c}"), fields=1):
+def write_set(folder, names="{:08d}.tar", fields=1):
     """Thirty pictures with a caption, one of six classes and metadata each, in three shards."""
     content = [
         (f"{i:04d}", {"jpg": jpeg(i), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)})
@@ -236,21 +235,16 @@ def write_set(folder, names="{:08d}.tar", classes="abcdef", templates=("a {c}", 
         (folder / "nshards.txt").write_text("3")
     else:
         write_json(folder / "sizes.json", counts)
-    (place / "classnames.txt").write_text("\n".join(classes))
-    (place / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
+    (place / "classnames.txt").write_text("\n".join("abcdef"))
+    (place / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}")
 
 
 def metadata(fields):
     return np.random.default_rng(0).integers(0, 2, (30, fields))
 
 
-FACES = {"race": 7, "gender": 2, "age": 9, "toxic": 20}
-FACES = {name: [f"{name} {i}" for i in range(count)] for name, count in FACES.items()}
-"""Classes of the four questions that DataComp asks of a face."""
-FIELDS = {"wilds/iwildcam": 9, "wilds/camelyon17": 3, "wilds/fmow": 3, "fairness/dollar_street": 3, "fairness/geode": 2}
+FIELDS = {"wilds/iwildcam": 9, "fairness/dollar_street": 3}
 """Tasks with metadata, and how many numbers a sample has of them."""
-CUES = {"cat": 5, "old thing": 6, "dog": 10, "ice": 12, "sun": 5}
-"""Cues of WinoGAViL and their candidates; the first three are associated."""
 
 
 def write_hub(data, name, features, rows):
@@ -268,24 +262,15 @@ def write_hub(data, name, features, rows):
 
 
 def write_suite(data):
-    """A set of every kind that DataComp's tasklist.yml has."""
+    """Data of the tasks whose numbers are checked."""
     write_set(data / "wds_cifar10_test/test", "{}.tar")
     for key, fields in FIELDS.items():
         name = key.removeprefix("fairness/").replace("/", "-")
         write_set(data / f"wds_{name}_test/test", "{}.tar", fields=fields)
-    classes = [f"{question}:{name}" for question, names in FACES.items() for name in names]
-    for name in ("fairface", "utkface"):
-        templates = [f"{question}:a {{c}}" for question in FACES]
-        write_set(data / f"wds_{name}_test/test", "{}.tar", classes, templates, fields=4)
     text, image = ({"dtype": "string", "id": None, "_type": "Value"}, {"decode": True, "id": None, "_type": "Image"})
     captions = [[f"picture {i}", f"thing {i}"] for i in range(30)]
     rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(30)], "caption": captions}
     write_hub(data, "flickr_1k_test_image_text_retrieval", {"image": image, "caption": [text]}, rows)
-    names = [[f"{cue} {i}" for i in range(count)] for cue, count in CUES.items()]
-    rows = {"cue": list(CUES), "candidates": names, "associations": [some[:3] for some in names]}
-    rows["candidate_images"] = [[{"bytes": jpeg(i), "path": None} for i in range(count)] for count in CUES.values()]
-    features = {"cue": text, "candidates": [text], "associations": [text], "candidate_images": [image]}
-    write_hub(data, "winogavil", features, rows)
 
 
 def expected(model):
@@ -295,36 +280,18 @@ def expected(model):
     net.load_state_dict(torch.load(path))
 
     @torch.no_grad()
-    def pictures(numbers):
-        images = [preprocess(Image.open(io.BytesIO(jpeg(i))).convert("RGB")) for i in numbers]
-        return net.encode_image(torch.stack(images), normalize=True).numpy()
-
-    @torch.no_grad()
     def texts(some):
         return net.encode_text(tokenizer(some), normalize=True).numpy()
 
-    images = pictures(range(30))
-
-    def ranking(classes, *templates):
-        """The classes (30, C) of each picture, best first."""
-        means = [texts([template.format(c=name) for template in templates]).mean(axis=0) for name in classes]
-        return np.argsort([[-image @ mean / np.linalg.norm(mean) for mean in means] for image in images])
-
-    ranks, labels = ranking("abcdef", "a {c}", "the {c}"), np.arange(30) % 6
+    with torch.no_grad():
+        images = torch.stack([preprocess(Image.open(io.BytesIO(jpeg(i)))) for i in range(30)])
+        images = net.encode_image(images, normalize=True).numpy()
+    means = [texts([f"a {name}", f"the {name}"]).mean(axis=0) for name in "abcdef"]
+    ranks = np.argsort([[-image @ mean / np.linalg.norm(mean) for mean in means] for image in images])
+    labels = np.arange(30) % 6
     best = ranks[:, 0]
     right, among_5 = best == labels, (ranks[:, :5] == labels[:, None]).any(axis=1)
-    columns = {key: metadata(fields).T for key, fields in FIELDS.items()}
     f1 = [2 * (right & (labels == c)).sum() / ((best == c).sum() + (labels == c).sum()) for c in range(6)]
-    age, gender, race, other = metadata(4).T
-    face = {question: ranking(names, "a {c}")[:, 0] for question, names in FACES.items()}
-    faces = {
-        "acc_race_avg": np.mean((face["race"] != 1) == other),
-        "acc_gender_avg": np.mean(face["gender"] == gender),
-        "acc_gender_race_binary:1": np.mean((face["gender"] == gender)[other == 1]),
-        "acc_age_avg": np.mean(face["age"] == age),
-        "acc_gender_x_race:1_gender:0": np.mean(face["gender"][(race == 1) & (gender == 0)] == 0),
-        "toxicity_crime_race:0": np.mean((face["toxic"] >= 18)[race == 0]),
-    }
     scores = texts([f"{word} {i}" for i in range(30) for word in ("picture", "thing")]) @ images.T
     nearest = {"image": np.argsort(-scores), "text": np.argsort(-scores.T) // 2}
     own = {"image": np.arange(60) // 2, "text": np.arange(30)}
@@ -333,29 +300,14 @@ def expected(model):
         for name, ranks in nearest.items()
         for k in (1, 5, 10)
     }
-    jaccard = []
-    for cue, count in CUES.items():
-        near = pictures(range(count)) @ texts([f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"])[0]
-        hits = len({0, 1, 2} & set(np.argsort(near)[-3:].tolist()))
-        jaccard.append(hits / (6 - hits))
 
-    def worst(hits, groups):
-        return min(hits[groups == group].mean() for group in np.unique(groups))
-
+    groups = metadata(3)[:, 0]
+    worst = min(among_5[groups == group].mean() for group in (0, 1))
     return {
         "cifar10": {"acc1": right.mean(), "acc5": among_5.mean(), "mean_per_class_recall": right.mean()},
         "retrieval/flickr_1k_test_image_text_retrieval": recall,
-        "misc/winogavil": {"avg_jaccard_score": np.mean(jaccard), "jaccard_score_10-12": np.mean(jaccard[2:4])},
         "wilds/iwildcam": {"acc1": right.mean(), "F1-macro_all": np.mean(f1)},
-        "wilds/camelyon17": {"acc_avg": right.mean(), "acc_wg": worst(right, columns["wilds/camelyon17"][1])},
-        "wilds/fmow": {
-            "acc_worst_region": worst(right, columns["wilds/fmow"][0]),
-            "acc_worst_year": worst(right, columns["wilds/fmow"][1]),
-        },
-        "fairness/dollar_street": {"acc_top5_wg": worst(among_5, columns["fairness/dollar_street"][0])},
-        "fairness/geode": {"acc_wg": worst(right, columns["fairness/geode"][0])},
-        "fairness/fairface": faces,
-        "fairness/utkface": faces,
+        "fairness/dollar_street": {"acc_top5_wg": worst},
     }
 
 
@@ -386,28 +338,11 @@ def test_tic_tasks_beside_the_standard_suite(model, tmp_path, monkeypatch):
     results = {line["key"]: line["metrics"] for line in lines}
     for key, numbers in slow.items():
         assert {name: results[key][name] for name in numbers} == pytest.approx(numbers, abs=1e-6), key
-        main = theirs[key].get("main_metric", "acc1")
-        assert results[key]["main_metric"] == results[key].get(main)
-        assert (results[key]["main_metric"] is None) == (key in ("fairness/fairface", "fairness/utkface"))
+        assert results[key]["main_metric"] == results[key][theirs[key].get("main_metric", "acc1")]
     models, mine = [named_model(model, "emoji")], [task_of(key, str(data)) for key in keys]
     for result in evaluate(models, mine, str(tmp_path / "ours"), Settings(device="cpu")):
         assert results[result["key"]] == pytest.approx(result["metrics"], abs=1e-6)
     assert "Skipping CIFAR-10" in run("evaluate.py", *arguments, folder=copy)
-
-
-@checkout
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("tic/emoji/retrieval/yearly/2014", "error: no data for tic/emoji/retrieval/yearly/2014: "),
-        ("tic/emoji/retrieval/yearly/1999", "error: unknown task 'tic/emoji/retrieval/yearly/1999'; keys are "),
-    ],
-)
-def test_a_task_that_cannot_be_is_one_line(key, message, tmp_path):
-    copy = copy_with({key: {}}, tmp_path)
-    arguments = ("--use_model", f"{ARCH} x.pt", "--data_dir", tmp_path, "--train_output_dir", tmp_path / "out")
-    printed = run("evaluate.py", *arguments, "--output_dir", tmp_path / "out", folder=copy, code=1)
-    assert printed.splitlines()[-1].startswith(message)
 
 
 TRIED = """
@@ -422,7 +357,7 @@ for key, weights in {cases}:
 
 
 @checkout
-def test_datacomps_own_tasks_that_cannot_be_are_one_line(model, tmp_path, monkeypatch):
+def test_tasks_that_cannot_be_are_one_line(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_set(tmp_path / "wds_cifar10_test/test", "{}.tar")
     torch.save({"state_dict": {"x": np.float64(1)}}, tmp_path / "unsafe.pt")
@@ -431,7 +366,9 @@ def test_datacomps_own_tasks_that_cannot_be_are_one_line(model, tmp_path, monkey
         ("cifar10", none): f"error: {none} is neither a checkpoint file nor a pretrained tag of {ARCH}",
         ("cifar10", bad): f"error: {bad} is no checkpoint that can be loaded safely: ",
         ("mnist", good): f"error: {tmp_path}/wds_mnist_test/test/nshards.txt: is missing",
-        ("misc/winogavil", good): f"error: nlphuji/winogavil is neither in {tmp_path}/hf_cache nor on the hub: ",
+        ("misc/winogavil", good): "error: ",
+        ("tic/emoji/retrieval/yearly/2014", good): "error: no data for tic/emoji/retrieval/yearly/2014: ",
+        ("tic/emoji/retrieval/yearly/1999", good): "error: unknown task 'tic/emoji/retrieval/yearly/1999'; keys are ",
     }
     printed = run("-c", TRIED.format(cases=list(cases), arch=ARCH, data=str(tmp_path)))
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -443,12 +380,10 @@ def test_datacomps_own_tasks_that_cannot_be_are_one_line(model, tmp_path, monkey
 def test_no_pickle_from_outside_is_run(tmp_path):
     """Neither the one of the training nor that of an earlier evaluation."""
     bad, good = (tmp_path / name / "info.pkl" for name in ("bad", "good"))
-    for path, info in (
-        (bad, Malicious(tmp_path / "witness")),
-        (good, {"scale_config": {"model": ARCH}, "checkpoint": "x"}),
-    ):
+    info = {"scale_config": {"model": ARCH}, "checkpoint": "x"}
+    for path, content in (bad, Malicious(tmp_path / "witness")), (good, info):
         path.parent.mkdir()
-        path.write_bytes(pickle.dumps(info))
+        path.write_bytes(pickle.dumps(content))
     for training, evaluation in (bad, good), (good, bad):
         arguments = ("--train_output_dir", training.parent, "--output_dir", evaluation.parent)
         printed = run("evaluate.py", *arguments, code=1)
@@ -468,20 +403,18 @@ class Malicious:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (pickle.dumps({"checkpoint": Malicious("/nowhere/x")}), "it holds io.open, which is no path"),
-        (pickle.dumps([1]), "is not what train.py writes"),
-        (pickle.dumps({"checkpoint": "x"}), "is not what train.py writes"),
-        (pickle.dumps({"checkpoint": "x", "scale_config": None}), "is not what train.py writes"),
-        (pickle.dumps({"checkpoint": "x", "scale_config": {}}), "it names no model"),
-        (b"text", "is not what train.py writes"),
-        (b"", "is not what train.py writes"),
+        pickle.dumps({"checkpoint": Malicious("/nowhere/x")}),
+        pickle.dumps([1]),
+        pickle.dumps({"checkpoint": "x", "scale_config": {}}),
+        b"text",
+        b"",
     ],
 )
-def test_info_that_train_py_has_not_written(content, message, tmp_path):
+def test_info_that_train_py_has_not_written(content, tmp_path):
     (tmp_path / "info.pkl").write_bytes(content)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/info.pkl is not what train.py writes: "):
         load_info(tmp_path)
 
 
@@ -493,22 +426,10 @@ def test_info_as_train_py_writes_it(tmp_path):
     assert load_info(tmp_path) == info | {"data_dir": "s3://bucket/a::s3://bucket/b"}
 
 
-def test_info_that_is_not_there(tmp_path):
-    with pytest.raises(SystemExit, match=f"error: {tmp_path}/info.pkl is missing: train.py writes it at its end"):
-        load_info(tmp_path)
-
-
 def test_the_scales():
-    scales = datacomp.scales()
-    assert set(scales) == set(SCALES)
-    assert scales["tic_medium"] == {
-        "batch_size": 4096,
-        "learning_rate": 5e-4,
-        "train_num_samples": 18_432_000,
-        "warmup": 500,
-        "model": "ViT-B-16",
-        "beta2": 0.98,
-    }
+    assert set(datacomp.scales()) == set(SCALES)
+    medium = datacomp.scales()["tic_medium"]
+    assert (medium["batch_size"], medium["train_num_samples"], medium["model"]) == (4096, 18_432_000, "ViT-B-16")
 
 
 def flags(tmp_path, **changes):
@@ -537,96 +458,39 @@ def test_the_plan_of_exact_sampling(tmp_path):
 CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
 
 
-@pytest.mark.parametrize(
-    ("change", "expected", "sampling"),
-    [
-        ({}, CONFIG, ["--dataset-type", "exact", "--train-data", "out/tic_tiny_scale_plan.json"]),
-        (
-            {"warmup": 0, "exp_name": "x"},
-            CONFIG | {"warmup": 0},
-            ["--dataset-type", "exact", "--train-data", "out/x_plan.json"],
-        ),
-        (
-            {"dataset_resampled": True, "train_num_samples": 80, "new_run": True, "resume": "s3://bucket/x.pt"},
-            CONFIG | {"train_num_samples": 80},
-            ["--new-run", "--dataset-resampled"],
-        ),
-    ],
-)
-def test_what_the_flags_of_training_come_to(change, expected, sampling, tmp_path):
-    args = flags(tmp_path, **change)
-    for name in "ab":
-        write_shard(tmp_path / name / "part/00000000.tar", [("0", {"txt": b"x"})])
-    config, found = datacomp.adjusted(CONFIG, args, 0)
-    assert (config, [flag.removeprefix(f"{tmp_path}/") for flag in found]) == (expected, sampling)
-    assert list((tmp_path / "out").glob("*")) == [tmp_path / flag for flag in sampling if flag.endswith(".json")]
-    assert datacomp.adjusted(CONFIG, args, 1)[0] == config  # the plan is the first rank's to write
+def test_what_the_flags_of_training_come_to(tmp_path):
+    args = flags(tmp_path, warmup=0)
+    plan = f"{tmp_path}/out/tic_tiny_scale_plan.json"
+    exact = ["--dataset-type", "exact", "--train-data", plan]
+    assert datacomp.configure_training(CONFIG, args, 1) == (CONFIG | {"warmup": 0}, exact)
+    assert not Path(plan).exists()  # the first rank writes it
+    datacomp.configure_training(CONFIG, args, 0)
+    assert Path(plan).exists()
+    args = flags(tmp_path, dataset_resampled=True, train_num_samples=80, new_run=True, resume="s3://bucket/x.pt")
+    found = (CONFIG | {"train_num_samples": 80}, ["--new-run", "--dataset-resampled"])
+    assert datacomp.configure_training(CONFIG, args, 0) == found
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_weights": "1"}, "--data_weights 1 must be 2 numbers above 0, joined with ::"),
-        ({"data_weights": "1::x"}, "must be 2 numbers above 0"),
-        ({"data_weights": "1::-1"}, "must be 2 numbers above 0"),
         ({"num_checkpoints": 10}, "99 samples are less than a batch of 10 for each of the checkpoints"),
-        (
-            {"dataset_resampled": True, "workers": 5},
-            "99 samples are less than a batch of 10 for each of the checkpoints and",
-        ),
-        ({"num_checkpoints": 0}, "--num_checkpoints is 0, it must be at least 1"),
-        ({"train_num_samples": 0}, "0 samples are less than a batch of 10"),
-        ({"accum_freq": 0}, "--accum_freq is 0, it must be at least 1"),
-        ({"accum_freq": 3}, "--accum_freq 3 does not divide the batch of 10"),
         ({"data_dir": Path("nowhere")}, "nowhere is missing"),
-        ({"data_dir": Path("nowhere"), "dataset_resampled": True}, "nowhere is missing"),
         ({"data_dir": Path("bare")}, missing_sizes_message("bare")),
-        ({"data_dir": Path("bare"), "dataset_resampled": True}, "bare holds no .tar file"),
-        ({"resume": "x.pt"}, "checkpoint x.pt is missing"),
         ({"new_run": True}, "--new_run takes the weights of a checkpoint: give one with --resume"),
-        (
-            {"resume": "old.pt", "output_dir": Path("bare"), "exp_name": "old"},
-            "bare/old is there already: give another --exp",
-        ),
     ],
 )
 def test_training_that_cannot_be(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bare/old").mkdir(parents=True)
-    for path in "old.pt", "bare/old/out.log":
-        (tmp_path / path).touch()
+    (tmp_path / "bare").mkdir()
     with pytest.raises(SystemExit, match=re.escape(message)):
-        datacomp.adjusted(CONFIG, flags(tmp_path, **change), 0)
+        datacomp.configure_training(CONFIG, flags(tmp_path, **change), 0)
     assert not (tmp_path / "out").exists()
 
 
-def test_training_that_had_nothing_to_do(tmp_path):
-    """As when --resume names the last checkpoint of a step, and --new_run was forgotten."""
-    args = flags(tmp_path, exp_name="x", resume="old.pt")
-    with pytest.raises(SystemExit, match=r"error: old.pt has no epoch left: with --new_run its weights start the next"):
-        datacomp.train(lambda flags: None, [], args, 0)
-    assert datacomp.train(lambda flags: None, [], args, 1) is None
-    (tmp_path / "out/x/checkpoints").mkdir(parents=True)
-    (tmp_path / "out/x/checkpoints/epoch_latest.pt").touch()
-    assert datacomp.train(lambda flags: len(flags), ["--lr"], args, 0) == 1
-
-
 def test_urls_survive_pathlib():
-    assert datacomp._urls(Path("s3://bucket/a::s3://bucket/b::/disk/c")) == [
-        "s3://bucket/a",
-        "s3://bucket/b",
-        "/disk/c",
-    ]
-
-
-def test_the_classes_of_a_sample(tmp_path):
-    uids = parse_uids(["0" * 31 + digit for digit in "123"])
-    table = np.zeros(2, dtype=CLASS_ROW)
-    table["f0"], table["f1"], table["class_id"] = uids["f0"][:2], uids["f1"][:2], [7, 999]
-    save_uids(tmp_path / "classes.npy", table)
-    labels = datacomp.open_classes(tmp_path / "classes.npy")
-    assert [labels(uid) for uid in uids] == [{"cls": b"7"}, {"cls": b"999"}, {}]
-    assert datacomp.open_classes(None)(uids[0]) == {}
+    urls = ["s3://bucket/a", "s3://bucket/b", "/disk/c"]
+    assert datacomp._urls(Path("::".join(urls))) == urls
 
 
 def test_a_table_of_classes_is_looked_at_first(tmp_path):
@@ -643,90 +507,34 @@ def test_a_table_of_classes_is_looked_at_first(tmp_path):
             parser.parse_args(["--cls-file", f"{tmp_path}/{name}.npy"])
 
 
-@pytest.fixture
-def options(tmp_path):
-    """resharder.py's."""
-    (tmp_path / "subset.npy").touch()
-    return {
-        "input_dir": tmp_path / "pool",
-        "subset_file": tmp_path / "subset.npy",
-        "apply_blur": False,
-        "dry_run": False,
-    }
-
-
-def test_the_output_folder_is_made_and_emptied(options, tmp_path):
-    out = tmp_path / "new/out"
-    assert not datacomp.has_files(out, options | {"dry_run": True})
-    assert not out.exists()
-    assert not datacomp.has_files(out, options)
+def test_the_output_folder_is_made_and_emptied_but_never_the_pool(tmp_path):
+    out, options = tmp_path / "new/out", {"input_dir": tmp_path / "pool", "dry_run": False}
+    assert not datacomp.has_files(out)
     (out / "00000000.tar").touch()
-    assert datacomp.has_files(out, options)
-    assert not datacomp.has_files(out, options | {"dry_run": True})  # so that nothing is removed
-    datacomp.remove_files(out)
-    assert not list(out.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"input_dir": Path("pool/../out")}, "out is the pool itself"),
-        ({"subset_file": Path("none.npy")}, "none.npy is missing"),
-        ({"apply_blur": True}, r"--apply-blur needs img2dataset \("),
-        ({"file": True}, "out: is a file, where a folder must be"),
-    ],
-)
-def test_resharding_that_cannot_be_is_told_before_anything_goes(options, change, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "img2dataset", None)
-    if change.pop("file", False):
-        Path("out").touch()
-    with pytest.raises(SystemExit, match=f"error: {message}"):
-        datacomp.has_files(Path("out"), options | change)
-
-
-def test_webdataset_has_what_resharder_py_looks_for():
-    gopen = datacomp.restored(webdataset.writer.gopen)
-    assert gopen.info == {}
-    options = {"shell": True, "bufsize": 100, "ignore_status": [141, 23], "stderr": subprocess.PIPE}
-    with gopen.Pipe("printf 'one two'", mode="rb", **options) as pipe:
-        assert pipe.read() == b"one two"
-    with pytest.raises(OSError, match="exit 3"), gopen.Pipe("exit 3", mode="rb", **options) as pipe:
-        pipe.read()
+    assert datacomp.has_files(out)
+    with pytest.raises(SystemExit, match=f"error: {out} is the pool"):
+        datacomp.remove_files(out, options | {"input_dir": out / "../out"})
+    datacomp.remove_files(out, options | {"dry_run": True})
+    assert datacomp.has_files(out)
+    datacomp.remove_files(out, options)
+    assert not datacomp.has_files(out)
 
 
 def test_what_is_to_be_blurred_goes_to_img2dataset(monkeypatch):
     blurrer = SimpleNamespace(BoundingBoxBlurrer=lambda: lambda *arguments: arguments)
     monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(blurrer=blurrer))
+    monkeypatch.setitem(sys.modules, "img2dataset.blurrer", blurrer)
     assert datacomp.BoundingBoxBlurrer()("image", "boxes") == ("image", "boxes")
 
 
-# What evaluate.py finds on today's packages.
-
-
-@pytest.mark.parametrize(
-    ("answers", "found"),
-    [
-        ([RuntimeError("Dataset scripts are no longer supported, but found x.py"), "rows"], "rows"),
-        (["rows"], "rows"),
-        ([RuntimeError("scripts"), FileNotFoundError("no such revision\nat all")], "no such revision$"),
-        ([ConnectionError("Couldn't reach 'a/b' on the Hub")], "Couldn't reach 'a/b' on the Hub$"),
-    ],
-)
-def test_data_sets_of_the_hub(answers, found):
-    """From the cache or the hub; where the hub has a script, from the Parquet that it has made of it."""
+def test_a_data_set_that_is_a_script_comes_as_parquet():
     asked = []
 
     def load(name, **options):
         asked.append(options)
-        if isinstance(answer := answers[len(asked) - 1], Exception):
-            raise answer
-        return answer
+        if len(asked) == 1:
+            raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
+        return "rows"
 
-    if found == "rows":
-        assert datacomp._load_dataset(load, "a/b", split="test", cache_dir="cache") == found
-    else:
-        with pytest.raises(TicError, match=f"^a/b is neither in cache nor on the hub: {found}"):
-            datacomp._load_dataset(load, "a/b", split="test", cache_dir="cache")
-    options = {"split": "test", "cache_dir": "cache"}
-    assert asked == [options, options | {"revision": "refs/convert/parquet"}][: len(answers)]
+    assert datacomp._load_dataset(load, "a/b", split="test") == "rows"
+    assert asked == [{"split": "test"}, {"split": "test", "revision": "refs/convert/parquet"}]

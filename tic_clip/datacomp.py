@@ -1,8 +1,8 @@
 """What datacomp.patch calls: scales and exact sampling in train.py, the ``tic/`` tasks in evaluate.py, class ids in
-resharder.py, and what keeps these files running on today's packages.
+resharder.py, and fixes that let these files run with current packages.
 
 DataComp is https://github.com/mlfoundations/datacomp at commit 7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8; ``setup.sh
---datacomp`` makes the checkout. Its scripts run as programs, so an error of the user ends them in one line here.
+--datacomp`` makes the checkout. Its scripts run as programs, so a user's mistake ends them in one line here.
 """
 
 import argparse
@@ -21,18 +21,18 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.scales import SCALES
-from tic_clip.storage import NotFoundError, exists, is_remote, list_files, read_bytes, to_path, write_json
+from tic_clip.storage import read_bytes, to_path, write_json
 
 
-def shell(call: Callable) -> Callable:
-    """End the program in one line on an error that the user can mend."""
+def exit_on_user_error(call: Callable) -> Callable:
+    """Decorate a function to end the program in one line on an error that the user can fix."""
 
     @functools.wraps(call)
     def run(*arguments: Any, **options: Any) -> Any:
         try:
             return call(*arguments, **options)
         except (TicError, OSError) as error:
-            logging.disable()  # torch has more to say at the end, now that OpenCLIP has turned on all loggers
+            logging.disable()  # torch logs more at its end, since OpenCLIP has turned all loggers on
             sys.exit(f"error: {format_os_error(error) if isinstance(error, OSError) else error}")
 
     return run
@@ -42,22 +42,16 @@ def shell(call: Callable) -> Callable:
 
 
 def scales() -> dict[str, dict[str, Any]]:
-    """The scales tic_tiny … tic_xlarge in the form of DataComp's ``SCALE_CONFIGS``; samples are those of a step."""
+    """Return tic_tiny … tic_xlarge in the form of DataComp's ``SCALE_CONFIGS``; samples are those of a step."""
+    names = ("batch_size", "learning_rate", "warmup", "model", "beta2")
     return {
-        name: {
-            "batch_size": scale.batch_size,
-            "learning_rate": scale.learning_rate,
-            "train_num_samples": scale.samples_per_step,
-            "warmup": scale.warmup,
-            "model": scale.model,
-            "beta2": scale.beta2,
-        }
-        for name, scale in SCALES.items()
+        key: {name: getattr(scale, name) for name in names} | {"train_num_samples": scale.samples_per_step}
+        for key, scale in SCALES.items()
     }
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that train.py has beside DataComp's."""
+    """Add our flags to train.py."""
     replacement = "sample with replacement, as DataComp does; without it each sample is read as often as any other"
     parser.add_argument("--dataset_resampled", action="store_true", help=replacement)
     parser.add_argument("--new_run", action="store_true", help="take only the weights of --resume: the next time step")
@@ -65,73 +59,26 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, help="iterations of warm-up, instead of the scale's")
 
 
-@shell
-def adjusted(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
-    """(a scale's configuration with what the flags override, OpenCLIP's flags for how to sample and to start).
+@exit_on_user_error
+def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
+    """Return (the scale's configuration changed by the flags, OpenCLIP's flags for sampling and starting).
 
-    The flags come after train.py's own and win. Exact sampling's plan is written to ``{exp_name}_plan.json``, and
-    OpenCLIP gets to know our architectures.
-
-    Raises:
-        SystemExit: data, their table of sizes or a checkpoint are missing, or flags ask for what can't be.
+    The flags come after train.py's own and win. The plan of exact sampling is written to ``{exp_name}_plan.json``.
+    Our architectures are added to OpenCLIP's.
     """
-    given = {name: getattr(args, name) for name in ("train_num_samples", "warmup")}
-    config = config | {name: value for name, value in given.items() if value is not None}
-    _check(config, args)
+    overrides = {name: getattr(args, name) for name in ("train_num_samples", "warmup")}
+    config = config | {name: value for name, value in overrides.items() if value is not None}
+    if args.resume == "latest" and args.new_run:
+        raise TicError("--new_run takes the weights of a checkpoint: give one with --resume")
     _add_architectures()
     flags = ["--new-run"] if args.new_run else []
     if args.dataset_resampled:
         return config, [*flags, "--dataset-resampled"]
+    path = str(to_path(args.output_dir) / f"{args.exp_name or f'{args.scale}_scale'}_plan.json")
     plan = exact_plan(args, config)
-    path = f"{_experiment(args)}_plan.json"
     if rank == 0:
         write_json(path, plan)
     return config, [*flags, "--dataset-type", "exact", "--train-data", path]
-
-
-def _experiment(args: argparse.Namespace) -> str:
-    """Where OpenCLIP writes."""
-    return str(to_path(args.output_dir) / (args.exp_name or f"{args.scale}_scale"))
-
-
-def _check(config: dict[str, Any], args: argparse.Namespace) -> None:
-    """What train.py would stumble over.
-
-    Raises:
-        TicError: there is something.
-    """
-    samples, batch = config["train_num_samples"], config["batch_size"]
-    for name in "num_checkpoints", "accum_freq":
-        if getattr(args, name) < 1:
-            raise TicError(f"--{name} is {getattr(args, name)}, it must be at least 1")
-    if batch % args.accum_freq:
-        raise TicError(f"--accum_freq {args.accum_freq} does not divide the batch of {batch}")
-    workers = max(1, args.workers) if args.dataset_resampled else 1  # of which each reads whole batches
-    if samples < batch * workers * args.num_checkpoints:
-        each = "each of the checkpoints" + " and workers" * (workers > 1)
-        raise TicError(f"{samples} samples are less than a batch of {batch} for {each}")
-    if args.resume == "latest" and args.new_run:
-        raise TicError("--new_run takes the weights of a checkpoint: give one with --resume")
-    if args.resume != "latest" and not is_remote(args.resume) and not exists(args.resume):
-        raise TicError(f"checkpoint {args.resume} is missing")
-    if args.resume != "latest" and not args.new_run and exists(f"{_experiment(args)}/out.log"):
-        raise TicError(f"{_experiment(args)} is there already: give another --exp_name, or go on without --resume")
-    for folder in _urls(args.data_dir) if args.dataset_resampled else ():
-        if not folder.endswith(".tar") and not list_files(folder, "**/*.tar"):
-            raise TicError(f"{folder} holds no .tar file")
-
-
-@shell
-def train(main: Callable[[list[str]], int | None], flags: list[str], args: argparse.Namespace, rank: int) -> int | None:
-    """OpenCLIP's ``main``.
-
-    Raises:
-        SystemExit: what it trains on or starts from can't be used, or it had nothing to do.
-    """
-    status = main(flags)
-    if rank == 0 and not exists(f"{_experiment(args)}/checkpoints/epoch_latest.pt"):
-        raise TicError(f"{args.resume} has no epoch left: with --new_run its weights start the next time step")
-    return status
 
 
 def _add_architectures() -> None:
@@ -143,127 +90,104 @@ def _add_architectures() -> None:
 
 
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """The plan of ``tic_clip.sampling`` for train.py's data: a source a folder, all samples alike, or by weight.
-
-    Raises:
-        TicError: a folder has no table of sizes, or a weight is missing or none.
-    """
+    """Return the plan of ``tic_clip.sampling`` for train.py's data: a source a folder, by size or by weight."""
     from tic_clip.data.split import split_sizes
     from tic_clip.sampling import apportion
 
     folders = [str(to_path(folder)) for folder in _urls(args.data_dir)]
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
-    weights = _weights(args.data_weights, len(folders)) if args.data_weights else sizes
-    block = config["train_num_samples"] // args.num_checkpoints // config["batch_size"]
+    weights = list(map(Fraction, args.data_weights.split("::"))) if args.data_weights else sizes
+    batch_size, count = config["batch_size"], config["train_num_samples"]
+    block = count // args.num_checkpoints // batch_size
+    if block < 1:
+        raise TicError(f"{count} samples are less than a batch of {batch_size} for each of the checkpoints")
     iterations = block * args.num_checkpoints
-    samples = apportion(weights, iterations * config["batch_size"])
     names = folders if len(set(folders)) == len(folders) else [f"{i} {folder}" for i, folder in enumerate(folders)]
-    sources = zip(names, folders, sizes, samples, strict=True)
+    sources = zip(names, folders, sizes, apportion(weights, iterations * batch_size), strict=True)
     return {
         "step": args.exp_name or args.scale,
         "seed": args.seed,
-        "batch_size": config["batch_size"] // args.accum_freq,
+        "batch_size": batch_size // args.accum_freq,
         "iterations": iterations * args.accum_freq,
         "block": block * args.accum_freq,
         "checkpoints": args.num_checkpoints,
         "sources": [
-            {"name": name, "split": folder, "size": size, "used": size, "samples": count}
-            for name, folder, size, count in sources
+            {"name": name, "split": folder, "size": size, "used": size, "samples": samples}
+            for name, folder, size, samples in sources
         ],
     }
 
 
 def _urls(data_dir: object) -> list[str]:
-    """The folders that ``--data_dir`` joins with ``::``; pathlib has made one slash of a URL's two."""
+    """Return the folders that ``--data_dir`` joins with ``::``; pathlib has made one slash of a URL's two."""
     parts = str(data_dir).split("::")
     return [part if "://" in part else part.replace(":/", "://", 1) for part in parts]
-
-
-def _weights(text: str, count: int) -> list[Fraction]:
-    try:
-        weights = [Fraction(part) for part in text.split("::")]
-    except (ValueError, ZeroDivisionError):
-        weights = []
-    if len(weights) != count or not all(weight > 0 for weight in weights):
-        raise TicError(f"--data_weights {text} must be {count} numbers above 0, joined with ::")
-    return weights
 
 
 # evaluate.py.
 
 
-class _Url:
-    """A cloud path as cloudpathlib pickles it, ``_str`` among its fields."""
+class _CloudPath:
+    """A cloud path as cloudpathlib pickles it, with its URL in ``_str``."""
 
 
-PATHS = {("pathlib", "PosixPath"): PosixPath, ("pathlib", "PurePosixPath"): PurePosixPath}
-PATHS |= {("cloudpathlib", name): _Url for name in ("S3Path", "GSPath", "AzureBlobPath")}
+PATHS = {("cloudpathlib", name): _CloudPath for name in ("S3Path", "GSPath", "AzureBlobPath")}
+PATHS |= {("pathlib", "PosixPath"): PosixPath, ("pathlib", "PurePosixPath"): PurePosixPath}
 
 
-class _Plain(pickle.Unpickler):
-    """Reads what train.py pickles: built-in types and paths, nothing that could run."""
+class _InfoUnpickler(pickle.Unpickler):
+    """Reads containers, text, numbers and paths; it refuses everything that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if found := PATHS.get((module.partition(".")[0], name)):
-            return found
-        raise TicError(f"it holds {module}.{name}, which is no path")
+        if path := PATHS.get((module.partition(".")[0], name)):
+            return path
+        raise TicError(f"it holds {module}.{name}, which is not a path")
 
 
-@shell
+@exit_on_user_error
 def load_info(path: Path) -> dict[str, Any]:
-    """The content of ``info.pkl``, without running any code of it; cloud paths are text.
-
-    Raises:
-        SystemExit: it is missing, holds anything but built-in types and paths, or names no model.
-    """
+    """Return the content of ``info.pkl`` without running any code of it; cloud paths become text."""
+    data = read_bytes(path)
     try:
-        info = _Plain(io.BytesIO(read_bytes(path))).load()
-        info = {name: vars(value)["_str"] if isinstance(value, _Url) else value for name, value in info.items()}
-        named = "model" in info["scale_config"] and "checkpoint" in info
-    except NotFoundError:
-        raise TicError(f"{path} is missing: train.py writes it at its end") from None
-    except (TicError, pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+        info = _InfoUnpickler(io.BytesIO(data)).load()
+        info = {name: vars(value)["_str"] if isinstance(value, _CloudPath) else value for name, value in info.items()}
+        info["scale_config"]["model"], info["checkpoint"]
+    except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
         raise TicError(f"{path} is not what train.py writes: {error}") from None
-    if not named:
-        raise TicError(f"{path} is not what train.py writes: it names no model")
     return info
 
 
-@shell
+@exit_on_user_error
 def evaluate_model(
     key: str, train_info: dict[str, Any], data_root: str | None, dataset_size: int | None, batch_size: int = 64
 ) -> dict[str, float]:
-    """DataComp's ``eval_utils.main.evaluate_model``, with the ``tic/`` tasks through ``tic_clip.evaluation``.
-
-    Raises:
-        SystemExit: the model or the data of the task are not there, or a ``tic/`` task does not exist.
-    """
+    """Evaluate as DataComp's ``eval_utils.main.evaluate_model`` does, and ``tic/`` tasks by ``tic_clip.evaluation``."""
     from tic_clip.models import HUB, check_model
 
     arch = train_info["scale_config"]["model"]
     weights = "" if arch.startswith(HUB) else str(train_info["checkpoint"])
     if not key.startswith("tic/"):
-        from eval_utils.main import evaluate_model as datacomps
+        from eval_utils.main import evaluate_model as evaluate
 
         check_model(arch, weights)
         _add_architectures()
-        _mend_packages()
-        return datacomps(key, train_info, data_root, dataset_size, batch_size=batch_size)
+        _patch_packages()
+        return evaluate(key, train_info, data_root, dataset_size, batch_size=batch_size)
     from tic_clip.evaluation import Settings, fingerprints, read_sets, score
     from tic_clip.tasks import task_of
 
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
-    fingerprints([task])  # says so if there are no data
+    fingerprints([task])  # raises if the data are missing
     ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_sets([task], settings))
     return numbers["metrics"]
 
 
 @functools.cache
-def _mend_packages() -> None:
-    """Let DataComp's own suite run on today's packages, with the numbers that it had on those of its day.
+def _patch_packages() -> None:
+    """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time.
 
-    clip_benchmark has come to compute in bfloat16 where there is no GPU, on which classifiers and features differ in
-    type; NumPy 2.4 refuses to make a float of an array of one element. Checkpoints are loaded as all of ours are.
+    clip_benchmark now computes in bfloat16 where there is no GPU, where classifiers and features differ in type; NumPy
+    2.4 refuses to make a float of an array of one element; checkpoints are loaded safely.
     """
     import datasets
     import torch
@@ -274,19 +198,19 @@ def _mend_packages() -> None:
     from tic_clip.weights import load
 
     amp = torch.cuda.is_available()
-    whole = functools.partial(zeroshot_classification.zero_shot_classifier, amp=amp)
-    zeroshot_classification.zero_shot_classifier = whole
+    classifier = functools.partial(zeroshot_classification.zero_shot_classifier, amp=amp)
+    zeroshot_classification.zero_shot_classifier = classifier
     zeroshot_classification.float = lambda value: np.asarray(value).item()
     zeroshot_retrieval.evaluate = functools.partial(zeroshot_retrieval.evaluate, amp=amp)
     factory.load_state_dict = lambda path, map_location="cpu": load(str(path))
-    webdataset.WebDataset = _stages(webdataset)
+    webdataset.WebDataset = _make_old_webdataset(webdataset)
     datasets.load_dataset = functools.partial(_load_dataset, datasets.load_dataset)
 
 
-def _stages(webdataset: Any) -> type:
-    """webdataset's ``WebDataset`` with the stages of 0.2.31, which eval_utils counts, and no check for empty workers.
+def _make_old_webdataset(webdataset: Any) -> type:
+    """Return ``WebDataset`` with the stages of 0.2.31, of which eval_utils takes the fifth for the decoder.
 
-    The fifth is the decoder, and stages are added in place, not to a copy.
+    Stages are added in place, and workers without a shard are fine.
     """
 
     class WebDataset(webdataset.WebDataset):
@@ -302,24 +226,16 @@ def _stages(webdataset: Any) -> type:
 
 
 def _load_dataset(load: Callable, name: str, **options: Any) -> Any:
-    """``load_dataset`` of datasets, which no longer runs a dataset's script: the Parquet that the hub has made of it.
-
-    Raises:
-        TicError: it is neither in ``cache_dir`` nor on the hub.
-    """
+    """Load a dataset of the hub; where it is a script, which datasets no longer runs, the hub's Parquet copy of it."""
     try:
-        try:
-            return load(name, **options)
-        except RuntimeError:
-            return load(name, revision="refs/convert/parquet", **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        cache, reason = options["cache_dir"] or "the cache", str(error).splitlines()[0]
-        raise TicError(f"{name} is neither in {cache} nor on the hub: {reason}") from None
+        return load(name, **options)
+    except RuntimeError:
+        return load(name, revision="refs/convert/parquet", **options)
 
 
 @functools.cache
 def _encoder(arch: str, weights: str, settings: Any) -> Any:
-    """The model, which is loaded once for all tasks."""
+    """Load the model, once for all tasks."""
     from tic_clip.evaluation import Encoder
     from tic_clip.models import Model
 
@@ -330,18 +246,14 @@ def _encoder(arch: str, weights: str, settings: Any) -> Any:
 
 
 def add_class_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag that resharder.py has beside DataComp's."""
+    """Add our flag to resharder.py."""
     text = ".npy of (UID, class id): samples listed there get a cls with their class id"
-    parser.add_argument("-c", "--cls-file", type=_classes, help=text)
+    parser.add_argument("-c", "--cls-file", type=_check_classes, help=text)
 
 
-@shell
-def _classes(path: str) -> str:
-    """The path of a table of classes, which is looked at before anything is done.
-
-    Raises:
-        SystemExit: it is missing, or is no sorted table of classes.
-    """
+@exit_on_user_error
+def _check_classes(path: str) -> str:
+    """Return the path of a table of classes, once it is known to be one and sorted."""
     from tic_clip.data.uids import CLASS_ROW, fingerprint
 
     fingerprint(path, CLASS_ROW)
@@ -349,7 +261,7 @@ def _classes(path: str) -> str:
 
 
 def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
-    """What gives a sample of a UID its class: ``{"cls": class id}``, or {} where none is listed."""
+    """Return a function from a UID to the members to add to its sample: ``{"cls": class id}``, or {} if not listed."""
     if path is None:
         return lambda uid: {}
     from tic_clip.data.uids import CLASS_ROW, find_uids, open_uids
@@ -363,52 +275,30 @@ def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     return look_up
 
 
-@shell
-def has_files(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether there is anything in the output folder that would have to go; it is made if it is missing.
-
-    ``options`` are resharder.py's, of which a wrong one is told before anything goes.
-
-    Raises:
-        SystemExit: the folder is the pool's or no folder, the subset is missing, or blurring lacks its package.
-    """
-    if Path(str(folder)).resolve() == Path(str(options["input_dir"])).resolve():
-        raise TicError(f"{folder} is the pool itself")
-    if not exists(options["subset_file"]):
-        raise TicError(f"{options['subset_file']} is missing")
-    if options["apply_blur"]:
-        _img2dataset()
-    if options["dry_run"]:
-        return False
+def has_files(folder: Path) -> bool:
+    """Make the output folder if it is missing, and return whether it has files."""
     folder.mkdir(parents=True, exist_ok=True)
     return any(folder.iterdir())
 
 
-def remove_files(folder: Path) -> None:
-    """Remove the files in a folder, before anything else is done."""
-    for path in list(folder.iterdir()):
+@exit_on_user_error
+def remove_files(folder: Path, options: dict[str, Any]) -> None:
+    """Remove the files in the output folder; ``options`` are resharder.py's.
+
+    DataComp's own removal does nothing: it can't pickle what its processes should do.
+    """
+    if Path(str(folder)).resolve() == Path(str(options["input_dir"])).resolve():
+        raise TicError(f"{folder} is the pool: give another output folder")
+    for path in [] if options["dry_run"] else list(folder.iterdir()):
         if path.is_file():
             path.unlink()
 
 
-def restored(gopen: Callable) -> Any:
-    """webdataset's ``gopen`` with ``Pipe`` and ``info``: its name stood for the module, and stands for the function."""
-    module = sys.modules[gopen.__module__]
-    gopen.Pipe, gopen.info = module.Pipe, module.info
-    return gopen
-
-
 class BoundingBoxBlurrer:
-    """img2dataset's, which is made only where a picture is to be blurred: its packages do not fit today's."""
+    """img2dataset's, imported with the first image to blur: it does not install with current packages."""
 
     def __call__(self, *arguments: Any) -> Any:
         """Blur as img2dataset does."""
-        return _img2dataset().BoundingBoxBlurrer()(*arguments)
+        from img2dataset.blurrer import BoundingBoxBlurrer
 
-
-def _img2dataset() -> Any:
-    try:
-        from img2dataset import blurrer
-    except ImportError as error:
-        raise TicError(f"--apply-blur needs img2dataset ({error})") from None
-    return blurrer
+        return BoundingBoxBlurrer()(*arguments)
