@@ -295,6 +295,22 @@ def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, m
     assert tree(tmp_path / "data") == whole
 
 
+def test_lists_of_an_earlier_version_serve_finished_splits_only(tmp_path, images, make):
+    """Those were in the order of the input."""
+    packed = make()
+    path = tmp_path / "lists/train_batch_2018.csv"
+    header, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, *reversed(lines)]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "redcaps"}')
+    found = meta(split(tmp_path))
+    found["arguments"]["list"] = digest
+    (split(tmp_path) / "meta.json").write_text(json.dumps(found))
+    assert [one.num_samples for one in make().splits] == [one.num_samples for one in packed.splits]
+    with pytest.raises(TicError, match=r"train_batch_2018.csv is not sorted by UID .*; run create_splits.py with --ov"):
+        make("new")
+
+
 def test_missing_images_leave_a_shard_shorter(tmp_path, images, make):
     make(shard_size=8)
     keys = list(members(split(tmp_path)))

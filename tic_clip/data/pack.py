@@ -55,14 +55,18 @@ class Images:
     index: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Output:
-    """A split and the list that it is made of: the first byte of each shard's rows, and the UIDs (N,)."""
+    """A split and the list that it is made of: the first byte of each shard's rows, and the UIDs (N,).
+
+    ``unsorted`` says which row is not in the order of the UIDs, as in lists of earlier versions.
+    """
 
     name: str
     path: str
     starts: list[int]
     uids: np.ndarray
+    unsorted: str
     arguments: dict[str, Any]
 
 
@@ -113,7 +117,6 @@ def create_tars(
         raise TicError("the shard size and the number of workers must be at least 1")
     manifest = _read_manifest(csv_path, image_path)
     root, steps = _output_root(output_path, image_path, manifest), get_benchmark(manifest["benchmark"]).steps
-    names = [(split, step.name) for step in steps for split in FOLDERS]
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before anything starts a thread
         work = stack.enter_context(tempfile.TemporaryDirectory(prefix="tic-pack-"))
@@ -122,37 +125,41 @@ def create_tars(
             return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
 
         scan = partial(scan_list, str(Path(csv_path)), str(Path(image_path)), root, manifest, shard_size)
-        outputs = list(run(scan, names, "read", "list"))
-        metas = [None if overwrite else _load_finished(output) for output in outputs]
-        todo = [output for output, meta in zip(outputs, metas, strict=True) if meta is None]
+        outputs = list(run(scan, [(split, step.name) for step in steps for split in FOLDERS], "read", "list"))
+        found = [None if overwrite else _load_finished(output) for output in outputs]
+        todo = [output for output, meta in zip(outputs, found, strict=True) if meta is None]
+        if unsorted := next((output.unsorted for output in todo if output.unsorted), None):
+            raise TicError(unsorted)
         images = _find_images(str(Path(image_path)), manifest["dataset"], work, run) if todo else None
         made = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
         jobs = [job for output in todo for job in _jobs(output, made[output.path])]
-        results = run(partial(make_shard, images, write=not dry_run), jobs, "pack", "shard")
-        for job, stats in zip(jobs, results, strict=True):
+        for job, stats in zip(
+            jobs, run(partial(make_shard, images, write=not dry_run), jobs, "pack", "shard"), strict=True
+        ):
             made[job.path][job.number] = stats
-        if (
-            outputs
-            and not any(stats["successes"] for done in made.values() for stats in done.values())
-            and not any(metas)
+        if len(todo) == len(outputs) and not any(
+            stats["successes"] for done in made.values() for stats in done.values()
         ):
             raise TicError(_nothing_found(outputs, image_path))
-        kept = [
-            meta or _finish(output, made[output.path], dry_run) for output, meta in zip(outputs, metas, strict=True)
+        metas = [
+            meta or _finish(output, made[output.path], dry_run) for output, meta in zip(outputs, found, strict=True)
         ]
-    splits = [
-        Split(
-            name=output.name,
-            path=output.path,
-            wanted=len(output.uids),
-            num_samples=meta["output_count"],
-            num_shards=meta["output_shard_count"],
-            num_bytes=meta["output_bytes"],
-            reused=before is not None,
-        )
-        for output, meta, before in zip(outputs, kept, metas, strict=True)
-    ]
-    return Packed(splits=splits, dropped=sum((Counter(meta["dropped"]) for meta in kept), Counter()))
+    return Packed(
+        splits=[_summarize(output, meta, output not in todo) for output, meta in zip(outputs, metas, strict=True)],
+        dropped=sum((Counter(meta["dropped"]) for meta in metas), Counter()),
+    )
+
+
+def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> Split:
+    return Split(
+        name=output.name,
+        path=output.path,
+        wanted=len(output.uids),
+        num_samples=meta["output_count"],
+        num_shards=meta["output_shard_count"],
+        num_bytes=meta["output_bytes"],
+        reused=reused,
+    )
 
 
 def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
@@ -195,26 +202,31 @@ def scan_list(
     """Read the list of a (split, step).
 
     Raises:
-        TicError: it is missing, not as create_splits.py made it, or not in the order of its UIDs.
+        TicError: it is missing, damaged, or not as create_splits.py made it.
     """
     split, step = name
-    path, words, starts, last = f"{csv_path}/{list_name(split, step)}", bytearray(), [], ""
+    path, words, starts, last, unsorted = f"{csv_path}/{list_name(split, step)}", bytearray(), [], "", ""
     digest = file_digest(path)
     if digest != manifest.get("files", {}).get(list_name(split, step), digest):
         raise TicError(f"{path} is not as create_splits.py made it; run that again with --overwrite")
     for number, (first, (key, *_)) in enumerate(read_rows(path)):
         uid = make_uid(f"{manifest['dataset']}/{key}")
-        if uid <= last:
-            raise TicError(f"{path} is not sorted by UID (the row of {key}); run create_splits.py with --overwrite")
+        if uid <= last and not unsorted:
+            unsorted = f"{path} is not sorted by UID (the row of {key}); run create_splits.py with --overwrite"
         if number % shard_size == 0:
             starts.append(first)
         words += bytes.fromhex(uid)
         last = uid
     uids = np.empty(len(words) // 16, dtype=UID)
     uids["f0"], uids["f1"] = np.frombuffer(words, dtype=">u8").reshape(-1, 2).T
-    arguments = {"csv": path, "image_path": image_path, "list": digest, "shard_size": shard_size}
-    where = f"{root}/{FOLDERS[split]}/{step}"
-    return Output(name=path.rpartition("/")[2], path=where, starts=starts, uids=uids, arguments=arguments)
+    return Output(
+        name=list_name(split, step),
+        path=f"{root}/{FOLDERS[split]}/{step}",
+        starts=starts,
+        uids=uids,
+        unsorted=unsorted,
+        arguments={"csv": path, "image_path": image_path, "list": digest, "shard_size": shard_size},
+    )
 
 
 def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
