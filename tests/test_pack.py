@@ -448,7 +448,7 @@ BAD = {
     "no json": (lambda at: (at / "lists/manifest.json").write_text("{"), "manifest.json is not valid JSON"),
     "the wrong images": (
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
-        "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip archive",
+        "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip",
     ),
     "a key twice": (
         lambda at: write_lists(at / "lists", {"train 2018": [row("key1"), row("key1")]}),

@@ -4,11 +4,9 @@ The lists are in the order of UIDs, which are hashes: shuffled, and the same on 
 n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in a zip archive.
 """
 
-import csv
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from tic_clip.cli import progress
 from tic_clip.data import clip_benchmark, folder
 from tic_clip.data.folder import SHARD_FORMAT
 from tic_clip.data.images import ZIP_MEMBER, UnusableImage, detect_format, find_zips, index_zip, read_file, read_zipped
-from tic_clip.data.pairs import COLUMNS, MANIFEST, NO_CAPTION, file_digest, list_name
+from tic_clip.data.pairs import MANIFEST, NO_CAPTION, file_digest, list_name, read_rows
 from tic_clip.data.reshard import Split
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
@@ -101,7 +99,7 @@ def create_tars(
     """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
 
     Args:
-        csv_path: what create_splits.py wrote: ``{train,test}_batch_{step}.csv`` and ``manifest.json``.
+        csv_path: the folder of lists that create_splits.py wrote.
         image_path: the images, in any layout of ``tic_clip.data.images``; nothing there is changed.
         output_path: the folder of all data, ``data_dir`` of the other commands.
         num_workers: processes; the bytes do not depend on it.
@@ -132,15 +130,12 @@ def create_tars(
             raise TicError(unsorted)
         images = _find_images(str(Path(image_path)), manifest["dataset"], work, run) if todo else None
         made = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
-        jobs = [job for output in todo for job in _jobs(output, made[output.path])]
-        for job, stats in zip(
-            jobs, run(partial(make_shard, images, write=not dry_run), jobs, "pack", "shard"), strict=True
-        ):
-            made[job.path][job.number] = stats
+        _make_shards(todo, made, partial(make_shard, images, write=not dry_run), run)
         if len(todo) == len(outputs) and not any(
             stats["successes"] for done in made.values() for stats in done.values()
         ):
-            raise TicError(_nothing_found(outputs, image_path))
+            image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), "(none)")
+            raise TicError(f"{image_path} has none of the images of the lists, such as {image}, as a file or in a zip")
         metas = [
             meta or _finish(output, made[output.path], dry_run) for output, meta in zip(outputs, found, strict=True)
         ]
@@ -148,6 +143,18 @@ def create_tars(
         splits=[_summarize(output, meta, output not in todo) for output, meta in zip(outputs, metas, strict=True)],
         dropped=sum((Counter(meta["dropped"]) for meta in metas), Counter()),
     )
+
+
+def _make_shards(outputs: list[Output], made: dict[str, dict[int, Any]], make: Callable, run: Callable) -> None:
+    """Make the shards of which ``made`` has no stats, and add them there."""
+    jobs = [
+        Job(path=output.path, number=number, start=first, arguments=output.arguments)
+        for output in outputs
+        for number, first in enumerate(output.starts)
+        if number not in made[output.path]
+    ]
+    for job, stats in zip(jobs, run(make, jobs, "pack", "shard"), strict=True):
+        made[job.path][job.number] = stats
 
 
 def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> Split:
@@ -229,35 +236,6 @@ def scan_list(
     )
 
 
-def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on.
-
-    Raises:
-        TicError: it has other columns, or a row has another number of fields.
-    """
-    csv.field_size_limit(sys.maxsize)
-    position = start
-
-    def read_lines() -> Iterator[str]:
-        nonlocal position
-        for line in file:
-            position += len(line)
-            yield line.decode()
-
-    with open(path, "rb") as file:
-        file.seek(start)
-        table = csv.reader(read_lines())
-        header = COLUMNS if start else next(table, [])
-        if header != COLUMNS:
-            raise TicError(f"{path} has the columns {', '.join(header) or 'none'}; they must be {', '.join(COLUMNS)}")
-        first = position
-        for row in table:
-            if len(row) != len(COLUMNS):
-                raise TicError(f"{path}: the row at byte {first} has not {len(COLUMNS)} fields")
-            yield first, row
-            first = position
-
-
 # --- The shards ---
 
 
@@ -283,12 +261,6 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
     write_json(f"{output.path}/{JOURNAL}", output.arguments)  # before any shard goes or comes
     folder.start(output.path, {form.format(number) for number in done for form in (SHARD_FORMAT, STATS)})
     return done
-
-
-def _jobs(output: Output, done: dict[int, Any]) -> Iterator[Job]:
-    for number, first in enumerate(output.starts):
-        if number not in done:
-            yield Job(path=output.path, number=number, start=first, arguments=output.arguments)
 
 
 def _find_images(image_path: str, dataset: str, work: str, run: Callable) -> Images:
@@ -339,14 +311,6 @@ def _samples(images: Images, job: Job, dropped: Counter[str]) -> Iterator[tuple[
         sha256 = hashlib.sha256(data).hexdigest()
         record = {"uid": uid, "caption": caption, "key": key, "date": date, "dataset": images.dataset, "sha256": sha256}
         yield f"{uid}-0", {suffix: data, "json": json.dumps(record).encode(), "txt": caption.encode()}
-
-
-def _nothing_found(outputs: list[Output], image_path: str) -> str:
-    """Return what is wrong when no split has a sample."""
-    image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), None)
-    if image is None:
-        return "the lists have no row"
-    return f"{image_path} has none of the images of the lists, such as {image}, as a file or in a zip archive"
 
 
 def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import re
 import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -222,6 +223,35 @@ def format_table(path: str, manifest: dict[str, Any], reused: bool) -> str:
 def list_name(split: str, step: str) -> str:
     """Return the file name of a list."""
     return f"{split}_batch_{step}.csv"
+
+
+def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on.
+
+    Raises:
+        TicError: it has other columns, or a row has another number of fields.
+    """
+    csv.field_size_limit(sys.maxsize)
+    position = start
+
+    def read_lines() -> Iterator[str]:
+        nonlocal position
+        for line in file:
+            position += len(line)
+            yield line.decode()
+
+    with open(path, "rb") as file:
+        file.seek(start)
+        table = csv.reader(read_lines())
+        header = COLUMNS if start else next(table, [])
+        if header != COLUMNS:
+            raise TicError(f"{path} has the columns {', '.join(header) or 'none'}; they must be {', '.join(COLUMNS)}")
+        first = position
+        for row in table:
+            if len(row) != len(COLUMNS):
+                raise TicError(f"{path}: the row at byte {first} has not {len(COLUMNS)} fields")
+            yield first, row
+            first = position
 
 
 def file_digest(path: str | Path) -> str:
