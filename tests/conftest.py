@@ -100,14 +100,12 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch):
-    """The URL of an empty bucket of a server on this machine, which cloudpathlib reaches through the environment."""
+    """The URL of an empty bucket of a server on this machine, which is found through the environment."""
     import boto3
-    from cloudpathlib import S3Client
 
     for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setattr(S3Client, "_default_client", None)
+    use_server(s3_server, monkeypatch)
     bucket = boto3.resource("s3").create_bucket(Bucket="tic-test")
     yield "s3://tic-test"
     bucket.objects.delete()
@@ -117,14 +115,22 @@ def s3(s3_server, monkeypatch):
 @pytest.fixture
 def s3_faulty(s3, s3_server, monkeypatch):
     """The server before ``s3``'s that fails as it is told (``tests/cloud.py``); few and short attempts."""
-    from cloud import Proxy, serving
-    from cloudpathlib import S3Client
+    from cloud import Store, serving
 
-    from tic_clip import clouds
+    from tic_clip import storage
 
     for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.5}.items():
-        monkeypatch.setattr(clouds, name, value)
-    with serving(Proxy(behind=s3_server)) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        monkeypatch.setattr(S3Client, "_default_client", None)
+        monkeypatch.setattr(storage, name, value)
+    with serving(Store(behind=s3_server)) as store:
+        use_server(store.url, monkeypatch)
         yield store
+
+
+def use_server(url, monkeypatch):
+    """Have new connections go to ``url``."""
+    from cloudpathlib import S3Client
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setattr(S3Client, "_default_client", None)
+    S3FileSystem.clear_instance_cache()

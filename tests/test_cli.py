@@ -33,11 +33,14 @@ def test_a_mistake_of_ours_keeps_its_traceback():
     assert stderr.startswith("Traceback")
 
 
-def test_interrupted():
-    status, _, stderr = call("raise KeyboardInterrupt")
-    assert status == 130
-    assert len(stderr.splitlines()) == 1
-    assert stderr.startswith("interrupted")
+@pytest.mark.parametrize(
+    ("body", "expected"), [("raise KeyboardInterrupt", 130), ("import os; os.kill(os.getpid(), 15)", 143)]
+)
+def test_an_interruption_is_one_line_and_removes_temporary_files(body, expected, tmp_path):
+    body = f"from tic_clip.storage import temporary_folder\n    with temporary_folder(): {body}"
+    status, _, stderr = call(body, TMPDIR=str(tmp_path))
+    assert (status, stderr) == (expected, "interrupted: run the same command again to resume\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", ["TicError('bad')", "OSError(28, 'full', 'x')", "KeyboardInterrupt"])

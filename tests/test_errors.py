@@ -37,7 +37,7 @@ class lists: DATACOMP/generate_datacompnet_uid2classid.py --output-path {x}/o
 pool: dataset_creation/reshard.py -i {x}/none -o {x}/o -s {x}
     {x}/none is missing | download_upstream.py
 pool is a file: dataset_creation/reshard.py -i {x}/file -o {x}/o -s {x}
-    {x}/file is missing or no folder
+    {x}/file is missing or not a folder
 empty pool: dataset_creation/reshard.py -i {x}/empty -o {x}/o -s {x}
     {x}/empty holds no .tar | upstream.py
 UID lists: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids

@@ -57,5 +57,5 @@ def test_ctrl_c_is_one_line(tmp_path):
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()) and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGINT)
-    assert job.communicate(timeout=60)[1] == "interrupted: the same command goes on from here\n"
+    assert job.communicate(timeout=60)[1] == "interrupted: run the same command again to resume\n"
     assert job.returncode == 130

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,10 +19,13 @@ def die(number):
         os._exit(1)
 
 
-@pytest.mark.parametrize("options", [(1, False), (2, False), (3, True)])
-def test_results_come_in_order(options):
-    assert list(map_ordered(slow_square, range(40), *options)) == [number * number for number in range(40)]
-    assert list(map_ordered(slow_square, [], *options)) == []
+@pytest.mark.parametrize(("num_workers", "use_processes"), [(1, False), (2, False), (3, True)])
+def test_results_come_in_order(num_workers, use_processes):
+    def squares(jobs):
+        return list(map_ordered(slow_square, jobs, num_workers, use_processes=use_processes))
+
+    assert squares(range(40)) == [number * number for number in range(40)]
+    assert squares([]) == []
 
 
 def test_jobs_are_taken_as_there_is_room():
@@ -48,3 +53,10 @@ def test_a_process_that_dies_is_one_line():
 def test_no_workers(num_workers):
     with pytest.raises(TicError, match="number of workers must be at least 1"):
         list(map_ordered(str, [1], num_workers))
+
+
+def test_the_cores_of_the_affinity_mask():
+    program = "from tic_clip.parallel import available_cores; print(available_cores())"
+    core = str(min(os.sched_getaffinity(0)))
+    done = subprocess.run(["taskset", "-c", core, sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -942,7 +942,7 @@ def test_no_pool_and_no_subsets(make_pool, write_uids, tmp_path, out):
     np.save(tmp_path / "wrong.npy", np.zeros(3, np.int64))
     empty, missing, wrong = (str(tmp_path / name) for name in ("empty", "missing", "wrong.npy"))
     for arguments, options, message in (
-        ((missing, out, subset), {}, f"{missing} is missing or no folder"),
+        ((missing, out, subset), {}, f"{missing} is missing or not a folder"),
         ((empty, out, subset), {}, f"{empty} holds no .tar file"),
         ((pool.path, out, empty), {}, f"{empty} holds no .npy file of UIDs"),
         ((pool.path, out, missing), {}, f"{missing} is missing"),
@@ -1053,7 +1053,7 @@ def test_script_without_a_pool(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
-        f"error: nothing is missing or no folder: {HOW_TO_MAKE}\n",
+        f"error: nothing is missing or not a folder: {HOW_TO_MAKE}\n",
     )
 
 

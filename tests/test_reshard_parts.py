@@ -566,7 +566,7 @@ def test_killed_it_goes_on_where_it_was(large, tmp_path, signum, written):
     stderr = process.communicate(timeout=60)[1]
     assert "Traceback" not in stderr
     assert process.returncode == (130 if signum == signal.SIGINT else -signum)
-    assert (signum == signal.SIGINT) == ("interrupted: the same command goes on from here" in stderr)
+    assert (signum == signal.SIGINT) == ("interrupted: run the same command again to resume" in stderr)
     assert len(workers) >= 2
     wait_for(lambda: all(map(is_gone, workers)), 20)
     assert not (out / "meta.json").exists()
@@ -629,7 +629,7 @@ def test_worker_whose_parent_is_gone_already(tmp_path):
         "parent = os.getpid()\n"
         "if os.fork() == 0:\n"
         "    while os.getppid() == parent: time.sleep(0.01)\n"
-        "    parallel._tie_to_parent(parent)\n"
+        "    parallel.die_with_parent(parent)\n"
         f"    open({str(tmp_path / 'alive')!r}, 'w').close()\n"
         "    os._exit(0)\n"
         "os._exit(0)\n"

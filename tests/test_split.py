@@ -5,7 +5,7 @@ import tarfile
 import pytest
 from conftest import write_tar
 
-from tic_clip import TicError, clouds
+from tic_clip import TicError
 from tic_clip.data.split import (
     EmptySplitError,
     count_samples,
@@ -36,7 +36,7 @@ def test_tars_of_a_folder(tmp_path):
 def test_no_folder_and_no_tars(tmp_path):
     (tmp_path / "file").touch()
     for name in ("nothing", "file"):
-        with pytest.raises(TicError, match=f"{name} is missing or no folder"):
+        with pytest.raises(TicError, match=f"{name} is missing or not a folder"):
             list_tars(tmp_path / name)
     with pytest.raises(TicError, match=r"holds no \.tar file"):
         list_tars(tmp_path)
@@ -77,7 +77,9 @@ def test_split_without_a_table(tmp_path):
 @pytest.mark.parametrize("table", [[], "text", 3, {"0.tar": None}, {"0.tar": -1}, {"0.tar": 1.5}, {"0.tar": True}])
 def test_table_that_is_none(tmp_path, table):
     make_sizes(tmp_path, table)
-    with pytest.raises(TicError, match=f"{tmp_path}/sizes.json is no table of shard name -> number of samples"):
+    with pytest.raises(
+        TicError, match=f"{tmp_path}/sizes.json is not a JSON object of shard name -> number of samples"
+    ):
         split_sizes(tmp_path)
 
 
@@ -237,7 +239,7 @@ def test_parts_from_elsewhere(folder, meta):
 def test_a_damaged_meta(folder):
     make_sizes(f"{folder}/a", {"0.tar": 1})
     write_json(f"{folder}/a/meta.json", [])
-    with pytest.raises(TicError, match=f"^{folder}/a/meta.json is no table$"):
+    with pytest.raises(TicError, match=f"^{folder}/a/meta.json is not a JSON object$"):
         split_folders(folder)
 
 
@@ -346,14 +348,3 @@ def test_counting_names_a_damaged_shard(tmp_path, folder):
     assert count_samples(f"{folder}/x.tar") == 2
     with pytest.raises(TicError, match=f"^{folder}/y.tar is missing$"):
         count_samples(f"{folder}/y.tar")
-
-
-def test_counting_skips_the_data(s3_faulty, s3, tmp_path, monkeypatch):
-    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"1" * 500_000) for i in range(8)])
-    write(tmp_path / "x.tar", s3)
-    sizes, read = [], clouds._S3.read
-    monkeypatch.setattr(clouds, "BLOCK", 1024)
-    monkeypatch.setattr(clouds._S3, "read", lambda self, *args: sizes.append(len(data := read(self, *args))) or data)
-    assert count_samples(f"{s3}/x.tar") == 8
-    assert sum(sizes) < 40_000
-    assert len(sizes) < 12

@@ -226,7 +226,7 @@ def test_a_part_that_is_missing(tmp_path):
 
 
 def test_no_split_and_no_subset(split, tmp_path):
-    with pytest.raises(TicError, match="nothing is missing or no folder"):
+    with pytest.raises(TicError, match="nothing is missing or not a folder"):
         list(verify(str(tmp_path / "nothing")))
     with pytest.raises(TicError, match=r"nothing.npy is missing"):
         list(verify(split, str(tmp_path / "nothing.npy")))
@@ -382,7 +382,7 @@ def test_script_of_a_split_with_faults(split):
 def test_scripts_of_what_is_not_there(name, tmp_path):
     done = script(name, *(["--url"] if name != "verify" else []), tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {tmp_path}/nothing is missing or no folder: {HOW_TO_MAKE}\n"
+    assert done.stderr == f"error: {tmp_path}/nothing is missing or not a folder: {HOW_TO_MAKE}\n"
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Benchmark:
         is_filtered = any(f"/{name}/" in folder for name in list(self.filters.values())[1:])
         reshard = "dataset_creation/reshard.py with lists that DataComp's baselines.py has filtered"
         script = reshard if is_filtered else self.prepare_with
-        return f"{folder} is missing: run {script}, or set DATA_DIR (now {data_dir}) to the folder that has {self.root}/"
+        return f"{folder} is missing: run {script}, or set DATA_DIR (now {data_dir}) to the folder of {self.root}/"
 
     def step_index(self, name: str) -> int:
         """Return the index of the step called ``name``.

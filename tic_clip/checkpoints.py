@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.clouds import NotFoundError
 from tic_clip.plans import run_name
 from tic_clip.results import LOG
+from tic_clip.storage import NotFoundError
 
 LAST = ("plan.json", "done.json")
 """What says that the rest is there; ``done.json`` after ``plan.json``."""

@@ -1,13 +1,12 @@
-"""The shell around every script's ``main``: errors of the user as one line, Ctrl-C as status 130, progress bars."""
+"""What every script's ``main`` runs in: a user's errors as one line, Ctrl-C and SIGTERM, progress bars."""
 
 import argparse
 import errno
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
-from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -15,19 +14,14 @@ from tic_clip import TicError
 
 T = TypeVar("T")
 
-ONE_SLASH = re.compile(r"(s3|gs|az|https?):/(?!/)")
-
-_bars: WeakSet[tqdm] = WeakSet()
-
-WORDS = {
+ERRNO_MESSAGES = {
     errno.EACCES: "permission denied",
-    errno.EEXIST: "is a file, where a folder must be",
-    errno.EISDIR: "is a folder, where a file must be",
+    errno.EEXIST: "is a file, not a folder",
+    errno.EISDIR: "is a folder, not a file",
     errno.ENOENT: "is missing",
-    errno.ENOTDIR: "is not in a folder, but below a file",
+    errno.ENOTDIR: "is below a file, not in a folder",
     errno.ENOSPC: "the disk is full",
 }
-"""What an error of the system means to who reads it; others are said as the system says them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,49 +30,47 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
-    def parse_args(self, *given: Any) -> argparse.Namespace:
-        """The flags; a URL with one slash, which would be a folder called ``s3:``, is a wrong one."""
-        args = super().parse_args(*given)
-        for value in vars(args).values():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and ONE_SLASH.match(text):
-                    self.error(f"{text} is no path; a URL has two slashes: {text.replace(':/', '://', 1)}")
-        return args
-
     def error(self, message: str) -> NoReturn:
         """Exit with the message alone."""
         sys.exit(f"error: {message} (--help shows the flags)")
 
 
-def run_main(main: Callable[[], int | None], then: str = "goes on from here") -> None:
-    """Call ``main`` and exit: 0 or its result, 1 and one line on an error that the user can mend, 130 on Ctrl-C.
+class Terminated(BaseException):
+    """SIGTERM, as Slurm and containers send it; raised so that temporary files are removed."""
 
-    ``then``: what the same command does after a Ctrl-C.
+
+def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> None:
+    """Call ``main`` and exit: 0 or its result, 1 and one line on a user's error, 130 on Ctrl-C, 143 on SIGTERM.
+
+    ``on_interrupt``: what the same command does after an interruption.
     """
+    if "RANK" not in os.environ:  # torchrun ends its processes itself, also those that wait for another
+        signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         sys.exit(main())
-    except TicError as error:
-        _end_bars()
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        _end_bars()
-        sys.exit(f"error: {format_os_error(error)}")
-    except KeyboardInterrupt:
-        _end_bars()
-        if _is_first():
-            print(f"interrupted: the same command {then}", file=sys.stderr)
+    except (TicError, OSError) as error:
+        _end_progress()
+        sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
+    except (KeyboardInterrupt, Terminated) as error:
+        _end_progress()
+        if is_rank_zero():
+            print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(130)  # at once: no traceback of threads and workers that were cut off as well
+        os._exit(143 if isinstance(error, Terminated) else 130)  # no tracebacks of threads and workers
+
+
+def _raise_terminated(*_: Any) -> NoReturn:
+    raise Terminated
 
 
 def format_os_error(error: OSError) -> str:
-    """The file and what is wrong with it; of a renaming, the new name."""
+    """Return the path of an error of the operating system (of a rename, the new one) and what is wrong with it."""
     path = error.filename2 or error.filename
-    return f"{path}: {WORDS.get(error.errno, error.strerror)}" if path and error.strerror else str(error)
+    return f"{path}: {ERRNO_MESSAGES.get(error.errno, error.strerror)}" if path and error.strerror else str(error)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield ``items`` under a progress bar with the time left; on the first process of several only."""
+    """Yield ``items`` under a progress bar with the time left; it shows on the first process only."""
     with progress_bar(description, total, unit) as bar:
         for item in items:
             yield item
@@ -86,21 +78,18 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
 
 
 def progress_bar(description: str, total: int | None, unit: str, done: int = 0) -> tqdm:
-    """A progress bar with the time left; it shows on the first process of several only."""
-    quiet = not _is_first() or total == 0
-    bar = tqdm(
-        desc=description, total=total, initial=done, unit=unit, disable=quiet, dynamic_ncols=True, mininterval=0.5
-    )
-    _bars.add(bar)
-    return bar
+    """Return a progress bar with the time left; it shows on the first process only."""
+    is_quiet = not is_rank_zero() or total == 0
+    options = {"disable": is_quiet, "dynamic_ncols": True, "mininterval": 0.5}
+    return tqdm(desc=description, total=total, initial=done, unit=unit, **options)
 
 
-def _end_bars() -> None:
-    """Leave the lines of bars that an error has cut off."""
-    for bar in list(_bars):
+def _end_progress() -> None:
+    """Close the bars that an error has cut off, so that its line starts on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", [])):
         bar.close()
 
 
-def _is_first() -> bool:
-    """Whether this is the only process, or the first of torchrun's."""
+def is_rank_zero() -> bool:
+    """Return whether this is the only process, or the first of torchrun's."""
     return int(os.environ.get("RANK", "0")) == 0

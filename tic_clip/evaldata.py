@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.clouds import NotFoundError
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
 from tic_clip.data.tar import IMAGES, Sample, open_shard, samples
 from tic_clip.data.uids import UID
-from tic_clip.storage import exists, is_dir, list_files, list_folders, open_random, read_bytes
+from tic_clip.storage import NotFoundError, exists, is_dir, list_files, list_folders, open_file, read_bytes
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 BAD_IMAGE = "bad image"
@@ -95,8 +94,9 @@ class EvalSet:
         for number, run in groupby(range(start, stop), key=self.file.__getitem__):
             which = list(run)
             first, last = self.offset[which].min(), (self.offset + self.size)[which[0] : which[-1] + 1].max()
-            with open_random(self.files[number]) as file:
-                data = file[int(first) : int(last)]
+            with open_file(self.files[number]) as file:
+                file.seek(int(first))
+                data = file.read(int(last - first))
             for i in which:
                 begin = int(self.offset[i] - first)
                 yield data[begin : begin + int(self.size[i])]
@@ -249,8 +249,8 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
 def _listed_uids(folder: str) -> int | None:
     """How many UIDs the list of a split has; each part of a split has the whole list."""
     for path, size in [entry for at in ("", "*/") for entry in list_files(folder, f"{at}{SUBSET}")][:1]:
-        with open_random(path) as file:
-            header = file[:10]
+        with open_file(path) as file:
+            header = file.read(10)
             return (size - 10 - int.from_bytes(header[8:10], "little")) // UID.itemsize
     return None
 

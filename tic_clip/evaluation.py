@@ -18,13 +18,12 @@ import numpy as np
 
 from tic_clip import TicError, lookup, metrics
 from tic_clip.cli import progress
-from tic_clip.clouds import NotFoundError
 from tic_clip.evaldata import Classes, EvalSet, fingerprint, imagenet_classes, read_set
 from tic_clip.models import Model, load_model
 from tic_clip.plans import pins
 from tic_clip.results import RESULTS, append_result, read_results
 from tic_clip.sampling import UNUSABLE
-from tic_clip.storage import is_remote, read_json
+from tic_clip.storage import NotFoundError, is_remote, read_json
 from tic_clip.tasks import Task, without_data
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}

@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, then="begins again")
+    run_main(main, on_interrupt="start over")

@@ -5,7 +5,6 @@ A split is ``split/*.tar``, or in parts ``split/part/*.tar``; beside the tars li
 """
 
 import json
-import mmap
 import os
 import re
 from collections import defaultdict
@@ -15,15 +14,12 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.data.tar import BLOCK, open_shard, padded, samples
+from tic_clip.data.tar import open_shard, samples
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import (
     NotFoundError,
-    RandomAccess,
-    is_remote,
     list_files,
     list_folders,
-    open_random,
     read_bytes,
     read_json,
     read_json_object,
@@ -85,7 +81,7 @@ def read_sizes(folder: str) -> dict[str, int]:
     except ValueError as error:
         raise error if isinstance(error, TicError) else TicError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(sizes, dict) or not all(type(n) is int and n >= 0 for n in sizes.values()):
-        raise TicError(f"{path} is no table of shard name -> number of samples")
+        raise TicError(f"{path} is not a JSON object of shard name -> number of samples")
     return sizes
 
 
@@ -234,44 +230,13 @@ def _read_len(folder: str) -> int:
 
 
 def count_samples(path: str) -> int:
-    """The samples of a shard; only its headers are read, of a cloud object only the blocks that hold some.
+    """Return the samples of a shard; only its headers are read.
 
     Raises:
         TicError: it is missing or damaged; the message names it.
     """
-    if is_remote(path):
-        with open_random(path) as file:
-            headers = _headers(file)
-        if headers is not None:
-            try:
-                return sum(1 for _ in samples(headers))
-            except TicError as error:
-                raise TicError(f"{path}: {error}") from None
     with open_shard(path) as shard:
         return sum(1 for _ in samples(shard))
-
-
-def _headers(file: RandomAccess) -> mmap.mmap | None:
-    """A tar with zeros for its members' data, which take no memory; None if it is a rare kind of tar, or damaged."""
-    if not file.size:
-        return None
-    shard, position = mmap.mmap(-1, file.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
-    while position + BLOCK <= file.size:
-        head = file.read_at(position, BLOCK)
-        shard[position : position + BLOCK] = head
-        if not any(head):
-            return shard
-        digits, kind, start = _OCTAL.fullmatch(head[124:136]), head[156:157], position + BLOCK
-        if not digits or kind not in b"0\0xL":
-            return None
-        size = int(digits[1], 8)
-        if kind in b"xL":  # what follows has a long name, or a time with a fraction
-            data = file.read_at(start, size)
-            if b" size=" in data or len(data) < size:
-                return None
-            shard[start : start + size] = data
-        position = start + padded(size)
-    return None
 
 
 def stats_path(tar: str) -> str:
