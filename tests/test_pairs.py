@@ -432,7 +432,9 @@ def test_killed_at_any_moment(tmp_path, sent):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(sent)
-    assert ("interrupted: the same command" in process.communicate()[1]) == (sent == signal.SIGINT)
+    assert ("interrupted: run the same command again to start over" in process.communicate()[1]) == (
+        sent == signal.SIGINT
+    )
     assert not [path for path in out.iterdir() if not path.name.startswith(".")]
     (out / "train_batch_2009-2010.csv").write_text("of another run")
     write_table(tmp_path / "t.csv", rows[:10])

@@ -7,7 +7,6 @@ n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a r
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -31,7 +30,7 @@ from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, lock_folder, read_json_object, remove, write_json
+from tic_clip.storage import is_remote, lock_folder, read_json_object, remove, temporary_folder, write_json
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}
 """The lists of a step, and where the splits made of them lie below the benchmark's folder."""
@@ -117,7 +116,7 @@ def create_tars(
     root, steps = _output_root(output_path, image_path, manifest), get_benchmark(manifest["benchmark"]).steps
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before anything starts a thread
-        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="tic-pack-"))
+        work = stack.enter_context(temporary_folder("tic-pack-"))
 
         def run(function: Callable, jobs: list, description: str, unit: str) -> Iterator:
             return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
@@ -263,7 +262,7 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
     return done
 
 
-def _find_images(image_path: str, dataset: str, work: str, run: Callable) -> Images:
+def _find_images(image_path: str, dataset: str, work: Path, run: Callable) -> Images:
     """Search the folder for zip archives, and write their index to the folder ``work``."""
     zips = find_zips(image_path)
     tables = list(run(partial(index_zip, dataset, zips), list(range(len(zips))), "read", "zip"))
