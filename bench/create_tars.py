@@ -23,6 +23,7 @@ import numpy as np
 from reshard import fresh, measure
 
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.data.uids import make_uid
 
 ROOT = Path(__file__).parents[1]
 HEADER = ["key", "image", "caption", "date"]
@@ -52,6 +53,7 @@ def make_inputs(folder: Path, number: int, image_bytes: int) -> None:
     for kind in ("train", "test"):
         for step in steps:
             rows = islice(keys(number), steps.index(step), None, len(steps)) if kind == "train" else ()
+            rows = sorted(rows, key=lambda key: make_uid(f"yfcc15m/{key}"))
             with open(folder / f"lists/{kind}_batch_{step}.csv", "w", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(HEADER)

@@ -1,11 +1,12 @@
-"""Pack the lists of create_splits.py and their pictures into shards: the second stage of TiC-YFCC15M and TiC-RedCaps.
+"""Pack the lists of create_splits.py and their images into shards: the second stage of TiC-YFCC15M and TiC-RedCaps.
 
     python dataset_creation/create_tars.py --csv-path data/lists/yfcc15m --image-path images --output-path data -j 8
 
-The pictures lie as the lists name them, flat, with other suffixes, or in zip archives; nothing there is changed.
+The images lie as the lists name them, flat, with other suffixes, or in zip archives; nothing there is changed.
 Writes DATA/tic/{dataset}/yearly/train/{step}/ and eval/retrieval/{step}/: {:08d}.tar with samples in the order of their
-UIDs (a picture's bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json. The
-bytes do not depend on -j or interruptions: the same command goes on where it was.
+UIDs (an image's bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json. The
+bytes do not depend on -j or interruptions: the same command goes on where it was. Finished splits stay as they are;
+--overwrite makes them again, so that images which have come since are in them.
 """
 
 from tic_clip.cli import Parser, run_main
@@ -17,27 +18,17 @@ def main() -> None:
     """Parse the flags, pack, and print a table of the splits and of what is in none."""
     parser = Parser(__doc__)
     parser.add_argument("--csv-path", required=True, help="the lists: the output folder of create_splits.py")
-    parser.add_argument("--image-path", required=True, help="the folder of the pictures")
+    parser.add_argument("--image-path", required=True, help="the folder of the images")
     parser.add_argument("--output-path", required=True, help="the folder of all data, --data_dir of train.py")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="most samples in a shard (default: 10000)")
-    parser.add_argument("--placeholder", nargs="+", metavar="FILE", help="pictures that stand for removed ones")
-    parser.add_argument("--overwrite", action="store_true", help="replace splits made with other arguments")
-    parser.add_argument("--dry-run", action="store_true", help="look which pictures are there, write nothing")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="rows of a list in a shard (default: 10000)")
+    parser.add_argument("--overwrite", action="store_true", help="make all splits again")
+    parser.add_argument("--dry-run", action="store_true", help="read all images, write nothing")
     args = parser.parse_args()
-    packed = create_tars(
-        args.csv_path,
-        args.image_path,
-        args.output_path,
-        num_workers=args.num_workers,
-        shard_size=args.shard_size,
-        placeholders=args.placeholder,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-    )
+    packed = create_tars(**vars(args))
     print(table(packed.splits))
-    if dropped := +packed.dropped:
-        print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
+    if packed.dropped:
+        print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(packed.dropped.items())))
     if args.dry_run:
         print("dry run: nothing was written")
 

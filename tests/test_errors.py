@@ -69,7 +69,7 @@ yfcc15m.csv: dataset_creation/tic-yfcc15m/create_splits.py --csv-path {x}/y.csv 
 annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o
     {x}/a is missing
 no lists: dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o
-    {x}/l is no folder of lists | create_splits.py first
+    {x}/l is not a folder of lists | create_splits.py first
 no manifest: dataset_creation/create_tars.py --csv-path {x}/empty --image-path {x} --output-path {x}/o
     {x}/empty has no manifest.json | create_splits.py first
 # Training.

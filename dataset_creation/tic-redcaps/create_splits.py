@@ -4,19 +4,20 @@
 
 The folder holds RedCaps' annotations, {subreddit}_{year}.json. The year of a sample is that of its created_utc, in UTC;
 a caption is as it is given, on one line. One in a hundred is held out, by a hash of the image's id. Writes
-{train,test}_batch_{step}.csv (key, image, caption, date) and, last, manifest.json. What is there is not made again.
+{train,test}_batch_{step}.csv (key, image, caption, date; sorted by UID) and, last, manifest.json. What is there is not
+made again.
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.annotations import find_redcaps, read_redcaps
-from tic_clip.data.captions import plain_caption
-from tic_clip.data.pairs import Settings, create_splits, table
+from tic_clip.data.pairs import create_splits, format_table
 
 
 def main() -> None:
     """Parse the flags, cut, and print a table of the lists."""
     parser = Parser(__doc__)
-    parser.add_argument("--annotations-path", required=True, help="folder of {subreddit}_{year}.json")
+    parser.add_argument(
+        "--annotations-path", dest="input_path", metavar="DIR", required=True, help="folder of {subreddit}_{year}.json"
+    )
     parser.add_argument("--output-path", required=True, help="folder of the lists")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
     parser.add_argument("--test-share", type=float, default=0.01, help="fraction that is held out (default: 0.01)")
@@ -24,18 +25,7 @@ def main() -> None:
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
     parser.add_argument("--overwrite", action="store_true", help="replace lists made from other input or settings")
     args = parser.parse_args()
-    inputs = find_redcaps(args.annotations_path)
-    splits = create_splits(
-        read_redcaps(inputs),
-        inputs,
-        args.output_path,
-        Settings(benchmark="redcaps", dataset="redcaps", seed=args.seed, test_share=args.test_share),
-        plain_caption,
-        num_workers=args.num_workers,
-        skip_bad_rows=args.skip_bad_rows,
-        overwrite=args.overwrite,
-    )
-    print(table(splits))
+    print(format_table(args.output_path, *create_splits("redcaps", **vars(args))))
 
 
 if __name__ == "__main__":

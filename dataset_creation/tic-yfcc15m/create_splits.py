@@ -5,13 +5,11 @@
 The table has the columns key, title, description, usertags and dateuploaded (seconds since 1970; the year is UTC's).
 A caption is "title. description. usertags", URL-decoded, mended by ftfy, without HTML tags, its first 500 characters.
 One in a hundred is held out, by a hash of the key, so the same in both benchmarks. Writes {train,test}_batch_{step}.csv
-(key, image, caption, date) and, last, manifest.json. What is there is not made again.
+(key, image, caption, date; sorted by UID) and, last, manifest.json. What is there is not made again.
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.annotations import find_yfcc15m, read_yfcc15m
-from tic_clip.data.captions import yfcc_caption
-from tic_clip.data.pairs import Settings, create_splits, table
+from tic_clip.data.pairs import create_splits, format_table
 
 BENCHMARKS = ("yfcc15m", "yfcc15m_2011")
 
@@ -19,7 +17,7 @@ BENCHMARKS = ("yfcc15m", "yfcc15m_2011")
 def main() -> None:
     """Parse the flags, cut, and print a table of the lists."""
     parser = Parser(__doc__)
-    parser.add_argument("--csv-path", required=True, help="the table of the samples, yfcc15m.csv")
+    parser.add_argument("--csv-path", dest="input_path", metavar="CSV", required=True, help="the table, yfcc15m.csv")
     parser.add_argument("--output-path", required=True, help="folder of the lists")
     parser.add_argument("--benchmark", choices=BENCHMARKS, default=BENCHMARKS[0], help="which steps (default: yfcc15m)")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
@@ -28,18 +26,7 @@ def main() -> None:
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
     parser.add_argument("--overwrite", action="store_true", help="replace lists made from other input or settings")
     args = parser.parse_args()
-    inputs = find_yfcc15m(args.csv_path)
-    splits = create_splits(
-        read_yfcc15m(inputs),
-        inputs,
-        args.output_path,
-        Settings(benchmark=args.benchmark, dataset="yfcc15m", seed=args.seed, test_share=args.test_share),
-        yfcc_caption,
-        num_workers=args.num_workers,
-        skip_bad_rows=args.skip_bad_rows,
-        overwrite=args.overwrite,
-    )
-    print(table(splits))
+    print(format_table(args.output_path, *create_splits("yfcc15m", **vars(args))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,596 @@
+"""TiC-YFCC15M's and TiC-RedCaps' lists by step: captions, dates, who is held out, bad input; both scripts."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ftfy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tic_clip import TicError
+from tic_clip.data.captions import clean_field, mend, plain_caption, remove_tags, yfcc_caption
+from tic_clip.data.pairs import CHUNK, COLUMNS, create_splits
+from tic_clip.data.sources import Row, parse_seconds, read_redcaps, read_yfcc15m
+from tic_clip.data.uids import make_uid
+from tic_clip.storage import lock_folder
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {name: ROOT / f"dataset_creation/tic-{name}/create_splits.py" for name in ("yfcc15m", "redcaps")}
+HEADER = "key,title,description,usertags,dateuploaded"
+TIMES = {"2004-2008": 1_200_000_000, "2009-2010": 1_262_304_000, "2011-2012": 1_325_376_000, "2013-2014": 1_393_675_200}
+KEYS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(400)]
+
+
+def run_script(name, *arguments, zone="UTC"):
+    command = [sys.executable, SCRIPTS[name], *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TZ": zone}, check=True).stdout
+
+
+def make(table, out, **settings):
+    return create_splits("yfcc15m", str(table), str(out), **settings)
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def read_list(path):
+    """The rows of a list, as Python's own csv reads them."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def manifest(folder):
+    return json.loads(Path(folder, "manifest.json").read_text())
+
+
+def write_table(path, rows):
+    """Write a yfcc15m.csv of (key, title, description, usertags, dateuploaded)."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    path.write_text(f"{HEADER}\n{text.getvalue()}", encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Rows in all steps, two more years that are in none, one row without a caption."""
+    random.seed(0)
+    times = [*TIMES.values(), 1_000_000_000, 1_500_000_000]
+    rows = [(key, f"title+{i}", "", "a,b+c", times[i % 6] + i) for i, key in enumerate(KEYS)]
+    rows[7] = (KEYS[7], "", "%3Cb%3E+%3C%2Fb%3E", " ", TIMES["2004-2008"])
+    return write_table(tmp_path / "yfcc15m.csv", rows)
+
+
+def write_annotations(folder, files):
+    """Write {file name: [annotation]} as RedCaps has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, found in files.items():
+        (folder / name).write_text(json.dumps({"info": {"version": "1.0"}, "annotations": found}))
+    return folder
+
+
+def annotation(image_id, created_utc=1_546_300_800, subreddit="cats", caption="a cat"):
+    return {"image_id": image_id, "subreddit": subreddit, "caption": caption, "created_utc": created_utc, "author": "x"}
+
+
+# --- Captions ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello+World", "Hello World"),
+        ("canon,canon+powershot+hs+310", "canon,canon powershot hs 310"),
+        ("C%2B%2B+code", "C++ code"),
+        ("1+1 is two", "1+1 is two"),
+        ("50%25 off", "50% off"),
+        ("100% wool", "100% wool"),
+        ("caf%C3%A9+%F0%9F%98%80", "café 😀"),
+        ("caf%C3%83%C2%A9", "café"),  # mojibake: UTF-8 read as Latin-1, and written as UTF-8 again
+        ("caf%E9", "caf\ufffd"),  # Latin-1, which can't be told from what it is not
+        ("%E2%80%9CNice%E2%80%9D", '"Nice"'),
+        ("fish &amp; chips", "fish & chips"),
+        ("fish+%26amp%3B+chips", "fish & chips"),
+        ("&lt;b&gt;bold&lt;/b&gt; &copy;&nbsp;me", "bold © me"),
+        ("AT&T R&D", "AT&T R&D"),
+        ("<b>bold</b>face", "boldface"),
+        ('see <a href="http://x.org/?a=b&amp;c=d" rel="nofollow">my site</a>.', "see my site."),
+        ("<a title='a > b' href=x>link</a>", "link"),
+        ("one<br>two<br/>three<p>four</p>five", "one two three four five"),
+        ("a <!-- a <b>hidden</b>\nnote --> b", "a b"),
+        ("a<IMG SRC=x.jpg />b", "ab"),
+        ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
+        ("I <3 you", "I <3 you"),
+        ("i%3C3u", "i<3u"),
+        ("a <- b -> c", "a <- b -> c"),
+        ("<me@home.org> <http://x.org/>", "<me@home.org> <http://x.org/>"),
+        ("no end <b", "no end <b"),
+        ("no end <!-- of it", "no end <!-- of it"),
+        ("it's <b class=it's>so</b>", "it's so"),
+        ("two\n\nlines\tand\r\nmore\u2028here", "two lines and more here"),
+        ("nul\x00 and \x07bell", "nul and bell"),
+        ("  ", ""),
+        ("<b></b>", ""),
+    ],
+)
+def test_a_field(text, expected):
+    assert clean_field(text) == expected
+
+
+def test_a_caption_of_yfcc_has_its_fields_that_are_not_empty():
+    assert yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
+    assert yfcc_caption(("", "some text", "")) == "some text"
+    assert yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
+    assert yfcc_caption(("", "%20", "<b> </b>")) == ""
+
+
+def test_a_caption_of_yfcc_has_its_first_500_characters():
+    assert yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
+    assert yfcc_caption(("%C3%A9" * 500, "", "")) == "é" * 500
+    assert len(yfcc_caption(("😀" * 501, "", ""))) == 500
+
+
+def test_a_caption_of_redcaps_is_as_it_is_given():
+    assert plain_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
+    assert plain_caption(("x" * 600,)) == "x" * 600
+
+
+@given(st.text(st.characters(max_codepoint=0x7F)))
+def test_what_is_not_given_to_ftfy_would_not_change(text):
+    same = ftfy.fix_text(text, unescape_html=True)
+    assert " ".join(mend(text).split()) == " ".join(same.split())
+
+
+@given(st.text("<>!-/abr\"' =\n", max_size=60))
+def test_tags_are_removed_from_anything(text):
+    assert not {"<b>", "<br>", "</a>"} & {remove_tags(text)}
+    assert remove_tags(text.replace("<", "")) == text.replace("<", "")
+
+
+@pytest.mark.parametrize("piece", ["<a ", "<a '", '<a "', "<!--", "<br '\"", "<a b='", "</"])
+def test_tags_that_never_end(piece):
+    """A pattern that goes back and forth would not come to an end either."""
+    assert remove_tags(piece * 20_000) == piece * 20_000
+
+
+# --- Reading ---
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "expected"),
+    [
+        (0, 0),
+        ("1393675200", 1393675200),
+        (" 1393675200 ", 1393675200),
+        (1393675200.9, 1393675200),
+        ("1393675200.0", 1393675200),
+        ("1.3936752e9", 1393675200),
+        (253402300799, 253402300799),
+        (253402300800, None),
+        (1393675200000, None),  # milliseconds
+        (-1, None),
+        ("-0.5", None),
+        ("", None),
+        (None, None),
+        ("2014-03-01", None),
+        ("1_393_675_200", None),
+        ("nan", None),
+        ("inf", None),
+        (10**400, None),
+    ],
+)
+def test_seconds(timestamp, expected):
+    assert parse_seconds(timestamp) == expected
+
+
+def test_a_table_in_all_its_forms(tmp_path):
+    """A byte order mark, both ends of lines, quotes, line breaks and NUL in fields, an empty line, none at the end."""
+    text = (
+        "\ufeffdateuploaded,userid,usertags, key ,title,description\r\n"
+        '1,7,"a,b",k1,"say ""hi"" é","two\r\nlines"\r\n'
+        "\r\n"
+        '2,7,c,k2,a\rb,x"y\n'
+        "3,7,\x00,k3,,"
+    )
+    (tmp_path / "t.csv").write_bytes(text.encode() + b"\xff")
+    assert list(read_yfcc15m(str(tmp_path / "t.csv"))) == [
+        Row("k1", "k1//k1.jpg", ('say "hi" é', "two\nlines", "a,b"), 1),
+        Row("k2", "k2//k2.jpg", ("a b", 'x"y', "c"), 2),
+        Row("k3", "k3//k3.jpg", ("", "\ufffd", "\x00"), 3),
+    ]
+
+
+def test_a_long_field(tmp_path):
+    path = write_table(tmp_path / "t.csv", [("k", "x" * 1_000_000, "", "", 1)])
+    assert [len(row.texts[0]) for row in read_yfcc15m(str(path))] == [1_000_000]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        r'b,"say \"hi\"",,,1',
+        r'b,"5\"",d,t,1',  # a quote that is open until the next row's first
+        'b,"never closed,,,1',
+        'b,"t"x,,,1',
+    ],
+)
+def test_wrong_quotes_cost_one_row(tmp_path, bad):
+    path = tmp_path / "t.csv"
+    path.write_text(f'{HEADER}\na,t,,,1\n{bad}\nc,"two\nlines",,,1\nd,t,,,1\n')
+    a, wrong, *others = read_yfcc15m(str(path))
+    assert [a.key, *(row.key for row in others)] == ["a", "c", "d"]
+    assert wrong.reason == "malformed row"
+    assert wrong.message.startswith(f"{path}, row 2 (line 3) can't be read: ")
+
+
+def test_annotations_in_all_their_types(tmp_path):
+    files = {
+        "dog_and_cat_2018.json": [
+            annotation("a1", "1546300800", subreddit=17),
+            annotation(123, 1546300800.0, subreddit="Cats"),
+            annotation(45.0, 1546300799.5, caption=7),
+            annotation("b", subreddit=None, caption=None),
+            {"image_id": "c", "created_utc": 1},
+            annotation("e", caption=["a cat"]),
+            annotation("f", caption="half \ud83d, whole \ud83d\ude00"),
+        ],
+        "birds_2020-01.json": [annotation("d", subreddit=0)],
+    }
+    folder = write_annotations(tmp_path / "annotations", files)
+    (folder / "birds_2020-01.json").write_bytes(b"\xef\xbb\xbf" + (folder / "birds_2020-01.json").read_bytes())
+    assert list(read_redcaps(str(folder / "birds_2020-01.json"))) == [("d", "birds/d.jpg", ("a cat",), 1546300800)]
+    assert list(read_redcaps(str(folder / "dog_and_cat_2018.json"))) == [
+        ("a1", "dog_and_cat/a1.jpg", ("a cat",), 1546300800),
+        ("123", "Cats/123.jpg", ("a cat",), 1546300800),
+        ("45", "cats/45.jpg", ("7",), 1546300799),
+        ("b", "dog_and_cat/b.jpg", ("",), 1546300800),
+        ("c", "dog_and_cat/c.jpg", ("",), 1),
+        ("e", "cats/e.jpg", ("",), 1546300800),
+        ("f", "cats/f.jpg", ("half \ufffd, whole \U0001f600",), 1546300800),
+    ]
+
+
+# --- The lists ---
+
+
+def test_the_lists_of_yfcc15m(tmp_path):
+    keys = [f"{i}bcdef{i}" for i in range(6)]
+    times = [1230767999, 1230768000, 1420070399, 1420070400, 1072915199, 1072915200]
+    path = write_table(tmp_path / "t.csv", [(key, "a,b", "", "", t) for key, t in zip(keys, times, strict=True)])
+    out = tmp_path / "out"
+    printed = run_script("yfcc15m", "--csv-path", path, "--output-path", out, zone="Pacific/Kiritimati")
+    names = {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in TIMES}
+    assert set(tree(out)) == names | {"manifest.json"}
+    assert (out / "train_batch_2004-2008.csv").read_bytes() == (
+        b"key,image,caption,date\n"  # by `printf yfcc15m/0bcdef0 | sha256sum` and the other one
+        b'0bcdef0,0bc/def/0bcdef0.jpg,"a,b",2008-12-31T23:59:59Z\n'
+        b'5bcdef5,5bc/def/5bcdef5.jpg,"a,b",2004-01-01T00:00:00Z\n'
+    )
+    assert [row["key"] for row in read_list(out / "train_batch_2009-2010.csv")] == [keys[1]]
+    assert [row["date"] for row in read_list(out / "train_batch_2013-2014.csv")] == ["2014-12-31T23:59:59Z"]
+    assert (out / "test_batch_2011-2012.csv").read_bytes() == b"key,image,caption,date\n"
+    train = {"2004-2008": 2, "2009-2010": 1, "2011-2012": 0, "2013-2014": 1}
+    assert manifest(out) == {
+        **{"benchmark": "yfcc15m", "dataset": "yfcc15m", "seed": 0, "test_share": 0.01, "order": "uid"},
+        "input": {"t.csv": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "counts": {step: {"train": count, "test": 0} for step, count in train.items()},
+        "read": 6,
+        "dropped": {"outside the steps": 2},
+        "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(names)},
+    }
+    lines = [line.split() for line in printed.splitlines()]
+    assert lines[:1] + lines[2:4] + lines[-3:-2] == [
+        [str(out)],
+        ["step", "train", "test"],
+        ["2004-2008", "2", "0"],
+        ["all", "4", "0"],
+    ]
+    assert printed.endswith("6 rows read; dropped: 2 outside the steps\n")
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])  # 14 hours ahead, 11 behind
+def test_the_lists_of_redcaps(tmp_path, zone):
+    files = {
+        "old_cats_2019.json": [annotation("a", 1514764799, "old_cats"), annotation("b", 1514764800, "old_cats")],
+        "cats_2017.json": [annotation("c", 1609459199, caption="two\nlines "), annotation("d", 1609459200)],
+        "dogs_2011.json": [annotation("e", 1293839999), annotation("f", 1293840000), annotation("g", caption=" ")],
+    }
+    folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
+    run_script("redcaps", "--annotations-path", folder, "--output-path", out, "-j", 2, zone=zone)
+    lists = {path.name: read_list(path) for path in sorted(out.glob("*.csv"))}
+    assert {name: {row["image"] for row in rows} for name, rows in lists.items() if rows} == {
+        "train_batch_2011-2017.csv": {"cats/f.jpg", "old_cats/a.jpg"},
+        "train_batch_2018.csv": {"old_cats/b.jpg"},
+        "train_batch_2020.csv": {"cats/c.jpg"},
+    }
+    expected = {"key": "c", "image": "cats/c.jpg", "caption": "two lines", "date": "2020-12-31T23:59:59Z"}
+    assert lists["train_batch_2020.csv"] == [expected]
+    assert (manifest(out)["read"], set(manifest(out)["input"])) == (7, set(files))
+    assert manifest(out)["dropped"] == {"no caption": 1, "outside the steps": 2}
+
+
+def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(table, tmp_path):
+    rows = [(f"{key}{i}", "caf%C3%A9 <b>x</b>", "", "", TIMES["2009-2010"]) for i in range(20) for key in KEYS]
+    assert len(rows) > 3 * CHUNK
+    write_table(table, rows)
+    for workers in 1, 2:
+        make(table, tmp_path / f"out{workers}", num_workers=workers)
+    assert tree(tmp_path / "out1") == tree(tmp_path / "out2")
+    expected = {False: [], True: []}  # held out? -> lines, by a slow obvious way
+    for key in sorted((row[0] for row in rows), key=lambda key: make_uid(f"yfcc15m/{key}")):
+        fraction = int(hashlib.sha256(f"0/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256
+        line = [key, f"{key[:3]}/{key[3:6]}/{key}.jpg", "café x", "2010-01-01T00:00:00Z"]
+        expected[fraction < 0.01].append(dict(zip(COLUMNS, line, strict=True)))
+    assert read_list(tmp_path / "out1/train_batch_2009-2010.csv") == expected[False]
+    assert read_list(tmp_path / "out1/test_batch_2009-2010.csv") == expected[True]
+    assert expected[True]
+
+
+def held_out(folder):
+    return {row["key"] for path in Path(folder).glob("test_*.csv") for row in read_list(path)}
+
+
+def test_who_is_held_out_depends_on_nothing_but_the_key(table, tmp_path):
+    """Not on the order, on which rows are there, or on the benchmark."""
+    make(table, tmp_path / "out", test_share=0.2)
+    keys = {row["key"] for path in (tmp_path / "out").glob("*.csv") for row in read_list(path)}
+    chosen = held_out(tmp_path / "out")
+    fractions = {key: int(hashlib.sha256(f"0/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256 for key in keys}
+    assert chosen == {key for key, fraction in fractions.items() if fraction < 0.2}
+    assert 30 < len(chosen) < 75
+    make(table, tmp_path / "other", test_share=0.2, benchmark="yfcc15m_2011")
+    assert held_out(tmp_path / "other") == chosen
+    header, *lines = table.read_text().splitlines()
+    random.shuffle(lines)
+    table.write_text("\n".join([header, *lines[:200]]))
+    make(table, tmp_path / "part", test_share=0.2)
+    assert held_out(tmp_path / "part") == chosen & {line.split(",")[0] for line in lines[:200]}
+    make(table, tmp_path / "seed", test_share=0.2, seed=1)
+    assert held_out(tmp_path / "seed") != held_out(tmp_path / "part")
+
+
+# --- Again, otherwise, and killed ---
+
+
+def test_again_and_otherwise(table, tmp_path):
+    out = tmp_path / "out"
+    first, _ = make(table, out)
+    before, stamps = tree(out), {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert make(table, out, num_workers=2, overwrite=True) == (first, True)
+    with lock_folder(out):
+        assert make(table, out) == (first, True)
+        with pytest.raises(TicError, match=f"another process is writing {out}"):
+            make(table, out, seed=1, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+    for settings, message in (
+        ({"seed": 1}, r"another seed \(0, now 1\); give --overwrite to replace it"),
+        (
+            {"test_share": 0.5, "benchmark": "yfcc15m_2011"},
+            r"benchmark \(.*2011\) and another test_share \(0.01, now 0.5",
+        ),
+    ):
+        with pytest.raises(TicError, match=message):
+            make(table, out, **settings)
+    with open(table, "a") as file:
+        file.write(f"new,title,,,{TIMES['2009-2010']}\n")
+    with pytest.raises(TicError, match="made with another input; give --overwrite"):
+        make(table, out)
+    assert tree(out) == before
+    make(table, out, overwrite=True, benchmark="yfcc15m_2011")
+    steps = ("2008-2011", "2012", "2013", "2014")
+    assert set(manifest(out)["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
+    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
+
+
+def test_lists_that_were_changed_or_are_of_an_earlier_version(table, tmp_path):
+    out = tmp_path / "out"
+    make(table, out)
+    before = tree(out)
+    with open(out / "train_batch_2009-2010.csv", "a") as file:
+        file.write("x,x,x,x\n")
+    with pytest.raises(TicError, match=r"has a train_batch_2009-2010.csv that is not as it was made; give --overwrite"):
+        make(table, out)
+    make(table, out, overwrite=True)
+    assert tree(out) == before
+    old = {name: value for name, value in manifest(out).items() if name != "order"}
+    (out / "manifest.json").write_text(json.dumps(old))
+    assert make(table, out) == (old, True)
+    make(table, out, overwrite=True)
+    assert tree(out) == before
+
+
+def test_a_bad_row_leaves_the_old_lists(table, tmp_path):
+    out = tmp_path / "out"
+    make(table, out)
+    before = tree(out)
+    with open(table, "a") as file:
+        file.write("key,title,,,never\n")
+    with pytest.raises(TicError, match="the date of key"):
+        make(table, out, overwrite=True)
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_moment(tmp_path, sent):
+    """What is there without a manifest is of a run that was killed, and is replaced."""
+    rows = [(f"{i}", "title+%C3%A9" * 50, "", "", TIMES["2009-2010"]) for i in range(40_000)]
+    table, out = write_table(tmp_path / "t.csv", rows), tmp_path / "out"
+    command = [sys.executable, SCRIPTS["yfcc15m"], "--csv-path", table, "--output-path", out, "-j", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not any(path.stat().st_size > 1000 for path in out.glob(".buckets.tmp/*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    assert ("interrupted: run the same command again to start over" in process.communicate()[1]) == (
+        sent == signal.SIGINT
+    )
+    assert not [path for path in out.iterdir() if not path.name.startswith(".")]
+    (out / "train_batch_2009-2010.csv").write_text("of another run")
+    write_table(tmp_path / "t.csv", rows[:10])
+    make(table, out)
+    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
+    assert [row["key"] for row in read_list(out / "test_batch_2009-2010.csv")] == ["6"]
+    assert len(read_list(out / "train_batch_2009-2010.csv")) == 9
+
+
+# --- Bad input ---
+
+GOOD = f"good,title,,,{TIMES['2009-2010']}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "t.csv has no column key and no column title and .*; its columns are none"),
+        ("key,title,description,tags,date\n", "no column usertags and no column dateuploaded; its columns are key, ti"),
+        (bytes(range(128, 256)).decode("latin-1") * 100, "has no column key and .{,500}$"),
+        (f"{HEADER}\n", r"has no row that can be used \(it has none at all\)"),
+        (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\nl,t,,,0\n", r"can be used \(1 no caption, 1 outside the steps\)"),
+    ],
+)
+def test_a_table_without_samples(tmp_path, text, expected):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(TicError, match=expected):
+        make(tmp_path / "t.csv", tmp_path / "out", skip_bad_rows=True)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+BAD_ROWS = {
+    "a date that is not a number": ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
+    "a negative date": ("k1,t,,,-5", "impossible date", "since 1970: '-5'"),
+    "a date beyond 9999": ("k1,t,,,253402300800", "impossible date", "'253402300800'"),
+    "too few fields": ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
+    "too many fields": ("k1,t,,,,1", "wrong number of fields", "row 2 (line 3) has 6 fields, not 5"),
+    "an empty key": (" ,t,,,1", "unusable key", "row 2 (line 3): '' is not a name"),
+    "a key with a slash": ("a/b,t,,,1", "unusable key", "'a/b' is not a name"),
+    "a key that goes up": ("a..,t,,,1", "unusable key", "'a..' is not a name"),
+    "a key that is a dot": (".,t,,,1", "unusable key", "'.' is not a name"),
+    "a key of two lines": ('"a\nb",t,,,1', "unusable key", r"'a\nb' is not a name"),
+    "a key again": (GOOD.replace("title", "other"), "duplicate key", "the key good is in more than one row"),
+    "a key in another step": (f"good,t,,,{TIMES['2004-2008']}", "duplicate key", "the key good is in more than one"),
+    "a key in no step": ("good,t,,,1", "duplicate key", "the key good is in more than one row"),
+    "a backslash before a quote": (r'k1,"say \"hi\"",,,1', "malformed row", "row 2 (line 3) can't be read"),
+}
+
+
+@pytest.mark.parametrize(("line", "reason", "expected"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row(tmp_path, line, reason, expected):
+    path, out = tmp_path / "t.csv", tmp_path / "out"
+    path.write_text(f"{HEADER}\n{GOOD}\n{line}\nlast,title,,,{TIMES['2009-2010']}\n")
+    with pytest.raises(TicError) as error:
+        make(path, out)
+    assert expected in str(error.value)
+    assert str(error.value).endswith("(--skip-bad-rows leaves such rows out)")
+    assert not list(out.iterdir())
+    make(path, out, skip_bad_rows=True)
+    assert (manifest(out)["dropped"], manifest(out)["read"]) == ({reason: 1}, 3)
+    kept = read_list(out / "train_batch_2009-2010.csv")
+    assert {(row["key"], row["caption"]) for row in kept} == {("good", "title"), ("last", "title")}
+
+
+def test_of_a_key_the_first_good_row_is_kept(tmp_path):
+    """Also when the rows are far apart; a bad row does not take its key."""
+    between = [(f"{i}", "t", "", "", TIMES["2009-2010"]) for i in range(2 * CHUNK)]
+    rows = [("k", "bad", "", "", "never"), ("k", "1st", "", "", TIMES["2009-2010"]), *between]
+    table = write_table(tmp_path / "t.csv", [*rows, ("k", "2nd", "", "", 1), ("3", "again", "", "", 1)])
+    make(table, tmp_path / "out", skip_bad_rows=True, test_share=0)
+    assert manifest(tmp_path / "out")["dropped"] == {"duplicate key": 2, "impossible date": 1}
+    captions = {row["key"]: row["caption"] for row in read_list(tmp_path / "out/train_batch_2009-2010.csv")}
+    assert captions == {"k": "1st", **{key: "t" for key, *_ in between}}
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "expected"),
+    [
+        (annotation("a", "soon"), "impossible date", "the date of a is not a time"),
+        (annotation("a", None), "impossible date", "the date of a is not a time"),
+        (annotation("a", True), "impossible date", "the date of a is not a time"),
+        (annotation("a", float("nan")), "impossible date", "the date of a is not a time"),
+        (annotation("a\ud83d"), "unusable key", "'a\ufffd' is not a name"),
+        (annotation("a", subreddit="b\ud83d"), "unusable key", "'b\ufffd' is not a name"),
+        (annotation({"a": "b"}), "unusable key", "'' is not a name"),
+        (annotation(None), "unusable key", "'' is not a name"),
+        (annotation("../a"), "unusable key", "'../a' is not a name"),
+        (annotation("a", subreddit="../.."), "unusable key", "'../..' is not a name"),
+        (annotation("a", subreddit=" "), "unusable key", "'' is not a name"),
+    ],
+)
+def test_a_bad_annotation(tmp_path, found, reason, expected):
+    files = {"cats_2019.json": [annotation("good")], "dogs_2019.json": [annotation("x"), found, annotation("y")]}
+    folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
+    with pytest.raises(TicError) as error:
+        create_splits("redcaps", str(folder), str(out))
+    assert str(error.value).startswith(f"{folder}/dogs_2019.json, annotation 2: {expected}")
+    create_splits("redcaps", str(folder), str(out), skip_bad_rows=True)
+    assert manifest(out)["dropped"] == {reason: 1}
+    assert {row["key"] for row in read_list(out / "train_batch_2019.csv")} == {"good", "x", "y"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: data.replace(b"annotations", b"metadata"),
+        lambda data: b"[]",
+        lambda data: data.replace(b"a cat", b"a \xff"),
+        lambda data: data.replace(b'{"image_id"', b'17, {"image_id"'),
+        lambda data: b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b', "annotations": []}',
+    ],
+    ids=["cut", "empty", "other", "list", "latin", "type", "deep"],
+)
+def test_a_damaged_annotation_file(tmp_path, damage):
+    folder = write_annotations(tmp_path / "annotations", {"cats_2019.json": [annotation("a")]})
+    path = folder / "cats_2019.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(TicError, match=f"^{path} is cut off or holds no annotations: "):
+        create_splits("redcaps", str(folder), str(tmp_path / "out"), skip_bad_rows=True)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def spoil_output(folder, name, text):
+    folder.mkdir()
+    (folder / name).write_text(text)
+    return folder
+
+
+BAD_INPUT = {
+    "no annotations": (lambda at: {"input_path": str(at)}, "has no annotation file"),
+    "no table": (lambda at: {"input_path": f"{at}/none.csv"}, "none.csv is missing"),
+    "a table in a cloud": (lambda at: {"input_path": "s3://bucket/t.csv"}, "is not local; copy it here first"),
+    "output in a cloud": (lambda at: {"output_path": "gs://bucket/out"}, "is not local; write to a local folder"),
+    "something else": (
+        lambda at: {"output_path": str(spoil_output(at / "o", "x.csv", ""))},
+        r"holds something else \(x.csv\); give another output folder",
+    ),
+    "another manifest": (
+        lambda at: {"output_path": str(spoil_output(at / "o", "manifest.json", '{"benchmark": "mine"}'))},
+        "manifest.json is not what this script writes",
+    ),
+    "the table in the output": (lambda at: {"output_path": str(at)}, "lies in .*; give another output folder"),
+    "test share": (lambda at: {"test_share": 1}, "from 0 to below 1, not 1"),
+    "not a test share": (lambda at: {"test_share": float("nan")}, "from 0 to below 1"),
+    "benchmark": (lambda at: {"benchmark": "laion"}, "unknown benchmark 'laion'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input(table, tmp_path, name):
+    (tmp_path / "x").mkdir()
+    change, message = BAD_INPUT[name]
+    at = tmp_path / "x" if name == "no annotations" else tmp_path
+    arguments = {"input_path": str(table), "output_path": str(tmp_path / "out"), "overwrite": True} | change(at)
+    with pytest.raises(TicError, match=message):
+        create_splits("yfcc15m", **arguments)
+    assert not (tmp_path / "out").exists()
