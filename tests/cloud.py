@@ -15,14 +15,7 @@ from urllib.parse import urlsplit
 
 CLOSE, TRUNCATE, HANG, LOST = "close", "truncate", "hang", "lost"
 FOREVER = 1_000_000
-CODES = {
-    400: "InvalidToken",
-    403: "AccessDenied",
-    404: "NoSuchKey",
-    429: "SlowDown",
-    500: "InternalError",
-    503: "SlowDown",
-}
+CODES = {400: "InvalidToken", 403: "AccessDenied", 429: "SlowDown", 500: "InternalError", 503: "SlowDown"}
 
 
 @dataclass

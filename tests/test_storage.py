@@ -15,31 +15,8 @@ import pytest
 from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE
 from s3fs import S3FileSystem
 
-from tic_clip import TicError, locks
-from tic_clip.storage import (
-    NotFoundError,
-    StorageError,
-    atomic_open,
-    download,
-    exists,
-    is_dir,
-    is_remote,
-    list_files,
-    list_folders,
-    local_copy,
-    lock_folder,
-    open_file,
-    read_bytes,
-    read_json,
-    read_json_object,
-    remove,
-    size,
-    temporary_folder,
-    to_path,
-    upload,
-    write_json,
-    write_text,
-)
+from tic_clip import TicError, locks, storage
+from tic_clip.storage import NotFoundError, StorageError, list_files, read_bytes, write_text
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -56,44 +33,40 @@ def files_below(folder):
 
 def test_what_is_written_is_read(folder):
     value = {"b": [1, 2.5, None], "a": "größe"}
-    write_json(f"{folder}/new/x.json", value)
-    assert read_json(f"{folder}/new/x.json") == read_json_object(f"{folder}/new/x.json") == value
+    storage.write_json(f"{folder}/new/x.json", value)
+    assert storage.read_json(f"{folder}/new/x.json") == storage.read_json_object(f"{folder}/new/x.json") == value
     assert read_bytes(f"{folder}/new/x.json").startswith(b'{\n  "b": [\n')
-    write_json(f"{folder}/new/x.json", [2])  # within the same second
-    assert read_json(f"{folder}/new/x.json") == [2]
+    storage.write_json(f"{folder}/new/x.json", [2])  # within the same second
+    assert storage.read_json(f"{folder}/new/x.json") == [2]
     with pytest.raises(TicError, match=r"x\.json is not a JSON object"):
-        read_json_object(f"{folder}/new/x.json")
+        storage.read_json_object(f"{folder}/new/x.json")
 
 
 def test_what_is_missing(folder):
     write_text(f"{folder}/x/file", "text")
-    assert exists(f"{folder}/x/file")
-    assert exists(f"{folder}/x")
-    assert is_dir(f"{folder}/x")
-    assert not is_dir(f"{folder}/x/file")
-    assert size(f"{folder}/x/file") == 4
+    assert [storage.exists(f"{folder}/{name}") for name in ("x/file", "x")] == [True, True]
+    assert [storage.is_dir(f"{folder}/{name}") for name in ("x/file", "x")] == [False, True]
+    assert storage.size(f"{folder}/x/file") == 4
     for name in ("x/fil", "y", "x/file/z"):
-        assert not exists(f"{folder}/{name}")
-        assert not is_dir(f"{folder}/{name}")
-        for call in (list_files, list_folders):
-            with pytest.raises(NotFoundError, match=f"^{folder}/{name} is missing or not a folder$"):
-                call(f"{folder}/{name}")
-        for call in (read_bytes, size, open_file, read_json):
+        assert not storage.exists(f"{folder}/{name}")
+        assert not storage.is_dir(f"{folder}/{name}")
+        for call in (read_bytes, storage.size, storage.open_file, storage.read_json):
             with pytest.raises(NotFoundError, match=f"^{folder}/{name} is missing$"):
                 call(f"{folder}/{name}")
-    for call in (list_files, list_folders):
-        with pytest.raises(NotFoundError, match=f"^{folder}/x/file is missing or not a folder$"):
-            call(f"{folder}/x/file")
-    remove(f"{folder}/x/file")
-    remove(f"{folder}/x/file")
-    assert not exists(f"{folder}/x/file")
+    for name in ("x/fil", "y", "x/file/z", "x/file"):
+        for call in (list_files, storage.list_folders):
+            with pytest.raises(NotFoundError, match=f"^{folder}/{name} is missing or not a folder$"):
+                call(f"{folder}/{name}")
+    storage.remove(f"{folder}/x/file")
+    storage.remove(f"{folder}/x/file")
+    assert not storage.exists(f"{folder}/x/file")
 
 
 def test_listing(folder):
     for name in ("b.tar", "a.tar", "a.json", ".c.tar", "1/a.tar", "1-x/a.tar", "1/2/a.tar", ".h/a.tar", "1/.h.tar"):
         write_text(f"{folder}/{name}", name)
     to_nothing = []
-    if is_remote(folder):
+    if storage.is_remote(folder):
         import boto3
 
         write_text(f"{folder}-other/x.tar", "")
@@ -112,23 +85,23 @@ def test_listing(folder):
     assert names("**/a.tar") == [("1/2/a.tar", 9), ("1/a.tar", 7), ("1-x/a.tar", 9), ("a.tar", 5)]
     assert names("1*/?.tar") == [("1/a.tar", 7), ("1-x/a.tar", 9)]
     assert names("*.npy") == []
-    assert [path.removeprefix(f"{folder}/") for path in list_folders(folder)] == ["1", "1-x", "empty.tar"]
+    assert [path.removeprefix(f"{folder}/") for path in storage.list_folders(folder)] == ["1", "1-x", "empty.tar"]
 
 
 def test_bytes_by_their_position(folder):
     data = random.Random(0).randbytes(5000)
-    with atomic_open(f"{folder}/x") as file:
+    with storage.atomic_open(f"{folder}/x") as file:
         file.write(data)
     write_text(f"{folder}/empty", "")
     choose = random.Random(1)
-    with open_file(f"{folder}/x", 64) as file:
+    with storage.open_file(f"{folder}/x", 64) as file:
         for _ in range(60):
             start, count = choose.randrange(len(data) + 5), choose.randrange(400)
             file.seek(start)
             assert file.read(count) == data[start : start + count]
         file.seek(0)
         assert file.read() == data
-    with open_file(f"{folder}/empty") as file:
+    with storage.open_file(f"{folder}/empty") as file:
         assert file.read(10) == b""
 
 
@@ -139,30 +112,30 @@ def test_an_error_leaves_what_was_there(folder, error, old):
         write_text(f"{folder}/x", old)
 
     def fail_halfway():
-        with atomic_open(f"{folder}/x") as file:
+        with storage.atomic_open(f"{folder}/x") as file:
             file.write(b"half")
             raise error
 
     with pytest.raises(type(error)):
         fail_halfway()
-    assert [read_bytes(f"{folder}/x")] == [b"old"] if old else not exists(f"{folder}/x")
-    assert is_remote(folder) or files_below(folder) == (["x"] if old else [])
+    assert [read_bytes(f"{folder}/x")] == [b"old"] if old else not storage.exists(f"{folder}/x")
+    assert storage.is_remote(folder) or files_below(folder) == (["x"] if old else [])
 
 
 def test_download_and_copies(folder, tmp_path):
     for name in "ab":
         write_text(f"{folder}/{name}/0.tar", name)
-    download(f"{folder}/a/0.tar", tmp_path / "new/x.tar")
+    storage.download(f"{folder}/a/0.tar", tmp_path / "new/x.tar")
     assert (tmp_path / "new/x.tar").read_text() == "a"
-    copies = [local_copy(f"{folder}/{name}/0.tar", tmp_path / "copies") for name in "abab"]
+    copies = [storage.local_copy(f"{folder}/{name}/0.tar", tmp_path / "copies") for name in "abab"]
     assert [copy.read_text() for copy in copies] == ["a", "b", "a", "b"]
     assert {copy.name for copy in copies} == {"0.tar"}
-    upload(copies[1], f"{folder}/c/0.tar")
+    storage.upload(copies[1], f"{folder}/c/0.tar")
     assert read_bytes(f"{folder}/c/0.tar") == b"b"
     with pytest.raises(FileNotFoundError, match="nothing"):
-        upload(tmp_path / "nothing", f"{folder}/d")
+        storage.upload(tmp_path / "nothing", f"{folder}/d")
     with pytest.raises(NotFoundError, match=f"^{folder}/e/0.tar is missing$"):
-        download(f"{folder}/e/0.tar", tmp_path / "e.tar")
+        storage.download(f"{folder}/e/0.tar", tmp_path / "e.tar")
     assert not (tmp_path / "e.tar").exists()
 
 
@@ -173,30 +146,30 @@ def test_what_is_not_json(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(TicError, match=rf"^{path} is not valid JSON"):
-        read_json(path)
+        storage.read_json(path)
 
 
 # --- URLs ---
 
 
 def test_paths_and_urls(s3):
-    assert to_path("a/b") == to_path(Path("a/b")) == Path("a/b")
-    assert not is_remote("/s3/b")
+    assert storage.to_path("a/b") == storage.to_path(Path("a/b")) == Path("a/b")
+    assert not storage.is_remote("/s3/b")
     write_text(f"{s3}//a/b//x.txt", "x")
-    assert str(to_path(f"{s3}/a//b/") / "x") == f"{s3}/a/b/x"
+    assert str(storage.to_path(f"{s3}/a//b/") / "x") == f"{s3}/a/b/x"
     for folder in (f"{s3}/a/b/", f"{s3}//a//b//", f"S3{s3[2:]}/a/b"):
         assert list_files(folder) == [(f"{s3}/a/b/x.txt", 1)]
         assert read_bytes(f"{folder}/x.txt") == b"x"
-        assert is_dir(folder)
+        assert storage.is_dir(folder)
     for bucket in (s3, f"{s3}/"):
-        assert list_folders(bucket) == [f"{s3}/a"]
+        assert storage.list_folders(bucket) == [f"{s3}/a"]
         assert list_files(bucket) == []
         assert list_files(bucket, "**/*.txt") == [(f"{s3}/a/b/x.txt", 1)]
-        assert is_dir(bucket)
+        assert storage.is_dir(bucket)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "https://host/file", "file:///tmp/x", "://x", "s3:/b/x"])
-@pytest.mark.parametrize("call", [to_path, read_bytes, list_files, lambda url: write_text(url, "")])
+@pytest.mark.parametrize("call", [storage.to_path, read_bytes, list_files, lambda url: write_text(url, "")])
 def test_urls_of_no_cloud(url, call):
     message = r"has no bucket name|is neither a local path nor an s3://|a URL has two slashes: s3://b/x"
     with pytest.raises(TicError, match=rf"^{url} .*({message})"):
@@ -207,7 +180,7 @@ def test_urls_of_no_cloud(url, call):
 def test_a_package_that_is_missing(scheme, monkeypatch):
     monkeypatch.setitem(sys.modules, {"gs": "gcsfs", "az": "adlfs"}[scheme], None)
     with pytest.raises(TicError) as error:
-        read_json(f"{scheme}://b/x")
+        storage.read_json(f"{scheme}://b/x")
     assert str(error.value) == f"{scheme}://b/x needs a package that is not installed: pip install 'tic-clip[{scheme}]'"
 
 
@@ -215,12 +188,12 @@ def test_a_package_that_is_missing(scheme, monkeypatch):
 
 FAULTS = [500, 503, 429, CLOSE]
 CALLS = {
-    "read": (read_json, "GET", "x.json", [*FAULTS, TRUNCATE, HANG, LOST]),
-    "download": (lambda url: download(url, Path(tempfile.gettempdir(), "x")), "GET", "x.json", [503, TRUNCATE]),
+    "read": (storage.read_json, "GET", "x.json", [*FAULTS, TRUNCATE, HANG, LOST]),
+    "download": (lambda url: storage.download(url, Path(tempfile.gettempdir(), "x")), "GET", "x.json", [503, TRUNCATE]),
     "write": (lambda url: write_text(url, "[2]"), "PUT", "x.json", [*FAULTS, LOST]),
-    "size": (size, "HEAD", "x.json", FAULTS),
+    "size": (storage.size, "HEAD", "x.json", FAULTS),
     "list": (lambda url: list_files(url.rpartition("/")[0]), "GET", "list-type", [*FAULTS, TRUNCATE]),
-    "remove": (remove, "DELETE", "x.json", [*FAULTS, LOST]),
+    "remove": (storage.remove, "DELETE", "x.json", [*FAULTS, LOST]),
 }
 
 
@@ -251,8 +224,8 @@ def test_requests_are_tried_again(s3_faulty, s3, name, fault, tmp_path, monkeypa
 def test_one_get_for_an_object(s3_faulty, s3, tmp_path):
     data = random.Random(0).randbytes(60 << 20)  # more than one block of s3fs
     (tmp_path / "x").write_bytes(data)
-    upload(tmp_path / "x", f"{s3}/x")
-    download(f"{s3}/x", tmp_path / "y")
+    storage.upload(tmp_path / "x", f"{s3}/x")
+    storage.download(f"{s3}/x", tmp_path / "y")
     assert (tmp_path / "y").read_bytes() == data
     assert (s3_faulty.count("GET", "/x"), s3_faulty.count("HEAD")) == (1, 0)
 
@@ -262,22 +235,20 @@ def test_a_large_upload_that_fails_leaves_nothing(s3_faulty, s3, tmp_path):
         file.truncate(101 << 20)  # s3fs sends this in parts
     s3_faulty.fail("PUT", "partNumber=2", 503, FOREVER)
     with pytest.raises(StorageError, match=f"^{s3}/y could not be reached"):
-        upload(tmp_path / "x", f"{s3}/y")
+        storage.upload(tmp_path / "x", f"{s3}/y")
     assert list_files(s3) == []
     assert s3_faulty.count("DELETE", "uploadId") == 3
 
 
+NO_ACCESS = r"no access \(.+\)"
+
+
 @pytest.mark.parametrize(
     ("method", "status", "message"),
-    [
-        ("GET", 403, r"no access \(.+\)"),
-        ("HEAD", 403, "no access .+"),
-        ("PUT", 403, "no access .+"),
-        ("GET", 400, ".*planned.*"),
-    ],
+    [*((name, 403, NO_ACCESS) for name in ("GET", "HEAD", "PUT")), ("GET", 400, ".*planned.*")],
 )
 def test_lasting_errors_are_not_tried_again(s3_faulty, s3, method, status, message):
-    call = {"GET": read_bytes, "HEAD": exists, "PUT": lambda url: write_text(url, "")}[method]
+    call = {"GET": read_bytes, "HEAD": storage.exists, "PUT": lambda url: write_text(url, "")}[method]
     s3_faulty.fail(method, "secret", status, FOREVER)
     with pytest.raises(TicError, match=f"^{s3}/secret: {message}$"):
         call(f"{s3}/secret")
@@ -290,28 +261,26 @@ def test_no_such_bucket(s3):
             call("s3://no-such-bucket/a")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"AWS_PROFILE": "nobody"}, r"config profile \(nobody\) could not be found"),
-        ({"AWS_ENDPOINT_URL": "nonsense"}, "Invalid endpoint: nonsense"),
-        ({}, "Unable to locate credentials"),
-    ],
-)
-def test_settings_that_are_wrong(s3, tmp_path, monkeypatch, settings, message):
+def test_no_credentials(s3, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    secure = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), **settings}
-    for name, value in secure.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    for profile, message in (("[other]", r"profile \(mine\) could not be found"), ("[mine]", "Unable to locate cred")):
+        (tmp_path / "keys").write_text(profile)
+        S3FileSystem.clear_instance_cache()
+        with pytest.raises(TicError, match=rf"^{s3}/x: .*{message}"):
+            read_bytes(f"{s3}/x")
+    (tmp_path / "keys").write_text("[mine]\naws_access_key_id = x\naws_secret_access_key = x\n")
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(TicError, match=rf"^{s3}/x: .*{message}"):
-        read_bytes(f"{s3}/x")
+    write_text(f"{s3}/x", "x")
+    assert read_bytes(f"{s3}/x") == b"x"
 
 
 def test_ranges_are_tried_again_and_never_of_two_versions(s3_faulty, s3):
     write_text(f"{s3}/x", "0123456789")
-    with open_file(f"{s3}/x", 1) as file:
+    with storage.open_file(f"{s3}/x", 1) as file:
         for fault in (503, CLOSE):
             s3_faulty.fail("GET", "/x", fault)
         assert file.read(3) == b"012"
@@ -328,7 +297,7 @@ def test_a_forked_process_has_connections_of_its_own(s3):
     if child == 0:
         signal.alarm(30)
         is_right = read_bytes(f"{s3}/x") == b"text"
-        with open_file(f"{s3}/x", 1) as file:
+        with storage.open_file(f"{s3}/x", 1) as file:
             file.seek(2)
             is_right = is_right and file.read(2) == b"xt"
         os._exit(0 if is_right else 1)
@@ -389,18 +358,18 @@ def test_one_process_holds_a_folder(tmp_path):
     holder = start_holder(f"storage.lock_folder(Path({str(tmp_path / 'x')!r}))")
     with (
         pytest.raises(TicError, match=r"^another process is writing the split; wait for it or end it$"),
-        lock_folder(tmp_path / "x", 0.0, "the split"),
+        storage.lock_folder(tmp_path / "x", 0.0, "the split"),
     ):
         pass
     kill(holder)
-    with lock_folder(tmp_path / "x"):
+    with storage.lock_folder(tmp_path / "x"):
         pass
 
 
 @pytest.mark.parametrize("error", locks.NO_LOCKS)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, error):
     refuse_locks(monkeypatch, error)
-    with lock_folder(tmp_path / "x"):
+    with storage.lock_folder(tmp_path / "x"):
         assert (tmp_path / "x").is_dir()
     assert re.fullmatch(f"warning: {tmp_path}/x: the file system has no locks; .*\n", capsys.readouterr().err)
 
@@ -413,7 +382,7 @@ def test_what_a_killed_process_left_in_tmpdir_is_removed(tmp_path, monkeypatch, 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if not has_locks:  # who could say whose process lives?
         refuse_locks(monkeypatch, errno.ENOSYS)
-    with temporary_folder() as folder:
+    with storage.temporary_folder() as folder:
         assert folder.is_dir()
         assert len(files_below(tmp_path)) == (2 if has_locks else 3)
     assert len(files_below(tmp_path)) == (1 if has_locks else 2)
@@ -426,7 +395,7 @@ def test_a_folder_is_not_a_leftover_before_it_is_locked(tmp_path, monkeypatch):
 
     def make_folders():
         for _ in range(300):
-            with temporary_folder() as folder:
+            with storage.temporary_folder() as folder:
                 (folder / "x").touch()
         finished.append(True)
 
