@@ -35,7 +35,7 @@ from test_reshard import (
 
 from tic_clip import TicError
 from tic_clip.data import folder
-from tic_clip.data.reshard import reshard, writer
+from tic_clip.data.reshard import part, reshard, writer
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 from tic_clip.storage import read_bytes, upload
@@ -317,6 +317,33 @@ def test_disk_full_at_any_write(job, tmp_path, monkeypatch):
         if len(calls) <= number:
             break
     assert 20 < number < 999
+
+
+def test_a_repeated_uid_is_dropped_after_a_restart_too(make_pool, tmp_path, monkeypatch):
+    """What the shards before the interruption have taken is remembered: they are not read again."""
+
+    def repeat(number, members):
+        uids.append(json.loads(members["json"])["uid"])
+        members["json"] = json.dumps({"uid": uids[number % 4]}).encode()
+
+    uids, subset = [], str(tmp_path / "2014.npy")
+    pool = make_pool((2, 2, 2, 2, 1), edit=repeat)
+    save_uids(subset, parse_uids([*uids[:4], uids[1]]))
+    reshard(pool.path, str(tmp_path / "whole"), subset, shard_size=2)
+    assert read_meta(tmp_path / "whole")["dropped"] == {"duplicate uid in the pool": 5}
+    for number in range(5):
+
+        def index_shard(job, real=part.index_shard, number=number):
+            if f"{number:08d}" in job.tar:
+                raise OSError(errno.EIO, "Input/output error", job.tar)
+            return real(job)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "index_shard", index_shard)
+            with pytest.raises(OSError, match="Input/output error"):
+                reshard(pool.path, str(tmp_path / str(number)), subset, shard_size=2)
+        reshard(pool.path, str(tmp_path / str(number)), subset, shard_size=2)
+        assert tree(tmp_path / str(number)) == tree(tmp_path / "whole")
 
 
 @contextmanager
