@@ -15,6 +15,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from miniature import picture, write_redcaps, write_yfcc
 
@@ -503,6 +504,14 @@ def test_a_zip_that_was_cut_off_is_one_line(tmp_path, size):
         with suppress(TicError, image_files.UnusableImage):  # any other error would be a traceback
             for member in image_files.index_zip("redcaps", [str(path)], 0):
                 assert image_files.read_zipped(str(path), member) in (b"1" * 100, b"2" * 100)
+
+
+@pytest.mark.parametrize(("start", "size"), [(2**64 - 1, 10), (0, 2**64 - 1)])
+def test_a_zip_directory_that_points_beyond_the_file(tmp_path, start, size):
+    (tmp_path / "all.zip").write_bytes(bytes(1000))
+    member = np.array([(0, 0, 0, start, size, 0)], dtype=image_files.ZIP_MEMBER)[0]
+    with pytest.raises(image_files.UnusableImage, match="zip member that can't be read"):
+        image_files.read_zipped(str(tmp_path / "all.zip"), member)
 
 
 def test_two_at_once(tmp_path, images, make):

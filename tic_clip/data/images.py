@@ -132,6 +132,8 @@ def read_zipped(path: str, member: np.void) -> bytes:
         OSError: the zip can't be read.
     """
     with open(path, "rb") as file:
+        if int(member["start"]) + int(member["size"]) > os.fstat(file.fileno()).st_size:
+            raise UnusableImage("zip member that can't be read")
         file.seek(int(member["start"]))
         head = file.read(_LOCAL_HEADER.size).ljust(_LOCAL_HEADER.size)
         magic, _, flags, method, _, _, _, _, _, name, extra = _LOCAL_HEADER.unpack(head)
