@@ -28,7 +28,16 @@ from tic_clip.data.captions import plain_caption, yfcc_caption
 from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import atomic_open, is_remote, list_files, lock_folder, read_json_object, remove, write_json
+from tic_clip.storage import (
+    NotFoundError,
+    atomic_open,
+    is_remote,
+    list_files,
+    lock_folder,
+    read_json_object,
+    remove,
+    write_json,
+)
 
 MANIFEST, BUCKETS = "manifest.json", ".buckets.tmp"
 COLUMNS = ["key", "image", "caption", "date"]
@@ -264,6 +273,8 @@ def _list_inputs(path: str) -> list[str]:
     """Return the files to read: ``path``, or the annotation files in it, sorted by name."""
     if is_remote(path):
         raise TicError(f"{path} is not local; copy it here first")
+    if not Path(path).exists():
+        raise NotFoundError(f"{path} is missing")
     paths = [file for file, _ in list_files(path, "*.json")] if Path(path).is_dir() else [path]
     if not paths:
         raise TicError(f"{path} has no annotation file ({{subreddit}}_{{year}}.json)")
