@@ -64,27 +64,14 @@ def map_in_pool(
             pool.shutdown(cancel_futures=True)
 
 
-class SerialExecutor(Executor):
-    """Runs each job at once, in this process."""
-
-    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
-        """Return the finished future of ``fn``."""
-        future: Future[Result] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except (TicError, OSError) as error:
-            future.set_exception(error)
-        return future
-
-
 def make_pool(num_workers: int, *, fork: bool = False) -> Executor:
-    """Return an executor of ``num_workers`` processes that end with this one; for 1, of this process itself.
+    """Return an executor of ``num_workers`` processes that end with this one; for 1, of a thread of this process.
 
     ``fork`` starts them at once as copies of this process: quicker, but it must have no threads and no connections to a
     cloud, which the copies would share.
     """
     if num_workers == 1:
-        return SerialExecutor()
+        return ThreadPoolExecutor(1)
     context = get_context("fork" if fork else "spawn")
     parent = (os.getpid(),)
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent, initargs=parent)
