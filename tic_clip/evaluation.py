@@ -29,7 +29,7 @@ from tic_clip.tasks import Task, without_data
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 """What OpenCLIP calls them: weights in float32, and what autocast computes in."""
 GROUPS = Path(__file__).with_name("imagenet_groups.json")
-"""Group -> ids of ImageNet's classes; ``imagenet_restricted_classes.py`` makes it from WordNet 3.0."""
+"""Group -> ids of ImageNet's classes, by WordNet 3.0; frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
