@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -313,17 +312,6 @@ def test_lists_of_an_earlier_version_serve_finished_splits_only(tmp_path, images
         make("new")
 
 
-def test_missing_images_leave_a_shard_shorter(tmp_path, images, make):
-    make(shard_size=8)
-    keys = list(members(split(tmp_path)))
-    for key in keys[3:6]:
-        name = json.loads(members(split(tmp_path))[key]["json"])["key"]
-        (images / f"birds/{name}.jpg").unlink()
-    make("less", shard_size=8)
-    assert list(split_sizes(split(tmp_path, "less")).values()) == [5, 8, 4]
-    assert list(members(split(tmp_path, "less"))) == keys[:3] + keys[6:]
-
-
 def test_shards_of_other_lists_are_not_taken_for_new_ones(tmp_path, images, make, monkeypatch):
     """Cut off while the old ones are being replaced, with --overwrite."""
     make(shard_size=2)
@@ -384,14 +372,14 @@ def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
     assert tree(tmp_path / "data") == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("text", ["", "5", '{"dropped": {}}'])
-def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make, text):
+def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make):
     make(shard_size=2)
     whole, folder = tree(tmp_path / "data"), split(tmp_path)
     arguments = json.loads((folder / "meta.json").read_text())["arguments"]
     (folder / ".pack.json").write_text(json.dumps(arguments))
     (folder / "meta.json").unlink()
-    (folder / "00000001_stats.json").write_text(text)
+    (folder / "00000001_stats.json").write_text('{"dropped": {}}')
+    (folder / "00000003_stats.json").write_text("")
     (folder / "00000002.tar").write_bytes(b"cut off")
     make(shard_size=2)
     assert tree(tmp_path / "data") == whole
@@ -418,27 +406,16 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
 # --- Bad input
 
 
-def cut_zip():
-    """A zip archive of which the first bytes are missing."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("key1.jpg", picture("key1"))
-        archive.writestr("key2.jpg", picture("key2"))
-    return file.getvalue()[10:]
-
-
 BAD = {
     "no manifest": (
         lambda at: (at / "lists/manifest.json").unlink(),
         "lists has no manifest.json: run create_splits.py first",
     ),
-    "no lists": (lambda at: shutil.rmtree(at / "lists"), "lists is not a local folder of lists: run"),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a local folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
         "lists/train_batch_2018.csv is not as create_splits.py made it",
     ),
-    "a list away": (lambda at: (at / "lists/test_batch_2018.csv").unlink(), "test_batch_2018.csv"),
     "another's manifest": (
         lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
         "unknown benchmark 'laion'",
@@ -447,7 +424,6 @@ BAD = {
         lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "redcaps"}'),
         "manifest.json is not what create_splits.py writes",
     ),
-    "no json": (lambda at: (at / "lists/manifest.json").write_text("{"), "manifest.json is not valid JSON"),
     "the wrong images": (
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
         "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip",
@@ -468,11 +444,6 @@ BAD = {
         lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
         "images/all.zip is not a zip archive that can be read",
     ),
-    "a zip without its beginning": (
-        lambda at: (save(at / "images", "", cut_zip(), "all.zip"), (at / "images/birds/key1.jpg").unlink()),
-        "images/all.zip is not a zip archive that can be read",
-    ),
-    "an output that is a file": (lambda at: (at / "data").write_text(""), "data"),
 }
 
 
