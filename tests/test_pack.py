@@ -411,7 +411,7 @@ BAD = {
         lambda at: (at / "lists/manifest.json").unlink(),
         "lists has no manifest.json: run create_splits.py first",
     ),
-    "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a local folder of images"),
+    "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
         "lists/train_batch_2018.csv is not as create_splits.py made it",

@@ -143,7 +143,7 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
     """Return ``manifest.json`` of the lists; TicError if it is of something else, or a folder is missing."""
     for path, content in ((csv_path, "lists: run create_splits.py first"), (image_path, "images")):
         if not Path(path).is_dir():
-            raise TicError(f"{path} is not a local folder of {content}")
+            raise TicError(f"{path} is not a folder of {content}")
     path = Path(csv_path) / MANIFEST
     if not path.exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
