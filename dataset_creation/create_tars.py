@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="make all splits again")
     parser.add_argument("--dry-run", action="store_true", help="read all images, write nothing")
     args = parser.parse_args()
-    packed = create_tars(**vars(args))
-    print(table(packed.splits))
-    if packed.dropped:
-        print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(packed.dropped.items())))
+    splits, dropped = create_tars(**vars(args))
+    print(table(splits))
+    if dropped:
+        print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
     if args.dry_run:
         print("dry run: nothing was written")
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from miniature import picture, write_redcaps, write_yfcc
 
@@ -113,9 +111,9 @@ def meta(folder):
 
 def test_a_split_by_hand(tmp_path, images, make):
     before = tree(images)
-    packed = make(shard_size=8)
+    splits, _ = make(shard_size=8)
     assert tree(images) == before
-    assert sum(one.num_samples for one in packed.splits) == 23
+    assert sum(one.num_samples for one in splits) == 23
     uid = {hashlib.sha256(f"redcaps/key{i}".encode()).hexdigest()[:32]: f"key{i}" for i in range(20)}
     found = members(split(tmp_path))
     assert list(found) == [f"{one}-0" for one in sorted(uid)]
@@ -196,7 +194,7 @@ def test_zips_in_linked_folders(tmp_path, lists, make):
         (tmp_path / link).symlink_to(tmp_path / target)
     found = image_files.find_zips(str(tmp_path / "images"))
     assert len(found) == 3  # the folder itself is one that a link leads to
-    assert not +make().dropped
+    assert not make()[1]
 
 
 def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, make):
@@ -226,11 +224,11 @@ def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
     for key, (data, _) in bad.items():
         (images / f"birds/{key}.jpg").unlink() if data is None else save(images, key, data)
     write_lists(tmp_path / "lists", {"train 2018": [*(row(f"key{i}") for i in range(19)), row("key19", "  ")]})
-    packed = make()
+    _, dropped = make()
     found = meta(split(tmp_path))
     reasons = [reason for _, reason in bad.values()] + ["no caption"]
     assert found["dropped"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    assert dict(packed.dropped) == found["dropped"]
+    assert dict(dropped) == found["dropped"]
     assert (found["processed_count"], found["kept_count"]) == (20, 13)
     assert len(members(split(tmp_path))) == 13
 
@@ -281,7 +279,7 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
 def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, make):
     make(shard_size=8)
     before = {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")}
-    assert all(one.reused for one in make(shard_size=8).splits)
+    assert all(one.reused for one in make(shard_size=8)[0])
     assert {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")} == before
     with pytest.raises(
         TicError, match="2011-2017 was made with other arguments: shard size 8, now 7; give --overwrite"
@@ -289,8 +287,8 @@ def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, m
         make(shard_size=7)
     whole = tree(tmp_path / "data")
     (images / "birds/key7.jpg").rename(tmp_path / "key7.jpg")
-    packed = make(shard_size=8, overwrite=True)
-    assert (sum(one.num_samples for one in packed.splits), dict(packed.dropped)) == (22, {"no image file": 1})
+    splits, dropped = make(shard_size=8, overwrite=True)
+    assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
     (tmp_path / "key7.jpg").rename(images / "birds/key7.jpg")
     make(shard_size=8, overwrite=True)
     assert tree(tmp_path / "data") == whole
@@ -298,7 +296,7 @@ def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, m
 
 def test_lists_of_an_earlier_version_serve_finished_splits_only(tmp_path, images, make):
     """Those were in the order of the input."""
-    packed = make()
+    splits, _ = make()
     path = tmp_path / "lists/train_batch_2018.csv"
     header, *lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([header, *reversed(lines)]))
@@ -307,20 +305,11 @@ def test_lists_of_an_earlier_version_serve_finished_splits_only(tmp_path, images
     found = meta(split(tmp_path))
     found["arguments"]["list"] = digest
     (split(tmp_path) / "meta.json").write_text(json.dumps(found))
-    assert [one.num_samples for one in make().splits] == [one.num_samples for one in packed.splits]
-    with pytest.raises(TicError, match=r"train_batch_2018.csv is not sorted by UID .*; run create_splits.py with --ov"):
+    assert [one.num_samples for one in make()[0]] == [one.num_samples for one in splits]
+    with pytest.raises(
+        TicError, match=r"train_batch_2018.csv is not sorted by UID, .*; run create_splits.py with --ov"
+    ):
         make("new")
-
-
-def test_missing_images_leave_a_shard_shorter(tmp_path, images, make):
-    make(shard_size=8)
-    keys = list(members(split(tmp_path)))
-    for key in keys[3:6]:
-        name = json.loads(members(split(tmp_path))[key]["json"])["key"]
-        (images / f"birds/{name}.jpg").unlink()
-    make("less", shard_size=8)
-    assert list(split_sizes(split(tmp_path, "less")).values()) == [5, 8, 4]
-    assert list(members(split(tmp_path, "less"))) == keys[:3] + keys[6:]
 
 
 def test_shards_of_other_lists_are_not_taken_for_new_ones(tmp_path, images, make, monkeypatch):
@@ -349,16 +338,16 @@ def test_a_file_that_may_not_be_read_is_counted(monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(image_files.os, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(image_files.UnusableImage, match="may not be read"):
         image_files.read_file("images", "x.jpg")
 
 
 def test_a_dry_run_writes_nothing(tmp_path, images, make):
     (images / "birds/key7.jpg").unlink()
-    packed = make(dry_run=True)
+    splits, dropped = make(dry_run=True)
     assert not (tmp_path / "data").exists()
-    assert (sum(one.num_samples for one in packed.splits), dict(packed.dropped)) == (22, {"no image file": 1})
+    assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
 
 
 def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
@@ -383,14 +372,14 @@ def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
     assert tree(tmp_path / "data") == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("text", ["", "5", '{"dropped": {}}'])
-def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make, text):
+def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make):
     make(shard_size=2)
     whole, folder = tree(tmp_path / "data"), split(tmp_path)
     arguments = json.loads((folder / "meta.json").read_text())["arguments"]
     (folder / ".pack.json").write_text(json.dumps(arguments))
     (folder / "meta.json").unlink()
-    (folder / "00000001_stats.json").write_text(text)
+    (folder / "00000001_stats.json").write_text('{"dropped": {}}')
+    (folder / "00000003_stats.json").write_text("")
     (folder / "00000002.tar").write_bytes(b"cut off")
     make(shard_size=2)
     assert tree(tmp_path / "data") == whole
@@ -417,43 +406,31 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
 # --- Bad input
 
 
-def cut_zip():
-    """A zip archive of which the first bytes are missing."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("key1.jpg", picture("key1"))
-        archive.writestr("key2.jpg", picture("key2"))
-    return file.getvalue()[10:]
-
-
 BAD = {
     "no manifest": (
         lambda at: (at / "lists/manifest.json").unlink(),
-        "lists has no manifest.json: run create_splits.py",
+        "lists has no manifest.json: run create_splits.py first",
     ),
-    "no lists": (lambda at: shutil.rmtree(at / "lists"), "lists is not a folder"),
-    "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder"),
+    "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
         "lists/train_batch_2018.csv is not as create_splits.py made it",
     ),
-    "a list away": (lambda at: (at / "lists/test_batch_2018.csv").unlink(), "test_batch_2018.csv"),
     "another's manifest": (
         lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
         "unknown benchmark 'laion'",
     ),
     "a strange manifest": (
-        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "x", "files": []}'),
+        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "redcaps"}'),
         "manifest.json is not what create_splits.py writes",
     ),
-    "no json": (lambda at: (at / "lists/manifest.json").write_text("{"), "manifest.json is not valid JSON"),
     "the wrong images": (
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
         "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip",
     ),
     "a key twice": (
         lambda at: write_lists(at / "lists", {"train 2018": [row("key1"), row("key1")]}),
-        "train_batch_2018.csv is not sorted by UID (the row of key1); run create_splits.py with --overwrite",
+        "train_batch_2018.csv is not sorted by UID, or has a key twice; run create_splits.py with --overwrite",
     ),
     "a column missing": (
         lambda at: forge(at, "key,image,caption\nkey1,birds/key1.jpg,x\n"),
@@ -467,11 +444,6 @@ BAD = {
         lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
         "images/all.zip is not a zip archive that can be read",
     ),
-    "a zip without its beginning": (
-        lambda at: (save(at / "images", "", cut_zip(), "all.zip"), (at / "images/birds/key1.jpg").unlink()),
-        "images/all.zip is not a zip archive that can be read",
-    ),
-    "an output that is a file": (lambda at: (at / "data").write_text(""), "data"),
 }
 
 
@@ -491,27 +463,31 @@ def test_bad_input(tmp_path, images, make, what):
     assert not list((tmp_path / "data").rglob("*.tar"))
 
 
-@pytest.mark.parametrize("size", range(0, 400, 7))
-def test_a_zip_that_was_cut_off_is_one_line(tmp_path, size):
+def test_a_zip_that_was_cut_off_is_one_line(tmp_path):
     path = tmp_path / "all.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("key1.jpg", b"1" * 100)
         archive.writestr("key2.jpg", b"2" * 100)
     data = path.read_bytes()
     assert len(data) > 400
-    for cut in (data[:size], data[-size:], data[:50] + data[50 + size :]):
-        path.write_bytes(cut)
-        with suppress(TicError, image_files.UnusableImage):  # any other error would be a traceback
-            for member in image_files.index_zip("redcaps", [str(path)], 0):
-                assert image_files.read_zipped(str(path), member) in (b"1" * 100, b"2" * 100)
+    for size in range(0, 400, 7):
+        for cut in (data[:size], data[-size:], data[:50] + data[50 + size :]):
+            path.write_bytes(cut)
+            with suppress(TicError, image_files.UnusableImage):  # any other error would be a traceback
+                for member in image_files.index_zip("redcaps", [str(path)], 0):
+                    assert image_files.read_zipped(str(path), member) in (b"1" * 100, b"2" * 100)
 
 
-@pytest.mark.parametrize(("start", "size"), [(2**64 - 1, 10), (0, 2**64 - 1)])
-def test_a_zip_directory_that_points_beyond_the_file(tmp_path, start, size):
-    (tmp_path / "all.zip").write_bytes(bytes(1000))
-    member = np.array([(0, 0, 0, start, size, 0)], dtype=image_files.ZIP_MEMBER)[0]
-    with pytest.raises(image_files.UnusableImage, match="zip member that can't be read"):
-        image_files.read_zipped(str(tmp_path / "all.zip"), member)
+def test_a_zip_whose_directory_points_beyond_its_end(tmp_path):
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("key1.jpg", b"1" * 100)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 20 : entry + 24] = (0xFFFFFFF0).to_bytes(4, "little")  # the compressed size
+    path.write_bytes(data)
+    with pytest.raises(TicError, match="can be read: its directory points beyond its end"):
+        image_files.index_zip("redcaps", [str(path)], 0)
 
 
 def test_two_at_once(tmp_path, images, make):
@@ -522,12 +498,7 @@ def test_two_at_once(tmp_path, images, make):
     assert not list((tmp_path / "data").rglob("*.tar"))
     make()
     with lock_folder(split(tmp_path)):  # what is finished is read by any number
-        assert [one.num_samples for one in make().splits] == [one.num_samples for one in made.splits]
-
-
-def test_no_split_lies_among_the_images(tmp_path, images, make):
-    with pytest.raises(TicError, match="in one another"):
-        make("images/birds")
+        assert [one.num_samples for one in make()[0]] == [one.num_samples for one in made[0]]
 
 
 # --- Both benchmarks, from their sources

@@ -70,6 +70,8 @@ def make_pool(num_workers: int, *, fork: bool = False) -> Executor:
     ``fork`` starts them at once as copies of this process: quicker, but it must have no threads and no connections to a
     cloud, which the copies would share.
     """
+    if num_workers < 1:
+        raise TicError("the number of workers must be at least 1")
     if num_workers == 1:
         return ThreadPoolExecutor(1)
     context = get_context("fork" if fork else "spawn")

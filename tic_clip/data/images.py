@@ -1,4 +1,4 @@
-"""Images in the folders that people have: nested or flat files of any suffix, or zip archives; found, read, judged.
+"""Find and read images in the folders that people have: nested or flat files of any suffix, or zip archives.
 
 An image is known by the path that a list gives it, ``a/b/key.jpg``, or by its key. Nothing is unpacked or written.
 """
@@ -10,7 +10,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +33,6 @@ PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}
 _MAX_PLACEHOLDER = 4096  # bytes
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
-_IS_ENCRYPTED = 1
 
 
 class UnusableImage(Exception):
@@ -47,12 +48,12 @@ def read_file(folder: str, image: str) -> bytes | None:
     """
     for path in _candidates(folder, image):
         try:
-            return _read(path)
+            return Path(path).read_bytes()
         except PermissionError:
             raise UnusableImage("file that may not be read") from None
         except OSError as error:
             if error.errno not in _ABSENT:
-                raise OSError(error.errno, error.strerror, path) from None
+                raise OSError(error.errno, error.strerror, path) from None  # a failed read does not name the file
     return None
 
 
@@ -77,21 +78,6 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY)  # half the system calls of open()
-    try:
-        size = os.fstat(file).st_size
-        data = os.read(file, size)
-        while len(data) < size and (more := os.read(file, size - len(data))):
-            data += more
-        return data
-    finally:
-        os.close(file)
-
-
-# --- Zip archives ---
-
-
 def find_zips(folder: str) -> list[str]:
     """Return the zip archives anywhere in a folder, sorted; a folder that links lead to is searched once."""
     found, linked = [], set()
@@ -106,16 +92,14 @@ def find_zips(folder: str) -> list[str]:
 
 
 def index_zip(dataset: str, zips: list[str], number: int) -> np.ndarray:
-    """Return the images of zip ``number`` as ``ZIP_MEMBER`` (N,); they are called by their keys.
-
-    Raises:
-        TicError: it is damaged.
-    """
+    """Return the images of zip ``number``, called by their keys, as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
     try:
         with zipfile.ZipFile(zips[number]) as archive:
             members = [entry for entry in archive.infolist() if _is_image(entry.filename)]
         rows = [(0, 0, number, entry.header_offset, entry.compress_size, entry.CRC) for entry in members]
         table = np.array(rows, dtype=ZIP_MEMBER)
+        if (table["start"].astype(float) + table["size"]).max(initial=0) > os.path.getsize(zips[number]):
+            raise ValueError("its directory points beyond its end")
     except (zipfile.BadZipFile, OSError, ValueError, OverflowError, NotImplementedError, struct.error) as error:
         raise TicError(f"{zips[number]} is not a zip archive that can be read: {error}") from None
     keys = (os.path.splitext(entry.filename.rpartition("/")[2])[0] for entry in members)
@@ -125,36 +109,22 @@ def index_zip(dataset: str, zips: list[str], number: int) -> np.ndarray:
 
 
 def read_zipped(path: str, member: np.void) -> bytes:
-    """Return the bytes of one ``ZIP_MEMBER`` of a zip.
-
-    Raises:
-        UnusableImage: it is damaged, encrypted or compressed in a rare way.
-        OSError: the zip can't be read.
-    """
+    """Return the bytes of one ``ZIP_MEMBER``; UnusableImage if it is damaged, encrypted or compressed in a rare way."""
     with open(path, "rb") as file:
-        if int(member["start"]) + int(member["size"]) > os.fstat(file.fileno()).st_size:
-            raise UnusableImage("zip member that can't be read")
         file.seek(int(member["start"]))
         head = file.read(_LOCAL_HEADER.size).ljust(_LOCAL_HEADER.size)
-        magic, _, flags, method, _, _, _, _, _, name, extra = _LOCAL_HEADER.unpack(head)
+        _, _, _, method, *_, name, extra = _LOCAL_HEADER.unpack(head)
         file.seek(name + extra, os.SEEK_CUR)
         data = file.read(int(member["size"]))
-    usable = magic == b"PK\3\4" and not flags & _IS_ENCRYPTED and method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    try:
-        data = zlib.decompress(data, -zlib.MAX_WBITS) if usable and method == zipfile.ZIP_DEFLATED else data
-    except zlib.error:
-        usable = False
-    if not usable or zlib.crc32(data) != member["crc"]:
+    with suppress(zlib.error):
+        data = zlib.decompress(data, -zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else data
+    if zlib.crc32(data) != member["crc"]:
         raise UnusableImage("zip member that can't be read")
     return data
 
 
 def detect_format(data: bytes) -> str:
-    """Return what an image's file is by its first bytes: jpg, png or webp.
-
-    Raises:
-        UnusableImage: it is none of them, or is a placeholder.
-    """
+    """Return jpg, png or webp by an image's first bytes; UnusableImage if it is none of them or a placeholder."""
     if not data:
         raise UnusableImage("empty file")
     if len(data) <= _MAX_PLACEHOLDER and hashlib.md5(data, usedforsecurity=False).hexdigest() in PLACEHOLDERS:

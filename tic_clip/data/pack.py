@@ -1,4 +1,4 @@
-"""Lists of dated images (CSV) and a folder of images to shards in the format of every other split.
+"""Pack lists of dated images (CSV) and a folder of images into shards in the format of every other split.
 
 The lists are in the order of UIDs, which are hashes: shuffled, and the same on every machine. Shard n has the rows from
 n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in a zip archive.
@@ -10,11 +10,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from tic_clip.data import clip_benchmark, folder
 from tic_clip.data.folder import SHARD_FORMAT
 from tic_clip.data.images import ZIP_MEMBER, UnusableImage, detect_format, find_zips, index_zip, read_file, read_zipped
 from tic_clip.data.pairs import MANIFEST, NO_CAPTION, file_digest, list_name, read_rows
-from tic_clip.data.reshard import Split
+from tic_clip.data.reshard import SplitSummary
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
@@ -42,33 +41,18 @@ JOURNAL = ".pack.json"
 """The arguments of the run that is filling a folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """Where images are: files in ``folder``, or members of ``zips`` by ``index``, a sorted .npy of ``ZIP_MEMBER``."""
-
-    folder: str
-    dataset: str
-    zips: list[str]
-    index: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Output:
-    """A split and the list that it is made of: the first byte of each shard's rows, and the UIDs (N,).
-
-    ``unsorted`` says which row is not in the order of the UIDs, as in lists of earlier versions.
-    """
+class Output(NamedTuple):
+    """A split and the list that it is made of: the first byte of each shard's rows, and the UIDs (N,)."""
 
     name: str
     path: str
     starts: list[int]
     uids: np.ndarray
-    unsorted: str
+    is_sorted: bool
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """A shard to write: the rows of the list in ``arguments`` from byte ``start`` on."""
 
     path: str
@@ -77,12 +61,13 @@ class Job:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """The splits that were made, or were there, and the rows that are in none of them, by reason."""
+class Images(NamedTuple):
+    """Where images are: files in ``folder``, or members of ``zips`` by ``index``, a sorted .npy of ``ZIP_MEMBER``."""
 
-    splits: list[Split]
-    dropped: Counter[str]
+    folder: str
+    dataset: str
+    zips: list[str]
+    index: str
 
 
 def create_tars(
@@ -94,26 +79,22 @@ def create_tars(
     shard_size: int = 10_000,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Packed:
+) -> tuple[list[SplitSummary], Counter[str]]:
     """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
 
-    Args:
-        csv_path: the folder of lists that create_splits.py wrote.
-        image_path: the images, in any layout of ``tic_clip.data.images``; nothing there is changed.
-        output_path: the folder of all data, ``data_dir`` of the other commands.
-        num_workers: processes; the bytes do not depend on it.
-        shard_size: rows of a list that a shard is made of.
-        overwrite: make all splits again, whatever is there.
-        dry_run: read all images, write nothing.
-
-    Raises:
-        TicError: lists or images are missing or damaged, a split was made with other arguments, or another process is
-            writing it.
+    Returns the splits, and the rows that are in none of them, by reason. The bytes do not depend on ``num_workers``;
+    ``dry_run`` reads all images and writes nothing. Raises a ``TicError`` if lists or images are missing or damaged, a
+    split was made with other arguments, or another process is writing it.
     """
-    if shard_size < 1 or num_workers < 1:
-        raise TicError("the shard size and the number of workers must be at least 1")
+    if shard_size < 1:
+        raise TicError("the shard size must be at least 1")
+    if is_remote(output_path):
+        raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
+    csv_path, image_path = str(Path(csv_path)), str(Path(image_path))
     manifest = _read_manifest(csv_path, image_path)
-    root, steps = _output_root(output_path, image_path, manifest), get_benchmark(manifest["benchmark"]).steps
+    benchmark = get_benchmark(manifest["benchmark"])
+    names = [(split, step.name) for step in benchmark.steps for split in FOLDERS]
+    arguments = {"image_path": image_path, "shard_size": shard_size}
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before anything starts a thread
         work = stack.enter_context(temporary_folder("tic-pack-"))
@@ -121,129 +102,84 @@ def create_tars(
         def run(function: Callable, jobs: list, description: str, unit: str) -> Iterator:
             return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
 
-        scan = partial(scan_list, str(Path(csv_path)), str(Path(image_path)), root, manifest, shard_size)
-        outputs = list(run(scan, [(split, step.name) for step in steps for split in FOLDERS], "read", "list"))
-        found = [None if overwrite else _load_finished(output) for output in outputs]
-        todo = [output for output, meta in zip(outputs, found, strict=True) if meta is None]
-        if unsorted := next((output.unsorted for output in todo if output.unsorted), None):
-            raise TicError(unsorted)
-        images = _find_images(str(Path(image_path)), manifest["dataset"], work, run) if todo else None
+        scan = partial(scan_list, csv_path, f"{Path(output_path) / benchmark.root}", manifest, arguments)
+        outputs = list(run(scan, names, "read", "list"))
+        finished = {output.path: None if overwrite else _load_finished(output) for output in outputs}
+        todo = [output for output in outputs if finished[output.path] is None]
+        if unsorted := next((output for output in todo if not output.is_sorted), None):
+            csv = unsorted.arguments["csv"]
+            raise TicError(f"{csv} is not sorted by UID, or has a key twice; run create_splits.py with --overwrite")
+        images = _find_images(image_path, manifest["dataset"], work, run) if todo else None
         made = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
-        _make_shards(todo, made, partial(make_shard, images, write=not dry_run), run)
-        if len(todo) == len(outputs) and not any(
-            stats["successes"] for done in made.values() for stats in done.values()
-        ):
+        _make_shards(todo, made, partial(make_shard, images, dry_run), run)
+        found = any(stats["successes"] for shards in made.values() for stats in shards.values())
+        if len(todo) == len(outputs) and not found:
             image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), "(none)")
             raise TicError(f"{image_path} has none of the images of the lists, such as {image}, as a file or in a zip")
-        metas = [
-            meta or _finish(output, made[output.path], dry_run) for output, meta in zip(outputs, found, strict=True)
-        ]
-    return Packed(
-        splits=[_summarize(output, meta, output not in todo) for output, meta in zip(outputs, metas, strict=True)],
-        dropped=sum((Counter(meta["dropped"]) for meta in metas), Counter()),
-    )
+        metas = {**finished, **{output.path: _finish(output, made[output.path], dry_run) for output in todo}}
+    splits = [_summarize(output, metas[output.path], output.path not in made) for output in outputs]
+    return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
 
 
 def _make_shards(outputs: list[Output], made: dict[str, dict[int, Any]], make: Callable, run: Callable) -> None:
     """Make the shards of which ``made`` has no stats, and add them there."""
     jobs = [
-        Job(path=output.path, number=number, start=first, arguments=output.arguments)
+        Job(output.path, number, start, output.arguments)
         for output in outputs
-        for number, first in enumerate(output.starts)
+        for number, start in enumerate(output.starts)
         if number not in made[output.path]
     ]
     for job, stats in zip(jobs, run(make, jobs, "pack", "shard"), strict=True):
         made[job.path][job.number] = stats
 
 
-def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> Split:
-    return Split(
-        name=output.name,
-        path=output.path,
-        wanted=len(output.uids),
-        num_samples=meta["output_count"],
-        num_shards=meta["output_shard_count"],
-        num_bytes=meta["output_bytes"],
-        reused=reused,
-    )
+def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> SplitSummary:
+    count, shards, size = (meta[f"output_{name}"] for name in ("count", "shard_count", "bytes"))
+    counts = {"wanted": len(output.uids), "num_samples": count, "num_shards": shards, "num_bytes": size}
+    return SplitSummary(name=output.name, path=output.path, **counts, reused=reused)
 
 
 def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
-    """Return ``manifest.json`` of the lists.
-
-    Raises:
-        TicError: there is none, it is of something else, or a folder is missing.
-    """
+    """Return ``manifest.json`` of the lists; TicError if it is of something else, or a folder is missing."""
     for path, content in ((csv_path, "lists: run create_splits.py first"), (image_path, "images")):
-        if is_remote(path):
-            raise TicError(f"{path} is not local; lists and images are read from a local disk")
         if not Path(path).is_dir():
             raise TicError(f"{path} is not a folder of {content}")
     path = Path(csv_path) / MANIFEST
     if not path.exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
     manifest = read_json_object(path)
-    kinds = {"benchmark": str, "dataset": str, "files": dict}
-    if not all(isinstance({"files": {}, **manifest}.get(name), kind) for name, kind in kinds.items()):
+    if not manifest.keys() >= {"benchmark", "dataset"}:
         raise TicError(f"{path} is not what create_splits.py writes")
     return manifest
 
 
-def _output_root(output_path: str, image_path: str, manifest: dict[str, Any]) -> str:
-    """Return the benchmark's folder; raise TicError if splits would lie among the images, or images in a split."""
-    if is_remote(output_path):
-        raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
-    root, images = Path(output_path) / get_benchmark(manifest["benchmark"]).root, Path(image_path).resolve()
-    if root.resolve().is_relative_to(images) or images.is_relative_to(root.resolve()):
-        raise TicError(f"{output_path} and the images in {image_path} are in one another; give another output")
-    return str(root)
-
-
-# --- The lists ---
-
-
 def scan_list(
-    csv_path: str, image_path: str, root: str, manifest: dict[str, Any], shard_size: int, name: tuple[str, str]
+    csv_path: str, root: str, manifest: dict[str, Any], arguments: dict[str, Any], name: tuple[str, str]
 ) -> Output:
-    """Read the list of a (split, step).
-
-    Raises:
-        TicError: it is missing, damaged, or not as create_splits.py made it.
-    """
+    """Read the list of a (split, step); TicError if it is not as create_splits.py made it."""
     split, step = name
-    path, words, starts, last, unsorted = f"{csv_path}/{list_name(split, step)}", bytearray(), [], "", ""
+    path, words, starts, last, is_sorted = f"{csv_path}/{list_name(split, step)}", bytearray(), [], b"", True
     digest = file_digest(path)
     if digest != manifest.get("files", {}).get(list_name(split, step), digest):
         raise TicError(f"{path} is not as create_splits.py made it; run that again with --overwrite")
     for number, (first, (key, *_)) in enumerate(read_rows(path)):
-        uid = make_uid(f"{manifest['dataset']}/{key}")
-        if uid <= last and not unsorted:
-            unsorted = f"{path} is not sorted by UID (the row of {key}); run create_splits.py with --overwrite"
-        if number % shard_size == 0:
+        uid = bytes.fromhex(make_uid(f"{manifest['dataset']}/{key}"))
+        if number % arguments["shard_size"] == 0:
             starts.append(first)
-        words += bytes.fromhex(uid)
+        is_sorted = is_sorted and last < uid
+        words += uid
         last = uid
     uids = np.empty(len(words) // 16, dtype=UID)
     uids["f0"], uids["f1"] = np.frombuffer(words, dtype=">u8").reshape(-1, 2).T
-    return Output(
-        name=list_name(split, step),
-        path=f"{root}/{FOLDERS[split]}/{step}",
-        starts=starts,
-        uids=uids,
-        unsorted=unsorted,
-        arguments={"csv": path, "image_path": image_path, "list": digest, "shard_size": shard_size},
-    )
-
-
-# --- The shards ---
+    arguments = {"csv": path, "list": digest, **arguments}
+    return Output(list_name(split, step), f"{root}/{FOLDERS[split]}/{step}", starts, uids, is_sorted, arguments)
 
 
 def _load_finished(output: Output) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a split that was finished from the same list, or None if it must be made."""
-    try:
+    unfinished = None
+    with suppress(TicError):
         unfinished = read_json_object(f"{output.path}/{JOURNAL}")
-    except TicError:
-        unfinished = None
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 
@@ -268,20 +204,19 @@ def _find_images(image_path: str, dataset: str, work: Path, run: Callable) -> Im
     tables = list(run(partial(index_zip, dataset, zips), list(range(len(zips))), "read", "zip"))
     index = np.concatenate([np.empty(0, dtype=ZIP_MEMBER), *tables])
     np.save(f"{work}/index.npy", index[np.lexsort((index["f1"], index["f0"]))])  # stable: the first zip goes first
-    return Images(folder=image_path, dataset=dataset, zips=zips, index=f"{work}/index.npy")
+    return Images(image_path, dataset, zips, f"{work}/index.npy")
 
 
-def make_shard(images: Images, job: Job, *, write: bool = True) -> dict[str, Any]:
+def make_shard(images: Images, dry_run: bool, job: Job) -> dict[str, Any]:
     """Write a shard and then its stats, unless it has no sample; return these: samples, bytes, and what was dropped."""
     dropped: Counter[str] = Counter()
     samples = _samples(images, job, dropped)
     first = next(samples, None)
-    samples = chain([first], samples) if first else samples
-    stats = {name: job.arguments[name] for name in COMPARED}
-    if not write or not first:
-        return {"successes": sum(1 for _ in samples), "dropped": dict(dropped), "bytes": 0}
+    if dry_run or not first:
+        return {"successes": sum(1 for _ in samples) + bool(first), "dropped": dict(dropped), "bytes": 0}
     path = f"{job.path}/{SHARD_FORMAT.format(job.number)}"
-    count = write_shard(path, samples, sync=False)
+    count = write_shard(path, chain([first], samples), sync=False)
+    stats = {name: job.arguments[name] for name in COMPARED}
     stats |= {"successes": count, "dropped": dict(sorted(dropped.items())), "bytes": os.path.getsize(path)}
     write_json(f"{job.path}/{STATS.format(job.number)}", stats, sync=False)
     return stats
@@ -315,8 +250,7 @@ def _samples(images: Images, job: Job, dropped: Counter[str]) -> Iterator[tuple[
 def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> dict[str, Any]:
     """Write the tables of a split with the ``stats`` of its shards; return ``meta.json``.
 
-    Raises:
-        TicError: a shard other than the last one is empty, so that numbers would be missing.
+    Raises a ``TicError`` if a shard other than the last one is empty, so that numbers would be missing.
     """
     counts = [stats[number]["successes"] for number in range(len(stats))]
     if any(counts) and 0 in counts[:-1]:
@@ -324,9 +258,6 @@ def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> 
             f"{output.path}: none of the images of shard {counts.index(0)} can be used; are these the images? "
             "If they are, a larger --shard-size with --overwrite leaves no shard empty"
         )
-    dropped = sum((Counter(entry["dropped"]) for entry in stats.values()), Counter())
-    if len(output.uids) != sum(counts) + dropped.total():
-        raise TicError(f"{output.path}: {len(output.uids)} rows, but {sum(counts)} kept, {dropped.total()} dropped")
     sizes = {SHARD_FORMAT.format(number): count for number, count in enumerate(counts) if count}
     meta = {
         "output_shard_count": len(sizes),
@@ -336,7 +267,7 @@ def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> 
         "subset_count": len(output.uids),
         "processed_count": len(output.uids),
         "kept_count": sum(counts),
-        "dropped": dict(sorted(dropped.items())),
+        "dropped": dict(sorted(sum((Counter(entry["dropped"]) for entry in stats.values()), Counter()).items())),
         "arguments": output.arguments,
     }
     if not dry_run:

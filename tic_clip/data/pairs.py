@@ -1,4 +1,4 @@
-"""Rows with a date cut by time: a training and a test list of each step, as CSV.
+"""Cut rows with a date by time: a training and a test list of each step, as CSV.
 
 The lists are in the order of the rows' UIDs. Memory is bounded: rows go into 256 bucket files by the first byte of
 their UID, and each bucket is sorted by itself. ``manifest.json`` is written last: a folder that has it is finished.
@@ -12,7 +12,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
@@ -28,16 +27,7 @@ from tic_clip.data.captions import plain_caption, yfcc_caption
 from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import (
-    NotFoundError,
-    atomic_open,
-    is_remote,
-    list_files,
-    lock_folder,
-    read_json_object,
-    remove,
-    write_json,
-)
+from tic_clip.storage import atomic_open, is_remote, list_files, lock_folder, read_json_object, remove, size, write_json
 
 MANIFEST, BUCKETS = "manifest.json", ".buckets.tmp"
 COLUMNS = ["key", "image", "caption", "date"]
@@ -52,33 +42,11 @@ READERS = {"yfcc15m": read_yfcc15m, "redcaps": read_redcaps}
 CAPTIONS = {"yfcc15m": yfcc_caption, "redcaps": plain_caption}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides which list a sample is in. ``dataset`` is part of its UID, and the same for all its benchmarks."""
-
-    benchmark: str
-    dataset: str
-    seed: int = 0
-    test_share: float = 0.01
-
-    def steps_by_year(self) -> dict[int, str]:
-        """Return the step that each year belongs to; a step is called by its year, or by its first and last."""
-        steps = [step.name for step in get_benchmark(self.benchmark).steps]
-        return {year: step for step in steps for year in range(int(step[:4]), int(step[-4:]) + 1)}
-
-    def split_of(self, key: str) -> str:
-        """Return "test" if the first 64 bits of the SHA-256 of ``{seed}/{dataset}/{key}`` are below the test share."""
-        digest = hashlib.sha256(f"{self.seed}/{self.dataset}/{key}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8]) < self.test_share * 2.0**64 else "train"  # both sides are exact
-
-
-@dataclass
 class RowCounter:
-    """How many rows were read, and how many of them dropped, by reason."""
+    """Counts the rows read, and those dropped by reason."""
 
-    skip_bad_rows: bool
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    def __init__(self, skip_bad_rows: bool) -> None:
+        self.skip_bad_rows, self.read, self.dropped = skip_bad_rows, 0, Counter()
 
     def good_rows(self, rows: Iterable[Row | BadRow]) -> Iterator[Row]:
         """Count the rows and yield those without a fault."""
@@ -111,31 +79,33 @@ def create_splits(
     """Write ``{train,test}_batch_{step}.csv`` (``COLUMNS``, in UTF-8) and ``manifest.json``, unless they are there.
 
     Returns the manifest, and whether it was there. ``dataset`` is one of ``READERS``, ``input_path`` the table or the
-    folder of annotations; the lists do not depend on ``num_workers``.
-
-    Raises:
-        TicError: a row is bad or none can be used, the folder holds something else, or another process is writing it;
-            nothing has changed then.
+    folder of annotations; the lists do not depend on ``num_workers``. Raises a ``TicError``, and changes nothing, if a
+    row is bad or none can be used, the folder holds something else, or another process is writing it.
     """
     if not 0 <= test_share < 1:
         raise TicError(f"the test share is a fraction from 0 to below 1, not {test_share}")
-    get_benchmark(benchmark or dataset)  # an error if there is no such one
-    settings = Settings(benchmark=benchmark or dataset, dataset=dataset, seed=seed, test_share=test_share)
-    inputs, folder = _list_inputs(input_path), Path(output_path)
-    _check_folder(output_path, inputs)
-    digests = {Path(path).name: file_digest(path) for path in progress(inputs, "check the input", len(inputs), "file")}
-    made_from = {**asdict(settings), "input": digests}
-    if manifest := _load_finished(folder, made_from, overwrite):
-        return manifest, True
-    counter = RowCounter(skip_bad_rows)
-    rows = counter.good_rows(progress(chain.from_iterable(map(READERS[dataset], inputs)), "read", unit=" rows"))
-    with lock_folder(folder):
+    if remote := next(filter(is_remote, (input_path, output_path)), None):
+        raise TicError(f"{remote} is not local; lists are made from and in local folders")
+    settings = {"benchmark": benchmark or dataset, "dataset": dataset, "seed": seed, "test_share": test_share}
+    steps, inputs, folder = _step_names(settings["benchmark"]), _list_inputs(input_path), Path(output_path)
+    others = sorted(path.name for path in folder.glob("[!.]*") if not _OWN_NAME.fullmatch(path.name))
+    if others and not (folder / MANIFEST).exists():
+        raise TicError(f"{folder} holds something else ({others[0]}); give another output folder")
+    with ExitStack() as stack:
+        pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread
+        digests = {Path(path).name: file_digest(path) for path in progress(inputs, "check", len(inputs), "file")}
+        made_from = {**settings, "input": digests}
+        if manifest := _load_finished(folder, made_from, overwrite):
+            return manifest, True
+        counter = RowCounter(skip_bad_rows)
+        rows = counter.good_rows(progress(chain.from_iterable(map(READERS[dataset], inputs)), "read", unit=" rows"))
+        stack.enter_context(lock_folder(folder))
         _remove_leftovers(folder)
-        try:
-            _fill_buckets(folder / BUCKETS, rows, settings, num_workers)
-            manifest = {**made_from, **_write_lists(folder, settings, counter), "order": "uid"}
-        finally:
-            _remove_leftovers(folder)
+        stack.callback(_remove_leftovers, folder)
+        (folder / BUCKETS).mkdir()
+        chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+        _fill_buckets(folder / BUCKETS, map_in_pool(pool, partial(make_records, settings), chunks, 4 * num_workers))
+        manifest = {**made_from, **_write_lists(folder, steps, counter), "order": "uid"}
         for path in folder.glob("*.csv"):
             if path.name not in manifest["files"] and _OWN_NAME.fullmatch(path.name):  # another benchmark's
                 remove(path)
@@ -143,50 +113,51 @@ def create_splits(
     return manifest, False
 
 
-def make_records(settings: Settings, rows: list[Row]) -> dict[int, bytes]:
+def make_records(settings: dict[str, Any], rows: list[Row]) -> dict[int, bytes]:
     """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between."""
-    records, steps, caption_of = defaultdict(list), settings.steps_by_year(), CAPTIONS[settings.dataset]
-    lines: list[str] = []
+    dataset, records, lines = settings["dataset"], defaultdict(list), []
+    steps = _step_names(settings["benchmark"])  # a year, or its first and last
+    step_of_year = {year: step for step in steps for year in range(int(step[:4]), int(step[-4:]) + 1)}
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n")
     for row in rows:
         date = datetime.fromtimestamp(row.seconds, UTC)
-        step, uid = steps.get(date.year), make_uid(f"{settings.dataset}/{row.key}")
-        caption = caption_of(row.texts) if step else ""
-        name = OUTSIDE if not step else list_name(settings.split_of(row.key), step) if caption else NO_CAPTION
+        step, uid = step_of_year.get(date.year), make_uid(f"{dataset}/{row.key}")
+        caption = CAPTIONS[dataset](row.texts) if step else ""
+        name = OUTSIDE if not step else list_name(_choose_split(settings, row.key), step) if caption else NO_CAPTION
         writer.writerow((row.key, row.image, caption, date.isoformat().replace("+00:00", "Z")))
         records[int(uid[:2], 16)].append(f"{uid}\t{name}\t{lines.pop()}")
     return {bucket: "".join(found).encode() for bucket, found in records.items()}
 
 
-def _fill_buckets(folder: Path, rows: Iterator[Row], settings: Settings, num_workers: int) -> None:
-    """Write the records of the rows to a file for each first byte of a UID, in the order of the rows."""
-    folder.mkdir()
-    with make_pool(num_workers) as pool, ExitStack() as stack:
+def _choose_split(settings: dict[str, Any], key: str) -> str:
+    """Return "test" if the first 64 bits of the SHA-256 of ``{seed}/{dataset}/{key}`` are below the test share."""
+    digest = hashlib.sha256(f"{settings['seed']}/{settings['dataset']}/{key}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8]) < settings["test_share"] * 2.0**64 else "train"  # both are exact
+
+
+def _fill_buckets(folder: Path, chunks: Iterable[dict[int, bytes]]) -> None:
+    """Write what ``make_records`` returns to a file for each first byte of a UID, in the order of the rows."""
+    with ExitStack() as stack:
         files = [stack.enter_context(open(folder / f"{number:02x}", "wb")) for number in range(256)]
-        chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-        for records in map_in_pool(pool, partial(make_records, settings), chunks, 4 * num_workers):
+        for records in chunks:
             for bucket, data in records.items():
                 files[bucket].write(data)
 
 
-def _write_lists(folder: Path, settings: Settings, counter: RowCounter) -> dict[str, Any]:
+def _write_lists(folder: Path, steps: list[str], counter: RowCounter) -> dict[str, Any]:
     """Write the lists from the buckets and remove the manifest; return the new one's counts and digests."""
-    names = {step: {split: list_name(split, step) for split in SPLITS} for step in settings.steps_by_year().values()}
+    names = [list_name(split, step) for step in steps for split in SPLITS]
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(atomic_open(folder / name)) for step in names.values() for name in step.values()
-        }
+        files = {name: stack.enter_context(atomic_open(folder / name)) for name in names}
         rows, dropped = _sort_buckets(folder / BUCKETS, files, counter), dict(sorted(counter.dropped.items()))
         if not rows.total():
             why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
             raise TicError(f"the input has no row that can be used ({why or 'it has none at all'})")
-        if counter.read != rows.total() + counter.dropped.total():
-            raise TicError(f"{counter.read} rows read, but {rows.total()} kept and {counter.dropped.total()} dropped")
         for file in files.values():
             file.flush()
         digests = {name: file_digest(file.name) for name, file in files.items()}
         remove(folder / MANIFEST)  # before any list is replaced
-    counts = {step: {split: rows[name] for split, name in lists.items()} for step, lists in names.items()}
+    counts = {step: {split: rows[list_name(split, step)] for split in SPLITS} for step in steps}
     return {"counts": counts, "read": counter.read, "dropped": dropped, "files": digests}
 
 
@@ -216,17 +187,11 @@ def _sort_buckets(folder: Path, files: dict[str, IO[bytes]], counter: RowCounter
 
 def format_table(path: str, manifest: dict[str, Any], reused: bool) -> str:
     """Return the lists as text: how many samples each has, and how many rows were dropped, by reason."""
-    counts = manifest["counts"]
-    rows = [(step, *(f"{count[split]:,}" for split in SPLITS)) for step, count in counts.items()]
-    totals = (f"{sum(count[split] for count in counts.values()):,}" for split in SPLITS)
-    rows = [("step", *SPLITS), *rows, ("all", *totals)]
-    lines = [f"{step:<9}  {train:>11}  {test:>9}" for step, train, test in rows]
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
-    summary = f"{manifest['read']:,} rows read; dropped: {dropped or 'none'}"
-    return "\n".join([f"{path}{': already there' if reused else ''}", "", *lines, "", summary])
-
-
-# --- Input and output ---
+    counts = {**manifest["counts"], "all": sum(map(Counter, manifest["counts"].values()), Counter())}
+    lines = [f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}" for step, count in counts.items()]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items()) or "none"
+    head = [f"{path}{': already there' if reused else ''}", "", f"{'step':<9}  {'train':>11}  {'test':>9}"]
+    return "\n".join([*head, *lines, "", f"{manifest['read']:,} rows read; dropped: {dropped}"])
 
 
 def list_name(split: str, step: str) -> str:
@@ -234,11 +199,14 @@ def list_name(split: str, step: str) -> str:
     return f"{split}_batch_{step}.csv"
 
 
+def _step_names(benchmark: str) -> list[str]:
+    return [step.name for step in get_benchmark(benchmark).steps]
+
+
 def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on.
 
-    Raises:
-        TicError: it has other columns, or a row has another number of fields.
+    Raises a ``TicError`` if it has other columns, or a row another number of fields.
     """
     csv.field_size_limit(sys.maxsize)
     position = start
@@ -271,11 +239,10 @@ def file_digest(path: str | Path) -> str:
 
 def _list_inputs(path: str) -> list[str]:
     """Return the files to read: ``path``, or the annotation files in it, sorted by name."""
-    if is_remote(path):
-        raise TicError(f"{path} is not local; copy it here first")
-    if not Path(path).exists():
-        raise NotFoundError(f"{path} is missing")
-    paths = [file for file, _ in list_files(path, "*.json")] if Path(path).is_dir() else [path]
+    if not Path(path).is_dir():
+        size(path)  # an error if it is missing
+        return [path]
+    paths = [file for file, _ in list_files(path, "*.json")]
     if not paths:
         raise TicError(f"{path} has no annotation file ({{subreddit}}_{{year}}.json)")
     return paths
@@ -288,44 +255,23 @@ def _remove_leftovers(folder: Path) -> None:
         remove(path)
 
 
-def _check_folder(output_path: str, inputs: list[str]) -> None:
-    """Raise TicError if the output folder can't be used: it is not local, or holds the input or something else."""
-    folder = Path(output_path)
-    if is_remote(output_path):
-        raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
-    if inside := [path for path in inputs if Path(path).resolve().parent == folder.resolve()]:
-        raise TicError(f"{inside[0]} lies in {folder}; give another output folder")
-    others = sorted(path.name for path in folder.glob("[!.]*") if not _OWN_NAME.fullmatch(path.name))
-    if others and not (folder / MANIFEST).exists():
-        raise TicError(f"{folder} holds something else ({others[0]}); give another output folder")
-
-
 def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Return the manifest of lists that were made from the same input with the same settings; None to make them.
 
-    Raises:
-        TicError: without ``overwrite``, something else is there; the message says what differs.
+    Raises a ``TicError`` if something else is there and it is not to be overwritten.
     """
     if not (folder / MANIFEST).exists():
         return None
     manifest = read_json_object(folder / MANIFEST)
-    if not manifest.keys() >= {*made_from, "counts", "dropped", "files"}:
-        raise TicError(f"{folder / MANIFEST} is not what this script writes; give another output folder")
-    names = [name for name, now in made_from.items() if manifest[name] != now]
-    values = [name if name == "input" else f"{name} ({manifest[name]}, now {made_from[name]})" for name in names]
     changed = [
-        name
-        for name, sha in manifest["files"].items()
-        if not (folder / name).is_file() or file_digest(folder / name) != sha
+        name if name == "input" else f"{name} ({manifest.get(name)}, now {now})"
+        for name, now in made_from.items()
+        if manifest.get(name) != now
     ]
-    if overwrite and (names or changed or manifest.get("order") != "uid"):  # earlier versions kept the input's order
+    files = manifest.get("files", {}).items()
+    changed += [name for name, sha in files if not (folder / name).is_file() or file_digest(folder / name) != sha]
+    if overwrite and (changed or manifest.get("order") != "uid"):  # earlier versions kept the input's order
         return None
-    if names:
-        raise TicError(f"{folder} was made with another {' and another '.join(values)}; give --overwrite to replace it")
     if changed:
-        raise TicError(f"{folder} has a {changed[0]} that is not as it was made; give --overwrite to make it again")
+        raise TicError(f"{folder} has another {' and another '.join(changed)}; give --overwrite to replace it")
     return manifest
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    return path.is_file() and file_digest(path) == digest

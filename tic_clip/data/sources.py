@@ -1,21 +1,17 @@
-"""The rows of YFCC15M and RedCaps: a sample's key, its image, its texts and its time.
+"""Read the rows of YFCC15M and RedCaps: a sample's key, its image, its texts and its time.
 
-A row that can't be used is not an error here: ``BadRow`` stands in its place, and who reads the rows decides.
+A row that can't be used is not an error here: ``BadRow`` stands in its place, and the caller decides.
 """
 
-import codecs
 import csv
 import json
 import math
 import re
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from tic_clip import TicError
 
@@ -48,7 +44,7 @@ class BadRow(NamedTuple):
 def make_row(where: str, names: tuple[str, ...], image: str, texts: tuple[str, ...], timestamp: object) -> Row | BadRow:
     """Return a row, or what is wrong with it; ``names``: its key, and what else is in the image's path."""
     for name in names:
-        if not name or name.isspace() or not _FILE_NAME.fullmatch(name):
+        if not _FILE_NAME.fullmatch(name):
             return BadRow("unusable key", f"{where}: {name!r} is not a name for a file")
     seconds = parse_seconds(timestamp)
     if seconds is None:
@@ -60,31 +56,23 @@ def make_row(where: str, names: tuple[str, ...], image: str, texts: tuple[str, .
 def parse_seconds(timestamp: object) -> int | None:
     """Return a number or its text as whole seconds since 1970, rounded down; None if it is not a time up to 9999."""
     try:
-        value = math.nan if isinstance(timestamp, bool) else float(timestamp)
+        value = float(timestamp)
     except (TypeError, ValueError, OverflowError):
         return None
-    if isinstance(timestamp, str) and "_" in timestamp:  # Python's own way to write a number
-        return None
     return math.floor(value) if 0 <= value < _YEAR_10000 else None
-
-
-# --- YFCC15M ---
 
 
 def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
     """Yield the rows of ``yfcc15m.csv``; its images are ``{key[:3]}/{key[3:6]}/{key}.jpg``.
 
-    Bytes that are not UTF-8 become U+FFFD; other columns are ignored.
-
-    Raises:
-        TicError: a column is missing.
+    Bytes that are not UTF-8 become U+FFFD; other columns are ignored. Raises a ``TicError`` if a column is missing.
     """
     rows = _read_csv(path)
-    line, header = next(rows, (1, []))
+    _, header = next(rows, (1, []))
     header = [name.strip() for name in header] if isinstance(header, list) else []
     if missing := [name for name in YFCC_COLUMNS if name not in header]:
-        names = re.sub(r"[^\x20-\x7e]", "\ufffd", ", ".join(header)[:200])
-        raise TicError(f"{path} has no column {' and no column '.join(missing)}; its columns are {names or 'none'}")
+        names = ascii(", ".join(header)[:80])
+        raise TicError(f"{path} has no column {' and no column '.join(missing)}; its columns are {names}")
     pick = itemgetter(*map(header.index, YFCC_COLUMNS))
     for number, (line, fields) in enumerate(rows, 1):
         where = f"{path}, row {number} (line {line})"
@@ -128,51 +116,25 @@ def _read_csv(path: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
             number += len(taken)
 
 
-# --- RedCaps ---
-
-
-class _Annotation(msgspec.Struct):
-    """What is read of an annotation, of whatever type it is."""
-
-    image_id: Any = None
-    subreddit: Any = None
-    caption: Any = None
-    created_utc: Any = None
-
-
-class _Annotations(msgspec.Struct):
-    annotations: list[_Annotation]
-
-
 def read_redcaps(path: str) -> Iterator[Row | BadRow]:
     """Yield the annotations of a file of RedCaps; images are ``{subreddit}/{image_id}.jpg``.
 
     The format is that of https://github.com/redcaps-dataset/redcaps-downloader. Where the subreddit is missing or a
-    number (an index of classes, in some copies) the file's name has it; the file's year is not used.
-
-    Raises:
-        TicError: the file is cut off, or holds something else.
+    number (an index of classes, in some copies) the file's name has it; the file's year is not used. Raises a
+    ``TicError`` if the file is cut off or holds something else.
     """
     try:
-        file = _decode(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8))
-    except (ValueError, RecursionError) as error:  # msgspec's own, or that of a text that is not UTF-8
+        annotations = json.loads(Path(path).read_bytes())["annotations"]
+        if not all(isinstance(annotation, dict) for annotation in annotations):
+            raise TypeError("an annotation is not an object")
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
     file_subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
-    for number, annotation in enumerate(file.annotations, 1):
-        key, subreddit = _text(annotation.image_id).strip(), annotation.subreddit
+    for number, annotation in enumerate(annotations, 1):
+        key, subreddit = _text(annotation.get("image_id")).strip(), annotation.get("subreddit")
         subreddit = _text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
-        texts, image = (_text(annotation.caption),), f"{subreddit}/{key}.jpg"
-        yield make_row(f"{path}, annotation {number}", (key, subreddit), image, texts, annotation.created_utc)
-
-
-def _decode(data: bytes) -> _Annotations:
-    """Decode a file of annotations; Python's own reader takes half a surrogate pair and NaN, too, but is slower."""
-    try:
-        return msgspec.json.decode(data, type=_Annotations)
-    except ValueError:
-        with suppress(ValueError):
-            return msgspec.convert(json.loads(data), _Annotations)
-        raise
+        texts, image = (_text(annotation.get("caption")),), f"{subreddit}/{key}.jpg"
+        yield make_row(f"{path}, annotation {number}", (key, subreddit), image, texts, annotation.get("created_utc"))
 
 
 def _text(value: object) -> str:
