@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tic_clip import TicError
-from tic_clip.data import eval_uids
+from tic_clip.data import eval_uids, uids
 from tic_clip.data.clip_benchmark import convert, imagenet_texts
 from tic_clip.data.eval_uids import (
     class_rows,
@@ -114,7 +114,7 @@ def test_a_year_without_yearly_evaluation(lists):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 def test_months(training_lists, monkeypatch, block):
-    monkeypatch.setattr(eval_uids, "BLOCK", block)
+    monkeypatch.setattr(uids, "BLOCK", block)
     lines = write(write_eval_uids, training_lists)
     folder = training_lists.parent / "uids/monthly"
     assert load(folder / "train/201403.npy") == [0, 7, 8]  # without 12 too, which is of 2015
