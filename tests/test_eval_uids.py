@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tic_clip import TicError
-from tic_clip.data import eval_uids
+from tic_clip.data import eval_uids, uids
 from tic_clip.data.clip_benchmark import convert, imagenet_texts
 from tic_clip.data.eval_uids import (
     class_rows,
@@ -114,7 +114,7 @@ def test_a_year_without_yearly_evaluation(lists):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 def test_months(training_lists, monkeypatch, block):
-    monkeypatch.setattr(eval_uids, "BLOCK", block)
+    monkeypatch.setattr(uids, "BLOCK", block)
     lines = write(write_eval_uids, training_lists)
     folder = training_lists.parent / "uids/monthly"
     assert load(folder / "train/201403.npy") == [0, 7, 8]  # without 12 too, which is of 2015
@@ -185,36 +185,22 @@ def test_twice_is_the_same_and_times_do_not_count(training_lists):
         ({"2014": [11, 10], "2015": [3, 1, 2]}, None, [0, 7, 8]),  # the same UIDs in other years
     ],
 )
-def test_a_new_table_with_an_old_time_does_months_again(training_lists, table, retrieval, train):
+def test_a_new_table_or_list_with_an_old_time_does_months_again(training_lists, table, retrieval, train):
     """``rsync -t`` and ``cp -p`` keep times; contents count."""
     folder = training_lists.parent / "uids/monthly"
     write(write_eval_uids, training_lists)
     write_table(training_lists, "retrieval", table)
     os.utime(training_lists / f"{TABLES['retrieval']}.json", (1, 1))
-    write(write_eval_uids, training_lists)
-    assert load(folder / "train/201403.npy") == train
-    path = folder / "eval/retrieval/201403.npy"
-    assert (load(path) if path.exists() else None) == retrieval
-
-
-def test_a_new_list_with_an_old_time_is_split_again(training_lists):
-    write(write_eval_uids, training_lists)
     source = training_lists / MONTHLY / "201404.npy"
     before = source.stat()
-    np.save(source, array([1, 20, 22]))
+    np.save(source, array([20, 21, 22]))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert source.stat().st_size == before.st_size
     write(write_eval_uids, training_lists)
-    assert load(training_lists.parent / "uids/monthly/train/201404.npy") == [20, 22]
-
-
-def test_months_of_an_older_version_are_made_again(training_lists):
-    write(write_eval_uids, training_lists)
-    folder = training_lists.parent / "uids/monthly"
-    (folder / "inputs.json").unlink()
-    np.save(folder / "train/201403.npy", array([0, 2]))
-    write(write_eval_uids, training_lists)
-    assert load(folder / "train/201403.npy") == [0, 7, 8]
+    assert load(folder / "train/201403.npy") == train
+    assert 22 in load(folder / "train/201404.npy")
+    path = folder / "eval/retrieval/201403.npy"
+    assert (load(path) if path.exists() else None) == retrieval
 
 
 def test_killed_between_a_months_files(training_lists, monkeypatch):
@@ -266,9 +252,6 @@ def test_a_uid_of_three_synsets_is_counted_once():
     assert (rows["class_id"].tolist(), several) == ([0, 0, 1], 2)
     rows, several = class_rows({"a": []}, ["a"])
     assert (len(rows), rows.dtype, several) == (0, CLASS_ROW, 0)
-
-
-def test_an_unknown_synset():
     with pytest.raises(TicError, match="n99999999 is not one of ImageNet's 1000 synsets"):
         class_rows({"n99999999": [uid(1)]}, imagenet_synsets())
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
 TABLE = {"retrieval": {"2014": UIDS[:2]}, "datacompnet": {"2014": {TENCH: UIDS[2:3], "n01443537": []}}}
 RETRIEVAL, DATACOMPNET = (f"{name}.json" for name in TABLES.values())
-CUMULATIVE, ORACLE = MODELS["basic-cumulative"], MODELS["basic-oracle"]
+CUMULATIVE = MODELS["basic-cumulative"]
 
 
 def uid_file(count):
@@ -117,27 +117,18 @@ LOGIN = b"<html>Please log in</html>"
         (RETRIEVAL, LOGIN, "is not a table of evaluation UIDs: JSON is malformed"),
         (DATACOMPNET, LISTS[RETRIEVAL], "is not a table of evaluation UIDs: Expected `object`, got `array`"),
         (f"{YEARLY}/2014.npy", LOGIN, "2014.npy "),
-        (f"{YEARLY}/2014.npy", b"", "2014.npy "),
         (f"{YEARLY}/2014.npy", uid_file(4)[:-1], "2014.npy "),
-        (f"{YEARLY}/2014.npy", uid_file(4)[:100], "2014.npy "),
-        (f"{YEARLY}/2014.npy", uid_file(4) + b"\n", "has 193 bytes, its header says 192"),
     ],
 )
 def test_a_download_that_is_not_a_list_is_removed(hub, tmp_path, name, body, message):
-    """A login page with status 200; the next run downloads it again."""
-    hub.files[DATASET][name] = body
+    """A login page with status 200, and another; the next run downloads both again."""
+    hub.files[DATASET] |= {f"{YEARLY}/2022.npy": LOGIN, name: body}
     with pytest.raises(TicError, match=f"{message}.*run the same command to download it again"):
-        fetch(tmp_path, "eval", "yearly", years=("2014",))
-    assert not (tmp_path / name).exists()
-    hub.files[DATASET][name], hub.commit = LISTS[name], "b" * 40
-    assert f"{tmp_path / name}: downloaded" in fetch(tmp_path, "eval", "yearly", years=("2014",))
-
-
-def test_all_bad_downloads_are_removed(hub, tmp_path):
-    hub.files[DATASET] = dict.fromkeys(LISTS, LOGIN)
-    with pytest.raises(TicError, match="run the same command"):
-        fetch(tmp_path, "eval")
-    assert files(tmp_path) == {}
+        fetch(tmp_path, "eval", "yearly", years=("2014", "2022"))
+    assert len(files(tmp_path)) == 2
+    hub.files[DATASET] = LISTS
+    lines = fetch(tmp_path, "eval", "yearly", years=("2014", "2022"))
+    assert {f"{tmp_path / name}: downloaded", f"{tmp_path / YEARLY}/2022.npy: downloaded"} <= set(lines)
 
 
 def test_a_users_own_file_is_not_removed(hub, tmp_path):
@@ -159,45 +150,37 @@ def times(count, fault):
     return answer
 
 
-@pytest.mark.parametrize("path", ["main", "2014.npy"])
-def test_a_busy_hub_is_asked_again(hub, tmp_path, path):
-    hub.faults["GET", path] = times(5, 503)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_busy_hub_is_asked_again(hub, tmp_path, method):
+    hub.faults[method, "2014.npy"] = times(5, 503)
     fetch(tmp_path, "yearly", years=("2014",))
     assert files(tmp_path) == {f"{YEARLY}/2014.npy": LISTS[f"{YEARLY}/2014.npy"]}
 
 
+def cut_off(handler):
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize(
-    ("fault", "requests", "message"),
+    ("fault", "message"),
     [
-        (401, 1, "the hub answers 401"),
-        (403, 1, "the hub answers 403"),
-        (404, 1, "the hub answers 404"),
-        (503, 6, "the hub answers 503"),
-        (lambda handler: handler.answer(200, LOGIN), 6, "."),
-        (lambda handler: setattr(handler, "close_connection", True), 6, "disconnected"),
+        (401, "the hub answers 401"),
+        (403, "the hub answers 403"),
+        (404, "the hub answers 404"),
+        (503, "the hub answers 503"),
+        (cut_off, "disconnected"),
     ],
 )
-def test_a_hub_that_fails_is_one_line(hub, tmp_path, fault, requests, message):
-    hub.faults["GET", "main"] = fault
-    with pytest.raises(TicError, match=f"^{hub.url}/{DATASET}: .*{message}.*HF_TOKEN.*HF_ENDPOINT") as error:
-        fetch(tmp_path)
-    assert "\n" not in str(error.value)
-    assert len(hub.requests) == requests
-
-
-def test_a_hub_that_goes_away_leaves_nothing_unsaid(hub, tmp_path):
-    """``snapshot_download`` itself returns the folder, which holds another year, as complete."""
-    fetch(tmp_path, "yearly", years=("2014",))
-    hub.commit = "b" * 40
-    hub.faults["GET", hub.commit] = 500
-    with pytest.raises(TicError, match=f"{YEARLY}/2016.npy was not downloaded"):
+def test_a_hub_that_fails_is_one_line(hub, tmp_path, fault, message, method):
+    """The file that was not downloaded is named; the others are kept."""
+    hub.faults[method, "2016.npy"] = fault
+    with pytest.raises(
+        TicError, match=f"^{hub.url}/{DATASET}/.*/2016.npy: .*{message}.*HF_TOKEN.*HF_ENDPOINT"
+    ) as error:
         fetch(tmp_path, "yearly")
-
-
-def test_what_the_hub_lacks_is_named(hub, tmp_path):
-    del hub.files[DATASET][f"{YEARLY}/2016.npy"]
-    with pytest.raises(TicError, match=f"^{DATASET} has no {YEARLY}/2016.npy$"):
-        fetch(tmp_path)
+    assert "\n" not in str(error.value)
+    assert list(files(tmp_path)) == [f"{YEARLY}/2014.npy"]
 
 
 def test_only_local_folders():
@@ -250,9 +233,8 @@ def test_all_models(hub, tmp_path):
 def test_unknown_models_and_years_list_the_valid_ones(hub, tmp_path):
     with pytest.raises(TicError, match=r"^unknown model 'basic'; the models are basic-cumulative, basic-sequential, "):
         list(download_models(str(tmp_path), "basic"))
-    for year in ("2014", "*", "../2016"):
-        with pytest.raises(TicError, match=f"unknown year of {CUMULATIVE} .*; the years are 2016, 2017, 2022$"):
-            list(download_models(str(tmp_path), "basic-cumulative", ["2016", year]))
+    with pytest.raises(TicError, match=f"unknown year of {CUMULATIVE} .*; the years are 2016, 2017, 2022$"):
+        list(download_models(str(tmp_path), "basic-cumulative", ["2016", "*"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,9 +245,6 @@ def test_the_script_of_models(hub, tmp_path):
     name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(expected(CUMULATIVE, 2016)["checkpoints/2016.pt"])
     assert (done.returncode, done.stdout) == (0, f"models/{name}: {size / 1e6:.1f} MB\n")
     assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
-    done = run("scripts/fetch_models.py", tmp_path, "nonsense")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith("error: unknown model 'nonsense'; the models are")
 
 
 # Tables: as JSON, and as a pickle of plain data.
@@ -279,31 +258,22 @@ def test_what_is_not_a_table(tmp_path, task, text):
         read_table(tmp_path, task)
 
 
-def test_a_missing_table_comes_with_the_command(tmp_path):
-    with pytest.raises(TicError, match=r"download_uids.py --output-path .* --lists eval$"):
-        read_table(tmp_path, "retrieval")
-
-
 def read_pickle(folder, data):
     (folder / DATACOMPNET).with_suffix(".pkl").write_bytes(data)
     return read_table(folder, "datacompnet")
 
 
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("value", [{"2014": {TENCH: UIDS}}, defaultdict(dict, {2014: OrderedDict({TENCH: UIDS})})])
-def test_pickles_of_plain_data_are_read(tmp_path, value, protocol):
-    assert read_pickle(tmp_path, pickle.dumps(value, protocol)) == {"2014": {TENCH: UIDS}}
-
-
 @pytest.mark.parametrize("protocol", [3, 4])
-@pytest.mark.parametrize("kind", ["<U32", ">U32", "S32", "O"])
-def test_pickles_of_arrays_of_text_are_read(tmp_path, kind, protocol):
-    """The published table of DataCompNet has such arrays."""
-    data = pickle.dumps({"2014": {TENCH: np.array(UIDS, kind), "n01443537": np.array([], kind)}}, protocol)
-    assert read_pickle(tmp_path, data) == {"2014": {TENCH: UIDS, "n01443537": []}}
-
-
-def test_json_comes_before_the_pickle(tmp_path):
+@pytest.mark.parametrize(
+    "value",
+    [
+        defaultdict(dict, {2014: OrderedDict({TENCH: UIDS, "n01443537": []})}),
+        *({"2014": {TENCH: np.array(UIDS, kind), "n01443537": np.array([], kind)}} for kind in ("<U32", ">U32", "O")),
+    ],
+)
+def test_pickles_of_plain_data_and_of_arrays_of_text_are_read(tmp_path, value, protocol):
+    """The published table of DataCompNet has arrays; JSON comes before a pickle."""
+    assert read_pickle(tmp_path, pickle.dumps(value, protocol)) == {"2014": {TENCH: UIDS, "n01443537": []}}
     (tmp_path / DATACOMPNET).write_bytes(LISTS[DATACOMPNET])
     assert read_pickle(tmp_path, b"not a pickle") == TABLE["datacompnet"]
 
@@ -318,8 +288,8 @@ class Evil:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(5))
-@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, exec, open, getattr, __import__, Counter, Path])
+@pytest.mark.parametrize("protocol", [0, 4])
+@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, open, getattr, Counter])
 def test_a_pickle_executes_nothing(tmp_path, function, protocol):
     evil = tmp_path / "evil"
     arguments = {os.mkdir: str(evil), eval: f"__import__('os').mkdir({str(evil)!r})"}
@@ -330,10 +300,10 @@ def test_a_pickle_executes_nothing(tmp_path, function, protocol):
 
 
 DOTTED = b"\x80\x04\x8c\x0bcollections\x8c\x16OrderedDict.__init__.x\x93."  # an attribute of an attribute
-LONG = [pickle.BINUNICODE8 + (1 << bits).to_bytes(8, "little") + b"x" for bits in (45, 63)]
+LONG = pickle.BINUNICODE8 + (1 << 63).to_bytes(8, "little") + b"x"
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(TABLE)[:-3], b"\x80\x04.", b"\x80\x04R.", DOTTED, *LONG])
+@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(TABLE)[:-3], b"\x80\x04R.", DOTTED, LONG])
 def test_a_damaged_pickle_is_one_line(tmp_path, data):
     with pytest.raises(TicError, match=r".pkl is not a table of evaluation UIDs: "):
         read_pickle(tmp_path, data)

@@ -59,17 +59,9 @@ def test_the_other_benchmarks():
         "main_metric": "mean_recall@1",
         "tags": ["tic", "retrieval"],
     }
-    assert list(list_tasks(["tic/emoji/emojinet/yearly"], sample=True).values()) == [
-        {"name": "TiC-EmojiNet-Yearly-2014", "main_metric": "acc1", "tags": ["tic"]}
-    ]
 
 
-def test_a_choice():
-    assert list(list_tasks([GROUPS[1], GROUPS[0]], sample=True)) == [f"{GROUPS[1]}/2014", f"{GROUPS[0]}/2014"]
-    assert list(list_tasks(["tic/datacomp/retrieval/yearly/2020"])) == ["tic/datacomp/retrieval/yearly/2020"]
-
-
-@pytest.mark.parametrize("name", ["", "tic/datacomp/retrieval", "imagenet1k", "tic/datacomp/retrieval/yearly/2023"])
+@pytest.mark.parametrize("name", ["imagenet1k", "tic/datacomp/retrieval/yearly/2023"])
 def test_no_such_task(name):
     with pytest.raises(TicError, match=f"unknown evaluation task {name!r}; the groups are tic/"):
         list_tasks([name])
@@ -87,5 +79,3 @@ def test_the_script(tmp_path):
         "TiC-DataComp-Retrieval-Yearly-2014",
         "TiC-DataCompNet-Monthly-201403",
     ]
-    done = run("--yaml-path", path, "--eval-tasks", "imagenet1k")
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

@@ -16,17 +16,27 @@ from tic_clip import TicError
 from tic_clip.benchmarks import MONTHS, get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
-from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, year_list
-from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
+from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, table_path, year_list
+from tic_clip.data.uids import (
+    CLASS_ROW,
+    UID,
+    find_uids,
+    fingerprint,
+    isin_sorted,
+    open_uids,
+    parse_uids,
+    save_uids,
+    sorted_blocks,
+    unique_uids,
+)
 from tic_clip.storage import atomic_open, read_json_object, write_json
 
-BLOCK = 1 << 20  # UIDs that are copied at a time (16 MiB)
 INPUTS = "inputs.json"
-"""Beside the months' lists: month -> fingerprints of the published list and of the evaluation UIDs."""
+"""Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
 
 
 def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
-    """Write ``uids/`` below ``output_path``; missing training lists are skipped.
+    """Write ``uids/`` below ``output_path`` and yield a line for each file; missing training lists are skipped.
 
     A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
     evaluation sets. 2023 has no yearly evaluation, so its months have one only if the tables have that year.
@@ -35,21 +45,28 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
         TicError: a table is missing or damaged, a list is not sorted, or a folder is not local.
     """
     lists, folder = local_folder(lists), local_folder(output_path) / "uids"
-    eval_uids = {task: {} for task in TABLES}
+    eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
     for task in TABLES:
         for year, rows in read_table(lists, task).items():
             uids = parse_uids(chain.from_iterable(rows.values()) if isinstance(rows, dict) else rows)
-            eval_uids[task][year] = unique_uids(uids)
+            eval_uids[task, year] = unique_uids(uids)
             if year in get_benchmark("datacomp").periods:
-                save_uids(folder / f"yearly/eval/{task}/{year}.npy", eval_uids[task][year])
-                count = len(eval_uids[task][year])
+                save_uids(folder / f"yearly/eval/{task}/{year}.npy", eval_uids[task, year])
+                count = len(eval_uids[task, year])
                 note = f"{len(uids) - count} repeated" if len(uids) > count else ""
                 yield _describe(f"uids/yearly/eval/{task}/{year}", count, note)
     for year in YEARS:
-        if (source := year_list(lists, year)).exists():
-            note = "" if _link(source, folder / f"yearly/train/{year}.npy") else "already there"
-            yield _describe(f"uids/yearly/train/{year}", len(open_uids(source)), note)
-    yield from _write_months(lists, folder / "monthly", eval_uids)
+        source, target = year_list(lists, year), folder / f"yearly/train/{year}.npy"
+        if source.exists():
+            same = target.exists() and (target.samefile(source) or fingerprint(target) == fingerprint(source))
+            if not same:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, target)
+            yield _describe(f"uids/yearly/train/{year}", len(open_uids(source)), "already there" if same else "")
+    months = [month for month in MONTHS if month_list(lists, month).exists()]
+    tables = hashlib.sha256(b"\0".join(table_path(lists, task).read_bytes() for task in TABLES)).hexdigest()
+    for month in progress(months, "monthly lists", len(months), " months"):
+        yield from _write_month(month_list(lists, month), folder / "monthly", eval_uids, tables)
 
 
 def _describe(name: str, count: int, note: str = "") -> str:
@@ -57,60 +74,41 @@ def _describe(name: str, count: int, note: str = "") -> str:
     return f"{name}: {count} UIDs" + (f", {note}" if note else "")
 
 
-def _link(source: Path, target: Path) -> bool:
-    """Make ``target`` a hard link to ``source`` or a copy of it, unless it is one; return whether it was not."""
-    is_file = target.is_file() and not target.is_symlink()
-    if is_file and (target.samefile(source) or fingerprint(target) == fingerprint(source)):
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(source, target)
-    return True
-
-
-def _write_months(lists: Path, folder: Path, eval_uids: dict[str, dict[str, np.ndarray]]) -> Iterator[str]:
-    """Write the training and evaluation lists of every month whose published list or evaluation UIDs have changed."""
-    uids = unique_uids(np.concatenate([np.empty(0, UID), *chain(*(years.values() for years in eval_uids.values()))]))
-    digest = hashlib.sha256()
-    for task, year, of_year in sorted((task, year, years[year]) for task, years in eval_uids.items() for year in years):
-        digest.update(f"{task}/{year}/{len(of_year)}".encode() + of_year.tobytes())
+def _write_month(
+    source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], tables: str
+) -> Iterator[str]:
+    """Write a month's training and evaluation lists if its published list or the evaluation tables have changed."""
+    month, train = source.stem, folder / f"train/{source.name}"
+    inputs = {"list": fingerprint(source), "tables": tables}
     done = read_json_object(folder / INPUTS) if (folder / INPUTS).exists() else {}
-    months = [month for month in MONTHS if month_list(lists, month).exists()]
-    for month in progress(months, "monthly lists", len(months), " months"):
-        source, train = month_list(lists, month), folder / f"train/{month}.npy"
-        inputs = {"list": fingerprint(source), "evaluation": digest.hexdigest()}
-        if done.get(month) == inputs and train.exists():
-            yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
-            continue
-        removed = _copy_without(source, train, uids)
-        for task, years in eval_uids.items():
-            own = _intersect(years.get(month[:4], uids[:0]), removed)
-            path = folder / f"eval/{task}/{month}.npy"
-            if len(own):
-                save_uids(path, own)
-            else:
-                path.unlink(missing_ok=True)
-            note = "" if len(own) else "no evaluation UIDs, so no file"
-            yield _describe(f"uids/monthly/eval/{task}/{month}", len(own), note)
-        done[month] = inputs
-        write_json(folder / INPUTS, done)
-        total, kept = len(open_uids(source)), len(open_uids(train))
-        note = f"{total - kept} evaluation UIDs removed"
-        yield _describe(f"uids/monthly/train/{month}", kept, note)
+    if done.get(month) == inputs and train.exists():
+        yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
+        return
+    removed = _copy_without(source, train, unique_uids(np.concatenate([np.empty(0, UID), *eval_uids.values()])))
+    for task in TABLES:
+        own = _intersect(eval_uids.get((task, month[:4]), removed[:0]), removed)
+        path = folder / f"eval/{task}/{month}.npy"
+        path.unlink(missing_ok=True)
+        if len(own):
+            save_uids(path, own)
+        note = "" if len(own) else "no evaluation UIDs, so no file"
+        yield _describe(f"uids/monthly/eval/{task}/{month}", len(own), note)
+    write_json(folder / INPUTS, done | {month: inputs})
+    total, kept = len(open_uids(source)), len(open_uids(train))
+    yield _describe(f"uids/monthly/train/{month}", kept, f"{total - kept} evaluation UIDs removed")
 
 
 def _copy_without(source: Path, target: Path, uids: np.ndarray) -> np.ndarray:
     """Write the sorted list ``source`` without ``uids`` (sorted, distinct); return those of them that it had."""
-    rows = open_uids(source)
-    start, count = find_uids(rows, uids)
-    kept = np.ones(len(rows), dtype=bool)
-    for repeat in range(count.max(initial=0)):
-        kept[start[count > repeat] + repeat] = False
+    masks = [isin_sorted(block, uids) for block in sorted_blocks(source)]
+    removed = [np.empty(0, UID)]
     with atomic_open(target) as file:
-        header = {"descr": UID.descr, "fortran_order": False, "shape": (int(kept.sum()),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for i in range(0, len(rows), BLOCK):
-            file.write(rows[i : i + BLOCK][kept[i : i + BLOCK]].tobytes())
-    return uids[count > 0]
+        count = sum(int((~mask).sum()) for mask in masks)
+        np.lib.format.write_array_header_1_0(file, {"descr": UID.descr, "fortran_order": False, "shape": (count,)})
+        for block, mask in zip(sorted_blocks(source), masks, strict=True):
+            file.write(block[~mask].tobytes())
+            removed.append(block[mask])
+    return unique_uids(np.concatenate(removed))
 
 
 def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
@@ -123,11 +121,11 @@ def missing_training_lists(lists: str) -> str | None:
     paths = {"yearly": [year_list(Path(lists), year) for year in YEARS]}
     paths["monthly"] = [month_list(Path(lists), month) for month in MONTHS]
     missing = {name: sum(not path.exists() for path in paths[name]) for name in paths}
-    parts = {name: f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count}
-    if not parts:
+    if not any(missing.values()):
         return None
-    command = f"{DOWNLOAD} {lists} --lists {' '.join(parts)}"
-    return f"missing training lists: {' and '.join(parts.values())}; to download them: {command}"
+    counts = " and ".join(f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count)
+    command = f"{DOWNLOAD} {lists} --lists {' '.join(name for name, count in missing.items() if count)}"
+    return f"missing training lists: {counts}; to download them: {command}"
 
 
 def package_file(package: str, name: str) -> Path:
@@ -152,19 +150,16 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
     Raises:
         TicError: unknown synset, or not a UID.
     """
-    ids, parts = {synset: i for i, synset in enumerate(synsets)}, [np.empty(0, CLASS_ROW)]
-    for synset, texts in uids_of.items():
-        if synset not in ids:
-            raise TicError(f"{synset} is not one of ImageNet's {len(synsets)} synsets")
-        uids = unique_uids(parse_uids(texts))
-        rows = np.empty(len(uids), CLASS_ROW)
-        rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], ids[synset]
-        parts.append(rows)
+    if unknown := set(uids_of) - set(synsets):
+        raise TicError(f"{min(unknown)} is not one of ImageNet's {len(synsets)} synsets")
+    parts = [np.empty(0, CLASS_ROW)]
+    for class_id, synset in enumerate(synsets):
+        uids = unique_uids(parse_uids(uids_of.get(synset, ())))
+        parts.append(np.empty(len(uids), CLASS_ROW))
+        parts[-1]["f0"], parts[-1]["f1"], parts[-1]["class_id"] = uids["f0"], uids["f1"], class_id
     rows = np.concatenate(parts)
-    rows = rows[np.lexsort((rows["class_id"], rows["f1"], rows["f0"]))]
-    repeated = np.zeros(len(rows), dtype=bool)
-    repeated[1:] = rows[["f0", "f1"]][1:] == rows[["f0", "f1"]][:-1]
-    return rows[~repeated], int((repeated[1:] & ~repeated[:-1]).sum())
+    _, first, count = np.unique(rows[["f0", "f1"]], return_index=True, return_counts=True)
+    return rows[first], int((count > 1).sum())
 
 
 def write_classes(lists: str, output_path: str) -> Iterator[str]:

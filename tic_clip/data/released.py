@@ -3,22 +3,24 @@
 A folder of lists may also be filled by hand: tables as ``.pkl``, months in a folder for each year, or links to files.
 """
 
+import io
 import pickle
 import re
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import MONTHS
 from tic_clip.data.uids import open_uids
+from tic_clip.parallel import map_ordered
 from tic_clip.storage import is_remote
 
 DATASET = "apple/TiC-DataComp"
@@ -38,7 +40,10 @@ MODELS = {
 
 ATTEMPTS = 6
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
-SHAPES = {"retrieval": dict[str, list[str]], "datacompnet": dict[str, dict[str, list[str]]]}
+SHAPES = {
+    "retrieval": Annotated[dict[str, list[str]], msgspec.Meta(min_length=1)],
+    "datacompnet": Annotated[dict[str, dict[str, list[str]]], msgspec.Meta(min_length=1)],
+}
 
 
 def local_folder(path: str) -> Path:
@@ -76,30 +81,25 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
     paths += [year_list(folder, year) for year in years] if "yearly" in lists else []
     paths += [month_list(folder, month) for month in MONTHS if month[:4] in years] if "monthly" in lists else []
     missing = [path for path in paths if not path.exists()]
-    if missing:
-        _download(DATASET, [str(path.relative_to(folder)) for path in missing], folder, "dataset")
-    damaged = {path: error for path in paths if (error := _check_list(folder, path))}
-    for path in damaged.keys() & set(missing):
+    _download(DATASET, [str(path.relative_to(folder)) for path in missing], folder, "dataset")
+    errors = {path: error for path in paths if (error := _check_list(folder, path))}
+    for path in errors.keys() & set(missing):
         path.unlink()
     for path in paths:
-        if path in damaged:
+        if path in errors:
             what = "run the same command" if path in missing else "delete it"
-            raise TicError(f"{damaged[path]} ({what} to download it again)")
+            raise TicError(f"{errors[path]} ({what} to download it again)")
         yield f"{path}: {'downloaded' if path in missing else 'already there'}"
 
 
 def _check_list(lists: Path, path: Path) -> str | None:
-    """Return what is wrong with a table, or with a list of UIDs and its size; None if nothing is."""
-    task = {f"{table}{suffix}": task for task, table in TABLES.items() for suffix in (".json", ".pkl")}.get(path.name)
+    """Return what is wrong with a table or a list of UIDs, or None."""
+    tasks = {table: task for task, table in TABLES.items()}
     try:
-        if task:
-            read_table(lists, task)
-            return None
-        rows = open_uids(path)
+        _ = read_table(lists, tasks[path.stem]) if path.stem in tasks else open_uids(path)
     except TicError as error:
         return str(error)
-    size, expected = path.stat().st_size, rows.offset + rows.nbytes
-    return None if size == expected else f"{path} has {size} bytes, its header says {expected}"
+    return None
 
 
 def download_models(output_dir: str, model: str | None = None, years: Iterable[str] = ()) -> Iterator[Path]:
@@ -111,7 +111,7 @@ def download_models(output_dir: str, model: str | None = None, years: Iterable[s
     folder = local_folder(output_dir)
     for name in [model] if model else MODELS:
         repository = lookup(MODELS, "model", name)
-        _, files = _list_files(repository, "model")
+        files = _retry(repository, lambda repository=repository: HfApi().list_repo_files(repository))
         known = {file[12:16]: file for file in sorted(files) if re.fullmatch(r"checkpoints/\d{4}\.pt", file)}
         names = [lookup(known, f"year of {repository}", year, "years") for year in sorted(set(years) or known)]
         target = folder / repository.partition("/")[2]
@@ -119,31 +119,17 @@ def download_models(output_dir: str, model: str | None = None, years: Iterable[s
         yield from (target / name for name in names)
 
 
-def _list_files(repository: str, repo_type: str) -> tuple[str, list[str]]:
-    """Return the commit of a repository's main branch and the names of its files."""
-    options = {"repo_type": repo_type, "revision": "main", "timeout": constants.HF_HUB_ETAG_TIMEOUT}
-    info = _retry(repository, lambda: HfApi().repo_info(repository, **options))
-    return info.sha, [file.rfilename for file in info.siblings or ()]
-
-
-def _download(repository: str, names: list[str], folder: Path, repo_type: str) -> None:
+def _download(repository: str, names: Iterable[str], folder: Path, repo_type: str) -> None:
     """Download files of a repository into ``folder``, except those that are there and have not changed on the hub."""
-    commit, files = _list_files(repository, repo_type)
-    options = {"repo_type": repo_type, "revision": commit, "local_dir": folder, "max_workers": 4}
-    for name in names:
-        if name not in files:
-            raise TicError(f"{repository} has no {name}")
+    options = {"repo_type": repo_type, "local_dir": folder}
 
-    def download() -> None:
-        snapshot_download(repository, allow_patterns=names, **options)
-        for name in names:  # an existing folder is returned as complete if the hub is out of reach
-            if not (folder / name).exists():
-                raise RuntimeError(f"{name} was not downloaded")
+    def download(name: str) -> str:
+        return _retry(f"{repository}/{name}", lambda: hf_hub_download(repository, name, **options))
 
-    _retry(repository, download)
+    list(map_ordered(download, names, num_workers=4))
 
 
-def _retry(repository: str, request: Callable[[], Any]) -> Any:
+def _retry(name: str, request: Callable[[], Any]) -> Any:
     """Return ``request()``, tried up to ``ATTEMPTS`` times: huggingface_hub does not repeat a GET that fails."""
     for attempt in range(ATTEMPTS):
         try:
@@ -158,7 +144,7 @@ def _retry(repository: str, request: Callable[[], Any]) -> Any:
                 break
             time.sleep(PAUSE * 2**attempt)
     hint = "HF_TOKEN sets a login, HF_ENDPOINT a mirror; run the same command again to resume"
-    raise TicError(f"{HfApi().endpoint}/{repository}: {reason} ({hint})")
+    raise TicError(f"{HfApi().endpoint}/{name}: {reason} ({hint})")
 
 
 def read_table(lists: Path, task: str) -> dict[str, Any]:
@@ -170,25 +156,14 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
     path = table_path(lists, task)
     if not path.exists():
         raise TicError(f"{lists} has no {path.name}; to download it: {DOWNLOAD} {lists} --lists eval")
+    data = path.read_bytes()
     try:
         if path.suffix == ".json":
-            table = msgspec.json.decode(path.read_bytes(), type=SHAPES[task])
-        else:
-            table = msgspec.convert({str(year): uids for year, uids in _read_pickle(path).items()}, type=SHAPES[task])
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-        pickle.PickleError,
-    ) as error:
+            return msgspec.json.decode(data, type=SHAPES[task])
+        table = _Unpickler(io.BytesIO(data)).load()
+        return msgspec.convert({str(year): uids for year, uids in table.items()}, type=SHAPES[task])
+    except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
         raise TicError(f"{path} is not a table of evaluation UIDs: {error or type(error).__name__}") from None
-    if not table:
-        raise TicError(f"{path} is not a table of evaluation UIDs: it has no year")
-    return table
 
 
 class _TextArray(list):
@@ -221,8 +196,3 @@ class _Unpickler(pickle.Unpickler):
         if module not in _MODULES or name not in _ALLOWED:
             raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not plain data")
         return _ALLOWED[name]
-
-
-def _read_pickle(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return _Unpickler(file).load()
