@@ -133,7 +133,7 @@ def test_another_number_of_parts(job, tmp_path, monkeypatch, before, after, fini
                     job(out, parts=before, part=number)
     found = tree(out)
     for options in ({}, {"dry_run": True}):
-        with pytest.raises(TicError, match="another number of parts; give --overwrite to replace it"):
+        with pytest.raises(TicError, match=r"number of parts.*; give --overwrite to replace it"):
             job(out, parts=after, **options)
     job(out, parts=after, dry_run=True, overwrite=True)
     assert tree(out) == found
@@ -281,13 +281,13 @@ def test_output_shard_that_was_harmed_meanwhile(job, tmp_path, monkeypatch, harm
     assert tree(out) == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("journal", [b"", b"{", b"[]", b"null", b'{"splits": []}', b'{"splits": 3, "shards": {}}'])
+@pytest.mark.parametrize("journal", [b"", b"\x81", b"\x90", b"\xc0", b"\x81\xa5first\xa13", b"\x81\xa5first\x09"])
 def test_damaged_journal_is_left_aside(job, tmp_path, monkeypatch, journal):
     out = tmp_path / "out"
     job(tmp_path / "whole")
     stop_at_finish(monkeypatch, out, job)
-    assert (out / ".reshard/00000/journal.json").stat().st_size > 100
-    (out / ".reshard/00000/journal.json").write_bytes(journal)
+    assert (out / ".reshard/00000/journal-00000000").stat().st_size > 100
+    (out / ".reshard/00000/journal-00000000").write_bytes(journal)
     job(out)
     assert tree(out) == tree(tmp_path / "whole")
 
@@ -467,14 +467,13 @@ def test_killed_it_goes_on_where_it_was(large, tmp_path, signum, written):
     assert not (out / "meta.json").exists()
     for path in tars_in(out):
         assert path.read_bytes() == (large / "whole" / path.name).read_bytes()
-    journal = json.loads((out / ".reshard/00000/journal.json").read_text())
+    written_before = part.read_journal(str(out / ".reshard/00000")).written[0]
     before = identities(out)
     done = subprocess.run(command(large, out, "-j", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made, expected = same_split(out, large)
     assert made == expected
-    written_before = journal["written"][0]
-    numbers = itertools.takewhile(lambda number: str(number) in written_before, itertools.count())
+    numbers = itertools.takewhile(written_before.__contains__, itertools.count())
     known = [out / f"{number:08d}.tar" for number in numbers]  # threads may name a later one first: it is made again
     assert len(known) >= (written > 1)
     after = identities(out)
