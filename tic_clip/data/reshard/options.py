@@ -1,9 +1,10 @@
 """What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
 
 import hashlib
+import re
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,13 @@ def table(splits: list[SplitSummary]) -> str:
         note = ", ".join(filter(notes.get, notes))
         rows.append((split.path, f"{split.num_samples:,}", f"{split.num_shards:,}", size, coverage, note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    cells = ([path.ljust(widths[0]), *map(str.rjust, counts, widths[1:5]), note] for path, *counts, note in rows)
+    return "\n".join(map(str.rstrip, map("  ".join, cells)))
 
 
 def find_subsets(path: object) -> dict[str, str]:
-    """Return the UID lists that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own.
-
-    The ``sample_ids.npy`` of splits are left out.
-
-    Raises:
-        TicError: there is none.
+    """Return the UID lists that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own,
+    but for the ``sample_ids.npy`` of splits.
     """
     if not is_dir(path):
         if not exists(path):
@@ -94,26 +92,13 @@ def reshard(
 ) -> list[SplitSummary]:
     """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
 
-    Args:
-        pool: folder of ``*.tar`` shards (or of folders of them) with a ``json`` (that has ``uid``) in each sample.
-        output_dir: the split itself for one list, or the folder of the splits for a folder of lists.
-        subsets: a ``.npy`` of sorted UIDs, or a folder of them; a UID that is there n times gives n copies.
-        classes: ``.npy`` of ``uids.CLASS_ROW``; a sample listed there gets a ``cls`` member with its class id. Or a
-            folder of them, with the names of the lists that they are for.
-        num_workers: processes (of each part, with Ray).
-        shard_size: the most samples in a shard.
-        parts: blocks of the pool; above 1, ``{split}/{part:05d}/`` is a split of its own. A UID that is twice in the
-            pool is found out within a part only.
-        part: make this one only, counted from 0.
-        engine: ``local``, or ``ray`` for parts on a Ray cluster.
-        ray_address: that of a cluster, or ``auto``; by default one is started on this machine.
-        skip_bad_shards: leave out pool shards whose bytes are damaged, and list them in ``meta.json``.
-        overwrite: replace splits that were made with other arguments.
-        dry_run: read and count, write nothing.
+    The arguments are the flags of dataset_creation/reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs, of which one
+    that is there n times gives n copies; ``classes`` a ``.npy`` of ``CLASS_ROW``, whose samples get a ``cls`` member;
+    either may be a folder of such files with the same names. With ``parts``, ``{split}/{part:05d}/`` is a split of its
+    own; ``part`` (from 0) makes this one only.
 
     Raises:
         TicError: no pool, no list, damaged shards, or splits that were made with other arguments.
-        OSError: something can't be read or written.
     """
     on_ray = lookup(ENGINES, "engine", engine)
     if shard_size < 1 or num_workers < 1:
@@ -135,26 +120,26 @@ def reshard(
     }
     with storage.temporary_folder("tic-clip-lists-") as lists:
         splits = _splits(pool, root, files, _class_files(files, classes), lists)
-        wanted = [
-            _part(root, shards, splits, parts, number, settings)
-            for number in (range(parts) if part is None else [part])
-        ]
+        numbers = range(parts) if part is None else [part]
+        wanted = [_part(root, shards, splits, parts, number, settings) for number in numbers]
         _remove_other_parts(root, splits, parts, overwrite, dry_run)
         finished = [_load_finished(each, overwrite) for each in wanted]
-        pending = [_without(part, metas) for part, metas in zip(wanted, finished, strict=True)]
-        pending = [part for part in pending if part.splits]
-        if pending and on_ray:
-            made = map_on_ray(run_part, pending, num_cpus=num_workers, address=ray_address)
-            made = list(progress(made, "reshard", len(pending), "part"))
-        else:
-            made = run_parts(pending, lists) if pending else []
+        made = _write(wanted, finished, lists, on_ray, ray_address)
     _check_bad_shards([*finished, *made], skip_bad_shards)
     return [_summarize(name, str(root / name), finished, made) for name in files]
 
 
-def _without(part: Part, finished: dict[str, Any]) -> Part:
-    """Return the part without the splits that are finished."""
-    return replace(part, splits=tuple(split for split in part.splits if split.name not in finished))
+def _write(wanted: list[Part], finished: list[dict], lists: Path, on_ray: bool, address: str | None) -> list[dict]:
+    """Write what is not ``finished`` of the parts; return of each: split -> its ``meta.json``."""
+    pending = [
+        replace(part, splits=tuple(split for split in part.splits if split.name not in metas))
+        for part, metas in zip(wanted, finished, strict=True)
+    ]
+    pending = [part for part in pending if part.splits]
+    if not pending or not on_ray:
+        return run_parts(pending, lists) if pending else []
+    made = map_on_ray(run_part, pending, num_cpus=pending[0].num_workers, address=address)
+    return list(progress(made, "reshard", len(pending), "part"))
 
 
 def _check_output(pool: str, output_dir: str, shards: list[tuple[str, int]], paths: list[str]) -> None:
@@ -176,11 +161,7 @@ def _resolve(path: str) -> str:
 
 
 def _class_files(files: dict[str, str], classes: str | None) -> dict[str, str | None]:
-    """Return the file of class ids of each list, or None.
-
-    Raises:
-        TicError: ``classes`` is missing, or a folder that has a file for none of the lists.
-    """
+    """Return the file of class ids of each list, or None."""
     if classes is not None and not exists(classes):
         raise TicError(f"{classes} is missing: {CLASS_LISTS}")
     if classes is None or not is_dir(classes):
@@ -198,16 +179,16 @@ def _splits(
     """Return each split and what it depends on, its inputs by content."""
     splits = []
     for name, file in files.items():
-        classes = tables[name] and uids.fingerprint(local_copy(tables[name], lists), uids.CLASS_ROW)
+        classes = tables[name]
         arguments = {
             "input_dir": pool,
             "subset_file": file,
             "subset": uids.fingerprint(local_copy(file, lists)),
-            "cls_file": tables[name],
-            "classes": classes,
+            "cls_file": classes,
+            "classes": classes and uids.fingerprint(local_copy(classes, lists), uids.CLASS_ROW),
         }
-        path = str(root / name)
-        splits.append(OutputSplit(name=name, path=path, subset=file, classes=tables[name], arguments=arguments))
+        split = OutputSplit(name=name, path=str(root / name), subset=file, classes=classes, arguments=arguments)
+        splits.append(split)
     return splits
 
 
@@ -240,38 +221,27 @@ def _part_path(split: str, parts: int, number: int) -> str:
 
 
 def _remove_other_parts(root: Path, splits: list[OutputSplit], parts: int, overwrite: bool, dry_run: bool) -> None:
-    """Remove what is where no part of ``parts`` goes; what lies where one does is its own ``load_finished``'s to judge.
-
-    Raises:
-        TicError: there is some, and no ``overwrite``.
-    """
+    """Remove what is where no part goes, or raise a ``TicError``; where one does, that is ``load_finished``'s to do."""
     wanted = {_part_path(split.path, parts, number) for split in splits for number in range(parts)}
-    numbered = "[0-9]" * 5
     for split in splits:
-        folders = [split.path, *(list_folders(split.path) if is_dir(split.path) else [])]
-        for folder in folders:
-            is_part = folder == split.path or fnmatch(to_path(folder).name, numbered)
-            files = list_files(folder) if is_part and folder not in wanted and is_dir(folder) else []
+        parts_there = filter(re.compile(r".*/\d{5}").fullmatch, list_folders(split.path) if is_dir(split.path) else [])
+        for folder in {split.path, *parts_there} - wanted:
+            files = list_files(folder) if is_dir(folder) else []
             if not any(name.endswith((".tar", META)) for name, _ in files):
                 continue
             if not overwrite:
                 raise TicError(f"{folder} holds another number of parts; give --overwrite to replace it")
             if not dry_run:
                 start(folder)
-                if not is_remote(folder):
-                    with suppress(OSError):
-                        Path(folder).rmdir()  # unless something else is in it
+                with suppress(OSError):
+                    Path(folder).rmdir()  # unless something else is in it, or it is in a cloud
     for work in list_folders(root / ".reshard") if overwrite and not dry_run and is_dir(root / ".reshard") else []:
         if int(to_path(work).name) >= parts:
             remove_work(work)
 
 
 def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
-    """Return the ``meta.json`` of the splits of a part that are finished, by name.
-
-    Raises:
-        TicError: without ``overwrite``, something else is there.
-    """
+    """Return the ``meta.json`` of the splits of a part that are finished, by name."""
     journal, metas = read_journal(part.work), {}
     for split in part.splits:
         begun = journal and journal.arguments.get(split.name)
@@ -298,11 +268,11 @@ def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
 def _check_bad_shards(made: list[dict[str, dict[str, Any]]], skip_bad_shards: bool) -> None:
     """Raise a ``TicError`` if pool shards can't be read, which must not be left out."""
     faults = {tar: fault for metas in made for meta in metas.values() for tar, fault in meta["bad_shards"].items()}
-    bad = [f"{tar}: {fault}" for tar, fault in faults.items()]
-    if bad and not skip_bad_shards:
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        first = "; ".join(bad[:3])
-        raise TicError(f"pool shards that can't be read: {len(bad)} ({first}{more}); --skip-bad-shards leaves them out")
+    if faults and not skip_bad_shards:
+        first = "; ".join(f"{tar}: {fault}" for tar, fault in islice(faults.items(), 3))
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        count = f"pool shards that can't be read: {len(faults)}"
+        raise TicError(f"{count} ({first}{more}); --skip-bad-shards leaves them out")
 
 
 def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> SplitSummary:

@@ -64,7 +64,7 @@ def read_journal(work: str) -> Journal | None:
     for file, _ in list_files(work, "journal-*") if is_dir(work) else []:
         try:
             saved = msgspec.msgpack.decode(storage.read_bytes(file), type=Journal)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, storage.NotFoundError):  # or another process has just finished
             return Journal()
         journal = journal or Journal(arguments=saved.arguments, written=[{} for _ in saved.written])
         if saved.first > len(journal.shards):
@@ -156,11 +156,7 @@ def _names(number: int) -> list[str]:
 
 @contextmanager
 def working_folder(part: Part) -> Iterator[Path]:
-    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile.
-
-    Raises:
-        TicError: another process is at work there.
-    """
+    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile."""
     if part.dry_run or is_remote(part.work):
         with storage.temporary_folder("tic-clip-reshard-") as place:
             yield place
@@ -186,7 +182,7 @@ def _lists_folder(*fingerprints: str) -> Path:
 
 
 def run_part(part: Part) -> dict[str, dict[str, Any]]:
-    """Write a part on whatever machine of a cluster this is."""
+    """Write a part on whatever machine of a Ray cluster this is."""
     return run_parts([part], _lists_folder(*(split.arguments["subset"] for split in part.splits)))[0]
 
 
@@ -196,22 +192,17 @@ def run_parts(parts: list[Part], lists: Path) -> list[dict[str, dict[str, Any]]]
     fork = not any(map(is_remote, paths)) and threading.active_count() == 1
     total = sum(len(part.tars) for part in parts)
     with make_pool(parts[0].num_workers, fork=fork) as pool, progress_bar("reshard", total, "shard") as bar:
-        return [write_part(_fetch_lists(part, lists), pool, bar.update) for part in parts]
+        return [write_part(part, lists, pool, bar.update) for part in parts]
 
 
-def _fetch_lists(part: Part, lists: Path) -> Part:
-    """Return the part with local files for its lists, fetched into the folder ``lists`` from a cloud."""
-    splits = []
-    for split in part.splits:
-        classes = split.classes and str(local_copy(split.classes, lists))
-        splits.append(replace(split, subset=str(local_copy(split.subset, lists)), classes=classes))
-    return replace(part, splits=tuple(splits))
-
-
-def write_part(part: Part, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
+def write_part(part: Part, lists: Path, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
     """Write all splits of a part, or resume where an earlier run ended; return the ``meta.json`` of each, which is
     written last, and not while shards of the pool are bad (unless these are to be left out).
     """
+    splits = part.splits
+    files = [[file and str(local_copy(file, lists)) for file in (split.subset, split.classes)] for split in splits]
+    local = [replace(split, subset=a, classes=b) for split, (a, b) in zip(splits, files, strict=True)]
+    part = replace(part, splits=tuple(local))
     with working_folder(part) as place:
         journal = open_journal(part, place)
         saver = JournalWriter(None if part.dry_run else part.work, journal)
