@@ -4,8 +4,8 @@ A folder with ``meta.json`` is finished. reshard and pack share these functions.
 """
 
 import os
-import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,8 @@ def load_finished(
 ) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a folder that was finished with the same arguments and is complete, else None.
 
-    Args:
-        folder: the output folder; it need not exist.
-        arguments: what the output is to be made from.
-        overwrite: replace what was made with other arguments, in place of an error.
-        compared: the arguments that the output depends on -> their names in messages.
-        unfinished: the arguments of an interrupted run, if the caller knows that the shards there are such a run's.
+    ``compared``: the arguments that the output depends on -> their names in messages. ``unfinished``: the arguments of
+    an interrupted run, if the caller knows that the shards there are such a run's.
 
     Raises:
         TicError: without ``overwrite``, the folder was made with other arguments, or holds shards of something else.
@@ -79,10 +75,9 @@ def load_finished(
 
 
 def _differences(made: Mapping[str, Any], arguments: Mapping[str, Any], compared: Mapping[str, str]) -> str:
-    """Return "shard size 2, now 3; …" for the arguments that differ."""
+    """Return "shard size 2, now 3; …" for the arguments that differ; of a SHA-256 8 digits."""
     pairs = ((name, made.get(key), arguments.get(key)) for key, name in compared.items())
-    differences = ((name, str(old), str(new)) for name, old, new in pairs if old != new)
-    return "; ".join(f"{name} {old[:8]}, now {new[:8]}" for name, old, new in differences)  # 8 digits of a SHA-256
+    return "; ".join(f"{name} {str(old)[:8]}, now {str(new)[:8]}" for name, old, new in pairs if old != new)
 
 
 def _is_complete(path: Path, meta: Mapping[str, Any]) -> bool:
@@ -92,20 +87,14 @@ def _is_complete(path: Path, meta: Mapping[str, Any]) -> bool:
         shards = read_json_object(path / SIZES).keys()
     except TicError:
         return False
-    needed = set(map(stats_path, shards))
-    if not meta["arguments"].get("part"):
-        needed.add(SUBSET)
-    return (
-        {name for name in existing if name.endswith(".tar")} == shards
-        and existing.keys() >= needed
-        and sum(existing[name] for name in shards) == meta.get("output_bytes")
-    )
+    needed = {*map(stats_path, shards), *([] if meta["arguments"].get("part") else [SUBSET])}
+    tars = {name: size for name, size in existing.items() if name.endswith(".tar")}
+    return tars.keys() == shards and existing.keys() >= needed and sum(tars.values()) == meta.get("output_bytes")
 
 
 def start(folder: object, keep: Collection[str] = frozenset()) -> None:
-    """Remove an output's ``meta.json``, tables, shards and stats, but not the files called ``keep``; make the folder.
-
-    Files of other names are left alone, so that ``--overwrite`` of the wrong folder does no harm.
+    """Make the folder, and remove ``meta.json``, tables, shards and stats in it, but not files called ``keep`` or else
+    (so that ``--overwrite`` of the wrong folder does no harm).
     """
     path = to_path(folder)
     for name in META, SIZES, SUBSET, STARTED:  # STARTED was written by earlier versions
@@ -141,12 +130,9 @@ def finish(
 def link_or_copy(source: object, target: object) -> None:
     """Make ``target`` the same as the local file ``source``: a hard link where the disk has them, else a copy."""
     source = Path(str(source)).resolve()  # a hub's cache keeps symbolic links, and a hard link of one would dangle
-    if is_remote(target):
-        upload(source, target)
-        return
-    remove(target)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without hard links
-        with open(source, "rb") as original, atomic_open(target, sync=False) as copy:
-            shutil.copyfileobj(original, copy, 1 << 24)
+    if not is_remote(target):
+        remove(target)
+        with suppress(OSError):  # another disk, or one without hard links
+            os.link(source, target)
+            return
+    upload(source, target)

@@ -4,9 +4,8 @@ One pass over the pool serves any number of splits. The bytes depend on the pool
 same whatever the number of processes or machines, and after an interruption.
 """
 
-from tic_clip.data.folder import SHARD_FORMAT
 from tic_clip.data.reshard.options import ENGINES, SplitSummary, find_subsets, reshard, table
 
 Split = SplitSummary
 
-__all__ = ["ENGINES", "SHARD_FORMAT", "Split", "SplitSummary", "find_subsets", "reshard", "table"]
+__all__ = ["ENGINES", "Split", "SplitSummary", "find_subsets", "reshard", "table"]

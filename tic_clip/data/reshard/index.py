@@ -1,19 +1,23 @@
 """Read a pool shard's headers and JSON once, and look its UIDs up in every list."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data import uids
-from tic_clip.data.split import stats_path
+from tic_clip.data.split import read_stats
 from tic_clip.data.tar import IMAGES, Buffer, Table, open_shard, read_table
-from tic_clip.storage import download, is_remote, read_json_object
+from tic_clip.storage import download, is_remote
 
 LONGEST_SUFFIX = 56
 """Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
+
+ROW = np.dtype([("sample", "<i8"), ("entry", "<i8"), ("copy", "<i8"), ("class_id", "<i4")])
+"""What a split takes of a shard, for each entry of its list: the sample, the number of its copy, its class or -1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,52 +32,31 @@ class IndexJob:
     classes: tuple[str | None, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """What one split takes of a shard, a row for each entry of its list (R,): the ``sample``, the ``entry``, the
-    number of the ``copy``, and the ``class_id`` or -1.
-    """
-
-    sample: np.ndarray
-    entry: np.ndarray
-    copy: np.ndarray
-    class_id: np.ndarray
-
-    def __len__(self) -> int:
-        """Return R."""
-        return len(self.sample)
-
-    @property
-    def num_samples(self) -> int:
-        """Return the number of samples without their further copies."""
-        return int((self.copy == 0).sum())
-
-    def take(self, chosen: np.ndarray) -> "Rows":
-        """Return the rows at the positions, or under the mask, or in the slice ``chosen``."""
-        return Rows(
-            sample=self.sample[chosen],
-            entry=self.entry[chosen],
-            copy=self.copy[chosen],
-            class_id=self.class_id[chosen],
-        )
-
-
-@dataclass(kw_only=True)
-class Index:
-    """What a shard holds: samples ``read`` = ``usable`` + ``dropped`` by reason; ``stats``: the pool's own count.
-
-    ``table`` and ``uids`` (N,) are of the N samples that some split takes, ``rows`` say which split takes which.
-    ``fault`` says why the shard can't be read; then it has no sample.
+class ShardCounts(msgspec.Struct, kw_only=True):
+    """What a shard holds: samples ``read`` = ``usable`` + ``dropped`` by reason; ``stats``: the pool's own count if it
+    is another one; ``fault``: why the shard can't be read. Of each split: the ``samples`` that it takes, their ``rows``
+    (with copies), the samples whose UID the pool had before (``repeated``), and the bytes of the ``entries``.
     """
 
     read: int = 0
     usable: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, int] = {}
     stats: int | None = None
     fault: str | None = None
+    samples: list[int] = []
+    rows: list[int] = []
+    repeated: list[int] = []
+    entries: list[bytes] = []
+
+
+@dataclass(kw_only=True)
+class Index:
+    """The ``table`` and ``uids`` (N,) of the samples that some split takes; ``rows``: (R,) of ``ROW`` of each split."""
+
+    counts: ShardCounts
+    rows: list[np.ndarray]
     table: Table | None = None
     uids: np.ndarray | None = None
-    rows: list[Rows] = field(default_factory=list)
 
 
 def index_shard(job: IndexJob) -> Index:
@@ -84,34 +67,35 @@ def index_shard(job: IndexJob) -> Index:
     """
     if is_remote(job.tar):
         download(job.tar, Path(job.path))
+    dropped = Counter()
     try:
         with open_shard(job.path) as shard:
             table = read_table(shard)
-            index = Index(read=len(table.keys))
-            usable, found = _read_uids(shard, table, index.dropped)
+            usable, found = _read_uids(shard, table, dropped)
     except OSError:  # also a missing file: the pool's disk may be away
         raise
     except TicError as error:
-        return Index(fault=str(error).removeprefix(f"{job.path}: "))
-    index.usable, index.stats = len(usable), _stats(job.tar)
+        fault = str(error).removeprefix(f"{job.path}: ")
+        return Index(counts=ShardCounts(fault=fault), rows=[np.empty(0, ROW)] * len(job.subsets))
     order = np.lexsort((found["f1"], found["f0"]))
     first, count = np.empty((2, len(job.subsets), len(found)), np.int64)
     for split, path in enumerate(job.subsets):
         first[split, order], count[split, order] = uids.find_uids(uids.open_uids(path), found[order])
     taken = np.flatnonzero(count.any(axis=0))
-    index.table, index.uids = table.take(usable[taken]), found[taken]
-    index.rows = [
-        _rows(index.uids, *entry) for entry in zip(first[:, taken], count[:, taken], job.classes, strict=True)
-    ]
-    return index
+    entries = zip(first[:, taken], count[:, taken], job.classes, strict=True)
+    read, stats, dropped = len(table.keys), _read_stats(job.tar), dict(sorted(dropped.items()))
+    return Index(
+        counts=ShardCounts(read=read, usable=len(usable), dropped=dropped, stats=stats if stats != read else None),
+        rows=[_rows(found[taken], *entry) for entry in entries],
+        table=table.take(usable[taken]),
+        uids=found[taken],
+    )
 
 
-def _stats(tar: str) -> int | None:
+def _read_stats(tar: str) -> int | None:
     """Return what a local shard's own ``_stats.json`` counts; in a cloud it would cost a request a shard."""
-    if is_remote(tar):
-        return None
     try:
-        return read_json_object(stats_path(tar)).get("successes")
+        return None if is_remote(tar) else read_stats(tar)
     except (TicError, OSError):
         return None
 
@@ -119,9 +103,10 @@ def _stats(tar: str) -> int | None:
 def _read_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return (the samples that can be used (U,), their UIDs (U,)); the others are counted in ``dropped``."""
     good = np.ones(len(table.keys), bool)
-    for reason, samples in _unusable(table):
-        dropped[reason] += int((good & samples).sum())
-        good &= ~samples
+    for reason, unusable in _unusable(table):
+        if (good & unusable).any():
+            dropped[reason] += int((good & unusable).sum())
+        good &= ~unusable
     json_member = table.find("json")[good]
     usable, texts = [], []
     places = (np.flatnonzero(good), table.offset[json_member], table.size[json_member])
@@ -136,9 +121,6 @@ def _read_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> tuple[np.n
             continue
         usable.append(sample)
         texts.append(text)
-    for reason, count in list(dropped.items()):
-        if not count:
-            del dropped[reason]
     return np.array(usable, np.int64), uids.parse_uids(texts)
 
 
@@ -148,13 +130,11 @@ def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:
     members = {suffix: table.find(suffix) for suffix in ("json", "txt", *IMAGES)}
     is_long = [len(suffix.encode(errors="surrogateescape")) > LONGEST_SUFFIX for suffix in table.suffixes]
     long_members = np.flatnonzero(np.array(is_long, bool)[table.suffix])
-    flawed = table.flawed
+    first = {key: number for number, key in reversed(list(enumerate(table.keys)))}
+    flawed = [(reason, [i for i in table.flawed if table.flawed[i] == reason]) for reason in {*table.flawed.values()}]
     return [
-        *(
-            (reason, _mask(table, [i for i in flawed if flawed[i] == reason]))
-            for reason in sorted(set(flawed.values()))
-        ),
-        ("duplicate key", _repeated(table.keys)),
+        *((reason, _mask(table, samples)) for reason, samples in flawed),
+        ("duplicate key", ~_mask(table, list(first.values()))),
         ("no json", members["json"] < 0),
         ("no image", np.all([members[suffix] < 0 for suffix in IMAGES], axis=0)),
         ("no text", members["txt"] < 0),
@@ -163,32 +143,22 @@ def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _mask(table: Table, samples: object) -> np.ndarray:
+def _mask(table: Table, samples: list[int] | np.ndarray) -> np.ndarray:
     """Return (N,) bool, True at ``samples``."""
-    mask = np.zeros(len(table.keys), bool)
-    mask[np.asarray(samples, np.int64)] = True
-    return mask
+    return np.isin(np.arange(len(table.keys)), samples)
 
 
-def _repeated(keys: list[str]) -> np.ndarray:
-    """Return (N,) bool: the keys that were there before."""
-    repeated, seen = np.zeros(len(keys), bool), set()
-    if len(set(keys)) < len(keys):
-        for i, key in enumerate(keys):
-            repeated[i] = key in seen
-            seen.add(key)
-    return repeated
-
-
-def _rows(found: np.ndarray, first: np.ndarray, count: np.ndarray, classes: str | None) -> Rows:
+def _rows(found: np.ndarray, first: np.ndarray, count: np.ndarray, classes: str | None) -> np.ndarray:
     """Return one split's rows of the samples with the UIDs ``found`` (N,), of which its list has ``count`` (N,) entries
     from ``first`` (N,) on; ``classes`` is its file of class ids.
     """
-    sample = np.repeat(np.arange(len(count)), count)
-    copy = np.arange(len(sample)) - np.repeat(np.cumsum(count) - count, count)
-    class_id = np.full(len(sample), -1, np.int32)
+    rows = np.empty(count.sum(), ROW)
+    rows["sample"] = sample = np.repeat(np.arange(len(count)), count)
+    rows["copy"] = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    rows["entry"] = first[sample] + rows["copy"]
+    rows["class_id"] = -1
     if classes is not None:
         listed = uids.open_uids(classes, uids.CLASS_ROW)
         at, listings = uids.find_uids(listed, found[sample])
-        class_id[listings > 0] = listed["class_id"][at[listings > 0]]
-    return Rows(sample=sample, entry=first[sample] + copy, copy=copy, class_id=class_id)
+        rows["class_id"][listings > 0] = listed["class_id"][at[listings > 0]]
+    return rows

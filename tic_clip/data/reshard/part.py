@@ -4,6 +4,7 @@ Workers index pool shards ahead, in order; this process appends their samples to
 holds the journal. What the journal lacks is done again, and gives the same bytes.
 """
 
+import atexit
 import shutil
 import threading
 import time
@@ -11,24 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from tic_clip import TicError, storage
+from tic_clip import storage
 from tic_clip.cli import progress_bar
 from tic_clip.data import folder, uids
-from tic_clip.data.reshard.index import Index, IndexJob, index_shard
+from tic_clip.data.reshard.index import Index, IndexJob, ShardCounts, index_shard
 from tic_clip.data.reshard.writer import OutputSplit, SplitWriter
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import BLOCK, END
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_dir, is_remote, list_files, to_path
+from tic_clip.storage import is_dir, is_remote, list_files, local_copy, to_path
 
-JOURNAL, ENTRIES = "journal.json", "entries-{:08d}.bin"
+JOURNAL = "journal-{:08d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,42 +47,37 @@ class Part:
     timeout: float = 0.0  # seconds to wait for a lost process to give up its locks
 
 
-class ShardCounts(msgspec.Struct, kw_only=True):
-    """What a pool shard holds, as ``Index`` has it, and of each split: the ``samples`` that it takes, their ``rows``
-    (with copies), and the samples whose UID the pool has had before (``repeated``).
+class Journal(msgspec.Struct, kw_only=True):
+    """Split -> what it depends on; the counts of the pool shards from number ``first`` on; of each split, output shard
+    -> bytes.
     """
 
-    read: int
-    usable: int
-    dropped: dict[str, int]
-    stats: int | None
-    fault: str | None
-    samples: list[int]
-    rows: list[int]
-    repeated: list[int]
-
-
-class Journal(msgspec.Struct, kw_only=True):
-    """Split -> what it depends on; the counts of the first pool shards; of each split, output shard -> bytes."""
-
     arguments: dict[str, dict[str, Any]] = {}
+    first: int = 0
     shards: list[ShardCounts] = []
     written: list[dict[int, int]] = []
 
 
 def read_journal(work: str) -> Journal | None:
-    """Return the journal in a folder, None if there is none, an empty one if it is damaged or of another version."""
-    try:
-        return msgspec.json.decode(storage.read_bytes(to_path(work) / JOURNAL), type=Journal)
-    except storage.NotFoundError:
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return Journal()
+    """Return what the files of a journal say, None if there are none, an empty journal if one is damaged."""
+    journal = None
+    for file, _ in list_files(work, "journal-*") if is_dir(work) else []:
+        try:
+            saved = msgspec.msgpack.decode(storage.read_bytes(file), type=Journal)
+        except (msgspec.DecodeError, storage.NotFoundError):  # or another process has just finished
+            return Journal()
+        journal = journal or Journal(arguments=saved.arguments, written=[{} for _ in saved.written])
+        if saved.first > len(journal.shards):
+            break
+        journal.shards[saved.first :] = saved.shards
+        for known, new in zip(journal.written, saved.written, strict=False):
+            known |= new
+    return journal
 
 
 def remove_work(work: str) -> None:
-    """Remove the journal, and all else that is beside the output while a part is made."""
-    for file, _ in list_files(work) if is_dir(work) else []:
+    """Remove the journal, newest first, and all else that is beside the output while a part is made."""
+    for file, _ in reversed(list_files(work)) if is_dir(work) else []:
         storage.remove(file)
     if not is_remote(work):
         shutil.rmtree(work, ignore_errors=True)
@@ -89,80 +86,55 @@ def remove_work(work: str) -> None:
 
 
 class JournalWriter:
-    """Saves a journal now and then, and which entries of the lists each pool shard has taken: a restart must know them
-    to drop the same repeated UIDs. Files of entries hold some pool shards each, split after split.
-    """
+    """Saves what is new in a journal now and then, in a further file; a later file overrules the ones before it."""
 
     def __init__(self, work: str | None, journal: Journal) -> None:
-        self.work, self.journal, self.entries = work, journal, []
-        self.num_saved = len(journal.shards)
+        self.work, self.journal, self.num_saved = work, journal, len(journal.shards)
         self.begun = self.next_save = time.monotonic()
 
-    def add(self, counts: ShardCounts, entries: list[np.ndarray]) -> None:
+    def add(self, counts: ShardCounts) -> None:
         """Add a pool shard. Saving takes a twentieth of the time; a kill loses a fiftieth of the work."""
         self.journal.shards.append(counts)
-        self.entries += entries
         if (before := time.monotonic()) >= self.next_save:
             self.save()
             after = time.monotonic()
             self.next_save = after + max(20 * (after - before), (after - self.begun) / 50)
 
     def save(self) -> None:
-        """Save all that is known."""
-        if self.work is None:
-            return
-        if self.entries:
-            with storage.atomic_open(to_path(self.work) / ENTRIES.format(self.num_saved), sync=False) as file:
-                file.write(np.concatenate(self.entries).astype("<u8").tobytes())
-            self.entries, self.num_saved = [], len(self.journal.shards)
-        with storage.atomic_open(to_path(self.work) / JOURNAL, sync=False) as file:
-            file.write(msgspec.json.encode(self.journal))
+        """Save what is new, and which entries of the lists it has taken: a restart must drop the same repeated UIDs."""
+        known, first = self.journal, self.num_saved
+        new = Journal(arguments=known.arguments, first=first, shards=known.shards[first:], written=known.written)
+        if self.work is not None:
+            with storage.atomic_open(to_path(self.work) / JOURNAL.format(first), sync=False) as file:
+                file.write(msgspec.msgpack.encode(new))
+        for counts in new.shards:
+            counts.entries = []
+        self.num_saved = len(known.shards)
 
 
-def read_entries(work: str, journal: Journal) -> list[np.ndarray]:
-    """Return of each split the entries that the journal's pool shards have taken; cut off shards that no file has."""
-    number, found = 0, [[np.empty(0, np.int64)] for _ in journal.written]
-    for file, _ in list_files(work, "entries-*.bin") if journal.shards else []:
-        entries = np.frombuffer(storage.read_bytes(file), "<u8").astype(np.int64)
-        for shard in range(int(to_path(file).stem.rpartition("-")[2]), len(journal.shards)):
-            ends = np.cumsum(journal.shards[shard].rows)
-            if shard > number or ends[-1] > len(entries):
-                break
-            *pieces, entries = np.split(entries, ends)
-            if shard == number:
-                number += 1
-                for split, piece in zip(found, pieces, strict=True):
-                    split.append(piece)
-    del journal.shards[number:]
-    return [np.concatenate(pieces) for pieces in found]
-
-
-def open_journal(part: Part, place: Path) -> tuple[Journal, list[np.ndarray]]:
-    """Return what an earlier run of the same part did, up to the first pool shard that is needed again, and of each
-    split the entries taken until there; nothing if a shard that could not be read then can be read now.
+def open_journal(part: Part, place: Path) -> Journal:
+    """Return what an earlier run of the same part did, up to the first pool shard that is needed again; nothing if a
+    shard that could not be read then can be read now.
     """
     arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
     journal = None if part.dry_run else read_journal(part.work)
-    if (
-        journal is None
-        or list(journal.arguments.items()) != list(arguments.items())
-        or _is_mended(part, journal, place)
-    ):
-        for file, _ in list_files(part.work) if is_dir(part.work) and not part.dry_run else []:
+    is_same = journal is not None and list(journal.arguments.items()) == list(arguments.items())
+    if not is_same or _is_mended(part, journal, place):
+        for file, _ in reversed(list_files(part.work)) if is_dir(part.work) and not part.dry_run else []:
             storage.remove(file)
-        journal = Journal(arguments=arguments, shards=[], written=[{} for _ in part.splits])
+        return Journal(arguments=arguments, written=[{} for _ in part.splits])
     pairs = zip(part.splits, journal.written, strict=True)
     journal.written = [_existing(split.path, written) for split, written in pairs]
     ends = np.cumsum([counts.rows for counts in journal.shards], axis=0).reshape(-1, len(part.splits))
     needed = (ends > part.shard_size * np.array(list(map(len, journal.written)))).any(axis=1)
     del journal.shards[int(np.append(needed, True).argmax()) :]
-    return journal, read_entries(part.work, journal)
+    return journal
 
 
 def _is_mended(part: Part, journal: Journal, place: Path) -> bool:
     """Return whether a pool shard that could not be read then can be read now."""
     bad = (number for number, counts in enumerate(journal.shards) if counts.fault)
-    return any(index_shard(_job(part, number, place)).fault is None for number in bad)
+    return any(index_shard(_job(part, number, place)).counts.fault is None for number in bad)
 
 
 def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
@@ -170,20 +142,21 @@ def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
     sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
     existing = {}
     while (size := written.get(len(existing))) is not None:
-        names = [form.format(len(existing)) for form in (folder.SHARD_FORMAT, STATS)]
-        if sizes.get(names[0]) != size + len(END) or not sizes.get(names[1]):
+        shard, stats = _names(len(existing))
+        if sizes.get(shard) != size + len(END) or not sizes.get(stats):
             break
         existing[len(existing)] = size
     return existing
 
 
+def _names(number: int) -> list[str]:
+    """Return the names of an output shard and its stats."""
+    return [form.format(number) for form in (folder.SHARD_FORMAT, STATS)]
+
+
 @contextmanager
 def working_folder(part: Part) -> Iterator[Path]:
-    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile.
-
-    Raises:
-        TicError: another process is at work there.
-    """
+    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile."""
     if part.dry_run or is_remote(part.work):
         with storage.temporary_folder("tic-clip-reshard-") as place:
             yield place
@@ -200,31 +173,45 @@ def working_folder(part: Part) -> Iterator[Path]:
         yield place
 
 
-def run_parts(parts: list[Part]) -> list[dict[str, dict[str, Any]]]:
+@cache
+def _lists_folder(*fingerprints: str) -> Path:
+    """Return a folder that lasts as long as this process: a worker of Ray fetches a list once for all its parts."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(storage.temporary_folder("tic-clip-lists-"))
+
+
+def run_part(part: Part) -> dict[str, dict[str, Any]]:
+    """Write a part on whatever machine of a Ray cluster this is."""
+    return run_parts([part], _lists_folder(*(split.arguments["subset"] for split in part.splits)))[0]
+
+
+def run_parts(parts: list[Part], lists: Path) -> list[dict[str, dict[str, Any]]]:
     """Write parts one after the other with the same workers; return of each: split -> its ``meta.json``."""
     paths = (path for part in parts for path in (part.tars[0], *(split.path for split in part.splits)))
     fork = not any(map(is_remote, paths)) and threading.active_count() == 1
     total = sum(len(part.tars) for part in parts)
     with make_pool(parts[0].num_workers, fork=fork) as pool, progress_bar("reshard", total, "shard") as bar:
-        return [write_part(part, pool, bar.update) for part in parts]
+        return [write_part(part, lists, pool, bar.update) for part in parts]
 
 
-def write_part(part: Part, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
+def write_part(part: Part, lists: Path, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
     """Write all splits of a part, or resume where an earlier run ended; return the ``meta.json`` of each, which is
     written last, and not while shards of the pool are bad (unless these are to be left out).
-
-    Raises:
-        TicError, OSError: something can't be read or written; what is done stays done.
     """
+    splits = part.splits
+    files = [[file and str(local_copy(file, lists)) for file in (split.subset, split.classes)] for split in splits]
+    local = [replace(split, subset=a, classes=b) for split, (a, b) in zip(splits, files, strict=True)]
+    part = replace(part, splits=tuple(local))
     with working_folder(part) as place:
-        journal, taken = open_journal(part, place)
+        journal = open_journal(part, place)
         saver = JournalWriter(None if part.dry_run else part.work, journal)
         saver.save()  # before anything that an earlier one tells of is removed
-        for split, written in [] if part.dry_run else zip(part.splits, journal.written, strict=True):
-            names = {form.format(number) for number in written for form in (folder.SHARD_FORMAT, STATS)}
-            folder.start(split.path, keep=names)
+        for split, written in zip(part.splits, journal.written, strict=True):
+            if not part.dry_run:
+                folder.start(split.path, keep={name for number in written for name in _names(number)})
         try:
-            _write_splits(part, saver, taken, place, pool, advance)
+            _write_splits(part, saver, place, pool, advance)
         finally:
             saver.save()
         metas = {split.name: _meta(part, journal, i) for i, split in enumerate(part.splits)}
@@ -236,23 +223,24 @@ def write_part(part: Part, pool: Executor, advance: Callable[[int], object]) -> 
     return metas
 
 
-def _write_splits(
-    part: Part, saver: JournalWriter, taken: list[np.ndarray], place: Path, pool: Executor, advance: Callable
-) -> None:
+def _write_splits(part: Part, saver: JournalWriter, place: Path, pool: Executor, advance: Callable) -> None:
     """Write what the journal lacks: the loop."""
-    first, ahead = len(saver.journal.shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
+    shards, written = saver.journal.shards, saver.journal.written
+    first, ahead = len(shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
     advance(first)
     jobs = (_job(part, number, place) for number in range(first, len(part.tars)))
     with ThreadPoolExecutor(part.num_workers) as threads:
         writers = [
-            SplitWriter(split, part.shard_size, place / str(i), threads, saver.journal.written[i], part.dry_run)
+            SplitWriter(split, part.shard_size, place / str(i), threads, written[i], part.dry_run)
             for i, split in enumerate(part.splits)
         ]
-        for writer, entries in zip(writers, taken, strict=True):
-            writer.skip(entries)
+        for i, writer in enumerate(writers):
+            writer.skip(np.frombuffer(b"".join(counts.entries[i] for counts in shards), "<i8"))
+        for counts in shards:
+            counts.entries = []  # they are in the journal's files
         for number, index in enumerate(map_in_pool(pool, index_shard, jobs, ahead), first):
             job = _job(part, number, place)
-            rows = [writer.select(found) for writer, found in zip(writers, index.rows, strict=index.fault is None)]
+            rows = [writer.select(found) for writer, found in zip(writers, index.rows, strict=True)]
             copies = [threads.submit(writers[i].append, job.path, index, rows[i]) for i in range(len(rows))]
             for copy in copies:  # copying releases the GIL
                 copy.result()
@@ -260,7 +248,7 @@ def _write_splits(
                 Path(job.path).unlink(missing_ok=True)
             for writer in writers:
                 writer.wait(ahead)
-            saver.add(_count(index, rows, len(writers)), [found.entry for found in rows])
+            saver.add(_count(index, rows))
             advance(1)
         for writer in writers:
             writer.close()
@@ -276,19 +264,13 @@ def _job(part: Part, number: int, place: Path) -> IndexJob:
     return IndexJob(tar=tar, path=path, subsets=subsets, classes=classes)
 
 
-def _count(index: Index, rows: list, num_splits: int) -> ShardCounts:
+def _count(index: Index, rows: list[np.ndarray]) -> ShardCounts:
     """Return the counts of a pool shard of which each split takes ``rows``."""
-    samples = [found.num_samples for found in rows] or [0] * num_splits
-    return ShardCounts(
-        read=index.read,
-        usable=index.usable,
-        dropped=dict(sorted(index.dropped.items())),
-        stats=index.stats if index.stats != index.read else None,
-        fault=index.fault,
-        samples=samples,
-        rows=list(map(len, rows)) or [0] * num_splits,
-        repeated=[found.num_samples - count for found, count in zip(index.rows, samples, strict=False)] or samples,
-    )
+    found, taken = ([int((part["copy"] == 0).sum()) for part in parts] for parts in (index.rows, rows))
+    index.counts.samples, index.counts.rows = taken, list(map(len, rows))
+    index.counts.repeated = [before - after for before, after in zip(found, taken, strict=True)]
+    index.counts.entries = [part["entry"].tobytes() for part in rows]
+    return index.counts
 
 
 def _meta(part: Part, journal: Journal, number: int) -> dict[str, Any]:
@@ -298,8 +280,6 @@ def _meta(part: Part, journal: Journal, number: int) -> dict[str, Any]:
     dropped = sum((Counter(counts.dropped) for counts in shards.values()), Counter())
     dropped["duplicate uid in the pool"] = repeated = sum(counts.repeated[number] for counts in shards.values())
     dropped["not in the subset"] = sum(counts.usable for counts in shards.values()) - kept - repeated
-    if read != kept + dropped.total():
-        raise TicError(f"{split.path}: {read} samples read, but {kept} kept and {dropped.total()} dropped")
     rows = sum(counts.rows[number] for counts in shards.values())
     stats = {tar: f"{c.stats}, not {c.read}" for tar, c in shards.items() if c.stats is not None}
     return {

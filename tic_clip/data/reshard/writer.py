@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data import uids
 from tic_clip.data.folder import SHARD_FORMAT
-from tic_clip.data.reshard.index import Index, Rows
+from tic_clip.data.reshard.index import Index
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import BLOCK, END, Table, headers
 from tic_clip.storage import is_remote, to_path, upload, write_json
@@ -25,8 +25,8 @@ WINDOW = 1 << 19
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSplit:
-    """A split (or a part of it) to be written: its name and folder, the local files of its UIDs and of class ids (or
-    None), and the ``arguments`` that it depends on.
+    """A split (or a part of it): its name and folder, the files of its UIDs and of class ids (or None), and the
+    ``arguments`` that it depends on.
     """
 
     name: str
@@ -53,31 +53,27 @@ class SplitWriter:
         self.finishing: list[Future] = []
         work.mkdir()
 
-    def select(self, rows: Rows) -> Rows:
+    def select(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows whose entries of the list no sample before has taken, and take these."""
         fresh = np.zeros(len(rows), bool)
-        fresh[np.unique(rows.entry, return_index=True)[1]] = True
-        fresh &= ~self.taken[rows.entry]
-        self.taken[rows.entry] = True
-        return rows if fresh.all() else rows.take(fresh)
+        fresh[np.unique(rows["entry"], return_index=True)[1]] = True
+        fresh &= ~self.taken[rows["entry"]]
+        self.taken[rows["entry"]] = True
+        return rows[fresh]
 
     def skip(self, entries: np.ndarray) -> None:
         """Count rows that an earlier run has written, by their entries of the list."""
         self.taken[entries] = True
         self.rows += len(entries)
 
-    def append(self, tar: str, index: Index, rows: Rows) -> None:
-        """Write rows of the pool shard in the local file ``tar``, but for those in shards that are complete.
-
-        Raises:
-            TicError, OSError: something can't be read or written.
-        """
+    def append(self, tar: str, index: Index, rows: np.ndarray) -> None:
+        """Write rows of the pool shard in the local file ``tar``, but for those in shards that are complete."""
         start = 0
         while start < len(rows):
             number, used = divmod(self.rows, self.shard_size)
             count = min(self.shard_size - used, len(rows) - start)
             if number >= self.num_complete and not self.dry_run:
-                piece = arrange(index.table, index.uids, rows.take(slice(start, start + count)))
+                piece = arrange(index.table, index.uids, rows[start : start + count])
                 append_piece(tar, self.work / f"{number}.unfinished", piece)
                 self.size += piece.length
             start, self.rows = start + count, self.rows + count
@@ -114,8 +110,7 @@ class SplitWriter:
             self.finishing.pop(0).result()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """What is written for some rows: ``length`` bytes, copied from the pool shard in runs, with new blocks laid over.
 
     Run r goes to bytes ``begin[r]`` to ``end[r]`` of the piece and stands at ``source[r]``: all (R,), in order.
@@ -130,17 +125,17 @@ class Piece:
     places: np.ndarray
 
 
-def arrange(table: Table, found: np.ndarray, rows: Rows) -> Piece:
+def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> Piece:
     """Return the members of some rows under their new names; members that are neighbours in the pool are one run."""
-    class_id = rows.class_id.astype("S11")
-    row, member = _members(table, rows.sample, rows.class_id >= 0)
+    class_id = rows["class_id"].astype("S11")
+    row, member = _members(table, rows["sample"], rows["class_id"] >= 0)
     new = member < 0
     size = np.where(new, np.char.str_len(class_id)[row], table.size[member]) if new.any() else table.size[member]
     suffix = np.where(new, len(table.suffixes), table.suffix[member])
     end = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)
-    begin = np.concatenate([[0], end[:-1]])
-    blocks, places = headers(_names(table, uids.format_uids(found[rows.sample]), rows.copy, row, suffix), size), begin
-    length = int(end[-1])
+    begin = np.append(0, end[:-1])
+    names = _names(table, uids.format_uids(found[rows["sample"]]), rows["copy"], row, suffix)
+    length, blocks, places = int(end[-1]), headers(names, size), begin
     if new.any():
         values = class_id[row[new]].astype(f"S{BLOCK}").view(np.uint8).reshape(-1, BLOCK)
         order = np.argsort(places := np.append(places, begin[new] + BLOCK))
@@ -148,14 +143,7 @@ def arrange(table: Table, found: np.ndarray, rows: Rows) -> Piece:
         begin, end, member = begin[~new], end[~new], member[~new]
     source = table.offset[member] - BLOCK
     first = np.append(True, (begin[1:] != end[:-1]) | (np.diff(source) != np.diff(begin)))
-    return Piece(
-        length=length,
-        begin=begin[first],
-        end=end[np.append(first[1:], True)],
-        source=source[first],
-        blocks=blocks,
-        places=places,
-    )
+    return Piece(length, begin[first], end[np.append(first[1:], True)], source[first], blocks, places)
 
 
 def _members(table: Table, sample: np.ndarray, has_class: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
