@@ -305,7 +305,7 @@ class _KeyCheck:
                 yield f"{total - LINES} more keys: each {kind}"
 
     def _list(self, kind: str, rows: np.ndarray, tar: str | None = None) -> Iterator[str]:
-        for row in rows[: max(LINES - self.totals[kind], 0)]:
-            uid = uids.format_uid(row)
+        rest = rows[: max(LINES - self.totals[kind], 0)]
+        for row, uid in zip(rest, uids.format_uids(rest), strict=True):
             yield f"{tar}: {uid}-{row['copy']} {kind}" if tar else f"{uid} {kind}"
         self.totals[kind] += len(rows)
