@@ -18,7 +18,6 @@ from tic_clip.data.tar import (
     open_shard,
     read_table,
     samples,
-    split_name,
     write_shard,
 )
 from tic_clip.storage import to_path
@@ -149,17 +148,11 @@ def test_size_of_an_entry_without_data(kind):
 # --- Samples ---
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "suffix"),
-    [
-        ("0.png", "0", "png"),
-        ("a/b.c/0.JSON", "a/b.c/0", "json"),
-        ("./0.seg.png", "./0", "seg.png"),
-        ("a/0", "a/0", ""),
-    ],
-)
-def test_names(name, key, suffix):
-    assert split_name(name) == (key, suffix)
+def test_names():
+    names = ["0.png", "a/b.c/0.JSON", "./0.seg.png", "a/0", "a/.png", "b/c.", "d.png/"]
+    table = read_table(b"".join(raw(name, b"") for name in names) + END)
+    assert table.keys == ["0", "a/b.c/0", "./0"]
+    assert table.suffixes == ["png", "json", "seg.png"]
 
 
 def test_samples():
