@@ -218,7 +218,7 @@ def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
         if any(map(exists, (f"{folder}/{STARTED}", *work))):  # STARTED was written by earlier versions
             yield f"{folder} is not finished: give the command that makes it again"
         return
-    yield from _check_list(f"{folder}/{SUBSET}", meta.get("arguments", {}))
+    yield from _check_list(f"{folder}/{SUBSET}", meta.get("arguments") or {})
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"
     if None not in counts.values() and meta.get("output_count") != sum(counts.values()):
