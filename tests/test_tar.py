@@ -118,31 +118,23 @@ def test_members_are_those_that_tarfile_finds(form, entries):
     assert len(as_we_read(shard)) == sum(isinstance(info, str) for info, _ in entries)
 
 
-def test_global_pax_header():
-    shard = tar_of([("a.png", b"1"), (LONGER, b"2")], format=PAX, pax_headers={"comment": "of git archive"})
-    assert shard[156:157] == b"g"
-    assert as_we_read(shard) == as_tarfile_reads(shard) == [("a.png", b"1"), (LONGER, b"2")]
-
-
-def test_old_types_and_sizes():
-    base_256 = b"\x80" + (600).to_bytes(11, "big")
-    shard = raw("a.png", b"a", b"\0") + raw("b.png", b"b" * 600, size_field=base_256) + raw("c.png", b"c") + END
-    assert as_we_read(shard) == as_tarfile_reads(shard) == [("a.png", b"a"), ("b.png", b"b" * 600), ("c.png", b"c")]
-
-
-def test_size_in_a_pax_record():
-    """It counts for the next file, and for no other."""
-    size = b"00000000003\0"
-    entries = (raw("x", pax(size=700, path="a/b.png"), b"x"), raw("cut", b"a" * 700, size_field=size))
-    shard = b"".join(entries) + raw("c.png", b"c") + END
-    assert as_we_read(shard) == as_tarfile_reads(shard) == [("a/b.png", b"a" * 700), ("c.png", b"c")]
-
-
-@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6"])
-def test_size_of_an_entry_without_data(kind):
-    """Some tars give a link the size of its target."""
-    shard = raw("a.png", b"", kind, size_field=b"00000001000\0") + raw("b.png", b"b") + END
-    assert as_we_read(shard) == as_tarfile_reads(shard) == [("b.png", b"b")]
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (raw("x", pax(comment="of git archive"), b"g"), []),
+        (raw("a.png", b"a", b"\0"), [("a.png", b"a")]),
+        (raw("a.png", b"a" * 600, size_field=b"\x80" + (600).to_bytes(11, "big")), [("a.png", b"a" * 600)]),
+        (  # a PAX record's size counts for the next file, and for no other
+            raw("x", pax(size=700, path="a/b.png"), b"x") + raw("cut", b"a" * 700, size_field=b"00000000003\0"),
+            [("a/b.png", b"a" * 700)],
+        ),
+        # some tars give a link the size of its target
+        *((raw("a.png", b"", kind, size_field=b"00000001000\0"), []) for kind in (b"1", b"2", b"3", b"4", b"5", b"6")),
+    ],
+)
+def test_other_headers(entries, expected):
+    shard = entries + raw("z.png", b"z") + END
+    assert as_we_read(shard) == as_tarfile_reads(shard) == [*expected, ("z.png", b"z")]
 
 
 # --- Samples ---
@@ -166,12 +158,6 @@ def test_samples():
         ("1", {"json": b"6"}),
     ]
     assert Sample("0", {"png": (2, 3)}).read(b"0123456789", "png") == b"234"
-
-
-def test_no_samples():
-    assert list(samples(END)) == []
-    table = read_table(END)
-    assert (table.keys, table.start.tolist(), table.find("png").tolist()) == ([], [0], [])
 
 
 def test_table_by_hand():
@@ -277,20 +263,20 @@ def test_what_follows_the_end_must_be_padding(shard, message):
 
 def test_many_entries():
     """More than are compared at a time, with a fault behind them, or within the last ones."""
-    shard = b"".join(header(f"{i}.png", 0) for i in range(10_000)) + END
-    assert read_table(shard).keys == [str(i) for i in range(10_000)]
-    for damaged in (9_999, 4096, 4095, 0):
+    shard = b"".join(header(f"{i}.png", 0) for i in range(5000)) + END
+    assert read_table(shard).keys == [str(i) for i in range(5000)]
+    for damaged in (4999, 4096, 4095, 0):
         with pytest.raises(TicError, match=f"wrong header checksum at byte {512 * damaged}"):
             read_table(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :])
 
 
-def test_cut_off_anywhere_is_seen(tmp_path):
-    write_shard(tmp_path / "0.tar", CONTENT)
-    shard = (tmp_path / "0.tar").read_bytes()
-    for cut in range(len(shard) - 512):
+def test_cut_off_anywhere_is_seen():
+    shard = TWO.rstrip(b"\0")
+    shard += bytes(-len(shard) % 512 + 1024)
+    for cut in range(0, len(shard) - 1024, 7):
         with pytest.raises(TicError, match="truncated"):
             read_table(shard[:cut])
-    assert len(as_we_read(shard[:-512])) == 7
+    assert as_we_read(shard[:-512]) == SIZES
 
 
 def test_every_byte_of_a_header_counts():
