@@ -101,11 +101,7 @@ class Sample:
 
 @contextmanager
 def open_shard(path: object) -> Iterator[Buffer]:
-    """Give the bytes of a shard: memory-mapped if it is local, else downloaded into a temporary file first.
-
-    Raises:
-        TicError: an error inside the block names the shard.
-    """
+    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name."""
     try:
         with (
             temporary_folder() if is_remote(path) else nullcontext(Path()) as folder,
@@ -132,10 +128,8 @@ def samples(shard: Buffer) -> Iterator[Sample]:
 def read_table(shard: Buffer) -> Table:
     """Return the samples of a shard; a suffix that comes again under the same key starts a new sample.
 
-    Left out are members without a key or a suffix, as in webdataset, and entries that are not regular files.
-
-    Raises:
-        TicError: a header is damaged, the tar has no end, or something other than padding follows its end.
+    Left out are members without a key or a suffix, as in webdataset, and entries that are not regular files. Raises a
+    TicError if a header is damaged, the tar has no end, or something other than padding follows its end.
     """
     entries = _Entries()
     try:
@@ -323,8 +317,7 @@ def octal(values: np.ndarray, digits: int) -> np.ndarray:
 def headers(names: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
     """Return the ustar headers of N regular files, bytes (N, 512); owner, mode and time are fixed.
 
-    Raises:
-        TicError: a name has over 100 bytes, or one of ``sizes`` (N,) is 8 GiB or more.
+    Raises a TicError if a name has over 100 bytes, or one of ``sizes`` (N,) is 8 GiB or more.
     """
     sizes = np.asarray(sizes, np.int64)
     if names and len(longest := max(names, key=len)) > 100:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,10 @@ def verify(
     yield from table_faults
     shards_in.update(dict.fromkeys(folders, 0))  # a part without a sample has no tar
     with temporary_folder() as temporary:
-        keys = _KeyCheck(None if subset is None else _open_subset(subset, temporary))
+        listed = subset and local_copy(subset, temporary)
+        if listed:
+            uids.fingerprint(listed)  # raises if it is not sorted
+        keys = _KeyCheck(uids.open_uids(listed) if listed else None)
         results = map_ordered(_check_shard, tars, num_workers, use_processes=True)
         results = zip(tars, progress(results, "verify", len(tars), "shard"), strict=True)
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
@@ -111,13 +113,6 @@ def _check_is_split(split: str, tars: list[str], folders: Iterable[str]) -> None
             f"{split} is a pool, not a split: no key in {os.path.basename(tars[0])} is {{uid}}-{{copy}}, and there is "
             f"no {META}. generate_stats.py --overwrite counts and checks a pool's shards"
         )
-
-
-def _open_subset(subset: str, folder: Path) -> np.ndarray:
-    """Return the UIDs of a subset file, memory-mapped, known to be sorted."""
-    local = local_copy(subset, folder)
-    uids.fingerprint(local)
-    return uids.open_uids(local)
 
 
 # --- A shard ---
