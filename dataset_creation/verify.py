@@ -16,15 +16,15 @@ def main() -> int:
     parser.add_argument("split", help="a folder of .tar shards, or of parts that hold them; local or a URL")
     parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
-    args, seen = parser.parse_args(), VerifyReport()
-    for fault in verify(**vars(args), seen=seen):
+    args, seen, count = parser.parse_args(), VerifyReport(), 0
+    for count, fault in enumerate(verify(**vars(args), seen=seen), 1):  # noqa: B007
         print(fault)
-    faults = f"{seen.faults} fault{'s' if seen.faults > 1 else ''}" if seen.faults else "no faults"
+    faults = f"{count or 'no'} fault{'s' * (count != 1)}"
     print(f"{args.split}: {seen.samples} samples in {seen.shards} shards, {faults}")
     if seen.wanted is not None:
         missing = seen.wanted - seen.there
         print(f"{args.subset}: {seen.there} UIDs there, {missing} missing (coverage {seen.coverage:.2f} %)")
-    return 1 if seen.faults else 0
+    return 1 if count else 0
 
 
 if __name__ == "__main__":

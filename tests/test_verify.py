@@ -85,7 +85,7 @@ def test_samples_that_are_not_in_the_subset(split, tmp_path):
         f"00000000.tar: {UIDS[0]}-0 is not in the subset",
         f"00000001.tar: {UIDS[4]}-0 is not in the subset",
     ]
-    assert (seen.there, seen.wanted, seen.faults) == (3, 4, 2)
+    assert (seen.there, seen.wanted) == (3, 4)
 
 
 def test_repeats(tmp_path):
@@ -126,33 +126,21 @@ def test_faults_by_the_million_are_counted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "fault"),
+    ("wrong", "kind"),
     [
-        (sample(UIDS[5], leave_out=["png"]), f"no image: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], leave_out=["txt"]), f"no text: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], leave_out=["json"]), f"no json: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], record=b"{"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], record=b"\xff\xfe"), f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0"),
-        (
-            sample(UIDS[5], record=b'{"uid": "%s", "n": %s}' % (UIDS[5].encode(), b"1" * 4301)),
-            f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0",
-        ),
-        (
-            sample(UIDS[5], record=b'{"uid": "%s", "caption": "\xff"}' % UIDS[5].encode()),
-            f"json that can't be read: 1 of 3 samples, first {UIDS[5]}-0",
-        ),
-        (sample(UIDS[5], record=b'{"uid": "%s", "similarity": NaN}' % UIDS[5].encode()), None),
-        (sample(UIDS[5], record=[]), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], record={"uid": 5}), f"json without a uid: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[6], key=f"{UIDS[5]}-0"), f"key with another uid than its json: 1 of 3 samples, first {UIDS[5]}-0"),
-        (sample(UIDS[5], key="000001"), "key that is not {uid}-{copy}: 1 of 3 samples, first 000001"),
-        (sample(UIDS[5], "00"), f"key that is not {{uid}}-{{copy}}: 1 of 3 samples, first {UIDS[5]}-00"),
+        *((sample(UIDS[5], leave_out=[end]), kind) for end, kind in (("png", "no image"), ("txt", "no text"))),
+        (sample(UIDS[5], leave_out=["json"]), "no json"),
+        *((sample(UIDS[5], record=record), "json that can't be read") for record in (b"{", b"\xff\xfe")),
+        *((sample(UIDS[5], record=record), "json without a uid") for record in ([], {"uid": 5})),
+        (sample(UIDS[6], key=f"{UIDS[5]}-0"), "key with another uid than its json"),
+        *((sample(UIDS[5], key=key), "key that is not {uid}-{copy}") for key in ("000001", f"{UIDS[5]}-00")),
         (sample("ab" * 16, record={"uid": "AB" * 16}), None),
     ],
 )
-def test_samples_that_are_not_as_they_should_be(tmp_path, wrong, fault):
+def test_samples_that_are_not_as_they_should_be(tmp_path, wrong, kind):
     split = make_split(tmp_path / "split", [[sample(UIDS[0]), wrong, sample(UIDS[1])]])
-    assert faults_of(split) == ([f"00000000.tar: {fault}"] if fault else [])
+    key = wrong[0][0].partition(".")[0]
+    assert faults_of(split) == ([f"00000000.tar: {kind}: 1 of 3 samples, first {key}"] if kind else [])
 
 
 def test_names_and_gaps(split):
@@ -173,22 +161,28 @@ def test_names_and_gaps(split):
     assert len([fault for fault in faults if fault.endswith(".tar is missing")]) == LINES
 
 
-@pytest.mark.parametrize("cut", [100, 1000, 4096])
-def test_a_truncated_shard_is_named(split, cut):
-    path = Path(split, "00000001.tar")
-    path.write_bytes(path.read_bytes()[:cut])
-    (fault,) = faults_of(split)
-    assert fault.startswith("00000001.tar: truncated: ")
+def make_sparse(data):
+    """The first header as one of GNU's old format for a file with holes."""
+    header = data[:148] + b" " * 8 + b"S" + data[157:345] + bytes(167)
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:] + data[512:]
 
 
-def test_damage_is_named(split):
-    path = Path(split, "00000001.tar")
-    data = bytearray(path.read_bytes())
-    data[5:7] = b"zz"
-    path.write_bytes(data)
-    assert faults_of(split) == ["00000001.tar: wrong header checksum at byte 0"]
-    path.write_bytes(b"")
-    assert faults_of(split) == ["00000001.tar: empty file"]
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda data: b"", "empty file"),
+        *((lambda data, cut=cut: data[:cut], "truncated: ") for cut in (100, 1000, 4096)),
+        (lambda data: data[:5] + b"zz" + data[7:], "wrong header checksum at byte 0"),
+        (lambda data: data + data, "data after the end of the tar at byte "),
+        (lambda data: data[:3072] + bytes(512) + data[3584:], "data after the end of the tar at byte "),
+        (make_sparse, f"sparse member: 1 of 3 samples, first {UIDS[0]}-0"),
+    ],
+)
+def test_damage_is_named(split, damage, fault):
+    path = Path(split, "00000000.tar")
+    path.write_bytes(damage(path.read_bytes()))
+    (line,) = faults_of(split)
+    assert line.startswith(f"00000000.tar: {fault}")
 
 
 def test_tables_that_say_something_else(split):
@@ -200,15 +194,13 @@ def test_tables_that_say_something_else(split):
         "00000000_stats.json says 4 samples, the tar holds 3",
         f"00000001.tar has no stats: run dataset_creation/tic-datacomp/generate_stats.py --url {split} first",
         "sizes.json says 2 samples for 00000000.tar, the tar holds 3",
-        "meta.json says 3 shards, there are 2".replace("meta", f"{split}/meta").replace(f"{split}/", ""),
+        "meta.json says 3 shards, there are 2",
         "meta.json says 6 samples, the shards hold 5",
     ]
     for name in ("sizes.json", "meta.json", "00000000_stats.json"):
         Path(split, name).write_text("{")
-    faults = faults_of(split)
-    assert [fault for fault in faults if "sizes.json is not valid JSON" in fault]
-    assert [fault for fault in faults if "meta.json is not valid JSON" in fault]
-    assert [fault for fault in faults if "00000000_stats.json is not valid JSON" in fault]
+    faults = [fault.partition(":")[0] for fault in faults_of(split)]
+    assert {f"{name} is not valid JSON" for name in ("sizes.json", "meta.json", "00000000_stats.json")} <= set(faults)
     os.unlink(f"{split}/sizes.json")
     assert missing_sizes_message(split) in faults_of(split)
 
@@ -218,6 +210,7 @@ def make_parts(folder, parts=3):
     contents = [[[sample(UIDS[0]), sample(UIDS[1])], [sample(UIDS[2])]], [[sample(UIDS[3])]], []]
     for part, content in enumerate(contents):
         make_split(f"{folder}/{part:05d}", content, {"part": part, "parts": parts})
+    write_subset(Path(folder, "00000"), UIDS[:4], "sample_ids")
     return str(folder)
 
 
@@ -229,30 +222,16 @@ def test_a_split_in_parts(tmp_path):
     make_split(f"{split}/00001", [[sample(UIDS[3]), sample(UIDS[0])]], {"part": 1, "parts": 3})
     assert faults_of(split, subset) == [f"00001/00000000.tar: {UIDS[0]}-0 is in the split already"]
     write_json(f"{split}/00002/sizes.json", {"00000000.tar": 1})
-    assert faults_of(split)[0] == "00002/sizes.json lists 00000000.tar, which is not there"
+    os.unlink(f"{split}/00000/sample_ids.npy")  # no other part has one
+    assert [fault for fault in faults_of(split) if "already" not in fault] == [
+        "00000/sample_ids.npy is missing",
+        "00002/sizes.json lists 00000000.tar, which is not there",
+    ]
 
 
 def test_a_part_that_is_missing(tmp_path):
     split = make_parts(tmp_path / "split", parts=4)
     assert faults_of(split) == [f"{split} has 3 of 4 parts: finish reshard first"]
-
-
-def test_a_sparse_member(split):
-    """Its bytes are not in the tar as they are: a header of GNU's old format."""
-    path = Path(split, "00000000.tar")
-    data = bytearray(path.read_bytes())
-    data[156:157], data[345:512], data[148:156] = b"S", bytes(167), b" " * 8
-    data[148:156] = b"%06o\0 " % sum(data[:512])
-    path.write_bytes(data)
-    assert faults_of(split) == [f"00000000.tar: sparse member: 1 of 3 samples, first {UIDS[0]}-0"]
-
-
-@pytest.mark.parametrize("change", [lambda data: data + data, lambda data: data[:3072] + bytes(512) + data[3584:]])
-def test_samples_behind_the_end_of_a_tar(split, change):
-    path = Path(split, "00000000.tar")
-    path.write_bytes(change(path.read_bytes()))
-    (fault,) = faults_of(split)
-    assert fault.startswith("00000000.tar: data after the end of the tar at byte ")
 
 
 def test_a_pool_is_no_split(make_pool, tmp_path):
@@ -290,17 +269,24 @@ def test_no_split_and_no_subset(split, tmp_path):
 def test_in_the_cloud(tmp_path, s3):
     folder = make_parts(tmp_path / "split")
     Path(folder, "00000/00000001.tar").write_bytes(b"x" * 600)
-    for path, _ in list_files(folder, "*/*"):
+    for path, _ in [*list_files(folder, "*/*.tar"), *list_files(folder, "*/meta.json")]:
         upload(Path(path), path.replace(folder, f"{s3}/split"))
     upload(Path(write_subset(tmp_path, UIDS[:5])), f"{s3}/subset.npy")
+    with pytest.raises(TicError, match=r"00000/00000001.tar: damaged header"):
+        generate_stats(f"{s3}/split/", 2)
+    write_json(f"{s3}/split/00000/00000001_stats.json", {"successes": 1})
+    assert generate_stats(f"{s3}/split/", 2) == (3, 0)
+    assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split/00000": 3, f"{s3}/split/00001": 1}
+    write_json(f"{s3}/split/00002/sizes.json", {})
     seen = VerifyReport()
     assert faults_of(f"{s3}/split/", f"{s3}/subset.npy", seen=seen, num_workers=2) == [
-        f"{s3}/split/00000/00000001.tar: damaged header at byte 0"
+        f"{s3}/split/00000/00000001.tar: damaged header at byte 0",
+        f"{s3}/split/00000/sample_ids.npy is missing",
     ]
     assert (seen.there, seen.wanted, seen.shards) == (3, 5, 3)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_keys_are_compared_as_plain_python_does(tmp_path, seed):
     random = np.random.default_rng(seed)
     listed = sorted(UIDS[i] for i in random.integers(0, len(UIDS), random.integers(0, 12)))
@@ -377,16 +363,6 @@ def test_stats_that_are_none(split, stats):
     write_json(f"{split}/00000001_stats.json", stats)
     with pytest.raises(TicError, match=f"^{split}/00000001_stats.json holds no count of successes"):
         add_sizes(split)
-
-
-def test_stats_in_the_cloud(split, s3):
-    for path, _ in list_files(split, "*.tar"):
-        upload(Path(path), path.replace(split, f"{s3}/split"))
-    assert generate_stats(f"{s3}/split/", 2) == (2, 2)
-    assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split": 5}
-    assert generate_stats(f"{s3}/split") == (2, 0)
-    assert split_sizes(f"{s3}/split") == {f"{s3}/split/00000000.tar": 3, f"{s3}/split/00000001.tar": 2}
-    assert faults_of(f"{s3}/split") == []
 
 
 # --- The scripts ---

@@ -45,7 +45,7 @@ class EmptySplitError(TicError):
 
 
 def list_shards(path: object) -> list[tuple[str, int]]:
-    """Return (path, size in bytes) of the tars of a pool or a split, sorted by path, without clip_benchmark's links.
+    """Return (path, size in bytes) of the tars of a pool or a split, sorted, without clip_benchmark's links.
 
     Raises:
         TicError: there is no such folder or no tar in it; tars lie both in a folder and below it, or end in .TAR.
@@ -56,7 +56,7 @@ def list_shards(path: object) -> list[tuple[str, int]]:
         raise NotFoundError(f"{error}: {HOW_TO_MAKE}") from None
     shards = [(tar if "/" in tar else f"./{tar}", size) for tar, size in shards]
     root = os.path.dirname(f"{to_path(path)}/")
-    links = {folder for folder in {os.path.dirname(tar) for tar, _ in shards} - {root} if _holds_links(folder)}
+    links = set(filter(_holds_links, {os.path.dirname(tar) for tar, _ in shards} - {root}))
     shards = [(tar, size) for tar, size in shards if os.path.dirname(tar) not in links]
     if not shards:
         raise TicError(f"{path} holds no .tar file: {HOW_TO_MAKE}")
@@ -65,9 +65,7 @@ def list_shards(path: object) -> list[tuple[str, int]]:
         if not tar.endswith(".tar"):
             raise TicError(f"{tar} would not be read: rename it to end in .tar")
         if tar.count("/") != first.count("/"):
-            raise TicError(
-                f"{tar} and {first} do not lie equally deep below {path}: move the tars that are not its shards"
-            )
+            raise TicError(f"{tar} and {first} do not lie equally deep below {path}: move what is not a shard of it")
     return shards
 
 
@@ -89,11 +87,7 @@ def list_tars(path: object) -> list[str]:
 
 @cache
 def read_sizes(folder: str) -> dict[str, int]:
-    """Return the table of a folder of shards, file name -> samples; it is kept until ``write_sizes`` is called.
-
-    Raises:
-        TicError: it has none, or the table is not one of counts; the message names the folder.
-    """
+    """Return the table of a folder of shards, name -> samples, cached; raise a TicError if there is no valid one."""
     path = f"{folder or '.'}/{SIZES}"
     try:
         return msgspec.json.decode(read_bytes(path), type=dict[str, Annotated[int, msgspec.Meta(ge=0)]])
@@ -132,46 +126,33 @@ def split_folders(split: object) -> list[str]:
         TicError: neither it nor a folder in it has a ``sizes.json``, or a part is missing or not finished.
     """
     folder = str(to_path(split))
-    if _sizes_or_none(folder) is not None:
+    if _has_sizes(folder):
         return [folder]
     try:
         folders = [part for part in list_folders(folder) if os.path.basename(part) != CLIP_BENCHMARK_DIR]
     except NotFoundError:
         raise NotFoundError(f"{split} is missing: {HOW_TO_MAKE}") from None
-    tables = dict(zip(folders, map_ordered(_sizes_or_none, folders, 16), strict=True))
-    parts = [part for part, table in tables.items() if table is not None]
+    has_sizes = dict(zip(folders, map_ordered(_has_sizes, folders, 16), strict=True))
+    parts = [part for part in folders if has_sizes[part]]
     if not parts:
         raise TicError(missing_sizes_message(split))
-    _check_parts(split, parts)
-    for part in folders:
-        if tables[part] is None and list_files(part, "*.tar"):
-            raise TicError(f"{part} has shards but no {SIZES}: finish reshard first, or run add_sizes.py")
-    return parts
-
-
-def _sizes_or_none(folder: str) -> dict[str, int] | None:
-    try:
-        return read_sizes(folder)
-    except NotFoundError:
-        return None
-
-
-def _check_parts(split: object, parts: list[str]) -> None:
-    """Check that all parts are there; parts whose ``meta.json`` counts none come from elsewhere.
-
-    Raises:
-        TicError: some are not, or they come from runs of reshard with different numbers of parts.
-    """
-    numbers, totals = set(), set()
-    for meta in map_ordered(read_meta, parts, 16):
-        arguments = (meta or {}).get("arguments")
-        if isinstance(arguments, dict) and {type(arguments.get(name)) for name in ("part", "parts")} == {int}:
-            numbers.add(arguments["part"])
-            totals.add(arguments["parts"])
+    arguments = [(meta or {}).get("arguments") or {} for meta in map_ordered(read_meta, parts, 16)]
+    numbers, totals = ({each.get(name) for each in arguments} - {None} for name in ("part", "parts"))
     if len(totals) > 1:
         raise TicError(f"{split} has parts of a split in {min(totals)} and of one in {max(totals)}: make it again")
     if totals and len(numbers) < max(totals):
         raise TicError(f"{split} has {len(numbers)} of {max(totals)} parts: finish reshard first")
+    for part in folders:
+        if not has_sizes[part] and list_files(part, "*.tar"):
+            raise TicError(f"{part} has shards but no {SIZES}: finish reshard first, or run add_sizes.py")
+    return parts
+
+
+def _has_sizes(folder: str) -> bool:
+    try:
+        return read_sizes(folder) is not None
+    except NotFoundError:
+        return False
 
 
 # --- How many samples they hold ---
@@ -192,11 +173,7 @@ def split_sizes(split: object) -> dict[str, int]:
 
 
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
-    """Return ``split_sizes``, or every shard with None for its samples where there is no table (data from elsewhere).
-
-    Raises:
-        TicError: as ``split_sizes`` and ``list_tars``.
-    """
+    """Return ``split_sizes``, or every shard with None for its samples where there is no table."""
     has_parts = not list_files(split, "*.tar") and list_files(split, f"*/{SIZES}")
     return split_sizes(split) if has_parts or list_files(split, SIZES) else dict.fromkeys(list_tars(split))
 
@@ -204,63 +181,30 @@ def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
     """Return (samples, shards) of a list of shard paths or URLs that may lie in several folders, each with its table.
 
-    OpenCLIP's ``__len__`` file (one number for the whole folder) counts where there is no ``sizes.json``.
-
     Raises:
         TicError: a folder has no table, or its table lacks a shard; the message names it.
     """
-    shards = list(shards)
-    folders = list(dict.fromkeys(map(os.path.dirname, shards)))
-    tables = dict(zip(folders, map_ordered(_sizes_or_len, folders, 16), strict=True))
-    total = sum(table for table in tables.values() if isinstance(table, int))
-    for folder, name in map(os.path.split, shards):
-        table = tables[folder]
-        if isinstance(table, dict) and name not in table:
+    shards = list(map(os.path.split, shards))
+    folders = list(dict.fromkeys(folder for folder, _ in shards))
+    tables = dict(zip(folders, map_ordered(read_sizes, folders, 16), strict=True))
+    for folder, name in shards:
+        if name not in tables[folder]:
             raise TicError(f"{folder}/{SIZES} has no entry for {name}")
-        total += table[name] if isinstance(table, dict) else 0
-    return total, len(shards)
-
-
-def _sizes_or_len(folder: str) -> dict[str, int] | int:
-    """Return a folder's ``sizes.json``, or the number in OpenCLIP's ``__len__`` file."""
-    try:
-        return read_sizes(folder)
-    except NotFoundError as error:
-        try:
-            return int(read_bytes(f"{folder or '.'}/__len__"))
-        except NotFoundError:
-            raise error from None
-        except ValueError:
-            raise TicError(f"{folder}/__len__ is not a number") from None
-
-
-def count_samples(path: str) -> int:
-    """Return the samples of a shard; a remote one is downloaded.
-
-    Raises:
-        TicError: it is missing or damaged; the message names it.
-    """
-    with open_shard(path) as shard:
-        return len(read_table(shard).keys)
+    return sum(tables[folder][name] for folder, name in shards), len(shards)
 
 
 def stats_path(tar: str) -> str:
-    """Return the path of a shard's stats."""
+    """Return the path of the stats of a shard."""
     return f"{tar.removesuffix('.tar')}_stats.json"
 
 
 def read_stats(tar: str) -> int:
-    """Return the samples of a shard as its stats have it.
-
-    Raises:
-        TicError: it has none, or they hold no count.
-    """
+    """Return the samples of a shard as its stats have it; raise a TicError if they have no count."""
     try:
         stats = read_json(stats_path(tar))
     except NotFoundError:
-        raise TicError(
-            f"{tar} has no stats: run {SCRIPTS}/generate_stats.py --url {os.path.dirname(tar)} first"
-        ) from None
+        command = f"{SCRIPTS}/generate_stats.py --url {os.path.dirname(tar)}"
+        raise TicError(f"{tar} has no stats: run {command} first") from None
     count = stats.get("successes") if isinstance(stats, dict) else None
     if type(count) is not int or count < 0:
         raise TicError(f"{stats_path(tar)} holds no count of successes: run generate_stats.py --overwrite")
@@ -270,10 +214,7 @@ def read_stats(tar: str) -> int:
 def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tuple[int, int]:
     """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now).
 
-    Args:
-        url: the pool or the split, in either layout.
-        num_proc: processes.
-        overwrite: count shards again that have stats; what else their stats say is kept.
+    With ``overwrite``, shards that have stats are counted again, and what else these say is kept.
 
     Raises:
         TicError: shards are damaged; all others have their stats then.
@@ -292,7 +233,8 @@ def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tupl
 def _write_stats(tar: str) -> str | None:
     """Count a shard's samples and write its stats; return what is wrong with it, or None."""
     try:
-        count = count_samples(tar)
+        with open_shard(tar) as shard:
+            count = len(read_table(shard).keys)
     except TicError as error:
         return str(error)
     try:
@@ -304,11 +246,7 @@ def _write_stats(tar: str) -> str | None:
 
 
 def add_sizes(url: str, num_proc: int = 1) -> dict[str, int]:
-    """Write ``sizes.json`` from the stats into each folder of shards of a pool or split; return folder -> samples.
-
-    Raises:
-        TicError: a shard has no stats; the message names it.
-    """
+    """Write ``sizes.json`` from the stats into each folder of shards of a pool or split; return folder -> samples."""
     tars, tables = list_tars(url), defaultdict(dict)
     counts = progress(map_ordered(read_stats, tars, num_proc), "read stats", len(tars), "shard")
     for tar, count in zip(tars, counts, strict=True):

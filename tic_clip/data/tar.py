@@ -9,21 +9,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.storage import NotFoundError, atomic_open, is_remote, local_copy, temporary_folder
+from tic_clip.storage import NotFoundError, atomic_open, is_remote, local_copy, open_file, temporary_folder
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
-LARGE = 8**11
-"""The first size, in bytes, that a header's eleven octal digits do not hold: 8 GiB."""
-
+LARGE = 8**11  # the first size, in bytes, that a header's eleven octal digits do not hold: 8 GiB
 MAX_PADDING, EMPTY_TAR = 1 << 20, 20 * BLOCK
 """Most bytes of zeros after the last member, and in a tar without one. GNU tar and Python write up to 10,240."""
 
@@ -95,28 +94,24 @@ class Sample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def read(self, shard: Buffer, suffix: str) -> bytes:
-        """Return the data of one member."""
+        """Return the data of a member."""
         offset, size = self.members[suffix]
         return shard[offset : offset + size]
 
 
 @contextmanager
 def open_shard(path: object) -> Iterator[Buffer]:
-    """Give the bytes of a shard: memory-mapped if it is local, else downloaded into a temporary file first.
-
-    Raises:
-        TicError: an error inside the block names the shard.
-    """
+    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name."""
     try:
         with (
-            temporary_folder() if is_remote(path) else nullcontext() as folder,
-            open(local_copy(path, folder) if folder else path, "rb") as file,
+            temporary_folder() if is_remote(path) else nullcontext(Path()) as folder,
+            open_file(local_copy(path, folder)) as file,
         ):
             if os.fstat(file.fileno()).st_size == 0:
                 raise TicError("empty file")
             yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last view of it
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} is missing") from None
+    except NotFoundError:
+        raise
     except TicError as error:
         raise TicError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
@@ -125,31 +120,28 @@ def samples(shard: Buffer) -> Iterator[Sample]:
     """Yield the samples of ``read_table``; a flawed one has no members."""
     table = read_table(shard)
     suffixes = [table.suffixes[code] for code in table.suffix.tolist()]
-    ranges = list(zip(table.offset.tolist(), table.size.tolist(), strict=True))
-    start = table.start.tolist()
-    for i, key in enumerate(table.keys):
-        members = slice(start[i], start[i + 1] if i not in table.flawed else start[i])
-        yield Sample(key, dict(zip(suffixes[members], ranges[members], strict=True)))
+    members = list(zip(suffixes, zip(table.offset.tolist(), table.size.tolist(), strict=True), strict=True))
+    for i, (key, (start, stop)) in enumerate(zip(table.keys, pairwise(table.start.tolist()), strict=True)):
+        yield Sample(key, {} if i in table.flawed else dict(members[start:stop]))
 
 
 def read_table(shard: Buffer) -> Table:
     """Return the samples of a shard; a suffix that comes again under the same key starts a new sample.
 
-    Left out are members without a key or a suffix, as in webdataset, and entries that are no regular files.
-
-    Raises:
-        TicError: a header is damaged, the tar has no end, or something other than padding follows its end.
+    Left out are members without a key or a suffix, as in webdataset, and entries that are not regular files. Raises a
+    TicError if a header is damaged, the tar has no end, or something other than padding follows its end.
     """
-    entries = _walk(shard)
-    names = _read_names(shard, entries)
-    if entries.fault:
-        raise TicError(entries.fault)
-    number, suffixes, keys, start, flawed, last, seen = [], [], [], [], {}, None, set()
+    entries = _Entries()
+    try:
+        _walk(shard, entries)
+    finally:
+        names = _read_names(shard, entries)  # a wrong checksum further up is why the walk failed
+    number, codes, suffixes, keys, start, flawed, last, seen = [], {}, [], [], [], {}, None, set()
     for i, name in enumerate(names):
-        if i in entries.skipped:
-            continue
-        key, suffix = split_name(name)
-        if not suffix or key[-1:] in ("", "/"):
+        base = name.rfind("/") + 1
+        dot = name.find(".", base)
+        key, suffix = name[:dot], name[dot + 1 :].lower()
+        if dot <= base or not suffix:
             continue
         if key != last or suffix in seen:
             start.append(len(number))
@@ -157,27 +149,19 @@ def read_table(shard: Buffer) -> Table:
             last = key
             seen.clear()
         seen.add(suffix)
-        suffixes.append(suffix)
+        suffixes.append(codes.setdefault(suffix, len(codes)))
         number.append(i)
         if i in entries.flaws:
             flawed[len(keys) - 1] = entries.flaws[i]
-    codes = {suffix: code for code, suffix in enumerate(dict.fromkeys(suffixes))}
     return Table(
         keys=keys,
         start=np.array([*start, len(number)]),
         suffixes=list(codes),
-        suffix=np.array([codes[suffix] for suffix in suffixes], np.int32),
+        suffix=np.array(suffixes, np.int32),
         offset=np.array([entries.positions[i] for i in number], np.int64) + BLOCK,
         size=np.array([entries.sizes[i] for i in number], np.int64),
         flawed=flawed,
     )
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Return (key, suffix) of a member's name; the suffix is lower-case and empty if there is none."""
-    folder, slash, base = name.rpartition("/") if "/" in name else ("", "", name)
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, suffix.lower()
 
 
 # --- Headers ---
@@ -185,68 +169,58 @@ def split_name(name: str) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class _Entries:
-    """The entries of a tar: positions of their headers, whose checksums are not compared yet, and sizes of their data.
+    """Positions of headers, whose checksums are not compared yet, and sizes of the data behind them.
 
-    By number of the entry: those that are not regular files, long names, and flaws.
+    ``names`` and ``flaws``: number of an entry -> its long name, or "" if it is not a file; why its data can't be used.
     """
 
     positions: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    skipped: set[int] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     flaws: dict[int, str] = field(default_factory=dict)
-    fault: str | None = None
 
 
-def _walk(shard: Buffer) -> _Entries:
-    """Go from header to header up to the end of the tar or the first fault."""
-    entries, position, overrides = _Entries(), 0, {}
+def _walk(shard: Buffer, entries: _Entries) -> None:
+    """Go from header to header up to the end of the tar."""
+    position, overrides = 0, {}
     while position + BLOCK <= len(shard):
         numbers = shard[position + 124 : position + 157]  # size, time, checksum, type
-        size = -1
-        if numbers[32] in _REGULAR and numbers[11] in b"\0 " and not overrides:
-            try:
-                size = int(numbers[:11], 8)
-            except ValueError:
-                size = -1
+        is_plain = numbers[32] in _REGULAR and numbers[11] in b"\0 " and not overrides
+        try:
+            size = int(numbers[:11], 8) if is_plain else -1
+        except ValueError:
+            size = -1
         if size < 0:
             size = _read_special(shard, position, overrides, entries)
             if size is None:
-                return entries
+                return
         entries.positions.append(position)
         entries.sizes.append(size)
         position += size + 2 * BLOCK - 1 & -BLOCK
-    entries.fault = f"truncated: no end of the tar in {len(shard)} bytes"
-    return entries
+    raise TicError(f"truncated: no end of the tar in {len(shard)} bytes")
 
 
 def _read_special(shard: Buffer, position: int, overrides: dict[str, Any], entries: _Entries) -> int | None:
-    """Return the size of the data of an entry other than a plain file, or None at the end of the tar and at a fault.
+    """Return the size of the data of an entry other than a plain file, or None at the end of the tar.
 
     ``overrides`` is what GNU and PAX entries say about the next one: "path", "size", "sparse".
     """
-    header, number, start = shard[position : position + BLOCK], len(entries.sizes), position + BLOCK
+    header, number = shard[position : position + BLOCK], len(entries.sizes)
     if not any(header):
-        entries.fault = _check_padding(shard, position)
+        _check_padding(shard, position)
         return None
     size, kind = _read_number(header[124:136]), header[156:157]
     if size is None:
-        entries.fault = f"damaged header at byte {position}"
-        return None
+        raise TicError(f"damaged header at byte {position}")
     if kind in b"xgLK":
-        entries.skipped.add(number)
-        if kind in b"xL" and start + size <= len(shard):
-            data = shard[start : start + size]
-            overrides |= _read_pax(data) if kind == b"x" else {"path": _decode(data)}
-            if "damaged" in overrides:
-                entries.fault = f"damaged PAX header at byte {start}"
-                return None
+        data = shard[position + BLOCK : position + BLOCK + size]
+        if kind in b"xL" and len(data) == size:
+            overrides |= {"path": _decode(data)} if kind == b"L" else _read_pax(data, position + BLOCK)
+        entries.names[number] = ""
         return size
     size = 0 if kind in _WITHOUT_DATA else overrides.get("size", size)
-    if kind not in _REGULAR + _SPARSE:
-        entries.skipped.add(number)
-    if "path" in overrides:
-        entries.names[number] = overrides["path"]
+    if "path" in overrides or kind not in _REGULAR + _SPARSE:
+        entries.names[number] = overrides["path"] if kind in _REGULAR + _SPARSE else ""
     if size >= LARGE:
         entries.flaws[number] = "member of 8 GiB or more"
     if kind == _SPARSE or "sparse" in overrides:
@@ -259,14 +233,15 @@ def _read_special(shard: Buffer, position: int, overrides: dict[str, Any], entri
     return size
 
 
-def _check_padding(shard: Buffer, position: int) -> str | None:
-    """Return what is wrong with the bytes from the end of a tar at ``position`` on, or None if they are padding."""
+def _check_padding(shard: Buffer, position: int) -> None:
+    """Raise a TicError if the bytes from the end of a tar at ``position`` on are not its padding."""
     if shard[position : position + MAX_PADDING].strip(b"\0"):
-        return f"data after the end of the tar at byte {position}: two tars in one file, or an overwritten header"
+        raise TicError(
+            f"data after the end of the tar at byte {position}: two tars in one file, or an overwritten header"
+        )
     padding = len(shard) - position
     if padding > (MAX_PADDING if position else EMPTY_TAR):
-        return f"{padding} bytes after byte {position} are zeros: the file was not written to its end"
-    return None
+        raise TicError(f"{padding} bytes after byte {position} are zeros: the file was not written to its end")
 
 
 def _read_number(field: bytes) -> int | None:
@@ -280,24 +255,25 @@ def _read_number(field: bytes) -> int | None:
     return number if number >= 0 else None
 
 
-def _read_pax(records: bytes) -> dict[str, Any]:
-    """Return "path", "size" and "sparse" of PAX records ("length key=value\\n"), or "damaged"."""
+def _read_pax(records: bytes, position: int) -> dict[str, Any]:
+    """Return "path", "size" and "sparse" of the PAX records ("length key=value\\n") at byte ``position``."""
     values, start = {}, 0
-    while start < len(records) and records[start]:
-        digits = records[start : start + 20].partition(b" ")[0]
-        length = int(digits) if digits.isdigit() else 0
-        key, _, value = records[start + len(digits) + 1 : start + length - 1].partition(b"=")
-        if not len(digits) + 1 < length <= len(records) - start:
-            return {"damaged": True}
-        if key == b"size" and not (value.isdigit() and len(value) <= 20):
-            return {"damaged": True}
-        if key == b"size":
-            values["size"] = int(value)
-        elif key in (b"path", b"GNU.sparse.name"):
-            values["path"] = _decode(value)
-        if key.startswith(b"GNU.sparse."):
-            values["sparse"] = True
-        start += length
+    try:
+        while start < len(records) and records[start]:
+            digits = records[start : start + 20].partition(b" ")[0]
+            end = start + int(digits)
+            key, _, value = records[start + len(digits) + 1 : end - 1].partition(b"=")
+            if key == b"size":
+                values["size"] = int(value)
+            elif key in (b"path", b"GNU.sparse.name"):
+                values["path"] = _decode(value)
+            if key.startswith(b"GNU.sparse."):
+                values["sparse"] = True
+            if not start + len(digits) + 1 < end <= len(records) or values.get("size", 0) < 0:
+                raise ValueError
+            start = end
+    except ValueError:
+        raise TicError(f"damaged PAX header at byte {position}") from None
     return values
 
 
@@ -307,11 +283,7 @@ def _decode(name: bytes) -> str:
 
 
 def _read_names(shard: Buffer, entries: _Entries) -> list[str]:
-    """Return the name of each entry.
-
-    Raises:
-        TicError: the checksum of a header is wrong.
-    """
+    """Return the name of each entry; raise a TicError if the checksum of a header is wrong."""
     names = []
     for first in range(0, len(entries.positions), 4096):  # as many headers as stay in the processor's cache
         positions = np.array(entries.positions[first : first + 4096])
@@ -345,12 +317,7 @@ def octal(values: np.ndarray, digits: int) -> np.ndarray:
 def headers(names: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
     """Return the ustar headers of N regular files, bytes (N, 512); owner, mode and time are fixed.
 
-    Args:
-        names: N names of at most 100 bytes.
-        sizes: (N,), below 8 GiB.
-
-    Raises:
-        TicError: a name or a file does not fit the format.
+    Raises a TicError if a name has over 100 bytes, or one of ``sizes`` (N,) is 8 GiB or more.
     """
     sizes = np.asarray(sizes, np.int64)
     if names and len(longest := max(names, key=len)) > 100:
@@ -371,11 +338,10 @@ def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]], *
     count, content = 0, iter(content)
     with atomic_open(path, sync=sync) as file:
         while batch := list(islice(content, 32)):  # headers are cheap in numbers
-            members = [(f"{key}.{suffix}", data) for key, sample in batch for suffix, data in sample.items()]
-            names = [name.encode(errors="surrogateescape") for name, _ in members]
-            table = headers(names, np.array([len(data) for _, data in members]))
-            parts = ((head, data, bytes(-len(data) % BLOCK)) for head, (_, data) in zip(table, members, strict=True))
-            file.write(b"".join(chain.from_iterable(parts)))
+            names = [f"{key}.{suffix}".encode(errors="surrogateescape") for key, sample in batch for suffix in sample]
+            members = [data for _, sample in batch for data in sample.values()]
+            for header, data in zip(headers(names, np.array(list(map(len, members)))), members, strict=True):
+                file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
             count += len(batch)
         file.write(END)
     return count

@@ -1,21 +1,19 @@
 """UIDs as arrays: a UID is 128 bits, written as 32 hex digits; a UID file is a sorted ``.npy`` of (high, low) words.
 
-``UID`` is DataComp's dtype, so its files are read and written byte for byte the same (128 bytes of header, 16 a UID).
-Files are memory-mapped: nothing here copies a whole list of UIDs.
+``UID`` is DataComp's dtype, so its files are read and written byte for byte the same. They are memory-mapped.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.storage import atomic_open
+from tic_clip.storage import NotFoundError, atomic_open
 
 UID = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 """High and low 64 bits; sorting by (f0, f1) is sorting by the hex digits."""
@@ -23,8 +21,7 @@ UID = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 CLASS_ROW = np.dtype([("f0", "<u8"), ("f1", "<u8"), ("class_id", "<i4")])
 """A UID and the class that its sample shows, sorted by UID."""
 
-BLOCK = 1 << 20
-"""UIDs that are read into memory at a time (16 MiB)."""
+BLOCK = 1 << 20  # UIDs that are read into memory at a time (16 MiB)
 
 _HEX = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
 _LONG_NUMBER = re.compile(rb"[0-9]{4301}")  # more digits than Python reads as an integer
@@ -40,12 +37,12 @@ _DECODER = msgspec.json.Decoder(_Record)
 
 
 def make_uid(text: str) -> str:
-    """The UID of a sample that has none yet: the first 128 bits of the SHA-256 of ``text``, as hex."""
+    """Return the UID of a sample that has none yet: the first 128 bits of the SHA-256 of ``text``, as hex."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def is_uid(text: object) -> bool:
-    """Whether ``text`` is 32 hex digits, of either case."""
+    """Return whether ``text`` is 32 hex digits, of either case."""
     return isinstance(text, str) and _HEX.fullmatch(text) is not None
 
 
@@ -56,22 +53,22 @@ def read_uid(data: bytes) -> str | None:
         ValueError: ``json.loads`` would not read ``data``.
     """
     try:
+        uid = _DECODER.decode(data).uid  # as fast as a regular expression, but checks the syntax
+        data.decode()
+        is_read = len(data) <= 4300 or not _LONG_NUMBER.search(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # it also refuses NaN and lone surrogates
+        is_read = False
+    if not is_read:
         try:
-            uid = _DECODER.decode(data).uid  # as fast as a regular expression, but checks the syntax
-            data.decode()
-            is_read = len(data) <= 4300 or not _LONG_NUMBER.search(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):  # stricter than Python: it refuses NaN and lone surrogates
-            is_read = False
-        if not is_read:
             record = json.loads(data)
-            uid = record.get("uid") if isinstance(record, dict) else None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        uid = record.get("uid") if isinstance(record, dict) else None
     return uid.lower() if is_uid(uid) else None
 
 
 def parse_uids(texts: Iterable[str]) -> np.ndarray:
-    """The UIDs written in ``texts`` in their order, as a ``UID`` array of shape (N,).
+    """Return the UIDs written in ``texts`` in their order, as a ``UID`` array of shape (N,).
 
     Raises:
         TicError: one of them is not 32 hex digits.
@@ -84,74 +81,29 @@ def parse_uids(texts: Iterable[str]) -> np.ndarray:
     if len(data) != 16 * len(texts) or any(len(text) != 32 for text in texts):
         wrong = next(text for text in texts if not is_uid(text))
         raise TicError(f"{wrong!r} is not a UID (32 hex digits)")
-    words = np.frombuffer(data, dtype=">u8").reshape(-1, 2)
-    uids = np.empty(len(texts), dtype=UID)
-    uids["f0"], uids["f1"] = words[:, 0], words[:, 1]
-    return uids
-
-
-def format_uid(uid: np.void) -> str:
-    """One element of a ``UID`` array as 32 lower-case hex digits."""
-    return f"{int(uid['f0']):016x}{int(uid['f1']):016x}"
+    return np.frombuffer(data, ">u8,>u8").astype(UID)
 
 
 def format_uids(uids: np.ndarray) -> list[str]:
-    """The elements of a ``UID`` array (N,) as 32 lower-case hex digits each."""
+    """Return the elements of a ``UID`` array (N,) as 32 lower-case hex digits each."""
     text = np.stack([uids["f0"], uids["f1"]], axis=-1).astype(">u8").tobytes().hex()
     return [text[i : i + 32] for i in range(0, len(text), 32)]
 
 
 def save_uids(path: object, rows: np.ndarray) -> None:
-    """Sort ``rows`` (dtype ``UID`` or ``CLASSES``) by UID and write them to the ``.npy`` file ``path``, atomically."""
-    rows = rows[np.lexsort((rows["f1"], rows["f0"]))]
+    """Sort ``rows`` (dtype ``UID`` or ``CLASS_ROW``) by UID and write them to the ``.npy`` ``path``, atomically."""
     with atomic_open(path) as file:
-        np.save(file, rows)
-
-
-def write_blocks(file: IO, blocks: Iterable[np.ndarray]) -> int:
-    """Write sorted ``UID`` arrays that follow one another to ``file`` as one ``.npy``; returns the number of UIDs.
-
-    Their number is known at the end only, so the header is written twice; NumPy keeps room for any number in it.
-    """
-    count = 0
-    _write_header(file, count)
-    start = file.tell()
-    for block in blocks:
-        file.write(block.tobytes())
-        count += len(block)
-    file.seek(0)
-    _write_header(file, count)
-    assert file.tell() == start, "NumPy's header has grown into the rows"
-    return count
-
-
-def _write_header(file: IO, count: int) -> None:
-    header = {"descr": UID.descr, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def check_size(path: object, count: int | None = None) -> None:
-    """Check that a UID file has as many bytes as its header says, and ``count`` UIDs where that is known.
-
-    Raises:
-        TicError: it has not, or it is no UID file.
-    """
-    rows = open_uids(path)
-    wanted, size = rows.offset + rows.nbytes, Path(str(path)).stat().st_size
-    if size != wanted:
-        raise TicError(f"{path} has {size} bytes, its header says {wanted}")
-    if count not in (None, len(rows)):
-        raise TicError(f"{path} holds {len(rows)} UIDs, not {count}")
+        np.save(file, rows[np.lexsort((rows["f1"], rows["f0"]))])
 
 
 def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
-    """The rows of a ``.npy`` file, memory-mapped and read-only.
+    """Return the rows of a ``.npy`` file, memory-mapped and read-only.
 
     Raises:
-        TicError: the file is missing, is no ``.npy``, or has another dtype.
+        TicError: the file is missing, or not one of rows of that dtype.
     """
     if not Path(str(path)).is_file():
-        raise TicError(f"{path} is missing")
+        raise NotFoundError(f"{path} is missing")
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
@@ -166,57 +118,29 @@ def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
 
 
 def fingerprint(path: object, dtype: np.dtype = UID) -> str:
-    """The SHA-256 of the rows of a file of UIDs or classes, read in blocks.
+    """Return the SHA-256 of the rows of a file of UIDs or classes.
 
     Raises:
-        TicError: the file is no sorted file of UIDs.
+        TicError: the file is not a sorted file of UIDs.
     """
-    digest = hashlib.sha256()
-    for block in sorted_blocks(path, dtype):
-        digest.update(block.tobytes())
+    rows, digest = open_uids(path, dtype), hashlib.sha256()
+    for start in range(0, len(rows), BLOCK):
+        block = np.array(rows[start : start + BLOCK + 1])  # one more, to compare across the border
+        high, low = block["f0"], block["f1"]
+        if ((high[1:] < high[:-1]) | (high[1:] == high[:-1]) & (low[1:] < low[:-1])).any():
+            raise TicError(f"{path} is not sorted")
+        digest.update(block[:BLOCK].tobytes())
     return digest.hexdigest()
 
 
-def sorted_blocks(path: object, dtype: np.dtype = UID) -> Iterator[np.ndarray]:
-    """Yield the rows of a file of UIDs or classes, ``BLOCK`` at a time.
-
-    Raises:
-        TicError: the file is no sorted file of UIDs.
-    """
-    rows = open_uids(path, dtype)
-    for start in range(0, len(rows), BLOCK):
-        part = np.array(rows[start : start + BLOCK + 1])  # one more, to compare across the border
-        high, low = part["f0"], part["f1"]
-        if ((high[1:] < high[:-1]) | (high[1:] == high[:-1]) & (low[1:] < low[:-1])).any():
-            raise TicError(f"{path} is not sorted")
-        yield part[:BLOCK]
-
-
-def isin_sorted(block: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Which rows of the sorted ``block`` (N,) are among the sorted, distinct ``chosen``; (N,) bool.
-
-    Made for few chosen UIDs and long blocks: the chosen ones within the block's range are looked up in it.
-    """
-    inside = np.zeros(len(block) + 1, dtype=np.int8)
-    if len(block):
-        start = np.searchsorted(chosen["f0"], block["f0"][0], side="left")
-        end = np.searchsorted(chosen["f0"], block["f0"][-1], side="right")
-        first, count = find_uids(block, chosen[start:end])
-        first, count = first[count > 0], count[count > 0]
-        np.add.at(inside, first, 1)
-        np.add.at(inside, first + count, -1)
-    return np.cumsum(inside[:-1], dtype=np.int8) > 0
-
-
 def unique_uids(uids: np.ndarray) -> np.ndarray:
-    """The UIDs in ``uids`` (any order, of dtype ``UID``), sorted and each once."""
+    """Return the UIDs in ``uids`` (any order, of dtype ``UID``), sorted and each once."""
     uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
-    repeated = (uids["f0"][1:] == uids["f0"][:-1]) & (uids["f1"][1:] == uids["f1"][:-1])
-    return uids[np.concatenate((np.ones(min(len(uids), 1), dtype=bool), ~repeated))]
+    return uids[np.append(True, uids[1:] != uids[:-1])[: len(uids)]]
 
 
 def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, both (N,).
+    """Return where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, (N,).
 
     The high words are searched, in their order, so that a memory-mapped subset is read from front to back; rows that
     share theirs are told apart by the low words.

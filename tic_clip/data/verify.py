@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,6 @@ class VerifyReport:
 
     shards: int = 0
     samples: int = 0
-    faults: int = 0
     wanted: int | None = None
     there: int = 0
 
@@ -73,23 +71,23 @@ def verify(
         TicError: there is no split, or no subset, or the split is a pool.
     """
     seen = seen if seen is not None else VerifyReport()
-    for fault in _find_faults(split, subset, num_workers, seen):
-        seen.faults += 1
-        yield fault
-
-
-def _find_faults(split: str, subset: str | None, num_workers: int, seen: VerifyReport) -> Iterator[str]:
     read_sizes.cache_clear()
-    tars = [] if _is_empty(split) else list_tars(split)
-    shards_in = Counter(map(os.path.dirname, tars))
-    if tars and not any(map(_read_meta, shards_in)):
-        _check_is_split(split, tars[0])
+    folders, table_faults = [], []
     try:
-        shards_in.update(dict.fromkeys(split_folders(split), 0))  # a part without a sample has no tar
+        folders = split_folders(split)
     except TicError as error:
-        yield str(error)
+        table_faults = [str(error)]
+    is_empty = folders and not any(map(read_sizes, folders)) and not list_files(split, "**/*.tar")
+    tars = [] if is_empty else list_tars(split)
+    shards_in = Counter(map(os.path.dirname, tars))
+    _check_is_split(split, tars, shards_in)
+    yield from table_faults
+    shards_in.update(dict.fromkeys(folders, 0))  # a part without a sample has no tar
     with temporary_folder() as temporary:
-        keys = _KeyCheck(None if subset is None else _open_subset(subset, temporary))
+        listed = subset and local_copy(subset, temporary)
+        if listed:
+            uids.fingerprint(listed)  # raises if it is not sorted
+        keys = _KeyCheck(uids.open_uids(listed) if listed else None)
         results = map_ordered(_check_shard, tars, num_workers, use_processes=True)
         results = zip(tars, progress(results, "verify", len(tars), "shard"), strict=True)
         for folder in sorted(shards_in, key=lambda folder: folder.split("/")):
@@ -99,49 +97,22 @@ def _find_faults(split: str, subset: str | None, num_workers: int, seen: VerifyR
                 counts[os.path.basename(tar)] = count
                 seen.shards, seen.samples = seen.shards + 1, seen.samples + (count or 0)
                 yield from keys.add(tar, rows)
-            yield from _check_names(folder, counts)
-            yield from _check_sizes(folder, counts)
-            yield from _check_meta(folder, counts)
+            yield from (fault for check in (_check_names, _check_sizes, _check_meta) for fault in check(folder, counts))
         yield from keys.finish()
         if keys.subset is not None:
             seen.wanted, seen.there = len(keys.subset), int(keys.found.sum())
 
 
-def _is_empty(split: str) -> bool:
-    """Return whether a split says that it has no sample, and has no tar either."""
-    try:
-        return not any(read_sizes(folder) for folder in split_folders(split)) and not list_files(split, "**/*.tar")
-    except TicError:
-        return False
-
-
-def _read_meta(folder: str) -> dict[str, Any] | TicError | None:
-    """Return what ``read_meta`` returns or raises."""
-    try:
-        return read_meta(folder)
-    except TicError as error:
-        return error
-
-
-def _check_is_split(split: str, tar: str) -> None:
-    """Raise a TicError if no key of a shard is a split's."""
-    try:
-        with open_shard(tar) as shard:
-            keys = read_table(shard).keys
-    except TicError:
+def _check_is_split(split: str, tars: list[str], folders: Iterable[str]) -> None:
+    """Raise a TicError if no key of the first shard is a split's, and no folder has a ``meta.json``."""
+    if not tars or any(exists(f"{folder}/{META}") for folder in folders):
         return
-    if keys and not any(map(_KEY.fullmatch, keys)):
+    total, _, rows = _check_shard(tars[0])
+    if total and not len(rows):
         raise TicError(
-            f"{split} is a pool, not a split: no key in {os.path.basename(tar)} is {{uid}}-{{copy}}, and there is no "
-            f"{META}. generate_stats.py --overwrite counts and checks a pool's shards"
+            f"{split} is a pool, not a split: no key in {os.path.basename(tars[0])} is {{uid}}-{{copy}}, and there is "
+            f"no {META}. generate_stats.py --overwrite counts and checks a pool's shards"
         )
-
-
-def _open_subset(subset: str, folder: Path) -> np.ndarray:
-    """Return the UIDs of a subset file, memory-mapped, known to be sorted."""
-    local = local_copy(subset, folder)
-    uids.fingerprint(local)
-    return uids.open_uids(local)
 
 
 # --- A shard ---
@@ -204,15 +175,14 @@ def _find_sample_faults(shard: Buffer, table: Table) -> Iterator[tuple[str, str]
 
 def _check_names(folder: str, names: Iterable[str]) -> Iterator[str]:
     """Yield names that are not ``{:08d}.tar``, and gaps between them."""
-    numbers = {int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.tar", name)}
-    yield from (
-        f"{folder}/{name} is not named like 00000000.tar" for name in names if not re.match("[0-9]{8}[.]", name)
-    )
-    num_gaps = max(numbers, default=-1) + 1 - len(numbers)
-    missing = (number for number in range(max(numbers, default=-1)) if number not in numbers)
+    is_numbered = re.compile(r"[0-9]{8}\.tar").fullmatch
+    yield from (f"{folder}/{name} is not named like 00000000.tar" for name in names if not is_numbered(name))
+    numbers = {int(name[:8]) for name in names if is_numbered(name)}
+    end = max(numbers, default=-1) + 1
+    missing = (number for number in range(end) if number not in numbers)
     yield from (f"{folder}/{number:08d}.tar is missing" for number in islice(missing, LINES))
-    if num_gaps > LINES:
-        yield f"{folder}: {num_gaps - LINES} more shards are missing between those that are there"
+    if (rest := end - len(numbers) - LINES) > 0:
+        yield f"{folder}: {rest} more shards are missing between those that are there"
 
 
 def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
@@ -233,26 +203,34 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
     """Yield what ``meta.json``, if there is one, says that is not so."""
-    meta = _read_meta(folder)
-    if isinstance(meta, TicError):
-        yield str(meta)
+    try:
+        meta = read_meta(folder)
+    except TicError as error:
+        yield str(error)
         return
     if meta is None:
         work = [parent / ".reshard" for parent in (to_path(folder), *list(to_path(folder).parents)[:3])]
         if any(map(exists, (f"{folder}/{STARTED}", *work))):  # STARTED was written by earlier versions
             yield f"{folder} is not finished: give the command that makes it again"
         return
-    path, fingerprint = f"{folder}/{SUBSET}", meta.get("arguments", {}).get("subset")
-    if not is_remote(folder) and fingerprint is not None and os.path.lexists(path):
-        try:
-            if uids.fingerprint(path) != fingerprint:
-                yield f"{path} is not the list that the split was made with"
-        except TicError as error:
-            yield str(error)
+    yield from _check_list(f"{folder}/{SUBSET}", meta.get("arguments") or {})
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"
     if None not in counts.values() and meta.get("output_count") != sum(counts.values()):
         yield f"{folder}/{META} says {meta.get('output_count')} samples, the shards hold {sum(counts.values())}"
+
+
+def _check_list(path: str, arguments: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the list beside the shards; of a split in parts, it lies in the first."""
+    if not exists(path):
+        if arguments and not arguments.get("part"):
+            yield f"{path} is missing"
+    elif "subset" in arguments and not is_remote(path):
+        try:
+            if uids.fingerprint(path) != arguments["subset"]:
+                yield f"{path} is not the list that the split was made with"
+        except TicError as error:
+            yield str(error)
 
 
 # --- Keys ---
@@ -305,7 +283,7 @@ class _KeyCheck:
                 yield f"{total - LINES} more keys: each {kind}"
 
     def _list(self, kind: str, rows: np.ndarray, tar: str | None = None) -> Iterator[str]:
-        for row in rows[: max(LINES - self.totals[kind], 0)]:
-            uid = uids.format_uid(row)
+        rest = rows[: max(LINES - self.totals[kind], 0)]
+        for row, uid in zip(rest, uids.format_uids(rest), strict=True):
             yield f"{tar}: {uid}-{row['copy']} {kind}" if tar else f"{uid} {kind}"
         self.totals[kind] += len(rows)
