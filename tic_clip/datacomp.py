@@ -20,6 +20,8 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.cli import format_os_error
+from tic_clip.data.split import split_sizes
+from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
 from tic_clip.scales import SCALES
 from tic_clip.storage import read_bytes, to_path, write_json
 
@@ -36,9 +38,6 @@ def exit_on_user_error(call: Callable) -> Callable:
             sys.exit(f"error: {format_os_error(error) if isinstance(error, OSError) else error}")
 
     return run
-
-
-# scale_configs.py and train.py.
 
 
 def scales() -> dict[str, dict[str, Any]]:
@@ -91,7 +90,6 @@ def _add_architectures() -> None:
 
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of ``tic_clip.sampling`` for train.py's data: a source a folder, by size or by weight."""
-    from tic_clip.data.split import split_sizes
     from tic_clip.sampling import apportion
 
     folders = [str(to_path(folder)) for folder in _urls(args.data_dir)]
@@ -103,7 +101,7 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
         raise TicError(f"{count} samples are less than a batch of {batch_size} for each of the checkpoints")
     iterations = block * args.num_checkpoints
     names = folders if len(set(folders)) == len(folders) else [f"{i} {folder}" for i, folder in enumerate(folders)]
-    sources = zip(names, folders, sizes, apportion(weights, iterations * batch_size), strict=True)
+    samples = apportion(weights, iterations * batch_size)
     return {
         "step": args.exp_name or args.scale,
         "seed": args.seed,
@@ -112,8 +110,8 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
         "block": block * args.accum_freq,
         "checkpoints": args.num_checkpoints,
         "sources": [
-            {"name": name, "split": folder, "size": size, "used": size, "samples": samples}
-            for name, folder, size, samples in sources
+            {"name": name, "split": folder, "size": size, "used": size, "samples": count}
+            for name, folder, size, count in zip(names, folders, sizes, samples, strict=True)
         ],
     }
 
@@ -122,9 +120,6 @@ def _urls(data_dir: object) -> list[str]:
     """Return the folders that ``--data_dir`` joins with ``::``; pathlib has made one slash of a URL's two."""
     parts = str(data_dir).split("::")
     return [part if "://" in part else part.replace(":/", "://", 1) for part in parts]
-
-
-# evaluate.py.
 
 
 class _CloudPath:
@@ -242,9 +237,6 @@ def _encoder(arch: str, weights: str, settings: Any) -> Any:
     return Encoder(Model(name=f"{arch} {weights}", arch=arch, weights=weights), settings)
 
 
-# resharder.py.
-
-
 def add_class_flag(parser: argparse.ArgumentParser) -> None:
     """Add our flag to resharder.py."""
     text = ".npy of (UID, class id): samples listed there get a cls with their class id"
@@ -254,8 +246,6 @@ def add_class_flag(parser: argparse.ArgumentParser) -> None:
 @exit_on_user_error
 def _check_classes(path: str) -> str:
     """Return the path of a table of classes, once it is known to be one and sorted."""
-    from tic_clip.data.uids import CLASS_ROW, fingerprint
-
     fingerprint(path, CLASS_ROW)
     return path
 
@@ -264,8 +254,6 @@ def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     """Return a function from a UID to the members to add to its sample: ``{"cls": class id}``, or {} if not listed."""
     if path is None:
         return lambda uid: {}
-    from tic_clip.data.uids import CLASS_ROW, find_uids, open_uids
-
     table = open_uids(path, CLASS_ROW)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:
