@@ -22,15 +22,14 @@ from tic_clip.data.uids import (
     UID,
     find_uids,
     fingerprint,
-    isin_sorted,
     open_uids,
     parse_uids,
     save_uids,
-    sorted_blocks,
     unique_uids,
 )
 from tic_clip.storage import atomic_open, read_json_object, write_json
 
+BLOCK = 1 << 20  # UIDs that are copied at a time (16 MiB)
 INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
 
@@ -65,8 +64,9 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
             yield _describe(f"uids/yearly/train/{year}", len(open_uids(source)), "already there" if same else "")
     months = [month for month in MONTHS if month_list(lists, month).exists()]
     tables = hashlib.sha256(b"\0".join(table_path(lists, task).read_bytes() for task in TABLES)).hexdigest()
+    all_uids = unique_uids(np.concatenate([np.empty(0, UID), *eval_uids.values()]))
     for month in progress(months, "monthly lists", len(months), " months"):
-        yield from _write_month(month_list(lists, month), folder / "monthly", eval_uids, tables)
+        yield from _write_month(month_list(lists, month), folder / "monthly", eval_uids, all_uids, tables)
 
 
 def _describe(name: str, count: int, note: str = "") -> str:
@@ -75,16 +75,19 @@ def _describe(name: str, count: int, note: str = "") -> str:
 
 
 def _write_month(
-    source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], tables: str
+    source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], all_uids: np.ndarray, tables: str
 ) -> Iterator[str]:
-    """Write a month's training and evaluation lists if its published list or the evaluation tables have changed."""
+    """Write a month's training and evaluation lists if its published list or the evaluation tables have changed.
+
+    ``eval_uids``: (task, year) -> UIDs; ``all_uids``: all of them, sorted; ``tables``: the SHA-256 of the tables.
+    """
     month, train = source.stem, folder / f"train/{source.name}"
     inputs = {"list": fingerprint(source), "tables": tables}
     done = read_json_object(folder / INPUTS) if (folder / INPUTS).exists() else {}
     if done.get(month) == inputs and train.exists():
         yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
         return
-    removed = _copy_without(source, train, unique_uids(np.concatenate([np.empty(0, UID), *eval_uids.values()])))
+    removed = _copy_without(source, train, all_uids)
     for task in TABLES:
         own = _intersect(eval_uids.get((task, month[:4]), removed[:0]), removed)
         path = folder / f"eval/{task}/{month}.npy"
@@ -100,15 +103,17 @@ def _write_month(
 
 def _copy_without(source: Path, target: Path, uids: np.ndarray) -> np.ndarray:
     """Write the sorted list ``source`` without ``uids`` (sorted, distinct); return those of them that it had."""
-    masks = [isin_sorted(block, uids) for block in sorted_blocks(source)]
-    removed = [np.empty(0, UID)]
+    rows = open_uids(source)
+    start, count = find_uids(rows, uids)
+    kept = np.ones(len(rows), dtype=bool)
+    for repeat in range(count.max(initial=0)):
+        kept[start[count > repeat] + repeat] = False
     with atomic_open(target) as file:
-        count = sum(int((~mask).sum()) for mask in masks)
-        np.lib.format.write_array_header_1_0(file, {"descr": UID.descr, "fortran_order": False, "shape": (count,)})
-        for block, mask in zip(sorted_blocks(source), masks, strict=True):
-            file.write(block[~mask].tobytes())
-            removed.append(block[mask])
-    return unique_uids(np.concatenate(removed))
+        header = {"descr": UID.descr, "fortran_order": False, "shape": (int(kept.sum()),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for i in range(0, len(rows), BLOCK):
+            file.write(rows[i : i + BLOCK][kept[i : i + BLOCK]].tobytes())
+    return uids[count > 0]
 
 
 def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
