@@ -148,7 +148,8 @@ def test_the_resharder_from_one_bucket_folder_to_another(pool, lists, tmp_path, 
     arguments = ("-s", lists[0], "-n", "2", "-j", "1")
     printed = run("resharder.py", "-i", f"{s3}/pool", "-o", f"{s3}/out", *arguments)
     assert "output 31 images" in printed
-    assert "AttributeError" not in printed
+    failing = "resharder.ResharderPipe('exit 3', mode='r', shell=True, stderr=-1).wait_for_child()"
+    assert "exit 3 (read)" in run("-c", f"import resharder; {failing}")
     bucket.download_file("out/00000000.tar", tmp_path / "out.tar")
     Path(pool.path, "00000001.tar").unlink()
     list(reshard(pool.path, str(tmp_path / "ours"), str(lists[0])) or ())
