@@ -106,10 +106,7 @@ def reshard(
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
     shards, files, root = list_shards(pool), find_subsets(subsets), to_path(output_dir)
-    if not 1 <= parts <= len(shards):
-        raise TicError(f"{parts} parts of {len(shards)} pool shards: --parts must be between 1 and {len(shards)}")
-    if part is not None and not 0 <= part < parts:
-        raise TicError(f"there is no part {part}: the parts are 0 to {parts - 1}")
+    _check_parts(len(shards), parts, part)
     _check_output(pool, output_dir, shards, [str(root / name) for name in files])
     settings = {
         "shard_size": shard_size,
@@ -127,6 +124,13 @@ def reshard(
         made = _write(wanted, finished, lists, on_ray, ray_address)
     _check_bad_shards([*finished, *made], skip_bad_shards)
     return [_summarize(name, str(root / name), finished, made) for name in files]
+
+
+def _check_parts(num_shards: int, parts: int, part: int | None) -> None:
+    if not 1 <= parts <= num_shards:
+        raise TicError(f"{parts} parts of {num_shards} pool shards: --parts must be between 1 and {num_shards}")
+    if part is not None and not 0 <= part < parts:
+        raise TicError(f"there is no part {part}: the parts are 0 to {parts - 1}")
 
 
 def _write(wanted: list[Part], finished: list[dict], lists: Path, on_ray: bool, address: str | None) -> list[dict]:
