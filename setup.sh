@@ -47,7 +47,7 @@ if ! cmp -s requirements.txt .venv/tic-clip.stamp || ! [ -x .venv/bin/python ] |
     [ -x .venv/bin/python ] && grep -qs '^relocatable = true' .venv/pyvenv.cfg || "$PYTHON" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
     uv venv --relocatable --seed --allow-existing .venv
-    uv pip sync requirements.txt
+    uv pip sync --compile-bytecode requirements.txt
     printf '../../../../%s\n' '' open_clip/src > "$(echo .venv/lib/python3*/site-packages)/tic_clip_open_clip.pth"
     cp requirements.txt .venv/tic-clip.stamp
 fi
