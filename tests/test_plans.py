@@ -109,7 +109,7 @@ def test_parts_of_a_split_are_one_source(tmp_path):
     [
         ({"method": "magic"}, "unknown method 'magic'; the methods are oracle, cumulative, cumulative-exp"),
         ({"scale": "tic_huge"}, "unknown scale 'tic_huge'; the scales are tic_tiny, tic_debug"),
-        ({"step": "1999"}, "unknown step '1999' of emoji; its steps are 2014, 2015, 2016"),
+        ({"step": "1999"}, "unknown step '1999' of emoji; the steps are 2014, 2015, 2016"),
         ({"benchmark": "laion"}, "unknown benchmark 'laion'; the benchmarks are datacomp"),
         ({"data_dir": "nowhere"}, "nowhere/tic/emoji/yearly/train/2014 is missing"),
         ({"step": "2019"}, "train/2019 is missing"),
