@@ -1,13 +1,12 @@
-"""Published lists and models from a hub on this machine, and tables in every form."""
+"""Published lists and models from a hub on this machine."""
 
 import io
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +94,15 @@ def test_all_lists_and_a_second_run_asks_for_nothing(hub, tmp_path):
 
 
 def test_only_what_is_missing_is_downloaded(hub, tmp_path):
-    """Files that were downloaded by hand: a pickle, a month in its year's folder, and a link into the hub's cache."""
-    (tmp_path / RETRIEVAL).with_suffix(".pkl").write_bytes(pickle.dumps(TABLE["retrieval"]))
+    """Files that were downloaded by hand: a month in its year's folder, and a link into the hub's cache."""
     (tmp_path / MONTHLY / "2014").mkdir(parents=True)
     (tmp_path / MONTHLY / "2014/201403.npy").write_bytes(uid_file(9))
     (tmp_path / "blob").write_bytes(uid_file(4))
     (tmp_path / YEARLY).mkdir()
     (tmp_path / YEARLY / "2014.npy").symlink_to("../blob")
     lines = fetch(tmp_path, years=("2014",))
-    assert sum(line.endswith("already there") for line in lines) == 3
-    assert set(transfers(hub)) == {DATACOMPNET, *(f"{MONTHLY}/{month}.npy" for month in MONTHS[1:8])}
+    assert sum(line.endswith("already there") for line in lines) == 2
+    assert set(transfers(hub)) == {RETRIEVAL, DATACOMPNET, *(f"{MONTHLY}/{month}.npy" for month in MONTHS[1:8])}
     assert (tmp_path / YEARLY / "2014.npy").is_symlink()
 
 
@@ -165,19 +163,15 @@ def cut_off(handler):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (401, "the hub answers 401"),
-        (403, "the hub answers 403"),
-        (404, "the hub answers 404"),
-        (503, "the hub answers 503"),
+        *((status, f"the hub answers {status}") for status in (401, 403, 404, 503)),
         (cut_off, "disconnected"),
     ],
 )
 def test_a_hub_that_fails_is_one_line(hub, tmp_path, fault, message, method):
     """The file that was not downloaded is named; the others are kept."""
     hub.faults[method, "2016.npy"] = fault
-    with pytest.raises(
-        TicError, match=f"^{hub.url}/{DATASET}/.*/2016.npy: .*{message}.*HF_TOKEN.*HF_ENDPOINT"
-    ) as error:
+    line = f"^{hub.url}/{DATASET}/.*/2016.npy: .*{message}.*HF_TOKEN.*HF_ENDPOINT"
+    with pytest.raises(TicError, match=line) as error:
         fetch(tmp_path, "yearly")
     assert "\n" not in str(error.value)
     assert list(files(tmp_path)) == [f"{YEARLY}/2014.npy"]
@@ -190,12 +184,8 @@ def test_only_local_folders():
 
 
 def run(script, *flags, **environment):
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, flags)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    command, environment = [sys.executable, ROOT / script, *map(str, flags)], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_the_script_of_lists(hub, tmp_path):
@@ -206,9 +196,6 @@ def test_the_script_of_lists(hub, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "HF_ENDPOINT" in done.stderr
     assert "invalid choice: '2013' (choose from " in run(*flags, "--years", "2013").stderr
-
-
-# Models.
 
 
 def expected(repository, *years):
@@ -247,63 +234,9 @@ def test_the_script_of_models(hub, tmp_path):
     assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
 
 
-# Tables: as JSON, and as a pickle of plain data.
-
-
 @pytest.mark.parametrize("task", TABLES)
 @pytest.mark.parametrize("text", ["{}", "[]", '{"2014": "x"}', '{"2014": {"n01440764": "x"}}', '{"2014": 3}', "<html>"])
 def test_what_is_not_a_table(tmp_path, task, text):
     (tmp_path / f"{TABLES[task]}.json").write_text(text)
     with pytest.raises(TicError, match="is not a table of evaluation UIDs: "):
         read_table(tmp_path, task)
-
-
-def read_pickle(folder, data):
-    (folder / DATACOMPNET).with_suffix(".pkl").write_bytes(data)
-    return read_table(folder, "datacompnet")
-
-
-@pytest.mark.parametrize("protocol", [3, 4])
-@pytest.mark.parametrize(
-    "value",
-    [
-        defaultdict(dict, {2014: OrderedDict({TENCH: UIDS, "n01443537": []})}),
-        *({"2014": {TENCH: np.array(UIDS, kind), "n01443537": np.array([], kind)}} for kind in ("<U32", ">U32", "O")),
-    ],
-)
-def test_pickles_of_plain_data_and_of_arrays_of_text_are_read(tmp_path, value, protocol):
-    """The published table of DataCompNet has arrays; JSON comes before a pickle."""
-    assert read_pickle(tmp_path, pickle.dumps(value, protocol)) == {"2014": {TENCH: UIDS, "n01443537": []}}
-    (tmp_path / DATACOMPNET).write_bytes(LISTS[DATACOMPNET])
-    assert read_pickle(tmp_path, b"not a pickle") == TABLE["datacompnet"]
-
-
-class Evil:
-    """Unpickles by calling ``function``."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("protocol", [0, 4])
-@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, open, getattr, Counter])
-def test_a_pickle_executes_nothing(tmp_path, function, protocol):
-    evil = tmp_path / "evil"
-    arguments = {os.mkdir: str(evil), eval: f"__import__('os').mkdir({str(evil)!r})"}
-    data = pickle.dumps({"2014": Evil(function, arguments.get(function, f"mkdir {evil}"))}, protocol)
-    with pytest.raises(TicError, match=r"UIDs: it needs \w+\.\w+, which is not plain data$"):
-        read_pickle(tmp_path, data)
-    assert not evil.exists()
-
-
-DOTTED = b"\x80\x04\x8c\x0bcollections\x8c\x16OrderedDict.__init__.x\x93."  # an attribute of an attribute
-LONG = pickle.BINUNICODE8 + (1 << 63).to_bytes(8, "little") + b"x"
-
-
-@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(TABLE)[:-3], b"\x80\x04R.", DOTTED, LONG])
-def test_a_damaged_pickle_is_one_line(tmp_path, data):
-    with pytest.raises(TicError, match=r".pkl is not a table of evaluation UIDs: "):
-        read_pickle(tmp_path, data)

@@ -17,19 +17,9 @@ from tic_clip.benchmarks import MONTHS, get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
 from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, table_path, year_list
-from tic_clip.data.uids import (
-    CLASS_ROW,
-    UID,
-    find_uids,
-    fingerprint,
-    open_uids,
-    parse_uids,
-    save_uids,
-    unique_uids,
-)
-from tic_clip.storage import atomic_open, read_json_object, write_json
+from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
+from tic_clip.storage import read_json_object, write_json
 
-BLOCK = 1 << 20  # UIDs that are copied at a time (16 MiB)
 INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
 
@@ -87,7 +77,13 @@ def _write_month(
     if done.get(month) == inputs and train.exists():
         yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
         return
-    removed = _copy_without(source, train, all_uids)
+    rows = open_uids(source)
+    start, count = find_uids(rows, all_uids)
+    kept = np.ones(len(rows), dtype=bool)
+    for repeat in range(count.max(initial=0)):
+        kept[start[count > repeat] + repeat] = False
+    save_uids(train, rows[kept])
+    removed = all_uids[count > 0]
     for task in TABLES:
         own = _intersect(eval_uids.get((task, month[:4]), removed[:0]), removed)
         path = folder / f"eval/{task}/{month}.npy"
@@ -97,23 +93,7 @@ def _write_month(
         note = "" if len(own) else "no evaluation UIDs, so no file"
         yield _describe(f"uids/monthly/eval/{task}/{month}", len(own), note)
     write_json(folder / INPUTS, done | {month: inputs})
-    total, kept = len(open_uids(source)), len(open_uids(train))
-    yield _describe(f"uids/monthly/train/{month}", kept, f"{total - kept} evaluation UIDs removed")
-
-
-def _copy_without(source: Path, target: Path, uids: np.ndarray) -> np.ndarray:
-    """Write the sorted list ``source`` without ``uids`` (sorted, distinct); return those of them that it had."""
-    rows = open_uids(source)
-    start, count = find_uids(rows, uids)
-    kept = np.ones(len(rows), dtype=bool)
-    for repeat in range(count.max(initial=0)):
-        kept[start[count > repeat] + repeat] = False
-    with atomic_open(target) as file:
-        header = {"descr": UID.descr, "fortran_order": False, "shape": (int(kept.sum()),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for i in range(0, len(rows), BLOCK):
-            file.write(rows[i : i + BLOCK][kept[i : i + BLOCK]].tobytes())
-    return uids[count > 0]
+    yield _describe(f"uids/monthly/train/{month}", int(kept.sum()), f"{(~kept).sum()} evaluation UIDs removed")
 
 
 def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
@@ -126,11 +106,9 @@ def missing_training_lists(lists: str) -> str | None:
     paths = {"yearly": [year_list(Path(lists), year) for year in YEARS]}
     paths["monthly"] = [month_list(Path(lists), month) for month in MONTHS]
     missing = {name: sum(not path.exists() for path in paths[name]) for name in paths}
-    if not any(missing.values()):
-        return None
-    counts = " and ".join(f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count)
+    counts = [f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count]
     command = f"{DOWNLOAD} {lists} --lists {' '.join(name for name, count in missing.items() if count)}"
-    return f"missing training lists: {counts}; to download them: {command}"
+    return f"missing training lists: {' and '.join(counts)}; to download them: {command}" if counts else None
 
 
 def package_file(package: str, name: str) -> Path:
@@ -157,12 +135,10 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
     """
     if unknown := set(uids_of) - set(synsets):
         raise TicError(f"{min(unknown)} is not one of ImageNet's {len(synsets)} synsets")
-    parts = [np.empty(0, CLASS_ROW)]
-    for class_id, synset in enumerate(synsets):
-        uids = unique_uids(parse_uids(uids_of.get(synset, ())))
-        parts.append(np.empty(len(uids), CLASS_ROW))
-        parts[-1]["f0"], parts[-1]["f1"], parts[-1]["class_id"] = uids["f0"], uids["f1"], class_id
-    rows = np.concatenate(parts)
+    listed = [unique_uids(parse_uids(uids_of.get(synset, ()))) for synset in synsets]
+    uids, class_ids = np.concatenate(listed), np.repeat(np.arange(len(synsets)), list(map(len, listed)))
+    rows = np.empty(len(uids), CLASS_ROW)
+    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], class_ids
     _, first, count = np.unique(rows[["f0", "f1"]], return_index=True, return_counts=True)
     return rows[first], int((count > 1).sum())
 

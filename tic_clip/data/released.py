@@ -1,19 +1,15 @@
 """What TiC-CLIP's authors published: lists of UIDs and models, on the Hugging Face Hub and in a local folder.
 
-A folder of lists may also be filled by hand: tables as ``.pkl``, months in a folder for each year, or links to files.
+A folder of lists may also be filled by hand: months in a folder for each year, or links to files.
 """
 
-import io
-import pickle
 import re
 import time
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
@@ -65,9 +61,8 @@ def month_list(lists: Path, month: str) -> Path:
 
 
 def table_path(lists: Path, task: str) -> Path:
-    """Return the path of a task's table: JSON, or a pickle if only that exists."""
-    path = lists / f"{TABLES[task]}.json"
-    return path.with_suffix(".pkl") if path.with_suffix(".pkl").exists() and not path.exists() else path
+    """Return the path of a task's table of evaluation UIDs."""
+    return lists / f"{TABLES[task]}.json"
 
 
 def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterable[str] = YEARS) -> Iterator[str]:
@@ -156,43 +151,7 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
     path = table_path(lists, task)
     if not path.exists():
         raise TicError(f"{lists} has no {path.name}; to download it: {DOWNLOAD} {lists} --lists eval")
-    data = path.read_bytes()
     try:
-        if path.suffix == ".json":
-            return msgspec.json.decode(data, type=SHAPES[task])
-        table = _Unpickler(io.BytesIO(data)).load()
-        return msgspec.convert({str(year): uids for year, uids in table.items()}, type=SHAPES[task])
-    except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
-        raise TicError(f"{path} is not a table of evaluation UIDs: {error or type(error).__name__}") from None
-
-
-class _TextArray(list):
-    """Stands for a NumPy array of text in a pickle: the published table of DataCompNet has some."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, _, dtype, _, data = state
-        self.extend(data if isinstance(data, list) else np.frombuffer(data, "".join(dtype)).astype(str).tolist())
-
-
-class _Dtype(list):
-    """Stands for a NumPy dtype: its byte order and its code, such as ``U32``."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        super().__init__(["", code])
-
-    def __setstate__(self, state: tuple) -> None:
-        self[0] = state[1]
-
-
-_ALLOWED = {kind.__name__: kind for kind in (dict, frozenset, int, list, set, str, tuple, OrderedDict, defaultdict)}
-_ALLOWED |= {"_reconstruct": lambda *_: _TextArray(), "ndarray": _TextArray, "dtype": _Dtype}
-_MODULES = ("builtins", "__builtin__", "collections", "numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads containers, text and numbers; any other name in a pickle is refused, so nothing in it is executed."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module not in _MODULES or name not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not plain data")
-        return _ALLOWED[name]
+        return msgspec.json.decode(path.read_bytes(), type=SHAPES[task])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TicError(f"{path} is not a table of evaluation UIDs: {error}") from None
