@@ -101,9 +101,6 @@ def members(folder):
     return sorted(found)
 
 
-# resharder.py
-
-
 @checkout
 def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, lists, tmp_path):
     subset, classes = lists
@@ -156,9 +153,6 @@ def test_the_resharder_from_one_bucket_folder_to_another(pool, lists, tmp_path, 
     assert members(tmp_path) == members(tmp_path / "ours")
 
 
-# train.py
-
-
 def losses(text):
     return [float(line.rpartition("Loss: ")[2].split()[0]) for line in text.splitlines() if "Train Epoch" in line]
 
@@ -202,9 +196,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(split, tmp_path):
     assert printed.splitlines()[-1].startswith(f"error: checkpoint {tmp_path}/x.pt is not of {ARCH}: ")
 
 
-# evaluate.py
-
-
 @pytest.fixture
 def model(tmp_path):
     """Random weights, large enough that pictures fall into different classes."""
@@ -230,22 +221,15 @@ def write_set(folder, names="{:08d}.tar", fields=1):
         for i, row in enumerate(metadata(fields))
     ]
     counts = {names.format(i): write_shard(folder / names.format(i), content[10 * i : 10 * i + 10]) for i in range(3)}
-    place = folder
-    if folder.name == "test":
-        place = folder.parent
-        (folder / "nshards.txt").write_text("3")
-    else:
-        write_json(folder / "sizes.json", counts)
+    place = folder.parent if folder.name == "test" else folder
+    (folder / "nshards.txt").write_text("3")
+    write_json(folder / "sizes.json", counts)
     (place / "classnames.txt").write_text("\n".join("abcdef"))
     (place / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}")
 
 
 def metadata(fields):
     return np.random.default_rng(0).integers(0, 2, (30, fields))
-
-
-FIELDS = {"wilds/iwildcam": 9, "fairness/dollar_street": 3}
-"""Tasks with metadata, and how many numbers a sample has of them."""
 
 
 def write_hub(data, name, features, rows):
@@ -264,9 +248,7 @@ def write_hub(data, name, features, rows):
 
 def write_suite(data):
     """Data of the tasks whose numbers are checked."""
-    write_set(data / "wds_cifar10_test/test", "{}.tar")
-    for key, fields in FIELDS.items():
-        name = key.removeprefix("fairness/").replace("/", "-")
+    for name, fields in {"cifar10": 1, "wilds-iwildcam": 9, "dollar_street": 3}.items():
         write_set(data / f"wds_{name}_test/test", "{}.tar", fields=fields)
     text, image = ({"dtype": "string", "id": None, "_type": "Value"}, {"decode": True, "id": None, "_type": "Image"})
     captions = [[f"picture {i}", f"thing {i}"] for i in range(30)]
@@ -347,11 +329,10 @@ def test_tic_tasks_beside_the_standard_suite(model, tmp_path, monkeypatch):
 
 
 TRIED = """
-from pathlib import Path
 from tic_clip.datacomp import evaluate_model
 for key, weights in {cases}:
     try:
-        evaluate_model(key, {{"scale_config": {{"model": {arch!r}}}, "checkpoint": Path(weights)}}, {data!r}, None)
+        evaluate_model(key, {{"scale_config": {{"model": {arch!r}}}, "checkpoint": weights}}, {data!r}, None)
     except SystemExit as error:
         print(error)
 """
@@ -392,9 +373,6 @@ def test_no_pickle_from_outside_is_run(tmp_path):
         assert not (tmp_path / "witness").exists()
 
 
-# Without a checkout.
-
-
 class Malicious:
     def __init__(self, path):
         self.path = path
@@ -403,16 +381,10 @@ class Malicious:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pickle.dumps({"checkpoint": Malicious("/nowhere/x")}),
-        pickle.dumps([1]),
-        pickle.dumps({"checkpoint": "x", "scale_config": {}}),
-        b"text",
-        b"",
-    ],
-)
+OTHERS = ({"checkpoint": Malicious("/nowhere/x")}, [1], {"checkpoint": "x", "scale_config": {}})
+
+
+@pytest.mark.parametrize("content", [*map(pickle.dumps, OTHERS), b"text", b""])
 def test_info_that_train_py_has_not_written(content, tmp_path):
     (tmp_path / "info.pkl").write_bytes(content)
     with pytest.raises(SystemExit, match=f"error: {tmp_path}/info.pkl is not what train.py writes: "):
@@ -429,8 +401,8 @@ def test_info_as_train_py_writes_it(tmp_path):
 
 def test_the_scales():
     assert set(datacomp.scales()) == set(SCALES)
-    medium = datacomp.scales()["tic_medium"]
-    assert (medium["batch_size"], medium["train_num_samples"], medium["model"]) == (4096, 18_432_000, "ViT-B-16")
+    medium = {"batch_size": 4096, "train_num_samples": 18_432_000, "model": "ViT-B-16"}
+    assert medium.items() <= datacomp.scales()["tic_medium"].items()
 
 
 def flags(tmp_path, **changes):
@@ -454,6 +426,14 @@ def test_the_plan_of_exact_sampling(tmp_path):
     plan = planned(tmp_path, data_weights="1::3.0", accum_freq=2)
     assert (plan["block"], plan["iterations"], plan["batch_size"]) == (8, 16, 5)
     assert [source["samples"] for source in planned(tmp_path, data_weights="1::1")["sources"]] == [40, 40]
+
+
+def test_splits_in_a_bucket(s3, tmp_path):
+    """train.py makes a path of --data_dir, and so one slash of a URL's two."""
+    for name, size in (("a", 100), ("b", 300)):
+        write_json(f"{s3}/{name}/sizes.json", {"00000000.tar": size})
+    sources = planned(tmp_path, data_dir=Path(f"{s3}/a::{s3}/b"))["sources"]
+    assert [(source["split"], source["samples"]) for source in sources] == [(f"{s3}/a", 20), (f"{s3}/b", 60)]
 
 
 CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
@@ -489,11 +469,6 @@ def test_training_that_cannot_be(change, message, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_urls_survive_pathlib():
-    urls = ["s3://bucket/a", "s3://bucket/b", "/disk/c"]
-    assert datacomp._urls(Path("::".join(urls))) == urls
-
-
 def test_a_table_of_classes_is_looked_at_first(tmp_path):
     table = np.zeros(2, dtype=CLASS_ROW)
     table["f0"] = [2, 1]
@@ -508,17 +483,15 @@ def test_a_table_of_classes_is_looked_at_first(tmp_path):
             parser.parse_args(["--cls-file", f"{tmp_path}/{name}.npy"])
 
 
-def test_the_output_folder_is_made_and_emptied_but_never_the_pool(tmp_path):
-    out, options = tmp_path / "new/out", {"input_dir": tmp_path / "pool", "dry_run": False}
-    assert not datacomp.has_files(out)
-    (out / "00000000.tar").touch()
-    assert datacomp.has_files(out)
-    with pytest.raises(SystemExit, match=f"error: {out} is the pool"):
-        datacomp.remove_files(out, options | {"input_dir": out / "../out"})
-    datacomp.remove_files(out, options | {"dry_run": True})
-    assert datacomp.has_files(out)
-    datacomp.remove_files(out, options)
-    assert not datacomp.has_files(out)
+def test_the_output_folder_is_emptied_but_never_the_pool(tmp_path):
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out/00000000.tar"
+    file.touch()
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/out is the pool"):
+        datacomp.remove_files(tmp_path / "out", input_dir=tmp_path / "out/../out", dry_run=False)
+    for dry_run in True, False:
+        datacomp.remove_files(tmp_path / "out", input_dir=tmp_path / "pool", dry_run=dry_run)
+        assert file.exists() == dry_run
 
 
 def test_what_is_to_be_blurred_goes_to_img2dataset(monkeypatch):

@@ -22,6 +22,7 @@ from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
+from tic_clip.macs import MODEL_CONFIGS
 from tic_clip.scales import SCALES
 from tic_clip.storage import read_bytes, to_path, write_json
 
@@ -51,11 +52,11 @@ def scales() -> dict[str, dict[str, Any]]:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add our flags to train.py."""
-    replacement = "sample with replacement, as DataComp does; without it each sample is read as often as any other"
-    parser.add_argument("--dataset_resampled", action="store_true", help=replacement)
-    parser.add_argument("--new_run", action="store_true", help="take only the weights of --resume: the next time step")
-    parser.add_argument("--train_num_samples", type=int, help="samples to train on, instead of the scale's")
-    parser.add_argument("--warmup", type=int, help="iterations of warm-up, instead of the scale's")
+    add = parser.add_argument
+    add("--dataset_resampled", action="store_true", help="sample with replacement (default: all samples equally often)")
+    add("--new_run", action="store_true", help="take only the weights of --resume: the next time step")
+    add("--train_num_samples", type=int, help="samples to train on, instead of the scale's")
+    add("--warmup", type=int, help="iterations of warm-up, instead of the scale's")
 
 
 @exit_on_user_error
@@ -82,8 +83,6 @@ def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: i
 
 def _add_architectures() -> None:
     import open_clip
-
-    from tic_clip.macs import MODEL_CONFIGS
 
     open_clip.add_model_config(MODEL_CONFIGS)
 
@@ -263,22 +262,13 @@ def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     return look_up
 
 
-def has_files(folder: Path) -> bool:
-    """Make the output folder if it is missing, and return whether it has files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return any(folder.iterdir())
-
-
 @exit_on_user_error
-def remove_files(folder: Path, options: dict[str, Any]) -> None:
-    """Remove the files in the output folder; ``options`` are resharder.py's.
-
-    DataComp's own removal does nothing: it can't pickle what its processes should do.
-    """
-    if Path(str(folder)).resolve() == Path(str(options["input_dir"])).resolve():
+def remove_files(folder: Path, *, input_dir: Path, dry_run: bool, **_: Any) -> None:
+    """Remove the files in resharder.py's output folder; its own removal can't pickle what its processes should do."""
+    if folder.resolve() == input_dir.resolve():
         raise TicError(f"{folder} is the pool: give another output folder")
-    for path in [] if options["dry_run"] else list(folder.iterdir()):
-        if path.is_file():
+    for path in list(folder.iterdir()):
+        if path.is_file() and not dry_run:
             path.unlink()
 
 
