@@ -40,8 +40,13 @@ def test_loader(tmp_path):
 
 def test_train():
     rows = run("train.py", "--iterations", "4", "--rounds", "1").splitlines()
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| stock", "| patched", "| a step of ours"]
-    assert rows[2].split(" | ")[2] == "1.000"
+    assert [row.split(" | ")[0] for row in rows[2:]] == [
+        "| stock",
+        "| patched",
+        "| patched, shards",
+        "| a step of ours",
+    ]
+    assert rows[2].split(" | ")[3] == "1.000"
 
 
 def test_recall():
