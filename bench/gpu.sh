@@ -14,8 +14,7 @@ part() { printf '\n== %s\n' "$*"; SECONDS=0; "$@" 2> >(grep -v 'batch/s\]' | tai
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 "$PYTHON" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
 part "$PYTHON" -m pytest -q -rs -m gpu $(grep -l pytest.mark.gpu tests/*.py)
-sizes=(--rounds 1 --workers "$workers" --image 256 --images 4800)
-part "$PYTHON" bench/train.py --model ViT-B-32 --batch 512 --iterations 200 "${sizes[@]}"
-part "$PYTHON" bench/train.py --model ViT-B-16 --batch 256 --iterations 200 "${sizes[@]}"
-part "$PYTHON" bench/evaluate.py --model ViT-B-16 --images 10000 --image 256 --workers "$workers"
+sizes=(--image 256 --workers "$workers")
+part "$PYTHON" bench/train.py --model ViT-B-32 --batch 512 --iterations 60 --rounds 1 --images 2400 "${sizes[@]}"
+part "$PYTHON" bench/evaluate.py --model ViT-B-16 --images 3000 "${sizes[@]}"
 exit "$failed"
