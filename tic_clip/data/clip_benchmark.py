@@ -70,12 +70,13 @@ def _convert_split(split: Path, kind: str) -> int:
             _symlink(f"../{name}", split / name)
         elif not (split / name).exists():
             write_text(split / name, "\n".join(imagenet_texts()[name]) + "\n")
+    links = {f"{number}.tar": f"../{Path(tar).relative_to(split)}" for number, tar in enumerate(tars)}
     test = split / CLIP_BENCHMARK_DIR
     test.mkdir(exist_ok=True)
-    for number, tar in enumerate(tars):
-        _symlink(f"../{Path(tar).relative_to(split)}", test / f"{number}.tar")
+    for name, target in links.items():
+        _symlink(target, test / name)
     for link in test.glob("[0-9]*.tar"):
-        if link.is_symlink() and link.stem.isdecimal() and int(link.stem) >= len(tars):
+        if link.is_symlink() and link.name not in links:
             link.unlink()  # of a split that had more shards
     if _read_or_write(test / "nshards.txt", str(len(tars))) != str(len(tars)):
         write_text(test / "nshards.txt", f"{len(tars)}\n")

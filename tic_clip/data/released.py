@@ -6,6 +6,7 @@ A folder of lists may also be filled by hand: months in a folder for each year, 
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def local_folder(path: str) -> Path:
 
 
 def year_list(lists: Path, year: str) -> Path:
-    """Return the path of a year's training list, which has no evaluation UIDs."""
+    """Return the path of a year's training list; the authors have removed evaluation UIDs from it."""
     return lists / YEARLY / f"{year}.npy"
 
 
@@ -72,29 +73,25 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
         TicError: a file is not a list (a new one is removed), or the hub lacks it or can't be reached.
     """
     folder = local_folder(output_path)
-    paths = [table_path(folder, task) for task in TABLES] if "eval" in lists else []
-    paths += [year_list(folder, year) for year in years] if "yearly" in lists else []
-    paths += [month_list(folder, month) for month in MONTHS if month[:4] in years] if "monthly" in lists else []
-    missing = [path for path in paths if not path.exists()]
+    checks = {table_path(folder, task): partial(read_table, folder, task) for task in TABLES if "eval" in lists}
+    arrays = [year_list(folder, year) for year in years if "yearly" in lists]
+    arrays += [month_list(folder, month) for month in MONTHS if month[:4] in years and "monthly" in lists]
+    checks |= {path: partial(open_uids, path) for path in arrays}
+    missing = [path for path in checks if not path.exists()]
     _download(DATASET, [str(path.relative_to(folder)) for path in missing], folder, "dataset")
-    errors = {path: error for path in paths if (error := _check_list(folder, path))}
-    for path in errors.keys() & set(missing):
-        path.unlink()
-    for path in paths:
-        if path in errors:
-            what = "run the same command" if path in missing else "delete it"
-            raise TicError(f"{errors[path]} ({what} to download it again)")
-        yield f"{path}: {'downloaded' if path in missing else 'already there'}"
-
-
-def _check_list(lists: Path, path: Path) -> str | None:
-    """Return what is wrong with a table or a list of UIDs, or None."""
-    tasks = {table: task for task, table in TABLES.items()}
-    try:
-        _ = read_table(lists, tasks[path.stem]) if path.stem in tasks else open_uids(path)
-    except TicError as error:
-        return str(error)
-    return None
+    errors = []
+    for path, check in checks.items():
+        try:
+            check()
+            yield f"{path}: {'downloaded' if path in missing else 'already there'}"
+        except TicError as error:
+            errors.append(
+                f"{error} ({'run the same command' if path in missing else 'delete it'} to download it again)"
+            )
+            if path in missing:
+                path.unlink()
+    if errors:
+        raise TicError(errors[0])
 
 
 def download_models(output_dir: str, model: str | None = None, years: Iterable[str] = ()) -> Iterator[Path]:
