@@ -1,7 +1,7 @@
 """Images a second of evaluation, by precision and number of models, beside the loader alone.
 
-    .venv/bin/python bench/evaluate.py --model ViT-B-16 --images 20000 --image 256    # on a GPU
     .venv/bin/python bench/evaluate.py
+    .venv/bin/python bench/evaluate.py --model ViT-B-16 --images 20000 --image 256 --workers 12    # on a GPU
 
 One retrieval set of noise (JPEGs, a caption each) is evaluated with random weights; each row is one call of the library
 after a first one on a few images. "seconds" holds reading, decoding, encoding and recall, not the imports.
@@ -11,13 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from train import write_samples
-
 from tic_clip.cli import Parser
 from tic_clip.evaluation import Settings, evaluate
 from tic_clip.models import make_model, named_model
-from tic_clip.parallel import available_cores
 from tic_clip.tasks import task_of
 
 KEY = "tic/emoji/retrieval/yearly/2014"
@@ -29,8 +25,11 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-Tiny-8-48", help="OpenCLIP's name of it (default: ViT-Tiny-8-48)")
     parser.add_argument("--images", type=int, default=2000, help="images of the set (default: 2000)")
     parser.add_argument("--image", type=int, default=64, help="width of the JPEGs in pixels (default: 64)")
-    parser.add_argument("--workers", type=int, default=available_cores() - 1, help="default: cores - 1")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: 0)")
     args = parser.parse_args()
+    import torch
+    from train import write_samples
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(
         "| precision | models | seconds | images/s | images × models/s |",

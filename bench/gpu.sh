@@ -5,6 +5,7 @@
 #   bash bench/gpu.sh
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/cli.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 workers=$(($("$PYTHON" -c 'from tic_clip.parallel import available_cores; print(available_cores())') - 2))
 failed=0

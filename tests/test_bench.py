@@ -49,6 +49,13 @@ def test_train():
     assert rows[2].split(" | ")[3] == "1.000"
 
 
+def test_evaluate():
+    rows = run("evaluate.py", "--images", "16").splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        [f"| {precision}", count] for precision in ("fp32", "amp", "amp_bf16") for count in "14"
+    ]
+
+
 def test_recall():
     rows = run("recall.py", "--n", "300", "--large", "400", "--rounds", "1").splitlines()
     assert [row.split(" | ")[:2] for row in rows[2:]] == [
