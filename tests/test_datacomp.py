@@ -23,6 +23,7 @@ import torch
 import yaml
 from cloudpathlib import S3Path
 from datasets.arrow_writer import ArrowWriter
+from miniature import picture
 from PIL import Image
 
 from tic_clip import datacomp
@@ -30,6 +31,7 @@ from tic_clip.data.reshard import reshard
 from tic_clip.data.split import missing_sizes_message
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
+from tic_clip.datacomp import load_info
 from tic_clip.evaluation import Settings, evaluate
 from tic_clip.models import make_model, named_model
 from tic_clip.scales import SCALES
@@ -50,27 +52,10 @@ def run(script, *arguments, folder=ROOT / "datacomp", code=0):
     return done.stdout + done.stderr
 
 
-def load_info(folder):
-    return datacomp.load_info(folder / "info.pkl")
-
-
-def jpeg(number):
-    """Four squares of random colours."""
-    colours = np.random.default_rng(number).integers(0, 255, (2, 2, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(colours.repeat(24, 0).repeat(24, 1)).save(file, "JPEG")
-    return file.getvalue()
-
-
 @pytest.fixture
 def pool(make_pool):
-    """120 pictures in two shards of DataComp's format."""
-
-    def as_jpeg(number, members):
-        del members["png"]
-        members["jpg"] = jpeg(number)
-
-    return make_pool((60, 60), edit=as_jpeg)
+    """120 images in two shards of DataComp's format."""
+    return make_pool((60, 60))
 
 
 @pytest.fixture
@@ -95,9 +80,9 @@ def split(pool, lists, tmp_path):
 def members(folder):
     """Every (name, bytes) of the shards in a folder."""
     found = []
-    for path in sorted(Path(folder).glob("*.tar")):
+    for path in Path(folder).glob("*.tar"):
         with tarfile.open(path) as tar:
-            found += [(one.name, tar.extractfile(one).read()) for one in tar]
+            found += [(member.name, tar.extractfile(member).read()) for member in tar]
     return sorted(found)
 
 
@@ -165,7 +150,7 @@ def test_training_exactly_and_then_the_next_step(split, tmp_path):
     plan = json.loads((tmp_path / "out/a_plan.json").read_text())
     assert plan["sources"] == [{"name": str(split), "split": str(split), "size": 61, "used": 61, "samples": 256}]
     latest = tmp_path / "out/a/checkpoints/epoch_latest.pt"
-    info = load_info(tmp_path / "out/a")
+    info = load_info(tmp_path / "out/a/info.pkl")
     assert (info["scale"], info["checkpoint"]) == ("tic_tiny", latest)
     assert info["scale_config"]["train_num_samples"] == 256
     assert "warmup: 2\n" in (tmp_path / "out/a/params.txt").read_text()
@@ -198,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(split, tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    """Random weights, large enough that pictures fall into different classes."""
+    """Random weights, large enough that images fall into different classes."""
     torch.manual_seed(0)
     net = make_model(ARCH, "cpu")[0]
     state = {
@@ -215,9 +200,9 @@ def npy(values):
 
 
 def write_set(folder, names="{:08d}.tar", fields=1):
-    """Thirty pictures with a caption, one of six classes and metadata each, in three shards."""
+    """Thirty images with a caption, one of six classes and metadata each, in three shards."""
     content = [
-        (f"{i:04d}", {"jpg": jpeg(i), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)})
+        (f"{i:04d}", {"jpg": picture(str(i)), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)})
         for i, row in enumerate(metadata(fields))
     ]
     counts = {names.format(i): write_shard(folder / names.format(i), content[10 * i : 10 * i + 10]) for i in range(3)}
@@ -252,7 +237,7 @@ def write_suite(data):
         write_set(data / f"wds_{name}_test/test", "{}.tar", fields=fields)
     text, image = ({"dtype": "string", "id": None, "_type": "Value"}, {"decode": True, "id": None, "_type": "Image"})
     captions = [[f"picture {i}", f"thing {i}"] for i in range(30)]
-    rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(30)], "caption": captions}
+    rows = {"image": [{"bytes": picture(str(i)), "path": None} for i in range(30)], "caption": captions}
     write_hub(data, "flickr_1k_test_image_text_retrieval", {"image": image, "caption": [text]}, rows)
 
 
@@ -267,7 +252,7 @@ def expected(model):
         return net.encode_text(tokenizer(some), normalize=True).numpy()
 
     with torch.no_grad():
-        images = torch.stack([preprocess(Image.open(io.BytesIO(jpeg(i)))) for i in range(30)])
+        images = torch.stack([preprocess(Image.open(io.BytesIO(picture(str(i))))) for i in range(30)])
         images = net.encode_image(images, normalize=True).numpy()
     means = [texts([f"a {name}", f"the {name}"]).mean(axis=0) for name in "abcdef"]
     ranks = np.argsort([[-image @ mean / np.linalg.norm(mean) for mean in means] for image in images])
@@ -388,15 +373,15 @@ OTHERS = ({"checkpoint": Malicious("/nowhere/x")}, [1], {"checkpoint": "x", "sca
 def test_info_that_train_py_has_not_written(content, tmp_path):
     (tmp_path / "info.pkl").write_bytes(content)
     with pytest.raises(SystemExit, match=f"error: {tmp_path}/info.pkl is not what train.py writes: "):
-        load_info(tmp_path)
+        load_info(tmp_path / "info.pkl")
 
 
 def test_info_as_train_py_writes_it(tmp_path):
     info = {"scale_config": {"model": ARCH, "beta2": None}, "checkpoint": tmp_path / "x.pt", "data_dir": Path("a::b")}
     (tmp_path / "info.pkl").write_bytes(pickle.dumps(info))
-    assert load_info(tmp_path) == info
+    assert load_info(tmp_path / "info.pkl") == info
     (tmp_path / "info.pkl").write_bytes(pickle.dumps(info | {"data_dir": S3Path("s3://bucket/a::s3://bucket/b")}))
-    assert load_info(tmp_path) == info | {"data_dir": "s3://bucket/a::s3://bucket/b"}
+    assert load_info(tmp_path / "info.pkl") == info | {"data_dir": "s3://bucket/a::s3://bucket/b"}
 
 
 def test_the_scales():
