@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tic_clip import TicError, checkpoints, storage, weights
+from tic_clip import TicError, checkpoints, hooks, storage, weights
 from tic_clip.checkpoints import Keeper, damage, iteration_of, name_of, newest, surplus
 
 PLAN = {
@@ -36,7 +36,7 @@ def files(folder):
 def train(one, blocks):
     """What OpenCLIP does after each block."""
     for block in blocks:
-        weights.save(
+        hooks.save(
             {"epoch": block, "state_dict": {"w": torch.tensor([float(block)])}}, "unused", SimpleNamespace(tic=one)
         )
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_records_where_it_comes_from_and_what_was_read(tmp_path):
 
 
 def test_without_a_step_of_ours_openclips_checkpoint_is_written_as_it_asks(tmp_path):
-    weights.save({"epoch": 1}, str(tmp_path / "epoch_1.pt"), SimpleNamespace())
+    hooks.save({"epoch": 1}, str(tmp_path / "epoch_1.pt"), SimpleNamespace())
     assert torch.load(tmp_path / "epoch_1.pt") == {"epoch": 1}
 
 
@@ -294,8 +294,8 @@ FIGURES = {"train/loss": 3.5, "train/lr": 0.001, "train/samples_per_second": 300
 
 def test_the_log_of_a_step(tmp_path):
     args = SimpleNamespace(tic=keeper(tmp_path))
-    checkpoints.log(args, 0, {**FIGURES, "train/scale": 14.3})
-    checkpoints.log(args, 9, {**FIGURES, "train/contrastive_loss": 2.0})
+    hooks.log(args, 0, {**FIGURES, "train/scale": 14.3})
+    hooks.log(args, 9, {**FIGURES, "train/contrastive_loss": 2.0})
     assert [json.loads(line) for line in (tmp_path / "train.log.jsonl").read_text().splitlines()] == [
         {"step": 1, "samples_seen": 7744, "loss": 3.5, "lr": 0.001, "samples_per_second": 300.0, "data_wait": 0.02},
         {
@@ -308,7 +308,7 @@ def test_the_log_of_a_step(tmp_path):
             "data_wait": 0.02,
         },
     ]
-    checkpoints.log(SimpleNamespace(), 0, FIGURES)  # stock OpenCLIP
+    hooks.log(SimpleNamespace(), 0, FIGURES)  # stock OpenCLIP
 
 
 def test_the_log_of_a_step_that_goes_on_ends_at_its_checkpoint(tmp_path):
@@ -326,10 +326,10 @@ def test_the_log_of_a_step_that_goes_on_ends_at_its_checkpoint(tmp_path):
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_step(tmp_path, loss):
     with pytest.raises(TicError, match=rf"the loss after 5 iterations of step 2015 is {loss}"):
-        checkpoints.log(SimpleNamespace(tic=keeper(tmp_path)), 4, {**FIGURES, "train/loss": loss})
+        hooks.log(SimpleNamespace(tic=keeper(tmp_path)), 4, {**FIGURES, "train/loss": loss})
 
 
 def test_the_name_of_a_run_says_what_it_is(tmp_path):
     args = SimpleNamespace(tic=keeper(tmp_path), name="2015")
-    assert checkpoints.name_in_wandb(args) == "emoji-tic_tiny-all-cumulative-2015"
-    assert checkpoints.name_in_wandb(SimpleNamespace(name="mine")) == "mine"
+    assert hooks.wandb_name(args) == "emoji-tic_tiny-all-cumulative-2015"
+    assert hooks.wandb_name(SimpleNamespace(name="mine")) == "mine"

@@ -117,11 +117,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, pictures):
 
 
 def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
-    from tic_clip import weights
+    from tic_clip import hooks
 
     saved = []
     monkeypatch.setattr(
-        weights, "save", lambda _, path, *args: saved.append((Path(path).name, len(args))) or Path(path).touch()
+        hooks, "save", lambda _, path, *args: saved.append((Path(path).name, len(args))) or Path(path).touch()
     )
     arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--save-most-recent"]
     patched_run(tmp_path, *arguments, "--name", "run")
@@ -182,7 +182,7 @@ def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
 
 
 def test_exact_sampling_is_a_dataset_type():
-    from tic_clip.sampling import get_exact_dataset
+    from tic_clip.hooks import get_exact_dataset
 
     assert openclip("data").get_dataset_fn("plan.json", "exact") is get_exact_dataset
     args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
@@ -204,10 +204,10 @@ def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
 
 
 def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
-    from tic_clip import checkpoints
+    from tic_clip import hooks
 
     logged = []
-    monkeypatch.setattr(checkpoints, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
+    monkeypatch.setattr(hooks, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
     arguments = ["--dataset-type", "synthetic", "--train-num-samples", "16", "--epochs", "1"]
     patched_run(tmp_path, *arguments, "--name", "run")
     figures = ["batch_time", "contrastive_loss", "data_time", "loss", "lr", "samples_per_second"]
@@ -216,7 +216,7 @@ def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
 
 
 def test_a_run_in_wandb_has_its_own_name(tmp_path, monkeypatch):
-    from tic_clip import checkpoints
+    from tic_clip import hooks
 
     began = []
     fake = SimpleNamespace(
@@ -224,7 +224,7 @@ def test_a_run_in_wandb_has_its_own_name(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(openclip("main"), "wandb", fake)
     monkeypatch.setattr(openclip("train"), "wandb", fake)
-    monkeypatch.setattr(checkpoints, "name_in_wandb", lambda args: f"long-{args.name}")
+    monkeypatch.setattr(hooks, "wandb_name", lambda args: f"long-{args.name}")
     arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--report-to", "wandb"]
     patched_run(tmp_path, *arguments, "--name", "run")
     assert [(options["name"], options["id"], options["resume"]) for options in began] == [

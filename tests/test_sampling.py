@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tic_clip import TicError, sampling
+from tic_clip import TicError, hooks, sampling
 from tic_clip.data.tar import write_shard
 from tic_clip.sampling import apportion, counts_before, line, merged, shuffled, worker_range
 from tic_clip.storage import write_json
@@ -281,7 +281,7 @@ def test_open_clips_loader_gives_the_plan_as_batches(tmp_path, workers):
         args = SimpleNamespace(
             train_data=str(tmp_path / "plan.json"), batch_size=4, world_size=2, rank=rank, workers=workers
         )
-        info = sampling.get_exact_dataset(args, to_tensor, True, 0, tokens)
+        info = hooks.get_exact_dataset(args, to_tensor, True, 0, tokens)
         info.set_epoch(0)
         batches = list(info.dataloader)
         assert info.dataloader.num_batches == len(batches) == 5
@@ -299,14 +299,14 @@ def test_an_error_in_a_loader_process_is_one_line(tmp_path, workers):
     args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=8, world_size=1, rank=0, workers=workers)
     message = r"/a/00000000.tar: no sample of this shard can be used \({'undecodable': 2}\)$"
     with pytest.raises(TicError, match=message):
-        list(sampling.get_exact_dataset(args, to_tensor, True, 0, tokens).dataloader)
+        list(hooks.get_exact_dataset(args, to_tensor, True, 0, tokens).dataloader)
 
 
 def test_the_hook_refuses_another_global_batch(tmp_path):
     write_json(tmp_path / "plan.json", make_plan([make_split(tmp_path / "a", [4])], [8], 8, 1))
     args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=3, world_size=2, rank=0, workers=0)
     with pytest.raises(TicError, match=r"the plan's batch is 8, not 3 × 2 ranks"):
-        sampling.get_exact_dataset(args, to_tensor, True)
+        hooks.get_exact_dataset(args, to_tensor, True)
 
 
 def to_tensor(image):
@@ -347,7 +347,7 @@ def test_a_loader_that_begins_at_any_block_goes_on_with_the_same_batches(tmp_pat
     args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=4, world_size=1, rank=0, workers=workers)
 
     def batches(first):
-        info = sampling.get_exact_dataset(args, to_tensor, True, first, tokens)
+        info = hooks.get_exact_dataset(args, to_tensor, True, first, tokens)
         for block in range(first, 5):
             info.set_epoch(block)
             yield [[image.flatten().tolist(), text.tolist()] for image, text in info.dataloader]
@@ -385,7 +385,7 @@ def test_the_loader_counts_what_it_read(tmp_path):
         args = SimpleNamespace(
             train_data=str(tmp_path / "plan.json"), batch_size=4, world_size=1, rank=0, workers=workers
         )
-        info = sampling.get_exact_dataset(args, to_tensor, True, 0, tokens)
+        info = hooks.get_exact_dataset(args, to_tensor, True, 0, tokens)
         for block in range(2):
             info.set_epoch(block)
             list(info.dataloader)
@@ -399,12 +399,12 @@ def test_shards_are_drawn_with_replacement_by_the_share_of_samples(tmp_path):
     splits = [make_split(tmp_path / "a", [8, 4]), make_split(tmp_path / "b", [3])]
     plan = make_plan(splits, [10, 30], 8, 5)
     write_json(tmp_path / "plan.json", plan)
-    shards, weights = sampling.weighted_shards(str(tmp_path / "plan.json"))
+    shards, weights = hooks.weighted_shards(str(tmp_path / "plan.json"))
     assert shards == [f"{splits[0]}/00000000.tar", f"{splits[0]}/00000001.tar", f"{splits[1]}/00000000.tar"]
     assert 8 * weights[0] + 4 * weights[1] == pytest.approx(10)
     assert 3 * weights[2] == pytest.approx(30)
     write_json(tmp_path / "plan.json", make_plan(splits, apportion([12, 3], 4000), 8, 500))
-    assert sampling.weighted_shards(str(tmp_path / "plan.json"))[1] is None  # in proportion to the sizes: all alike
+    assert hooks.weighted_shards(str(tmp_path / "plan.json"))[1] is None  # in proportion to the sizes: all alike
 
 
 def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tic_clip import TicError, weights
+from tic_clip import TicError, hooks, weights
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_mismatch_names_the_first_difference(model):
 )
 def test_start_from(new_run, resume, own, start, still_new):
     args = SimpleNamespace(new_run=new_run, resume=resume)
-    assert weights.start_from(args, own) == start
+    assert hooks.start_from(args, own) == start
     assert args.new_run == still_new
 
 
@@ -120,7 +120,7 @@ def arguments(path, new_run=False, keep_optimizer=False):
 
 def resume(checkpoint, model, path, **flags):
     torch.save(checkpoint, path)
-    return weights.checkpoint_for(model, arguments(path, **flags))
+    return hooks.checkpoint_for(model, arguments(path, **flags))
 
 
 def test_a_new_run_gets_the_weights_only_and_a_resumed_one_everything(model, tmp_path):
@@ -143,7 +143,7 @@ def test_what_a_checkpoint_records_of_its_making_is_handed_on(model, tmp_path):
         {"epoch": 1, "state_dict": model.state_dict(), "optimizer": {}, "tic": {"step": "2014"}}, tmp_path / "x.pt"
     )
     args = arguments(tmp_path / "x.pt")
-    weights.checkpoint_for(model, args)
+    hooks.checkpoint_for(model, args)
     assert args.tic_record == weights.record(str(tmp_path / "x.pt")) == {"step": "2014"}
     torch.save(model.state_dict(), tmp_path / "bare.pt")
     assert weights.record(str(tmp_path / "bare.pt")) is None
@@ -184,5 +184,5 @@ except (TicError, OSError) as error:
 
 
 def test_device_ids():
-    assert weights.device_ids(torch.device("cpu")) is None
-    assert weights.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]
+    assert hooks.device_ids(torch.device("cpu")) is None
+    assert hooks.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]

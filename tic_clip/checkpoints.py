@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.plans import run_name
 from tic_clip.results import LOG
 from tic_clip.storage import NotFoundError
 
@@ -106,17 +105,6 @@ class Keeper:
             "samples_seen": self._seen(iteration),
             "read": _nested(tally),
         }
-
-
-def log(args: Any, step: int, values: dict[str, float]) -> None:
-    """OpenCLIP's hook for what it logs after its batch ``step`` (from 0)."""
-    if getattr(args, "tic", None):
-        args.tic.log(step + 1, {name.removeprefix("train/"): value for name, value in values.items()})
-
-
-def name_in_wandb(args: Any) -> str:
-    """OpenCLIP's hook for a run's name."""
-    return run_name(args.tic.plan) if getattr(args, "tic", None) else args.name
 
 
 def _logged(line: str) -> float:

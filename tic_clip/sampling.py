@@ -25,7 +25,6 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import IMAGES, open_shard, samples
-from tic_clip.storage import read_json
 
 T = TypeVar("T")
 
@@ -338,39 +337,3 @@ def stream(
         for i, source in enumerate(sources)
     ]
     yield from merged(streams, counts)
-
-
-def get_exact_dataset(
-    args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Callable | None = None
-) -> Any:
-    """OpenCLIP's hook for ``--dataset-type exact --train-data plan.json``: its ``DataInfo`` for the plan's samples.
-
-    OpenCLIP's epoch is a block of the plan.
-
-    Raises:
-        TicError: the plan's batch is not what ``--batch-size`` times the number of ranks makes.
-    """
-    from training.data import DataInfo, SharedEpoch
-
-    from tic_clip.loader import Loader
-
-    assert is_train, "exact sampling is for training"
-    plan = read_json(args.train_data)
-    if plan["batch_size"] != args.batch_size * args.world_size:
-        raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
-    shared_epoch = SharedEpoch(epoch=epoch)
-    loader = Loader(plan, shared_epoch, args.rank, args.world_size, args.workers, (preprocess, tokenizer))
-    return DataInfo(dataloader=loader, shared_epoch=shared_epoch)
-
-
-def weighted_shards(path: str) -> tuple[list[str], list[float] | None]:
-    """OpenCLIP's hook for ``--dataset-resampled --train-data plan.json``: all shards, and how likely each is drawn.
-
-    A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n;
-    None where all weigh the same.
-    """
-    sources = read_json(path)["sources"]
-    weights = {entry["split"]: entry["samples"] / entry["size"] for entry in sources}
-    shards = [(shard, weights[entry["split"]]) for entry in sources for shard in split_sizes(entry["split"])]
-    alike = max(weights.values()) < 1.001 * min(weights.values())  # rounding to whole samples aside
-    return [shard for shard, _ in shards], None if alike else [weight for _, weight in shards]

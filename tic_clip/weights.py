@@ -1,4 +1,4 @@
-"""Weights: atomic saving, safe loading, and what OpenCLIP's ``main`` asks when it saves or starts from a checkpoint."""
+"""Weights: atomic saving, safe loading, comparison with a model."""
 
 import hashlib
 import warnings
@@ -31,18 +31,18 @@ def load(path: str) -> dict[str, torch.Tensor]:
     Raises:
         TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is no checkpoint.
     """
-    return state_dict(_read(torch.load, path, map_location="cpu", weights_only=True), path)
+    return state_dict(read_safely(torch.load, path, map_location="cpu", weights_only=True), path)
 
 
 def record(path: str) -> dict[str, Any] | None:
     """What a checkpoint of ours says of its making (``Keeper`` writes it), or None for one from elsewhere."""
     mmap = zipfile.is_zipfile(path)  # torch's old format can't be
-    checkpoint = _read(torch.load, path, map_location="cpu", weights_only=True, mmap=mmap)
+    checkpoint = read_safely(torch.load, path, map_location="cpu", weights_only=True, mmap=mmap)
     return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 
-def _read(reader: Callable, path: str, **options: Any) -> Any:
-    """What ``reader`` (``torch.load``, or OpenCLIP's for URLs) makes of a checkpoint, which must be loadable safely."""
+def read_safely(reader: Callable, path: str, **options: Any) -> Any:
+    """Return what ``reader`` (``torch.load``, or OpenCLIP's for URLs) makes of a checkpoint; no code of it is run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
@@ -77,59 +77,3 @@ def fingerprint(path: str) -> str:
     """The SHA-256 of a checkpoint file, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# The hooks of open_clip.patch.
-
-
-def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
-    """What OpenCLIP saves after an epoch; in a step of ours an epoch is a block, and its ``Keeper`` decides.
-
-    Raises:
-        TicError: as ``write``.
-    """
-    keeper = getattr(args, "tic", None)
-    if keeper:
-        keeper.save(checkpoint)
-    else:
-        write(checkpoint, path)
-
-
-def start_from(args: Any, own: str | None) -> str | None:
-    """``--resume`` for OpenCLIP: this experiment's ``own`` newest checkpoint if there is one; that is no new run.
-
-    Without ``--new-run`` it is ``own``, as in stock OpenCLIP's ``--resume latest``.
-    """
-    if not args.new_run:
-        return own
-    args.new_run = own is None
-    return own or (None if args.resume == "latest" else args.resume)
-
-
-def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """The checkpoint ``--resume``, whatever number of ranks saved it; for a new run its weights, and its optimizer
-    where ``--keep-optimizer`` asks for it. What the checkpoint records of its making goes to ``args.tic_record``.
-
-    Raises:
-        TicError: it can't be loaded, is of another architecture, or holds no optimizer; the message names the file.
-    """
-    from training.file_utils import pt_load
-
-    checkpoint = _read(pt_load, args.resume, map_location="cpu")
-    wanted = model.state_dict()
-    prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
-    weights = {prefix + name: value for name, value in state_dict(checkpoint, args.resume).items()}
-    difference = mismatch(weights, wanted)
-    if difference:
-        raise TicError(f"checkpoint {args.resume} is not of {args.model}: {difference}")
-    args.tic_record = checkpoint.get("tic")
-    if args.new_run and not args.keep_optimizer:
-        return weights
-    if "optimizer" not in checkpoint:
-        raise TicError(f"{args.resume} holds no optimizer to go on with")
-    return {**checkpoint, "state_dict": weights, "epoch": 0 if args.new_run else checkpoint["epoch"]}
-
-
-def device_ids(device: torch.device) -> list[torch.device] | None:
-    """What DDP takes as ``device_ids``: none for a module on the CPU."""
-    return [device] if device.type == "cuda" else None
