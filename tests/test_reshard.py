@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -252,13 +251,13 @@ DAMAGES = [
 # The whole.
 
 
-def test_many_subsets_in_one_pass(make_pool, write_uids, out, indexed):
+def test_many_subsets_in_one_pass_and_new_ones_later(make_pool, write_uids, tmp_path, out, indexed):
     pool = make_pool((4, 0, 5, 3))
-    uids = pool.uids
+    uids, folder = pool.uids, str(tmp_path / "uids")
     subsets = {"2014": uids[1::2], "months/201403": [uids[0], *[uids[5]] * 3, *ABSENT], "months/deep/201404": uids[:1]}
     for name, chosen in subsets.items():
         write_uids(chosen, name)
-    splits = reshard(pool.path, out, str(Path(out).parent / "uids"), shard_size=4)
+    splits = reshard(pool.path, out, folder, shard_size=4)
     assert indexed == [f"{i:08d}.tar" for i in range(4)]
     assert [(split.name, split.path, split.num_samples, split.wanted) for split in splits] == [
         ("2014", f"{out}/2014", 6, 6),
@@ -268,6 +267,14 @@ def test_many_subsets_in_one_pass(make_pool, write_uids, out, indexed):
     for split in splits:
         assert read_tars(split.path) == slow_reshard(pool.path, subsets[split.name])
         assert split.num_bytes == sum(path.stat().st_size for path in Path(split.path).glob("*.tar"))
+    before = identities(f"{out}/2014")
+    write_uids(uids[2:], "2013")
+    indexed.clear()
+    assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [False, True, True, True]
+    assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [True] * 4
+    assert len(indexed) == 4
+    assert identities(f"{out}/2014") == before
+    assert read_tars(f"{out}/2013") == slow_reshard(pool.path, uids[2:])
 
 
 @pytest.mark.parametrize(("size", "expected"), [(2, [2, 2, 2]), (4, [4, 2]), (7, [6])])
@@ -350,7 +357,9 @@ def test_random_pools_against_the_slow_version(tmp_path_factory, shards, form, l
                 key = f"{sample['name'] if form != tarfile.USTAR_FORMAT else ''}{number}{i}"
                 entries = good(key, **members)
                 for name, data in sample["order"].sample(entries, len(entries)):
-                    tar.addfile(member(name, len(data)), io.BytesIO(data))
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
     for name, chosen in zip("abc", lists, strict=False):
         save_uids(folder / f"uids/{name}.npy", parse_uids(uids[i] for i in chosen))
     chosen_classes = {uids[i]: class_id for i, class_id in classes.items()}
@@ -369,25 +378,6 @@ def test_random_pools_against_the_slow_version(tmp_path_factory, shards, form, l
             assert all(count == size for count in list(json.loads((split / "sizes.json").read_text()).values())[:-1])
 
 
-def member(name, size):
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info
-
-
-def test_same_bytes_whatever_the_number_of_workers(make_pool, write_uids, tmp_path):
-    pool = make_pool((4, 5, 3))
-    write_uids(pool.uids + pool.uids[3:6], "2014")
-    write_uids(pool.uids[:7], "2015")
-    trees = []
-    for num_workers in (1, 2, 3):
-        reshard(pool.path, str(tmp_path / "out"), str(tmp_path / "uids"), num_workers=num_workers, shard_size=4)
-        trees.append(tree(tmp_path / "out"))
-        (tmp_path / "out").rename(tmp_path / f"out{num_workers}")
-    assert len(trees[0]) == 4 + 2 + 4 + 2 + 3 * 2
-    assert trees[0] == trees[1] == trees[2]
-
-
 def test_folder_of_classes(make_pool, write_uids, tmp_path, out):
     """Each subset has the class file of its own name; one that has none gets no classes."""
     pool = make_pool((3, 2))
@@ -402,16 +392,6 @@ def test_folder_of_classes(make_pool, write_uids, tmp_path, out):
     assert read_meta(f"{out}/2015")["arguments"]["cls_file"] is None
     with pytest.raises(TicError, match=r"classes has a \{name\}\.npy for none of the subsets"):
         reshard(pool.path, f"{out}2", write_uids(pool.uids, "other"), classes=str(tmp_path / "classes"))
-
-
-@pytest.mark.parametrize("uids", [[], ABSENT])
-def test_subset_without_a_sample(make_pool, write_uids, out, uids):
-    pool, subset = make_pool(), write_uids(uids)
-    (split,) = reshard(pool.path, out, subset)
-    assert (split.wanted, split.num_samples, split.num_shards) == (len(uids), 0, 0)
-    assert set(tree(out)) == {"meta.json", "sizes.json", "sample_ids.npy"}
-    assert json.loads(Path(out, "sizes.json").read_text()) == {}
-    assert reshard(pool.path, out, subset)[0].reused
 
 
 # Pool shards that can't be read.
@@ -481,32 +461,14 @@ def test_errors_of_the_machine_are_not_bad_shards(make_pool, write_uids, out, mo
 
 
 def test_a_missing_shard_is_not_a_bad_shard(make_pool, write_uids, out):
-    """The disk of the pool may be away: what its links point to is then missing, all of it."""
+    """The disk of the pool may be away."""
     pool = make_pool((2, 2))
     Path(pool.path, "00000002.tar").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match="00000002"):
         reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
-    assert not Path(out, "meta.json").exists()
 
 
 # Again, over, and what is refused.
-
-
-def test_again_makes_only_the_splits_of_new_lists(make_pool, write_uids, tmp_path, out, indexed):
-    pool, folder = make_pool(), str(tmp_path / "uids")
-    write_uids(pool.uids[:2], "2014")
-    first = reshard(pool.path, out, folder)
-    before = identities(f"{out}/2014")
-    indexed.clear()
-    assert reshard(pool.path, out, folder) == [replace(split, reused=True) for split in first]
-    assert indexed == []
-    write_uids(pool.uids[2:], "2013")
-    assert [(split.name, split.reused) for split in reshard(pool.path, out, folder)] == [
-        ("2013", False),
-        ("2014", True),
-    ]
-    assert identities(f"{out}/2014") == before
-    assert read_tars(f"{out}/2013") == slow_reshard(pool.path, pool.uids[2:])
 
 
 def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uids, tmp_path, out):
@@ -533,12 +495,13 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
 
 
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
-    pool, subset, _ = make_pool(), write_uids([]), make_pool(name="out")
+    pool, subset, _ = make_pool(), write_uids(ABSENT), make_pool(name="out")
     before = tree(out)
     with pytest.raises(TicError, match=f"{out} has shards of something else"):
         reshard(pool.path, out, subset)
     assert tree(out) == before
-    reshard(pool.path, out, subset, overwrite=True)
+    (split,) = reshard(pool.path, out, subset, overwrite=True)
+    assert (split.wanted, split.num_samples, split.num_shards) == (2, 0, 0)
     assert set(tree(out)) == {"meta.json", "sizes.json", "sample_ids.npy"}
     Path(out, "meta.json").write_text("{")
     with pytest.raises(TicError, match="was made with other arguments"):
@@ -640,15 +603,14 @@ def test_script(make_pool, write_uids, tmp_path, out):
         title, first, second, *last = done.stdout.splitlines()
         assert title.split() == ["split", "samples", "shards", "size", "coverage"]
         assert (first.split()[:3], second.split()[:3]) == (["out/2014", "4", "2"], ["out/2015", "1", "1"])
-        assert ("100.0 % of 4" in first, "33.3 % of 3" in second) == (True, True)
+        assert "100.0 % of 4" in first
+        assert "33.3 % of 3" in second
         assert ("already there" in first, "already there" in second) == (not flags, not flags)
         assert last == (["dry run: nothing was written"] if flags == ["--dry-run"] else [])
         assert Path(out).exists() == (flags != ["--dry-run"])
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
     done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "error: out/2014 was made with other arguments: shard size 3, now 9; give --overwrite to replace it\n"
-    )
+    reason = "shard size 3, now 9; give --overwrite to replace it"
+    assert done.stderr == f"error: out/2014 was made with other arguments: {reason}\n"
     assert script(*arguments, "--shard-size", "9", "--overwrite", cwd=tmp_path).returncode == 0
-    assert json.loads(Path(out, "2014/sizes.json").read_text()) == {"00000000.tar": 4}

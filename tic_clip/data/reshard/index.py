@@ -114,9 +114,7 @@ def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:
 
 
 def _rows(found: np.ndarray, first: np.ndarray, count: np.ndarray, classes: str | None) -> np.ndarray:
-    """Return one split's rows of the samples with the UIDs ``found`` (N,), of which its list has ``count`` (N,) entries
-    from ``first`` (N,) on; ``classes`` is its file of class ids.
-    """
+    """Return one split's rows: its list has ``count`` (N,) entries of ``found`` (N,), from ``first`` (N,) on."""
     rows = np.empty(count.sum(), ROW)
     rows["sample"] = sample = np.repeat(np.arange(len(count)), count)
     rows["copy"] = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)

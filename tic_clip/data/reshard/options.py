@@ -26,11 +26,10 @@ LISTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SplitSummary:
-    """What became of one list, over all parts that were asked for. ``wanted`` counts its UIDs, ``num_samples`` the
-    samples written; ``num_bad`` pool shards could not be read, ``wrong_stats`` hold another number of samples than
-    their ``_stats.json`` says. ``reused``: all of it was there already.
+    """What became of one list: its UIDs (``wanted``), the samples written, the bad pool shards, those with another
+    number of samples than their ``_stats.json`` says; ``reused``: all of it was there already.
     """
 
     name: str
@@ -62,9 +61,7 @@ def table(splits: list[SplitSummary]) -> str:
 
 
 def find_subsets(path: object) -> dict[str, str]:
-    """Return the UID lists that ``path`` names: itself under the empty name, or each ``.npy`` below it under its own,
-    but for the ``sample_ids.npy`` of splits.
-    """
+    """Return the ``.npy`` that ``path`` is, under an empty name, or each one below it but the ``sample_ids.npy``."""
     if not is_dir(path):
         if not exists(path):
             raise TicError(f"{path} is missing: {LISTS}")
@@ -96,11 +93,8 @@ def reshard(
 
     The arguments are the flags of dataset_creation/reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs, of which one
     that is there n times gives n copies; ``classes`` a ``.npy`` of ``CLASS_ROW``, whose samples get a ``cls`` member;
-    either may be a folder of such files with the same names. With ``parts``, ``{split}/{part:05d}/`` is a split of its
-    own; ``part`` (from 0) makes this one only.
-
-    Raises:
-        TicError: no pool, no list, damaged shards, or splits that were made with other arguments.
+    either may be a folder of such files with the same names. Raises a TicError if there is no pool or no list, shards
+    are damaged, or splits were made with other arguments.
     """
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
@@ -111,19 +105,12 @@ def reshard(
         most = f"--parts must be between 1 and {len(shards)} (the pool's shards), --part between 0 and one less"
         raise TicError(f"part {part} of {parts}: {most}")
     _check_output(pool, shards, [str(root / name) for name in files])
-    settings = {
-        "shard_size": shard_size,
-        "num_workers": num_workers,
-        "skip_bad_shards": skip_bad_shards,
-        "dry_run": dry_run,
-        "timeout": 60.0 if engine == "ray" else 0.0,
-    }
+    flags = {"skip_bad_shards": skip_bad_shards, "dry_run": dry_run, "timeout": 60.0 if engine == "ray" else 0.0}
+    settings = {"shard_size": shard_size, "num_workers": num_workers, **flags}
     with temporary_folder("tic-clip-lists-") as lists:
         inputs = _describe_inputs(pool, files, classes, lists)
-        wanted = [
-            _make_part(root, shards, inputs, parts, number, settings)
-            for number in (range(parts) if part is None else [part])
-        ]
+        numbers = range(parts) if part is None else [part]
+        wanted = [_make_part(root, shards, inputs, parts, number, settings) for number in numbers]
         _remove_other_parts(root, files, parts, overwrite, dry_run)
         finished = [_load_finished(each, overwrite) for each in wanted]
         pending = [
@@ -141,7 +128,7 @@ def reshard(
 
 
 def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -> None:
-    """Raise a ``TicError`` if a split would lie in the pool or hold it: which would be damaged."""
+    """Raise a ``TicError`` if a split would lie in the pool, or hold it."""
     folders = [f"{_resolve(path)}/" for path in {pool, *(os.path.dirname(tar) for tar, _ in shards)}]
     for split in splits:
         output = f"{_resolve(split)}/"
@@ -179,30 +166,23 @@ def _make_part(
     block = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
     digest = hashlib.sha256("".join(f"{to_path(path).name} {size}\n" for path, size in block).encode()).hexdigest()
     shared = {"pool": digest, "shard_size": settings["shard_size"], "parts": parts, "part": number}
-    return Part(
-        tars=tuple(tar for tar, _ in block),
-        splits=tuple(
-            OutputSplit(name, _part_folders(root, name, parts)[number], {**shared, **arguments})
-            for name, arguments in inputs.items()
-        ),
-        work=str(root / ".reshard" / f"{number:05d}"),
-        **settings,
-    )
+    paths = {name: _part_folders(str(root / name), parts)[number] for name in inputs}
+    splits = tuple(OutputSplit(name, path, {**shared, **inputs[name]}) for name, path in paths.items())
+    tars = tuple(tar for tar, _ in block)
+    return Part(tars=tars, splits=splits, work=str(root / ".reshard" / f"{number:05d}"), **settings)
 
 
-def _part_folders(root: Path, name: str, parts: int) -> list[str]:
+def _part_folders(split: str, parts: int) -> list[str]:
     """Return where the parts of a split lie: in the split itself if there is only one."""
-    return [str(root / name)] if parts == 1 else [str(root / name / f"{number:05d}") for number in range(parts)]
+    return [split] if parts == 1 else [f"{split}/{number:05d}" for number in range(parts)]
 
 
 def _remove_other_parts(root: Path, names: Iterable[str], parts: int, overwrite: bool, dry_run: bool) -> None:
     """Remove what is where no part goes, or raise a ``TicError``; where one does, that is ``load_finished``'s to do."""
-    for name in names:
-        split = str(root / name)
-        numbered = [path for path in list_folders(split) if re.fullmatch(r".*/\d{5}", path)] if is_dir(split) else []
-        for folder in {split, *numbered}.difference(_part_folders(root, name, parts)):
-            files = list_files(folder) if is_dir(folder) else []
-            if not any(file.endswith((".tar", META)) for file, _ in files):
+    for split in filter(is_dir, [str(root / name) for name in names]):
+        numbered = [path for path in list_folders(split) if re.fullmatch(r".*/\d{5}", path)]
+        for folder in {split, *numbered}.difference(_part_folders(split, parts)):
+            if not any(file.endswith((".tar", META)) for file, _ in list_files(folder)):
                 continue
             if not overwrite:
                 raise TicError(f"{folder} holds another number of parts; give --overwrite to replace it")
@@ -227,22 +207,14 @@ def _check_bad_shards(made: list[dict[str, dict[str, Any]]], skip_bad_shards: bo
     faults = {tar: fault for metas in made for meta in metas.values() for tar, fault in meta["bad_shards"].items()}
     if faults and not skip_bad_shards:
         first = "; ".join(f"{tar}: {fault}" for tar, fault in islice(faults.items(), 3))
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         advice = "repair them and give --overwrite, or leave them out with --skip-bad-shards"
-        raise TicError(f"pool shards that can't be read: {len(faults)} ({first}{more}); {advice}")
+        raise TicError(f"pool shards that can't be read: {len(faults)} ({first}); {advice}")
 
 
 def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> SplitSummary:
     """Return the summary of a split from the ``meta.json`` of its parts."""
     parts = [metas[name] for metas in (*finished, *made) if name in metas]
-    return SplitSummary(
-        name=name,
-        path=path,
-        wanted=parts[0]["subset_count"],
-        num_samples=sum(meta["output_count"] for meta in parts),
-        num_shards=sum(meta["output_shard_count"] for meta in parts),
-        num_bytes=sum(meta["output_bytes"] for meta in parts),
-        num_bad=sum(len(meta["bad_shards"]) for meta in parts),
-        wrong_stats=sum(len(meta["wrong_stats"]) for meta in parts),
-        reused=not any(name in metas for metas in made),
-    )
+    samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
+    bad, wrong = (sum(len(meta[key]) for meta in parts) for key in ("bad_shards", "wrong_stats"))
+    reused = not any(name in metas for metas in made)
+    return SplitSummary(name, path, parts[0]["subset_count"], samples, shards, size, bad, wrong, reused)

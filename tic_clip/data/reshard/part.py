@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import count, repeat, takewhile
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,10 +107,10 @@ def _lists_folder(*fingerprints: str) -> Path:
 
 
 def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Write all splits of a part, or resume where an earlier run ended; return the ``meta.json`` of each, which is
-    written last, and not while shards of the pool are bad (unless these are to be left out).
+    """Write a part, or resume where an earlier run ended, and return the ``meta.json`` of each split, which is written
+    last, and not while shards of the pool are bad (unless these are to be left out).
 
-    ``lists`` is the folder where lists in a cloud are fetched to; by default one of this process, as on Ray.
+    ``lists`` is where lists in a cloud are fetched to; by default a folder of this process, as on Ray.
     """
     lists = lists or _lists_folder(*(split.arguments["subset"] for split in part.splits))
     with working_folder(part) as place:
@@ -124,10 +124,14 @@ def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]
         finally:
             writer.save()
         metas = {split.name: writer.meta(number) for number, split in enumerate(part.splits)}
-        is_bad = any(shard.fault for shard in writer.journal.shards)
-        if not part.dry_run and (part.skip_bad_shards or not is_bad):
+        is_whole = part.skip_bad_shards or not any(shard.fault for shard in writer.journal.shards)
+        if is_whole and not part.dry_run:
             for split, (subset, _) in zip(part.splits, writer.files, strict=True):
-                _finish(split, metas[split.name], subset)
+                meta, size = metas[split.name], part.shard_size
+                starts = range(0, meta["output_count"], size)
+                sizes = {shard_names(i)[0]: min(size, meta["output_count"] - start) for i, start in enumerate(starts)}
+                is_first = split.arguments["part"] == 0  # of several parts, it alone holds the list
+                folder.finish(split.path, meta, sizes, subset if is_first else None)
             remove_work(part.work)
     return metas
 
@@ -142,11 +146,10 @@ class PartWriter:
         self.index = partial(index_shard, self.files, place)
         self.journal = self._resume()
         self.num_saved = len(self.journal.shards)
-        self.begun = self.next_save = time.monotonic()
 
     def _resume(self) -> Journal:
-        """Return what an earlier run of the same part did, up to the first pool shard that is needed again; nothing if
-        a shard that could not be read then can be read now.
+        """Return the journal of an earlier run of the part, up to the first pool shard that is needed again; an empty
+        one if a shard that could not be read then can be read now.
         """
         part = self.part
         arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
@@ -183,7 +186,7 @@ class PartWriter:
             ThreadPoolExecutor(part.num_workers) as threads,
             progress_bar("reshard", len(part.tars), "shard", first) as bar,
         ):
-            writers = []
+            begun, next_save, writers = time.monotonic(), 0.0, []
             for i, (split, (subset, _)) in enumerate(zip(part.splits, self.files, strict=True)):
                 entries = np.frombuffer(b"".join(shard.entries.pop(0) for shard in shards), "<i8")
                 work = None if part.dry_run else self.place / str(i)
@@ -197,19 +200,15 @@ class PartWriter:
                     tar.unlink()
                 while len(finishing) > ahead:
                     finishing.pop(0).result()
-                self._add(index.counts)
+                shards.append(index.counts)
+                if (now := time.monotonic()) >= next_save:
+                    self.save()
+                    next_save = now + (now - begun) / 50  # a kill loses a fiftieth of the work
                 bar.update()
             for writer in writers:
                 finishing += writer.finish()
             for future in finishing:
                 future.result()
-
-    def _add(self, shard: ShardCounts) -> None:
-        """Add a pool shard to the journal, which is saved now and then: a kill loses a fiftieth of the work."""
-        self.journal.shards.append(shard)
-        if (now := time.monotonic()) >= self.next_save:
-            self.save()
-            self.next_save = now + (now - self.begun) / 50
 
     def meta(self, number: int) -> dict[str, Any]:
         """Return the ``meta.json`` of a split: what was read = what was kept + what was dropped, by reason."""
@@ -237,16 +236,10 @@ class PartWriter:
 def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
     """Return the first of the output shards ``written``, until one is missing or not all there."""
     sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
-
-    def is_complete(number: int) -> bool:
+    existing = {}
+    for number in sorted(written):
         shard, stats = map(sizes.get, shard_names(number))
-        return number in written and shard == written[number] + len(END) and bool(stats)
-
-    return {number: written[number] for number in takewhile(is_complete, count())}
-
-
-def _finish(split: OutputSplit, meta: dict[str, Any], subset: str) -> None:
-    """Write the tables of a split. Of several parts, the first alone holds the list."""
-    total, size = meta["output_count"], split.arguments["shard_size"]
-    sizes = {shard_names(n)[0]: min(size, total - n * size) for n in range(meta["output_shard_count"])}
-    folder.finish(split.path, meta, sizes, subset if split.arguments["part"] == 0 else None)
+        if number != len(existing) or shard != written[number] + len(END) or not stats:
+            break
+        existing[number] = written[number]
+    return existing

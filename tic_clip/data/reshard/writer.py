@@ -65,17 +65,15 @@ class SplitWriter:
         return rows
 
     def append(self, tar: Path, index: Index, rows: np.ndarray) -> list[Future]:
-        """Write rows of the pool shard in the local file ``tar``, but for those in shards that are complete; return the
-        threads that finish shards.
-        """
+        """Write rows of the pool shard in the local file ``tar``; return the threads that finish full shards."""
         finishing = []
         while len(rows):
             number, used = divmod(self.rows, self.shard_size)
             first, rows = np.split(rows, [self.shard_size - used])
             if number >= self.num_complete:
                 piece = arrange(index.table, index.uids, first)
-                append_piece(tar, Path(f"{self.work}-{number}"), piece)
-                self.size += piece.length
+                append_piece(tar, Path(f"{self.work}-{number}"), *piece)
+                self.size += piece[0]
             self.rows += len(first)
             if used + len(first) == self.shard_size:
                 finishing += self.finish()
@@ -101,24 +99,11 @@ class SplitWriter:
         self.written[number] = size
 
 
-class Piece(NamedTuple):
-    """What is written for some rows: ``length`` bytes, copied from the pool shard in ranges, with blocks laid over.
+def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (length, ranges, places, blocks) of the members of some rows under their new names.
 
-    Range r goes to bytes ``begin[r]`` to ``end[r]`` of the piece and stands at ``source[r]``: all (R,), in order.
-    ``blocks`` (B, 512) go to the bytes ``places`` (B,).
-    """
-
-    length: int
-    begin: np.ndarray
-    end: np.ndarray
-    source: np.ndarray
-    blocks: np.ndarray
-    places: np.ndarray
-
-
-def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> Piece:
-    """Return the members of some rows under their new names, a class id in place of a sample's own ``cls``; members
-    that are neighbours in the pool are one range.
+    Of ``length`` bytes, (begin, end, source) of ``ranges`` (R, 3) are copied from the pool shard's byte source on; then
+    ``blocks`` (B, 512) are laid over the bytes ``places`` (B,): headers, and class ids in place of a sample's own.
     """
     row, member = table.members_of(rows["sample"])
     has_class = rows["class_id"] >= 0
@@ -132,43 +117,42 @@ def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> Piece:
     size = np.append(table.size, 0)[member]
     size[is_new] = np.char.str_len(class_ids)
     suffix = np.append(table.suffix, len(table.suffixes))[member]
-    names = _names(table, uids.format_uids(found[rows["sample"]]), rows["copy"], row, suffix)
+    texts = zip(uids.format_uids(found[rows["sample"]]), rows["copy"].tolist(), strict=True)
+    keys = [f"{text}-{copy}.".encode() for text, copy in texts]
+    suffixes = [*(text.encode(errors="surrogateescape") for text in table.suffixes), b"cls"]
+    names = [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
     end = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)
     begin = np.append(0, end[:-1])
     places = np.append(begin, begin[is_new] + BLOCK)
     blocks = np.append(headers(names, size), class_ids.view(np.uint8).reshape(-1, BLOCK), axis=0)
-    length, begin, end, source = int(end[-1]), begin[~is_new], end[~is_new], table.offset[member[~is_new]] - BLOCK
-    first = np.append(True, (begin[1:] != end[:-1]) | (np.diff(source) != np.diff(begin)))
-    return Piece(length, begin[first], end[np.append(first[1:], True)], source[first], blocks, places)
-
-
-def _names(table: Table, texts: list[str], copy: np.ndarray, row: np.ndarray, suffix: np.ndarray) -> list[bytes]:
-    """Return the names {uid}-{copy}.{suffix} of members (M,), each of a ``row``, of which ``texts`` are the UIDs."""
-    keys = [f"{text}-{number}.".encode() for text, number in zip(texts, copy.tolist(), strict=True)]
-    suffixes = [*(text.encode(errors="surrogateescape") for text in table.suffixes), b"cls"]
-    return [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
+    ranges = np.stack([begin, end, np.append(table.offset, 0)[member] - BLOCK], axis=1)[~is_new]
+    is_joined = (ranges[1:, 0] == ranges[:-1, 1]) & (np.diff(ranges[:, 2]) == np.diff(ranges[:, 0]))
+    first, last = np.append(True, ~is_joined), np.append(~is_joined, True)
+    ranges = np.stack([ranges[first, 0], ranges[last, 1], ranges[first, 2]], axis=1)  # neighbours are one
+    return int(end[-1]), ranges, places, blocks
 
 
 _thread = local()
 
 
-def append_piece(tar: Path, target: Path, piece: Piece) -> None:
-    """Append ``piece`` of the pool shard in the local file ``tar`` to ``target``."""
+def append_piece(
+    tar: Path, target: Path, length: int, ranges: np.ndarray, places: np.ndarray, blocks: np.ndarray
+) -> None:
+    """Append what ``arrange`` returns for rows of the pool shard in the local file ``tar`` to ``target``."""
     if not hasattr(_thread, "window"):  # memory that is new each time costs more than the copying
         _thread.window = np.empty((WINDOW // BLOCK, BLOCK), np.uint8)
     window, view = _thread.window, memoryview(_thread.window).cast("B")
     with open(tar, "rb", buffering=0) as source, open(target, "ab", buffering=0) as file:
-        for start in range(0, piece.length, WINDOW):
-            stop = min(start + WINDOW, piece.length)
-            ranges = slice(np.searchsorted(piece.end, start, "right"), np.searchsorted(piece.begin, stop))
-            begin, end = np.maximum(piece.begin[ranges], start), np.minimum(piece.end[ranges], stop)
-            offsets = piece.source[ranges] + begin - piece.begin[ranges]
+        for start in range(0, length, WINDOW):
+            stop = min(start + WINDOW, length)
+            here = ranges[np.searchsorted(ranges[:, 1], start, "right") : np.searchsorted(ranges[:, 0], stop)]
+            begin, end = np.maximum(here[:, 0], start), np.minimum(here[:, 1], stop)
             with _named(tar):
-                for a, b, offset in np.stack([begin - start, end - start, offsets], axis=1).tolist():
-                    if os.preadv(source.fileno(), [view[a:b]], offset) != b - a:
+                for a, b, offset in np.stack([begin, end, here[:, 2] + begin - here[:, 0]], axis=1).tolist():
+                    if os.preadv(source.fileno(), [view[a - start : b - start]], offset) != b - a:
                         raise TicError(f"{tar} was cut short while it was read")
-            new = (start <= piece.places) & (piece.places < stop)
-            window[(piece.places[new] - start) // BLOCK] = piece.blocks[new]
+            is_here = (start <= places) & (places < stop)
+            window[(places[is_here] - start) // BLOCK] = blocks[is_here]
             with _named(target):
                 _write(file, view[: stop - start])
 
