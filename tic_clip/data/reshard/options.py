@@ -28,9 +28,7 @@ LISTS = (
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What became of one list: its UIDs (``wanted``), the samples written, the bad pool shards, those with another
-    number of samples than their ``_stats.json`` says; ``reused``: all of it was there already.
-    """
+    """What became of one list, over its parts: ``num_bad`` and ``wrong_stats`` count pool shards, ``wanted`` UIDs."""
 
     name: str
     path: str
@@ -215,6 +213,6 @@ def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> 
     """Return the summary of a split from the ``meta.json`` of its parts."""
     parts = [metas[name] for metas in (*finished, *made) if name in metas]
     samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
-    bad, wrong = (sum(len(meta[key]) for meta in parts) for key in ("bad_shards", "wrong_stats"))
+    bad, wrong = (sum(len(meta.get(key, ())) for meta in parts) for key in ("bad_shards", "wrong_stats"))
     reused = not any(name in metas for metas in made)
     return SplitSummary(name, path, parts[0]["subset_count"], samples, shards, size, bad, wrong, reused)

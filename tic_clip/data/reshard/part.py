@@ -107,10 +107,8 @@ def _lists_folder(*fingerprints: str) -> Path:
 
 
 def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Write a part, or resume where an earlier run ended, and return the ``meta.json`` of each split, which is written
-    last, and not while shards of the pool are bad (unless these are to be left out).
-
-    ``lists`` is where lists in a cloud are fetched to; by default a folder of this process, as on Ray.
+    """Write a part, or resume it; return the ``meta.json`` of each split, which is written last, and not while pool
+    shards are bad. ``lists`` is where lists in a cloud are fetched to; by default a folder of this process, as on Ray.
     """
     lists = lists or _lists_folder(*(split.arguments["subset"] for split in part.splits))
     with working_folder(part) as place:

@@ -102,12 +102,13 @@ class SplitWriter:
 def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Return (length, ranges, places, blocks) of the members of some rows under their new names.
 
-    Of ``length`` bytes, (begin, end, source) of ``ranges`` (R, 3) are copied from the pool shard's byte source on; then
+    Of ``length`` bytes, (begin, end, source) of ``ranges`` (3, R) are copied from the pool shard's byte source on; then
     ``blocks`` (B, 512) are laid over the bytes ``places`` (B,): headers, and class ids in place of a sample's own.
     """
     row, member = table.members_of(rows["sample"])
     has_class = rows["class_id"] >= 0
-    is_kept = ~(np.isin(member, table.find("cls")) & has_class[row])
+    is_class = np.array([suffix == "cls" for suffix in table.suffixes])
+    is_kept = ~(is_class[table.suffix[member]] & has_class[row])
     row = np.append(row[is_kept], np.flatnonzero(has_class))
     member = np.append(member[is_kept], np.full(has_class.sum(), -1))  # -1: a class id
     order = np.argsort(row, kind="stable")
@@ -123,13 +124,13 @@ def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> tuple[int, np.
     names = [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
     end = np.cumsum(BLOCK + -(-size // BLOCK) * BLOCK)
     begin = np.append(0, end[:-1])
-    places = np.append(begin, begin[is_new] + BLOCK)
-    blocks = np.append(headers(names, size), class_ids.view(np.uint8).reshape(-1, BLOCK), axis=0)
-    ranges = np.stack([begin, end, np.append(table.offset, 0)[member] - BLOCK], axis=1)[~is_new]
-    is_joined = (ranges[1:, 0] == ranges[:-1, 1]) & (np.diff(ranges[:, 2]) == np.diff(ranges[:, 0]))
+    new = np.flatnonzero(is_new) + 1  # a class id comes after its header
+    places = np.insert(begin, new, begin[is_new] + BLOCK)
+    blocks = np.insert(headers(names, size), new, class_ids.view(np.uint8).reshape(-1, BLOCK), axis=0)
+    ranges = np.stack([begin, end, np.append(table.offset, 0)[member] - BLOCK])[:, ~is_new]
+    is_joined = (ranges[0, 1:] == ranges[1, :-1]) & (np.diff(ranges[2]) == np.diff(ranges[0]))
     first, last = np.append(True, ~is_joined), np.append(~is_joined, True)
-    ranges = np.stack([ranges[first, 0], ranges[last, 1], ranges[first, 2]], axis=1)  # neighbours are one
-    return int(end[-1]), ranges, places, blocks
+    return int(end[-1]), np.stack([ranges[0, first], ranges[1, last], ranges[2, first]]), places, blocks
 
 
 _thread = local()
@@ -145,14 +146,14 @@ def append_piece(
     with open(tar, "rb", buffering=0) as source, open(target, "ab", buffering=0) as file:
         for start in range(0, length, WINDOW):
             stop = min(start + WINDOW, length)
-            here = ranges[np.searchsorted(ranges[:, 1], start, "right") : np.searchsorted(ranges[:, 0], stop)]
-            begin, end = np.maximum(here[:, 0], start), np.minimum(here[:, 1], stop)
+            here = ranges[:, slice(np.searchsorted(ranges[1], start, "right"), np.searchsorted(ranges[0], stop))]
+            begin, end = np.maximum(here[0], start), np.minimum(here[1], stop)
             with _named(tar):
-                for a, b, offset in np.stack([begin, end, here[:, 2] + begin - here[:, 0]], axis=1).tolist():
+                for a, b, offset in np.stack([begin, end, here[2] + begin - here[0]], axis=1).tolist():
                     if os.preadv(source.fileno(), [view[a - start : b - start]], offset) != b - a:
                         raise TicError(f"{tar} was cut short while it was read")
-            is_here = (start <= places) & (places < stop)
-            window[(places[is_here] - start) // BLOCK] = blocks[is_here]
+            new = slice(*np.searchsorted(places, [start, stop]))
+            window[(places[new] - start) // BLOCK] = blocks[new]
             with _named(target):
                 _write(file, view[: stop - start])
 
