@@ -44,8 +44,6 @@ UID lists: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids
     {x}/uids is missing | generate_eval_
 no UID list: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/empty
     {x}/empty holds no .npy | _uids.py
-output is a file: dataset_creation/reshard.py -i {x}/shards -o {x}/file -s {x}/uids.npy
-    {x}/file is not a folder
 class ids: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids.npy -c {x}/none
     {x}/none is missing | generate_datacompnet_uid2classid.py
 convert without a split: bash DATACOMP/convert_wds.sh {x}/none retrieval

@@ -1,7 +1,6 @@
 """Resharding in parts, again after it was cut off anywhere, on a Ray cluster and in a cloud: always the same bytes."""
 
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from socketserver import StreamRequestHandler
 
@@ -19,18 +18,7 @@ import boto3
 import pytest
 import test_reshard
 from conftest import write_tar
-from test_reshard import (
-    DAMAGES,
-    SCRIPT,
-    good,
-    identities,
-    read_meta,
-    read_tars,
-    script,
-    slow_reshard,
-    tree,
-    uid_of,
-)
+from test_reshard import SCRIPT, good, identities, read_meta, read_tars, script, slow_reshard, tree, uid_of
 
 from tic_clip import TicError
 from tic_clip.data import folder
@@ -63,36 +51,25 @@ def job(make_pool, tmp_path):
 # Parts.
 
 
-def test_parts_hold_the_pool_in_its_order(job, tmp_path):
-    job(tmp_path / "out", parts=3, part=1, num_workers=2)
-    splits = job(tmp_path / "out", parts=3, num_workers=3)
-    job(tmp_path / "once", parts=3)
-    assert tree(tmp_path / "out") == tree(tmp_path / "once")
-    flat = job(tmp_path / "flat")
+def test_same_bytes_in_any_number_of_parts_and_processes(job, tmp_path):
+    splits, flat = job(tmp_path / "out", parts=3, num_workers=3), job(tmp_path / "flat")
+    for num_workers in (2, 3):
+        job(tmp_path / f"flat{num_workers}", num_workers=num_workers)
+        assert tree(tmp_path / "flat") == tree(tmp_path / f"flat{num_workers}")
     assert [path.parent.name for path in (tmp_path / "out/a").rglob("sample_ids.npy")] == ["00000"]  # the list is once
     for split, whole in zip(splits, flat, strict=True):
         assert read_tars(split.path) == slow_reshard(job.pool.path, job.uids[split.name])
         assert (split.name, split.num_samples, split.wanted) == (whole.name, whole.num_samples, whole.wanted)
         assert split.num_shards == len(list(Path(split.path).rglob("*.tar")))
-        assert split.num_bytes == sum(path.stat().st_size for path in Path(split.path).rglob("*.tar"))
-
-
-def test_parts_one_by_one_in_any_order(job, tmp_path, indexed):
-    job(tmp_path / "once", parts=3)
-    indexed.clear()
     for number in (2, 0, 1):
-        splits = job(tmp_path / "single", parts=3, part=number)
-        assert [split.reused for split in splits] == [False, False]
-    assert sorted(indexed) == [f"{i:08d}.tar" for i in range(5)]
-    assert tree(tmp_path / "once") == tree(tmp_path / "single")
-    indexed.clear()
+        assert [split.reused for split in job(tmp_path / "single", parts=3, part=number)] == [False, False]
     again = job(tmp_path / "single", parts=3)
     assert [(split.reused, split.num_samples) for split in again] == [(True, 11), (True, 5)]
     assert [split.num_samples for split in job(tmp_path / "single", parts=3, part=0)] == [1, 1]
-    assert indexed == []
+    assert tree(tmp_path / "out") == tree(tmp_path / "single")
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (4, 2)])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_number_of_parts(job, tmp_path, monkeypatch, before, after, finished):
     out = tmp_path / "out"
@@ -103,38 +80,28 @@ def test_another_number_of_parts(job, tmp_path, monkeypatch, before, after, fini
             stop_at_finish(monkeypatch, out, job, parts=before, part=number)
     found = tree(out)
     for options in ({}, {"dry_run": True}):
-        with pytest.raises(TicError, match=r"number of parts.*; give --overwrite to replace it"):
+        with pytest.raises(TicError, match=r"parts.*; give --overwrite to replace it"):
             job(out, parts=after, **options)
     job(out, parts=after, dry_run=True, overwrite=True)
     assert tree(out) == found
     job(out, parts=after, overwrite=True)
     job(tmp_path / "fresh", parts=after)
     assert tree(out) == tree(tmp_path / "fresh")
-    for name, uids in job.uids.items():
-        assert sum(split_sizes(out / name).values()) == len(uids)
 
 
 def test_bad_shard_of_one_part(job, tmp_path, indexed):
-    """The other parts are finished; later only the part in question is looked at again."""
-    job(tmp_path / "undisturbed", parts=3)
+    """The other parts are finished; later only the part in question is made."""
     bad = Path(job.pool.path, "00000001.tar")
-    data = bad.read_bytes()
-    bad.write_bytes(DAMAGES[3][0](data))
-    with pytest.raises(TicError, match=f"pool shards that can't be read: 1 .{bad}: wrong header checksum"):
+    bad.write_bytes(b"")
+    with pytest.raises(TicError, match=f"pool shards that can't be read: 1 .{bad}: empty file"):
         job(tmp_path / "out", parts=3)
     assert sorted(path.parent.name for path in (tmp_path / "out/a").rglob("meta.json")) == ["00000", "00002"]
     indexed.clear()
-    shutil.copytree(tmp_path / "out", tmp_path / "left_out")
-    job(tmp_path / "left_out", parts=3, skip_bad_shards=True)
+    job(tmp_path / "out", parts=3, skip_bad_shards=True)
     assert indexed == ["00000001.tar"]
-    metas = [read_meta(tmp_path / f"left_out/a/{number:05d}") for number in range(3)]
+    metas = [read_meta(tmp_path / f"out/a/{number:05d}") for number in range(3)]
     assert [list(meta["bad_shards"]) for meta in metas] == [[], [str(bad)], []]
     assert [meta["processed_count"] for meta in metas] == [2, 1, 6]
-    bad.write_bytes(data)
-    indexed.clear()
-    job(tmp_path / "out", parts=3)
-    assert set(indexed) == {"00000001.tar", "00000002.tar"}
-    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
 
 
 # Cut off in this process.
@@ -187,7 +154,8 @@ def test_stopped_anywhere_it_is_finished_later(make_pool, tmp_path, monkeypatch,
         if len(metas) == parts:  # the old split or the new one, or parts of either, but whole
             assert read_tars(out) == samples
         reshard(pool.path, str(out), subset, shard_size=2, parts=parts, overwrite=overwrite and bool(metas))
-        assert tree(out) == expected
+        made = {name: data for name, data in tree(out).items() if ".reshard/" not in name}
+        assert made == expected
         if len(done) < number:
             break
     assert 15 < number < 399
@@ -235,14 +203,15 @@ def test_output_shard_that_was_harmed_meanwhile(job, tmp_path, monkeypatch, harm
     assert tree(out) == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("journal", [b"", b"\x81", b"\x90", b"\xc0", b"\x81\xa5first\xa13", b"\x81\xa5first\x09"])
-def test_damaged_journal_is_left_aside(job, tmp_path, monkeypatch, journal):
+@pytest.mark.parametrize("journal", [b"", b"\x81", b"\x81\xa5first\xa13"])
+def test_damaged_journal_says_nothing(job, tmp_path, monkeypatch, journal):
     out = tmp_path / "out"
     job(tmp_path / "whole")
     stop_at_finish(monkeypatch, out, job)
-    assert (out / ".reshard/00000/journal-00000000").stat().st_size > 100
     (out / ".reshard/00000/journal-00000000").write_bytes(journal)
-    job(out)
+    with pytest.raises(TicError, match="has shards of something else; give another output folder or --overwrite"):
+        job(out)
+    job(out, overwrite=True)
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -287,10 +256,10 @@ def test_a_repeated_uid_is_dropped_after_a_restart_too(make_pool, tmp_path, monk
     assert read_meta(tmp_path / "whole")["dropped"] == {"duplicate uid in the pool": 5}
     for number in range(5):
 
-        def index_shard(job, real=part.index_shard, number=number):
-            if f"{number:08d}" in job.tar:
-                raise OSError(errno.EIO, "Input/output error", job.tar)
-            return real(job)
+        def index_shard(files, place, tar, real=part.index_shard, number=number):
+            if f"{number:08d}" in tar:
+                raise OSError(errno.EIO, "Input/output error", tar)
+            return real(files, place, tar)
 
         with monkeypatch.context() as patch:
             patch.setattr(part, "index_shard", index_shard)
@@ -298,39 +267,6 @@ def test_a_repeated_uid_is_dropped_after_a_restart_too(make_pool, tmp_path, monk
                 reshard(pool.path, str(tmp_path / str(number)), subset, shard_size=2)
         reshard(pool.path, str(tmp_path / str(number)), subset, shard_size=2)
         assert tree(tmp_path / str(number)) == tree(tmp_path / "whole")
-
-
-@contextmanager
-def locked(folder):
-    """Hold the lock of a folder; yields whether it was to be had."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(lock)
-
-
-def test_a_split_is_locked_whatever_the_output_is_called(job, tmp_path):
-    """-o OUT with a folder of subsets and -o OUT/a with one write into the same folder."""
-    job(tmp_path / "out")
-    with locked(tmp_path / "out/a") as held, pytest.raises(TicError, match=r"another process is writing .*out/a;"):
-        job(tmp_path / "out", shard_size=1, overwrite=held)
-
-
-def test_a_run_that_is_under_way_is_left_alone(job, tmp_path):
-    """A command whose splits are all there removes what another one is at work with only if nobody is."""
-    job(tmp_path / "out")
-    work = tmp_path / "out/.reshard/00000"
-    (work / "unfinished").mkdir(parents=True)
-    (work / "unfinished/0-00000003.tar").touch()
-    with locked(work):
-        assert [split.reused for split in job(tmp_path / "out")] == [True, True]
-        assert (work / "unfinished/0-00000003.tar").exists()
-    assert [split.reused for split in job(tmp_path / "out")] == [True, True]
-    assert not (tmp_path / "out/.reshard").exists()
 
 
 # Cut off from outside.
@@ -346,7 +282,7 @@ def large(tmp_path_factory):
         samples = (good(key, png=os.urandom(30_000)) for key in keys[20 * shard : 20 * shard + 20])
         write_tar(folder / f"pool/{shard:08d}.tar", [member for sample in samples for member in sample])
     save_uids(folder / "uids.npy", parse_uids(map(uid_of, keys)))
-    reshard("/".join((str(folder), "pool")), str(folder / "whole"), str(folder / "uids.npy"), shard_size=6)
+    reshard(f"{folder}/pool", f"{folder}/whole", f"{folder}/uids.npy", shard_size=6)
     return folder
 
 
@@ -392,21 +328,16 @@ def is_gone(pid):
         return True
 
 
-def same_split(out, large):
+def without_meta(split):
     """All but ``meta.json``, where the arguments name the paths."""
-    return [
-        {name: data for name, data in tree(folder).items() if name != "meta.json"} for folder in (out, large / "whole")
-    ]
+    return {name: data for name, data in tree(split).items() if name != "meta.json"}
 
 
-@pytest.mark.parametrize(
-    ("signum", "written"),
-    [(signal.SIGKILL, 1), (signal.SIGKILL, 60), (signal.SIGTERM, 40), (signal.SIGINT, 40)],
-)
-def test_killed_it_goes_on_where_it_was(large, tmp_path, signum, written):
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_it_goes_on_where_it_was(large, tmp_path, signum):
     out = tmp_path / "out"
     process = start(large, out, "-j", "2")
-    wait_for(lambda: len(tars_in(out)) >= written)
+    wait_for(lambda: len(tars_in(out)) >= 50)
     workers = children(process.pid)
     if signum == signal.SIGINT:  # Ctrl-C reaches all of a shell's job
         os.killpg(process.pid, signum)
@@ -425,13 +356,12 @@ def test_killed_it_goes_on_where_it_was(large, tmp_path, signum, written):
     before = identities(out)
     done = subprocess.run(command(large, out, "-j", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    made, expected = same_split(out, large)
-    assert made == expected
+    assert without_meta(out) == without_meta(large / "whole")
     numbers = itertools.takewhile(written_before.__contains__, itertools.count())
-    known = [out / f"{number:08d}.tar" for number in numbers]  # threads may name a later one first: it is made again
-    assert len(known) >= (written > 1)
+    known = {out / f"{number:08d}.tar" for number in numbers}  # threads may name a later one first: it is made again
     after = identities(out)
-    assert [path for path in known if before[path] != after[path]] == []
+    assert known
+    assert {path for path in known if before[path] != after[path]} == set()
 
 
 def test_two_at_once(large, tmp_path):
@@ -447,8 +377,7 @@ def test_two_at_once(large, tmp_path):
         first.send_signal(signal.SIGCONT)
     stderr = first.communicate(timeout=60)[1]
     assert first.returncode == 0, stderr
-    made, expected = same_split(out, large)
-    assert made == expected
+    assert without_meta(out) == without_meta(large / "whole")
 
 
 # Ray.
@@ -473,13 +402,8 @@ def cluster():
     """A Ray cluster of two nodes with one processor each: its address, the process id of the second node's raylet, and
     a function that kills this node with the worker that it is given.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], text=True, **pipes)
 
     def kill(worker):
         process.stdin.write(f"{worker}\n")
@@ -492,35 +416,25 @@ def cluster():
 
 
 def on_ray(address, *arguments, **options):
-    return script(*arguments, "--engine", "ray", *(["--ray-address", address] if address else []), **options)
+    return script(*arguments, "--engine", "ray", "--ray-address", address, **options)
 
 
-def test_ray_gives_the_same_bytes(job, tmp_path, cluster):
+def test_ray_gives_the_same_bytes_and_errors_in_one_line(job, tmp_path, cluster):
     job(tmp_path / "local", parts=3)
+    bad = Path(job.pool.path, "00000003.tar")
+    data = bad.read_bytes()
+    bad.write_bytes(data.replace(b".json", b".jsom", 1))
     arguments = ("-i", job.pool.path, "-o", tmp_path / "ray", "-s", tmp_path / "uids", "--shard-size", "2")
+    done = on_ray(cluster[0], *arguments, "--parts", "3", timeout=120)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
+    assert done.stderr.splitlines()[-1].startswith(f"error: pool shards that can't be read: 1 ({bad}: wrong header che")
+    assert len(list((tmp_path / "ray/a").rglob("meta.json"))) == 2
+    bad.write_bytes(data)
     done = on_ray(cluster[0], *arguments, "--parts", "3", timeout=120)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
     done = on_ray(cluster[0], *arguments, "--parts", "3", timeout=120)
     assert done.stdout.count("already there") == 2
-
-
-def test_error_on_ray_is_one_line(job, tmp_path, cluster):
-    bad = Path(job.pool.path, "00000003.tar")
-    data = bad.read_bytes()
-    bad.write_bytes(b"")
-    arguments = ("-i", job.pool.path, "-o", tmp_path / "out", "-s", tmp_path / "uids", "--parts", "4")
-    done = on_ray(cluster[0], *arguments, timeout=120)
-    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
-    assert done.stderr.splitlines()[-1] == (
-        f"error: pool shards that can't be read: 1 ({bad}: empty file); --skip-bad-shards leaves them out"
-    )
-    assert len(list((tmp_path / "out/a").rglob("meta.json"))) == 3
-    bad.write_bytes(data)
-    (tmp_path / "out/.reshard/00003/unfinished").touch()  # no folder: what a job raises comes back as it is
-    done = on_ray(cluster[0], *arguments, timeout=120)
-    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
-    assert done.stderr.splitlines()[-1].endswith("/unfinished: is a file, not a folder")
 
 
 def test_a_node_is_lost(large, tmp_path, cluster):
@@ -539,8 +453,7 @@ def test_a_node_is_lost(large, tmp_path, cluster):
     assert process.poll() is None
     stderr = process.communicate(timeout=240)[1]
     assert process.returncode == 0, stderr
-    made, expected = tree(tmp_path / "out"), tree(tmp_path / "local")
-    assert made == expected
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
 # A cloud.
@@ -611,17 +524,6 @@ def test_no_access_is_not_a_bad_shard(cloud_job):
     assert [name for name in objects() if "meta.json" in name] == []
     cloud_job.store.faults.clear()
     assert [split.num_bad for split in cloud_job(skip_bad_shards=True)] == [0, 0]
-
-
-def test_finished_work_in_a_cloud_is_cleared_there(cloud_job, tmp_path, monkeypatch):
-    """Nothing called ``s3:`` is made in the current folder when the end of a killed run is cleaned up."""
-    cloud_job()
-    (tmp_path / "journal").touch()
-    upload(tmp_path / "journal", "s3://tic-test/out/.reshard/00000/journal-00000000")
-    monkeypatch.chdir(tmp_path)
-    assert all(split.reused for split in cloud_job())
-    assert not (tmp_path / "s3:").exists()
-    assert [name for name in objects() if ".reshard" in name] == []
 
 
 def test_upload_that_fails_and_goes_on(job, cloud_job, tmp_path):

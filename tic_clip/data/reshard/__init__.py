@@ -6,6 +6,4 @@ same whatever the number of processes or machines, and after an interruption.
 
 from tic_clip.data.reshard.options import ENGINES, SplitSummary, find_subsets, reshard, table
 
-Split = SplitSummary
-
-__all__ = ["ENGINES", "Split", "SplitSummary", "find_subsets", "reshard", "table"]
+__all__ = ["ENGINES", "SplitSummary", "find_subsets", "reshard", "table"]

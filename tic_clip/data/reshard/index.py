@@ -1,8 +1,9 @@
 """Read a pool shard's headers and JSON once, and look its UIDs up in every list."""
 
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from tic_clip import TicError
 from tic_clip.data import uids
 from tic_clip.data.split import read_stats
 from tic_clip.data.tar import IMAGES, Buffer, Table, open_shard, read_table
-from tic_clip.storage import download, is_remote
+from tic_clip.storage import is_remote, local_copy
 
 LONGEST_SUFFIX = 56
 """Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
@@ -20,22 +21,10 @@ ROW = np.dtype([("sample", "<i8"), ("entry", "<i8"), ("copy", "<i8"), ("class_id
 """What a split takes of a shard, for each entry of its list: the sample, the number of its copy, its class or -1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexJob:
-    """A pool shard, the local file ``path`` that it is read from (and fetched to before, if it lies in a cloud), and
-    the local files of the UIDs and of the class ids (or None) of each split.
-    """
-
-    tar: str
-    path: str
-    subsets: tuple[str, ...]
-    classes: tuple[str | None, ...]
-
-
 class ShardCounts(msgspec.Struct, kw_only=True):
     """What a shard holds: samples ``read`` = ``usable`` + ``dropped`` by reason; ``stats``: the pool's own count if it
-    is another one; ``fault``: why the shard can't be read. Of each split: the ``samples`` that it takes, their ``rows``
-    (with copies), the samples whose UID the pool had before (``repeated``), and the bytes of the ``entries``.
+    is another one; ``fault``: why the shard can't be read. Of each split: the samples that it takes, their rows (with
+    copies), the samples whose UID the pool had before; and the bytes of the ``entries`` of its list.
     """
 
     read: int = 0
@@ -43,14 +32,11 @@ class ShardCounts(msgspec.Struct, kw_only=True):
     dropped: dict[str, int] = {}
     stats: int | None = None
     fault: str | None = None
-    samples: list[int] = []
-    rows: list[int] = []
-    repeated: list[int] = []
+    splits: list[tuple[int, int, int]] = []
     entries: list[bytes] = []
 
 
-@dataclass(kw_only=True)
-class Index:
+class Index(NamedTuple):
     """The ``table`` and ``uids`` (N,) of the samples that some split takes; ``rows``: (R,) of ``ROW`` of each split."""
 
     counts: ShardCounts
@@ -59,57 +45,44 @@ class Index:
     uids: np.ndarray | None = None
 
 
-def index_shard(job: IndexJob) -> Index:
-    """Index a pool shard; what is wrong with its bytes is ``fault``.
+def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> Index:
+    """Index a pool shard; what is wrong with its bytes is ``fault``. One in a cloud is fetched into ``place``.
 
-    Raises:
-        TicError, OSError: the machine, the disk or the cloud failed: that says nothing about the shard.
+    ``files`` are the local files of the UIDs, and of the class ids or None, of each split. Raises an OSError or a
+    TicError if the machine, the disk or the cloud failed: that says nothing about the shard.
     """
-    if is_remote(job.tar):
-        download(job.tar, Path(job.path))
-    dropped = Counter()
+    path = local_copy(tar, place)
     try:
-        with open_shard(job.path) as shard:
+        with open_shard(path) as shard:
             table = read_table(shard)
-            usable, found = _read_uids(shard, table, dropped)
+            samples, found, dropped = _read_uids(shard, table)
     except OSError:  # also a missing file: the pool's disk may be away
         raise
     except TicError as error:
-        fault = str(error).removeprefix(f"{job.path}: ")
-        return Index(counts=ShardCounts(fault=fault), rows=[np.empty(0, ROW)] * len(job.subsets))
+        return Index(ShardCounts(fault=str(error).removeprefix(f"{path}: ")), [np.empty(0, ROW)] * len(files))
+    counts = ShardCounts(read=len(table.keys), usable=len(found), dropped=dropped)
+    with suppress(TicError, OSError):
+        if not is_remote(tar) and read_stats(tar) != counts.read:  # in a cloud it would cost a request
+            counts.stats = read_stats(tar)
     order = np.lexsort((found["f1"], found["f0"]))
-    first, count = np.empty((2, len(job.subsets), len(found)), np.int64)
-    for split, path in enumerate(job.subsets):
-        first[split, order], count[split, order] = uids.find_uids(uids.open_uids(path), found[order])
+    first, count = np.empty((2, len(files), len(found)), np.int64)
+    for split, (subset, _) in enumerate(files):
+        first[split, order], count[split, order] = uids.find_uids(uids.open_uids(subset), found[order])
     taken = np.flatnonzero(count.any(axis=0))
-    entries = zip(first[:, taken], count[:, taken], job.classes, strict=True)
-    read, stats, dropped = len(table.keys), _read_stats(job.tar), dict(sorted(dropped.items()))
-    return Index(
-        counts=ShardCounts(read=read, usable=len(usable), dropped=dropped, stats=stats if stats != read else None),
-        rows=[_rows(found[taken], *entry) for entry in entries],
-        table=table.take(usable[taken]),
-        uids=found[taken],
-    )
+    found = found[taken]
+    rows = [_rows(found, first[i, taken], count[i, taken], classes) for i, (_, classes) in enumerate(files)]
+    return Index(counts, rows, table.take(samples[taken]), found)
 
 
-def _read_stats(tar: str) -> int | None:
-    """Return what a local shard's own ``_stats.json`` counts; in a cloud it would cost a request a shard."""
-    try:
-        return None if is_remote(tar) else read_stats(tar)
-    except (TicError, OSError):
-        return None
-
-
-def _read_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (the samples that can be used (U,), their UIDs (U,)); the others are counted in ``dropped``."""
-    good = np.ones(len(table.keys), bool)
+def _read_uids(shard: Buffer, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Return (the samples that can be used (U,), their UIDs (U,), the number of others by reason)."""
+    usable, dropped = np.ones(len(table.keys), bool), Counter(table.flawed.values())
+    usable[list(table.flawed)] = False
     for reason, unusable in _unusable(table):
-        if (good & unusable).any():
-            dropped[reason] += int((good & unusable).sum())
-        good &= ~unusable
-    json_member = table.find("json")[good]
-    usable, texts = [], []
-    places = (np.flatnonzero(good), table.offset[json_member], table.size[json_member])
+        dropped[reason] += int((usable & unusable).sum())
+        usable &= ~unusable
+    json_member, texts = table.find("json")[usable], {}
+    places = (np.flatnonzero(usable), table.offset[json_member], table.size[json_member])
     for sample, offset, size in zip(*map(np.ndarray.tolist, places), strict=True):
         try:
             text = uids.read_uid(shard[offset : offset + size])
@@ -118,40 +91,30 @@ def _read_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> tuple[np.n
             continue
         if text is None:
             dropped["no valid uid"] += 1
-            continue
-        usable.append(sample)
-        texts.append(text)
-    return np.array(usable, np.int64), uids.parse_uids(texts)
+        else:
+            texts[sample] = text
+    return np.array(list(texts), np.int64), uids.parse_uids(texts.values()), dict(+dropped)
 
 
 def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:
     """Return (reason, (N,) bool, the samples that can't be used for it), judged by their members alone."""
-    size = np.append(table.size, -1)  # of the member -1, which is none
+    samples, size = np.arange(len(table.keys)), np.append(table.size, -1)  # of the member -1, which is none
     members = {suffix: table.find(suffix) for suffix in ("json", "txt", *IMAGES)}
     is_long = [len(suffix.encode(errors="surrogateescape")) > LONGEST_SUFFIX for suffix in table.suffixes]
     long_members = np.flatnonzero(np.array(is_long, bool)[table.suffix])
-    first = {key: number for number, key in reversed(list(enumerate(table.keys)))}
-    flawed = [(reason, [i for i in table.flawed if table.flawed[i] == reason]) for reason in {*table.flawed.values()}]
+    first = dict(zip(reversed(table.keys), reversed(samples.tolist()), strict=True))
     return [
-        *((reason, _mask(table, samples)) for reason, samples in flawed),
-        ("duplicate key", ~_mask(table, list(first.values()))),
+        ("duplicate key", np.isin(samples, list(first.values()), invert=True)),
         ("no json", members["json"] < 0),
         ("no image", np.all([members[suffix] < 0 for suffix in IMAGES], axis=0)),
         ("no text", members["txt"] < 0),
         ("empty member", np.any([size[member] == 0 for member in members.values()], axis=0)),
-        ("name too long", _mask(table, np.searchsorted(table.start, long_members, "right") - 1)),
+        ("name too long", np.isin(samples, np.searchsorted(table.start, long_members, "right") - 1)),
     ]
 
 
-def _mask(table: Table, samples: list[int] | np.ndarray) -> np.ndarray:
-    """Return (N,) bool, True at ``samples``."""
-    return np.isin(np.arange(len(table.keys)), samples)
-
-
 def _rows(found: np.ndarray, first: np.ndarray, count: np.ndarray, classes: str | None) -> np.ndarray:
-    """Return one split's rows of the samples with the UIDs ``found`` (N,), of which its list has ``count`` (N,) entries
-    from ``first`` (N,) on; ``classes`` is its file of class ids.
-    """
+    """Return one split's rows: its list has ``count`` (N,) entries of ``found`` (N,), from ``first`` (N,) on."""
     rows = np.empty(count.sum(), ROW)
     rows["sample"] = sample = np.repeat(np.arange(len(count)), count)
     rows["copy"] = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)

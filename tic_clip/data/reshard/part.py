@@ -9,13 +9,15 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -23,14 +25,11 @@ import numpy as np
 from tic_clip import storage
 from tic_clip.cli import progress_bar
 from tic_clip.data import folder, uids
-from tic_clip.data.reshard.index import Index, IndexJob, ShardCounts, index_shard
-from tic_clip.data.reshard.writer import OutputSplit, SplitWriter
-from tic_clip.data.split import STATS
-from tic_clip.data.tar import BLOCK, END
+from tic_clip.data.reshard.index import ShardCounts, index_shard
+from tic_clip.data.reshard.writer import OutputSplit, SplitWriter, shard_names
+from tic_clip.data.tar import END
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_dir, is_remote, list_files, local_copy, to_path
-
-JOURNAL = "journal-{:08d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,110 +47,38 @@ class Part:
 
 
 class Journal(msgspec.Struct, kw_only=True):
-    """Split -> what it depends on; the counts of the pool shards from number ``first`` on; of each split, output shard
-    -> bytes.
+    """Of each split, the ``arguments`` that it depends on, and output shard -> bytes of those ``written``; the counts
+    of the pool ``shards`` from number ``first`` on. Files of another ``run`` are older, and say nothing.
     """
 
+    run: str = ""
     arguments: dict[str, dict[str, Any]] = {}
     first: int = 0
     shards: list[ShardCounts] = []
     written: list[dict[int, int]] = []
 
 
-def read_journal(work: str) -> Journal | None:
-    """Return what the files of a journal say, None if there are none, an empty journal if one is damaged."""
-    journal = None
+def read_journal(work: str) -> Journal:
+    """Return what the files of a journal say; a later one overrules those before it."""
+    journal = Journal()
     for file, _ in list_files(work, "journal-*") if is_dir(work) else []:
-        try:
+        with suppress(msgspec.DecodeError, storage.NotFoundError):  # a machine went down, or a process has just ended
             saved = msgspec.msgpack.decode(storage.read_bytes(file), type=Journal)
-        except (msgspec.DecodeError, storage.NotFoundError):  # or another process has just finished
-            return Journal()
-        journal = journal or Journal(arguments=saved.arguments, written=[{} for _ in saved.written])
-        if saved.first > len(journal.shards):
-            break
-        journal.shards[saved.first :] = saved.shards
-        for known, new in zip(journal.written, saved.written, strict=False):
-            known |= new
+            if saved.first <= len(journal.shards) and journal.run in ("", saved.run):
+                saved.shards = journal.shards[: saved.first] + saved.shards
+                journal = saved
     return journal
 
 
 def remove_work(work: str) -> None:
-    """Remove the journal, newest first, and all else that is beside the output while a part is made."""
-    for file, _ in reversed(list_files(work)) if is_dir(work) else []:
-        storage.remove(file)
-    if not is_remote(work):
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):
-            Path(work).parent.rmdir()  # unless another part is under way
-
-
-class JournalWriter:
-    """Saves what is new in a journal now and then, in a further file; a later file overrules the ones before it."""
-
-    def __init__(self, work: str | None, journal: Journal) -> None:
-        self.work, self.journal, self.num_saved = work, journal, len(journal.shards)
-        self.begun = self.next_save = time.monotonic()
-
-    def add(self, counts: ShardCounts) -> None:
-        """Add a pool shard. Saving takes a twentieth of the time; a kill loses a fiftieth of the work."""
-        self.journal.shards.append(counts)
-        if (before := time.monotonic()) >= self.next_save:
-            self.save()
-            after = time.monotonic()
-            self.next_save = after + max(20 * (after - before), (after - self.begun) / 50)
-
-    def save(self) -> None:
-        """Save what is new, and which entries of the lists it has taken: a restart must drop the same repeated UIDs."""
-        known, first = self.journal, self.num_saved
-        new = Journal(arguments=known.arguments, first=first, shards=known.shards[first:], written=known.written)
-        if self.work is not None:
-            with storage.atomic_open(to_path(self.work) / JOURNAL.format(first), sync=False) as file:
-                file.write(msgspec.msgpack.encode(new))
-        for counts in new.shards:
-            counts.entries = []
-        self.num_saved = len(known.shards)
-
-
-def open_journal(part: Part, place: Path) -> Journal:
-    """Return what an earlier run of the same part did, up to the first pool shard that is needed again; nothing if a
-    shard that could not be read then can be read now.
-    """
-    arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
-    journal = None if part.dry_run else read_journal(part.work)
-    is_same = journal is not None and list(journal.arguments.items()) == list(arguments.items())
-    if not is_same or _is_mended(part, journal, place):
-        for file, _ in reversed(list_files(part.work)) if is_dir(part.work) and not part.dry_run else []:
+    """Remove the journal and all else that is beside the output while a part is made."""
+    if is_remote(work):
+        for file, _ in list_files(work) if is_dir(work) else []:
             storage.remove(file)
-        return Journal(arguments=arguments, written=[{} for _ in part.splits])
-    pairs = zip(part.splits, journal.written, strict=True)
-    journal.written = [_existing(split.path, written) for split, written in pairs]
-    ends = np.cumsum([counts.rows for counts in journal.shards], axis=0).reshape(-1, len(part.splits))
-    needed = (ends > part.shard_size * np.array(list(map(len, journal.written)))).any(axis=1)
-    del journal.shards[int(np.append(needed, True).argmax()) :]
-    return journal
-
-
-def _is_mended(part: Part, journal: Journal, place: Path) -> bool:
-    """Return whether a pool shard that could not be read then can be read now."""
-    bad = (number for number, counts in enumerate(journal.shards) if counts.fault)
-    return any(index_shard(_job(part, number, place)).counts.fault is None for number in bad)
-
-
-def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
-    """Return the first of the output shards ``written``, until one is missing or not all there."""
-    sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
-    existing = {}
-    while (size := written.get(len(existing))) is not None:
-        shard, stats = _names(len(existing))
-        if sizes.get(shard) != size + len(END) or not sizes.get(stats):
-            break
-        existing[len(existing)] = size
-    return existing
-
-
-def _names(number: int) -> list[str]:
-    """Return the names of an output shard and its stats."""
-    return [form.format(number) for form in (folder.SHARD_FORMAT, STATS)]
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):
+        Path(work).parent.rmdir()  # unless another part is under way
 
 
 @contextmanager
@@ -161,15 +88,13 @@ def working_folder(part: Part) -> Iterator[Path]:
         with storage.temporary_folder("tic-clip-reshard-") as place:
             yield place
         return
-    work = Path(part.work)
+    place = Path(part.work) / "unfinished"
     with ExitStack() as stack:
-        for path in (work, *(Path(split.path) for split in part.splits)):
-            label = work.parent.parent if path == work else path
-            stack.enter_context(storage.lock_folder(path, part.timeout, label))
-        place = work / "unfinished"
+        for path in (*(split.path for split in part.splits), part.work):
+            stack.enter_context(storage.lock_folder(Path(path), part.timeout))
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
         yield place
 
 
@@ -181,125 +106,138 @@ def _lists_folder(*fingerprints: str) -> Path:
     return stack.enter_context(storage.temporary_folder("tic-clip-lists-"))
 
 
-def run_part(part: Part) -> dict[str, dict[str, Any]]:
-    """Write a part on whatever machine of a Ray cluster this is."""
-    return run_parts([part], _lists_folder(*(split.arguments["subset"] for split in part.splits)))[0]
-
-
-def run_parts(parts: list[Part], lists: Path) -> list[dict[str, dict[str, Any]]]:
-    """Write parts one after the other with the same workers; return of each: split -> its ``meta.json``."""
-    paths = (path for part in parts for path in (part.tars[0], *(split.path for split in part.splits)))
-    fork = not any(map(is_remote, paths)) and threading.active_count() == 1
-    total = sum(len(part.tars) for part in parts)
-    with make_pool(parts[0].num_workers, fork=fork) as pool, progress_bar("reshard", total, "shard") as bar:
-        return [write_part(part, lists, pool, bar.update) for part in parts]
-
-
-def write_part(part: Part, lists: Path, pool: Executor, advance: Callable[[int], object]) -> dict[str, dict[str, Any]]:
-    """Write all splits of a part, or resume where an earlier run ended; return the ``meta.json`` of each, which is
-    written last, and not while shards of the pool are bad (unless these are to be left out).
+def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Write a part, or resume it; return the ``meta.json`` of each split, which is written last, and not while pool
+    shards are bad. ``lists`` is where lists in a cloud are fetched to; by default a folder of this process, as on Ray.
     """
-    splits = part.splits
-    files = [[file and str(local_copy(file, lists)) for file in (split.subset, split.classes)] for split in splits]
-    local = [replace(split, subset=a, classes=b) for split, (a, b) in zip(splits, files, strict=True)]
-    part = replace(part, splits=tuple(local))
+    lists = lists or _lists_folder(*(split.arguments["subset"] for split in part.splits))
     with working_folder(part) as place:
-        journal = open_journal(part, place)
-        saver = JournalWriter(None if part.dry_run else part.work, journal)
-        saver.save()  # before anything that an earlier one tells of is removed
-        for split, written in zip(part.splits, journal.written, strict=True):
+        writer = PartWriter(part, lists, place)
+        writer.save()  # before anything that an earlier journal tells of is removed
+        for split, written in zip(part.splits, writer.journal.written, strict=True):
             if not part.dry_run:
-                folder.start(split.path, keep={name for number in written for name in _names(number)})
+                folder.start(split.path, keep={name for number in written for name in shard_names(number)})
         try:
-            _write_splits(part, saver, place, pool, advance)
+            writer.write()
         finally:
-            saver.save()
-        metas = {split.name: _meta(part, journal, i) for i, split in enumerate(part.splits)}
-        is_bad = any(counts.fault for counts in journal.shards)
-        if not part.dry_run and (part.skip_bad_shards or not is_bad):
-            for split in part.splits:
-                _finish_split(part, split, metas[split.name])
+            writer.save()
+        metas = {split.name: writer.meta(number) for number, split in enumerate(part.splits)}
+        is_whole = part.skip_bad_shards or not any(shard.fault for shard in writer.journal.shards)
+        if is_whole and not part.dry_run:
+            for split, (subset, _) in zip(part.splits, writer.files, strict=True):
+                meta, size = metas[split.name], part.shard_size
+                starts = range(0, meta["output_count"], size)
+                sizes = {shard_names(i)[0]: min(size, meta["output_count"] - start) for i, start in enumerate(starts)}
+                is_first = split.arguments["part"] == 0  # of several parts, it alone holds the list
+                folder.finish(split.path, meta, sizes, subset if is_first else None)
             remove_work(part.work)
     return metas
 
 
-def _write_splits(part: Part, saver: JournalWriter, place: Path, pool: Executor, advance: Callable) -> None:
-    """Write what the journal lacks: the loop."""
-    shards, written = saver.journal.shards, saver.journal.written
-    first, ahead = len(shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
-    advance(first)
-    jobs = (_job(part, number, place) for number in range(first, len(part.tars)))
-    with ThreadPoolExecutor(part.num_workers) as threads:
-        writers = [
-            SplitWriter(split, part.shard_size, place / str(i), threads, written[i], part.dry_run)
-            for i, split in enumerate(part.splits)
-        ]
-        for i, writer in enumerate(writers):
-            writer.skip(np.frombuffer(b"".join(counts.entries[i] for counts in shards), "<i8"))
-        for counts in shards:
-            counts.entries = []  # they are in the journal's files
-        for number, index in enumerate(map_in_pool(pool, index_shard, jobs, ahead), first):
-            job = _job(part, number, place)
-            rows = [writer.select(found) for writer, found in zip(writers, index.rows, strict=True)]
-            copies = [threads.submit(writers[i].append, job.path, index, rows[i]) for i in range(len(rows))]
-            for copy in copies:  # copying releases the GIL
-                copy.result()
-            if is_remote(job.tar):
-                Path(job.path).unlink(missing_ok=True)
+class PartWriter:
+    """Writes what the ``journal`` of a part lacks; ``files``: the local files of UIDs and class ids of each split."""
+
+    def __init__(self, part: Part, lists: Path, place: Path) -> None:
+        self.part, self.place = part, place
+        files = ((split.arguments["subset_file"], split.arguments["cls_file"]) for split in part.splits)
+        self.files = [tuple(path and str(local_copy(path, lists)) for path in pair) for pair in files]
+        self.index = partial(index_shard, self.files, place)
+        self.journal = self._resume()
+        self.num_saved = len(self.journal.shards)
+
+    def _resume(self) -> Journal:
+        """Return the journal of an earlier run of the part, up to the first pool shard that is needed again; an empty
+        one if a shard that could not be read then can be read now.
+        """
+        part = self.part
+        arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
+        journal = Journal() if part.dry_run else read_journal(part.work)
+        bad = (tar for tar, shard in zip(part.tars, journal.shards, strict=False) if shard.fault)
+        is_same = journal.shards and journal.arguments == arguments
+        if not is_same or any(self.index(tar).counts.fault is None for tar in bad):
+            return Journal(run=uuid4().hex, arguments=arguments, written=[{} for _ in part.splits])
+        journal.written = [_existing(split.path, journal.written[i]) for i, split in enumerate(part.splits)]
+        complete = [part.shard_size * len(written) for written in journal.written]
+        ends = np.cumsum([[rows for _, rows, _ in shard.splits] for shard in journal.shards], axis=0)
+        del journal.shards[int(np.append((ends > complete).any(axis=1), True).argmax()) :]
+        return journal
+
+    def save(self) -> None:
+        """Save what is new, and which entries of the lists it has taken: a restart must drop the same repeated UIDs."""
+        first, shards = self.num_saved, self.journal.shards[self.num_saved :]
+        if not self.part.dry_run:
+            data = msgspec.msgpack.encode(msgspec.structs.replace(self.journal, first=first, shards=shards))
+            with storage.atomic_open(f"{self.part.work}/journal-{first:08d}", sync=False) as file:
+                file.write(data)
+        for shard in shards:
+            shard.entries = []
+        self.num_saved += len(shards)
+
+    def write(self) -> None:
+        """Index the pool shards that are left, in order, and append their samples to all splits."""
+        part, shards, finishing = self.part, self.journal.shards, []
+        first, ahead = len(shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
+        paths = (part.tars[0], *(split.path for split in part.splits))
+        fork = not any(map(is_remote, paths)) and threading.active_count() == 1
+        with (
+            make_pool(part.num_workers, fork=fork) as pool,
+            ThreadPoolExecutor(part.num_workers) as threads,
+            progress_bar("reshard", len(part.tars), "shard", first) as bar,
+        ):
+            begun, next_save, writers = time.monotonic(), 0.0, []
+            for i, (split, (subset, _)) in enumerate(zip(part.splits, self.files, strict=True)):
+                entries = np.frombuffer(b"".join(shard.entries.pop(0) for shard in shards), "<i8")
+                work = None if part.dry_run else self.place / str(i)
+                writers.append(SplitWriter(split, subset, entries, self.journal.written[i], work, threads))
+            for index in map_in_pool(pool, self.index, part.tars[first:], ahead):
+                tar = local_copy(part.tars[len(shards)], self.place)
+                rows = list(map(SplitWriter.select, writers, index.rows, repeat(index.counts)))
+                for futures in threads.map(SplitWriter.append, writers, repeat(tar), repeat(index), rows):
+                    finishing += futures
+                if tar.is_relative_to(self.place):
+                    tar.unlink()
+                while len(finishing) > ahead:
+                    finishing.pop(0).result()
+                shards.append(index.counts)
+                if (now := time.monotonic()) >= next_save:
+                    self.save()
+                    next_save = now + (now - begun) / 50  # a kill loses a fiftieth of the work
+                bar.update()
             for writer in writers:
-                writer.wait(ahead)
-            saver.add(_count(index, rows))
-            advance(1)
-        for writer in writers:
-            writer.close()
-        for writer in writers:
-            writer.wait()
+                finishing += writer.finish()
+            for future in finishing:
+                future.result()
+
+    def meta(self, number: int) -> dict[str, Any]:
+        """Return the ``meta.json`` of a split: what was read = what was kept + what was dropped, by reason."""
+        shards, written = self.journal.shards, self.journal.written[number]
+        kept, rows, repeated = map(sum, zip(*(shard.splits[number] for shard in shards), strict=True))
+        dropped = sum((Counter(shard.dropped) for shard in shards), Counter())
+        dropped["duplicate uid in the pool"] = repeated
+        dropped["not in the subset"] = sum(shard.usable for shard in shards) - kept - repeated
+        tars = dict(zip(self.part.tars, shards, strict=True))
+        return {
+            "output_shard_count": -(-rows // self.part.shard_size),
+            "output_count": rows,
+            "output_bytes": sum(size + len(END) for size in written.values()),
+            "output_shard_format": folder.SHARD_FORMAT,
+            "subset_count": len(uids.open_uids(self.files[number][0])),
+            "processed_count": sum(shard.read for shard in shards),
+            "kept_count": kept,
+            "dropped": dict(sorted((+dropped).items())),
+            "bad_shards": {tar: shard.fault for tar, shard in tars.items() if shard.fault},
+            "wrong_stats": {tar: f"{s.stats}, not {s.read}" for tar, s in tars.items() if s.stats is not None},
+            "arguments": self.part.splits[number].arguments,
+        }
 
 
-def _job(part: Part, number: int, place: Path) -> IndexJob:
-    """Return the job for a pool shard, which is fetched into ``place`` if it lies in a cloud."""
-    tar = part.tars[number]
-    path = str(place / f"pool-{number:08d}.tar") if is_remote(tar) else tar
-    subsets, classes = zip(*((split.subset, split.classes) for split in part.splits), strict=True)
-    return IndexJob(tar=tar, path=path, subsets=subsets, classes=classes)
-
-
-def _count(index: Index, rows: list[np.ndarray]) -> ShardCounts:
-    """Return the counts of a pool shard of which each split takes ``rows``."""
-    found, taken = ([int((part["copy"] == 0).sum()) for part in parts] for parts in (index.rows, rows))
-    index.counts.samples, index.counts.rows = taken, list(map(len, rows))
-    index.counts.repeated = [before - after for before, after in zip(found, taken, strict=True)]
-    index.counts.entries = [part["entry"].tobytes() for part in rows]
-    return index.counts
-
-
-def _meta(part: Part, journal: Journal, number: int) -> dict[str, Any]:
-    """Return the ``meta.json`` of a split: what was read = what was kept + what was dropped, by reason."""
-    shards, split = dict(zip(part.tars, journal.shards, strict=True)), part.splits[number]
-    read, kept = (sum(counts) for counts in zip(*((c.read, c.samples[number]) for c in shards.values()), strict=True))
-    dropped = sum((Counter(counts.dropped) for counts in shards.values()), Counter())
-    dropped["duplicate uid in the pool"] = repeated = sum(counts.repeated[number] for counts in shards.values())
-    dropped["not in the subset"] = sum(counts.usable for counts in shards.values()) - kept - repeated
-    rows = sum(counts.rows[number] for counts in shards.values())
-    stats = {tar: f"{c.stats}, not {c.read}" for tar, c in shards.items() if c.stats is not None}
-    return {
-        "output_shard_count": -(-rows // part.shard_size),
-        "output_count": rows,
-        "output_bytes": sum(size + 2 * BLOCK for size in journal.written[number].values()),
-        "output_shard_format": folder.SHARD_FORMAT,
-        "subset_count": len(uids.open_uids(split.subset)),
-        "processed_count": read,
-        "kept_count": kept,
-        "dropped": dict(sorted((+dropped).items())),
-        "bad_shards": {tar: counts.fault for tar, counts in shards.items() if counts.fault},
-        "wrong_stats": stats,
-        "arguments": split.arguments,
-    }
-
-
-def _finish_split(part: Part, split: OutputSplit, meta: dict[str, Any]) -> None:
-    """Write the tables of a split. Of several parts, the first alone holds the list."""
-    full, rest = divmod(meta["output_count"], part.shard_size)
-    counts = [part.shard_size] * full + [rest] * (rest > 0)
-    sizes = {folder.SHARD_FORMAT.format(number): count for number, count in enumerate(counts)}
-    folder.finish(split.path, meta, sizes, split.subset if split.arguments["part"] == 0 else None)
+def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
+    """Return the first of the output shards ``written``, until one is missing or not all there."""
+    sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
+    existing = {}
+    for number in sorted(written):
+        shard, stats = map(sizes.get, shard_names(number))
+        if number != len(existing) or shard != written[number] + len(END) or not stats:
+            break
+        existing[number] = written[number]
+    return existing
