@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from tic_clip import storage
-from tic_clip.cli import progress_bar
+from tic_clip.cli import progress
 from tic_clip.data import folder, uids
 from tic_clip.data.reshard.index import Index, IndexJob, ShardCounts, index_shard
 from tic_clip.data.reshard.writer import OutputSplit, SplitWriter
@@ -191,7 +191,7 @@ def run_parts(parts: list[Part], lists: Path) -> list[dict[str, dict[str, Any]]]
     paths = (path for part in parts for path in (part.tars[0], *(split.path for split in part.splits)))
     fork = not any(map(is_remote, paths)) and threading.active_count() == 1
     total = sum(len(part.tars) for part in parts)
-    with make_pool(parts[0].num_workers, fork=fork) as pool, progress_bar("reshard", total, "shard") as bar:
+    with make_pool(parts[0].num_workers, fork=fork) as pool, progress(None, "reshard", total, "shard") as bar:
         return [write_part(part, lists, pool, bar.update) for part in parts]
 
 
