@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/cli.sh
 PYTHON=${PYTHON:-.venv/bin/python}
-workers=$(($("$PYTHON" -c 'from tic_clip.parallel import available_cores; print(available_cores())') - 2))
+workers=$(($("$PYTHON" -c 'import os; print(len(os.sched_getaffinity(0)))') - 2))
 failed=0
 
 part() { printf '\n== %s\n' "$*"; SECONDS=0; "$@" 2> >(grep -v 'batch/s\]' | tail -n 25 >&2) || failed=1; printf '%s s\n' "$SECONDS"; }

@@ -90,22 +90,24 @@ def make_pool(tmp_path):
 
 @pytest.fixture(scope="session")
 def s3_server():
-    from moto.server import ThreadedMotoServer
+    from cloud import serving
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+    with serving() as store:
+        yield store
 
 
 @pytest.fixture
 def s3(s3_server, monkeypatch):
     """The URL of an empty bucket of a server on this machine, which is found through the environment."""
     import boto3
+    from cloudpathlib import S3Client
+    from s3fs import S3FileSystem
 
-    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
+    keys = {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "ENDPOINT_URL": s3_server.url}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    use_server(s3_server, monkeypatch)
+    monkeypatch.setattr(S3Client, "_default_client", None)
+    S3FileSystem.clear_instance_cache()
     bucket = boto3.resource("s3").create_bucket(Bucket="tic-test")
     yield "s3://tic-test"
     bucket.objects.delete()
@@ -114,23 +116,11 @@ def s3(s3_server, monkeypatch):
 
 @pytest.fixture
 def s3_faulty(s3, s3_server, monkeypatch):
-    """The server before ``s3``'s that fails as it is told (``tests/cloud.py``); few and short attempts."""
-    from cloud import Store, serving
-
+    """The server of ``s3``, which fails as it is told (``tests/cloud.py``); few and short attempts."""
     from tic_clip import storage
 
     for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.5}.items():
         monkeypatch.setattr(storage, name, value)
-    with serving(Store(behind=s3_server)) as store:
-        use_server(store.url, monkeypatch)
-        yield store
-
-
-def use_server(url, monkeypatch):
-    """Have new connections go to ``url``."""
-    from cloudpathlib import S3Client
-    from s3fs import S3FileSystem
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    monkeypatch.setattr(S3Client, "_default_client", None)
-    S3FileSystem.clear_instance_cache()
+    s3_server.requests.clear()
+    yield s3_server
+    s3_server.faults.clear()

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -21,20 +19,17 @@ def die(number):
 
 @pytest.mark.parametrize(("num_workers", "use_processes"), [(1, False), (2, False), (3, True)])
 def test_results_come_in_order(num_workers, use_processes):
-    def squares(jobs):
-        return list(map_ordered(slow_square, jobs, num_workers, use_processes=use_processes))
-
-    assert squares(range(40)) == [number * number for number in range(40)]
-    assert squares([]) == []
+    for jobs in range(40), []:
+        squares = map_ordered(slow_square, jobs, num_workers, use_processes=use_processes)
+        assert list(squares) == [number * number for number in jobs]
 
 
 def test_jobs_are_taken_as_there_is_room():
     taken = []
-    found = map_ordered(slow_square, (taken.append(number) or number for number in range(100)), 2)
-    assert taken == []
-    assert [next(found), next(found)] == [0, 1]
-    assert len(taken) == 8 + 1
-    found.close()
+    results = map_ordered(slow_square, (taken.append(number) or number for number in range(100)), 2)
+    assert [next(results), next(results)] == [0, 1]
+    assert len(taken) == 9
+    results.close()
     assert len(taken) == 9
 
 
@@ -49,14 +44,6 @@ def test_a_process_that_dies_is_one_line():
         list(map_ordered(die, range(6), 2, use_processes=True))
 
 
-@pytest.mark.parametrize("num_workers", [0, -1])
-def test_no_workers(num_workers):
+def test_no_workers():
     with pytest.raises(TicError, match="number of workers must be at least 1"):
-        list(map_ordered(str, [1], num_workers))
-
-
-def test_the_cores_of_the_affinity_mask():
-    program = "from tic_clip.parallel import available_cores; print(available_cores())"
-    core = str(min(os.sched_getaffinity(0)))
-    done = subprocess.run(["taskset", "-c", core, sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("1\n", "")
+        list(map_ordered(str, [1], 0))

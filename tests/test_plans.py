@@ -310,7 +310,7 @@ def test_filters_are_folders(tmp_path):
         ({"init": "/nowhere/2016.pt"}, r"--init /nowhere/2016.pt is missing"),
         ({"report_to": "paper"}, r"--report_to is paper: it must be tensorboard, wandb or tensorboard,wandb"),
         ({"method": "patching", "policy": "kept"}, r"a patched model has no optimizer"),
-        ({"remote": "s3://"}, r"s3:// has no bucket name"),
+        ({"remote": "s3://"}, r"s3:// is neither a local path"),
         ({"remote": "ftp://x/y"}, r"ftp://x/y is neither a local path"),
         ({"output_dir": "s3://b/run"}, r"a run writes to a local folder; --remote s3://b/run gets copies"),
         ({"first_step": "2016"}, r"--first_step 2016 needs --init"),

@@ -139,7 +139,7 @@ def environment(checkout, tmp_path_factory, s3_server):
     write_yfcc(checkout / "sources/yfcc15m")
     write_redcaps(checkout / "sources/redcaps")
     bucket = boto3.resource(
-        "s3", endpoint_url=s3_server, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+        "s3", endpoint_url=s3_server.url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
     pool, data = (bucket.create_bucket(Bucket=name) for name in ("tic-pool", "tic-data"))
     for path in (checkout / "pool").iterdir():
@@ -148,7 +148,7 @@ def environment(checkout, tmp_path_factory, s3_server):
     files[DATASET] = {str(path.relative_to(lists)): path.read_bytes() for path in lists.rglob("*") if path.is_file()}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TIC_"))}
     with serving_hub(files) as hub:
-        address = {"HF_ENDPOINT": hub.url, "AWS_ENDPOINT_URL": s3_server}
+        address = {"HF_ENDPOINT": hub.url, "AWS_ENDPOINT_URL": s3_server.url}
         yield {**clean, **SMALL, **address, "HF_HOME": str(lists / "hf")}
     for one in (pool, data):
         one.objects.delete()

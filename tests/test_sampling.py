@@ -13,7 +13,7 @@ from PIL import Image
 from tic_clip import TicError, hooks, sampling
 from tic_clip.data.tar import write_shard
 from tic_clip.sampling import apportion, counts_before, line, merged, shuffled, worker_range
-from tic_clip.storage import write_json
+from tic_clip.storage import StorageError, write_json
 
 
 def png(colour):
@@ -418,3 +418,17 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
     local, cloud = make_plan([split], [26], 13, 2), make_plan([split], [26], 13, 2)
     cloud["sources"][0]["split"] = f"{s3}/a"
     assert captions_of(cloud, 1, 2) == captions_of(local, 1, 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_store_that_refuses_is_one_line_without_the_workers_traceback(num_workers):
+    from torch.utils.data import DataLoader, IterableDataset
+
+    from tic_clip.loader import batches_of
+
+    class Refused(IterableDataset):
+        def __iter__(self):
+            raise StorageError("s3://b/x: Access Denied")
+
+    with pytest.raises(TicError, match=r"^s3://b/x: Access Denied$"):
+        list(batches_of(DataLoader(Refused(), num_workers=num_workers)))

@@ -32,11 +32,11 @@ def run(*flags):
 
 def test_all_tasks():
     tasks = list_tasks()
-    years = [
-        f"tic/datacomp/{task}/yearly/{year}" for task in ("retrieval", "datacompnet") for year in range(2014, 2023)
+    kinds, years = ("retrieval", "datacompnet"), range(2014, 2023)
+    assert list(tasks) == [
+        *(f"tic/datacomp/{kind}/yearly/{year}" for kind in kinds for year in years),
+        *(f"tic/datacomp/{kind}/monthly/{month}" for kind in kinds for month in MONTHS),
     ]
-    months = [f"tic/datacomp/{task}/monthly/{month}" for task in ("retrieval", "datacompnet") for month in MONTHS]
-    assert list(tasks) == years + months
     assert len(set(names(tasks).values())) == len(tasks)
 
 
@@ -54,11 +54,7 @@ def test_the_other_benchmarks():
     tasks = list_tasks(["tic/yfcc15m/retrieval/yearly", "tic/redcaps/retrieval/yearly/2018"])
     periods = ("2004-2008", "2009-2010", "2011-2012", "2013-2014")
     assert list(tasks) == [*(f"tic/yfcc15m/retrieval/yearly/{p}" for p in periods), "tic/redcaps/retrieval/yearly/2018"]
-    assert tasks["tic/redcaps/retrieval/yearly/2018"] == {
-        "name": "TiC-RedCaps-Retrieval-Yearly-2018",
-        "main_metric": "mean_recall@1",
-        "tags": ["tic", "retrieval"],
-    }
+    assert tasks["tic/redcaps/retrieval/yearly/2018"]["name"] == "TiC-RedCaps-Retrieval-Yearly-2018"
 
 
 @pytest.mark.parametrize("name", ["imagenet1k", "tic/datacomp/retrieval/yearly/2023"])
@@ -75,7 +71,5 @@ def test_the_script(tmp_path):
     assert {task.key: task.name for task in tasks} == names(list_tasks())
     assert tasks[0].folder == "data/tic/datacomp/yearly/eval/retrieval/2014"
     run("--yaml-path", path, "--sample-eval", "--eval-tasks", f"{GROUPS[0]},{GROUPS[3]}")
-    assert [task.name for task in read_tasklist(str(path), "data")] == [
-        "TiC-DataComp-Retrieval-Yearly-2014",
-        "TiC-DataCompNet-Monthly-201403",
-    ]
+    sample = [task.name for task in read_tasklist(str(path), "data")]
+    assert sample == ["TiC-DataComp-Retrieval-Yearly-2014", "TiC-DataCompNet-Monthly-201403"]

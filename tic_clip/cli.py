@@ -1,11 +1,10 @@
 """What every script's ``main`` runs in: a user's errors as one line, Ctrl-C and SIGTERM, progress bars."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -13,15 +12,6 @@ from tqdm import tqdm
 from tic_clip import TicError
 
 T = TypeVar("T")
-
-ERRNO_MESSAGES = {
-    errno.EACCES: "permission denied",
-    errno.EEXIST: "is a file, not a folder",
-    errno.EISDIR: "is a folder, not a file",
-    errno.ENOENT: "is missing",
-    errno.ENOTDIR: "is below a file, not in a folder",
-    errno.ENOSPC: "the disk is full",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,34 +44,12 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
     except (KeyboardInterrupt, Terminated) as error:
         _end_progress()
         if is_rank_zero():
-            print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr)
-        sys.stderr.flush()
+            print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr, flush=True)
         os._exit(143 if isinstance(error, Terminated) else 130)  # no tracebacks of threads and workers
 
 
 def _raise_terminated(*_: Any) -> NoReturn:
     raise Terminated
-
-
-def format_os_error(error: OSError) -> str:
-    """Return the path of an error of the operating system (of a rename, the new one) and what is wrong with it."""
-    path = error.filename2 or error.filename
-    return f"{path}: {ERRNO_MESSAGES.get(error.errno, error.strerror)}" if path and error.strerror else str(error)
-
-
-def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield ``items`` under a progress bar with the time left; it shows on the first process only."""
-    with progress_bar(description, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.update()
-
-
-def progress_bar(description: str, total: int | None, unit: str, done: int = 0) -> tqdm:
-    """Return a progress bar with the time left; it shows on the first process only."""
-    is_quiet = not is_rank_zero() or total == 0
-    options = {"disable": is_quiet, "dynamic_ncols": True, "mininterval": 0.5}
-    return tqdm(desc=description, total=total, initial=done, unit=unit, **options)
 
 
 def _end_progress() -> None:
@@ -90,6 +58,20 @@ def _end_progress() -> None:
         bar.close()
 
 
+def format_os_error(error: OSError) -> str:
+    """Return the path of an error of the operating system (of a rename, the new one) and what is wrong with it."""
+    path = error.filename2 or error.filename
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
+
+
+def progress(
+    items: Iterable[T] | None, description: str, total: int | None = None, unit: str = "it", done: int = 0
+) -> "tqdm[T]":
+    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only."""
+    options = {"disable": not is_rank_zero() or total == 0, "dynamic_ncols": True, "mininterval": 0.5}
+    return tqdm(items, description, total, initial=done, unit=unit, **options)
+
+
 def is_rank_zero() -> bool:
     """Return whether this is the only process, or the first of torchrun's."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return os.environ.get("RANK", "0") == "0"

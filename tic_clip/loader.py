@@ -1,6 +1,7 @@
 """The exact stream as a torch loader: what OpenCLIP's training loop iterates over, block by block."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from tic_clip import TicError
-from tic_clip.cli import progress_bar
+from tic_clip.cli import progress
 from tic_clip.sampling import seed_of, sources_of, stream, turns
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -43,13 +44,13 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
     """The batches of ``loader``; a user's error in one of its processes comes without that process's traceback.
 
     Raises:
-        TicError: one was raised in the dataset.
+        TicError: one was raised in the dataset, or an OSError.
     """
     try:
         yield from loader
-    except TicError as error:  # a worker's comes with its traceback, the message last
+    except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
         message = str(error).strip().splitlines()[-1]
-        raise TicError(message.removeprefix(f"{TicError.__module__}.TicError: ")) from None
+        raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None
 
 
 class Loader:
@@ -113,7 +114,7 @@ class WithProgress:
         number, block = divmod(self.epoch.get_value(), blocks)
         if self.bar is None:
             where = f"train {self.plan['step']}, {number + 1} of {self.plan['checkpoints']}"
-            self.bar = progress_bar(where, blocks * self.num_batches, "batch", done=block * self.num_batches)
+            self.bar = progress(None, where, blocks * self.num_batches, "batch", done=block * self.num_batches)
         for batch in self.loader:
             yield batch
             self.bar.update()

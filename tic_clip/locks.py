@@ -1,6 +1,5 @@
 """Locks on folders of this machine, and temporary folders that such a lock keeps from being cleaned up."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -8,13 +7,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tic_clip import TicError
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-"""What a file system without locks (some NFS, Lustre) answers."""
 
 
 @contextmanager
@@ -25,16 +21,14 @@ def lock_folder(folder: Path, timeout: float = 0.0, label: object = None) -> Ite
     """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + timeout
-    with _open_folder(folder) as descriptor:
+    with ExitStack() as stack:
         try:
-            while not _lock(descriptor):
+            while not _lock(folder, stack):
                 if time.monotonic() >= end:
                     raise TicError(f"another process is writing {label or folder}; wait for it or end it")
                 time.sleep(0.5)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            note = "the file system has no locks; do not start two processes for this folder"
+            note = f"no lock ({error.strerror}); do not start two processes for this folder"
             print(f"warning: {folder}: {note}", file=sys.stderr)
         yield
 
@@ -47,32 +41,23 @@ def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
     """
     prefix += f"{os.uname().nodename}-"
     for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError), _open_folder(leftover) as descriptor:  # without locks, leftovers stay
-            if os.fstat(descriptor).st_uid == os.getuid() and _lock(descriptor):
+        with suppress(OSError), ExitStack() as stack:  # without locks, leftovers stay
+            if _lock(leftover, stack):
                 shutil.rmtree(leftover)
     unlocked = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # hidden, so that others don't take it for a leftover
     folder = unlocked.with_name(unlocked.name[1:])
-    with _open_folder(unlocked) as descriptor:
-        try:
-            with suppress(OSError):
-                _lock(descriptor)
-            unlocked.rename(folder)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        with suppress(OSError):
+            _lock(unlocked, stack)
+        unlocked.rename(folder)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
-@contextmanager
-def _open_folder(folder: Path) -> Iterator[int]:
+def _lock(folder: Path, stack: ExitStack) -> bool:
+    """Lock a folder until ``stack`` is closed; return False if another process has it locked."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open folder; return False if another process holds the lock."""
+    stack.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

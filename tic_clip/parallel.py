@@ -10,34 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tic_clip import TicError
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
-_PR_SET_PDEATHSIG = 1
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use (taskset, containers)."""
-    return len(os.sched_getaffinity(0))
-
 
 def map_ordered(
     work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int, *, use_processes: bool = False
 ) -> Iterator[Result]:
-    """Yield ``work(job)`` for each job in order, from threads or processes; 1 worker is this thread itself.
-
-    Raises:
-        TicError: a process died. An error of a job is raised as it is.
-    """
-    if num_workers < 1:
-        raise TicError("the number of workers must be at least 1")
-    if num_workers == 1:
-        yield from map(work, jobs)
-        return
-    with make_pool(num_workers) if use_processes else ThreadPoolExecutor(num_workers) as pool:
+    """Yield ``work(job)`` for each job in order, from threads or processes; see ``map_in_pool``."""
+    with make_pool(num_workers, threads=not use_processes) as pool:
         yield from map_in_pool(pool, work, jobs, 4 * num_workers)
 
 
@@ -46,8 +30,7 @@ def map_in_pool(
 ) -> Iterator[Result]:
     """Yield ``work(job)`` for each job in order; at most ``max_pending`` jobs are taken and not yet yielded.
 
-    Raises:
-        TicError: a process died. An error of a job is raised as it is. The pool is shut down then.
+    An error of a job is raised as it is, that of a process that died as a ``TicError``; both shut the pool down.
     """
     pending: deque[Future[Result]] = deque()
     try:
@@ -64,30 +47,29 @@ def map_in_pool(
             pool.shutdown(cancel_futures=True)
 
 
-def make_pool(num_workers: int, *, fork: bool = False) -> Executor:
-    """Return an executor of ``num_workers`` processes that end with this one; for 1, of a thread of this process.
+def make_pool(num_workers: int, *, threads: bool = False, fork: bool = False) -> Executor:
+    """Return an executor of ``num_workers`` processes that end with this one, or of threads; of a thread for 1 worker.
 
     ``fork`` starts them at once as copies of this process: quicker, but it must have no threads and no connections to a
     cloud, which the copies would share.
     """
     if num_workers < 1:
         raise TicError("the number of workers must be at least 1")
-    if num_workers == 1:
-        return ThreadPoolExecutor(1)
+    if num_workers == 1 or threads:
+        return ThreadPoolExecutor(num_workers)
     context = get_context("fork" if fork else "spawn")
-    parent = (os.getpid(),)
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent, initargs=parent)
+    pool = ProcessPoolExecutor(num_workers, context, _die_with_parent, (os.getpid(),))
     if fork:
         pool.submit(os.getpid)
     return pool
 
 
-def die_with_parent(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     """Leave Ctrl-C to the parent process, and end when it ends, however it does (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.set_threshold(100_000)  # an index is many small objects and no cycles
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)  # it has ended before
 
@@ -107,36 +89,28 @@ def map_on_ray(
         from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise TicError("--engine ray needs Ray: pip install 'tic-clip[ray]'") from None
-    started = not ray.is_initialized()
-    if started:
-        _start_ray(ray, address or os.environ.get("RAY_ADDRESS") or "local")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a user's run is sent unasked
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        if host and port.isdigit():  # fail fast if nothing listens there, where Ray would wait for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
     try:
         most = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
-        if num_cpus > most:
+        if num_cpus > most:  # Ray would wait for such a machine
             raise TicError(f"no machine of the Ray cluster has {num_cpus} cores; give -j {most} or less")
         task = ray.remote(work).options(num_cpus=num_cpus, max_retries=10)
         pending = [task.remote(job) for job in jobs]
         while pending:
             (ready,), pending = ray.wait(pending, num_returns=1)
-            try:
-                yield ray.get(ready)
-            except RayTaskError as error:
-                raise error.cause from None
-            except RayError as error:
-                raise TicError(f"a part failed on the Ray cluster: {str(error).splitlines()[0]}") from None
+            yield ray.get(ready)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise TicError(f"a part failed on the Ray cluster: {str(error).splitlines()[0]}") from None
     finally:
-        if started:
-            ray.shutdown()
-
-
-def _start_ray(ray: Any, address: str) -> None:
-    """Connect to a Ray cluster; fail fast if nothing listens at host:port, where Ray would wait for minutes."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a user's run is sent unasked
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    own = {"include_dashboard": False} if address == "local" else {}
-    try:
-        if host and port.isdigit():
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TicError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        ray.shutdown()

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from tic_clip import storage
-from tic_clip.cli import progress_bar
+from tic_clip.cli import progress
 from tic_clip.data import folder, uids
 from tic_clip.data.reshard.index import ShardCounts, index_shard
 from tic_clip.data.reshard.writer import OutputSplit, SplitWriter, shard_names
@@ -182,7 +182,7 @@ class PartWriter:
         with (
             make_pool(part.num_workers, fork=fork) as pool,
             ThreadPoolExecutor(part.num_workers) as threads,
-            progress_bar("reshard", len(part.tars), "shard", first) as bar,
+            progress(None, "reshard", len(part.tars), "shard", first) as bar,
         ):
             begun, next_save, writers = time.monotonic(), 0.0, []
             for i, (split, (subset, _)) in enumerate(zip(part.splits, self.files, strict=True)):
