@@ -18,9 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tic_clip import TicError
-from tic_clip.data.captions import clean_field, mend, plain_caption, remove_tags, yfcc_caption
-from tic_clip.data.pairs import CHUNK, COLUMNS, create_splits
-from tic_clip.data.sources import Row, parse_seconds, read_redcaps, read_yfcc15m
+from tic_clip.data.pairs import CHUNK, create_splits
+from tic_clip.data.sources import (
+    Row,
+    clean_field,
+    make_row,
+    read_redcaps,
+    read_yfcc15m,
+    redcaps_caption,
+    remove_tags,
+    yfcc_caption,
+)
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
 
@@ -114,28 +122,20 @@ def test_a_field(text, expected):
     assert clean_field(text) == expected
 
 
-def test_a_caption_of_yfcc_has_its_fields_that_are_not_empty():
+def test_captions():
+    """YFCC's have the fields that are not empty, and 500 characters at most; RedCaps' are as they are given."""
     assert yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
-    assert yfcc_caption(("", "some text", "")) == "some text"
     assert yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
     assert yfcc_caption(("", "%20", "<b> </b>")) == ""
-
-
-def test_a_caption_of_yfcc_has_its_first_500_characters():
     assert yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
-    assert yfcc_caption(("%C3%A9" * 500, "", "")) == "é" * 500
-    assert len(yfcc_caption(("😀" * 501, "", ""))) == 500
+    assert yfcc_caption(("%C3%A9" * 501, "", "")) == "é" * 500
+    assert redcaps_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
+    assert redcaps_caption(("x" * 600,)) == "x" * 600
 
 
-def test_a_caption_of_redcaps_is_as_it_is_given():
-    assert plain_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
-    assert plain_caption(("x" * 600,)) == "x" * 600
-
-
-@given(st.text(st.characters(max_codepoint=0x7F)))
+@given(st.text(st.characters(max_codepoint=0x7F, exclude_characters="%+")))
 def test_what_is_not_given_to_ftfy_would_not_change(text):
-    same = ftfy.fix_text(text, unescape_html=True)
-    assert " ".join(mend(text).split()) == " ".join(same.split())
+    assert clean_field(text) == " ".join(remove_tags(ftfy.fix_text(text.strip(), unescape_html=True)).split())
 
 
 @given(st.text("<>!-/abr\"' =\n", max_size=60))
@@ -153,24 +153,12 @@ def test_tags_that_never_end(piece):
 # --- Reading ---
 
 
-@pytest.mark.parametrize(
-    ("timestamp", "expected"),
-    [
-        (0, 0),
-        ("1393675200", 1393675200),
-        (" 1393675200 ", 1393675200),
-        ("1393675200.0", 1393675200),
-        (253402300800, None),
-        (1393675200000, None),  # milliseconds
-        ("-0.5", None),
-        (None, None),
-        ("2014-03-01", None),
-        ("nan", None),
-        (10**400, None),
-    ],
-)
-def test_seconds(timestamp, expected):
-    assert parse_seconds(timestamp) == expected
+def test_seconds():
+    for timestamp, seconds in ((0, 0), (" 1393675200 ", 1393675200), ("1393675200.5", 1393675200)):
+        assert make_row("", ("key",), "key.jpg", (), timestamp).seconds == seconds
+    for timestamp in (253402300800, 1393675200000, "-0.5", None, "2014-03-01", "nan", 10**400):
+        row = make_row("here", ("key",), "key.jpg", (), timestamp)
+        assert row.message == f"here: the date of key is not a time in seconds since 1970: {timestamp!r}"
 
 
 def test_a_table_in_all_its_forms(tmp_path):
@@ -180,19 +168,14 @@ def test_a_table_in_all_its_forms(tmp_path):
         '1,7,"a,b",k1,"say ""hi"" é","two\r\nlines"\r\n'
         "\r\n"
         '2,7,c,k2,a\rb,x"y\n'
-        "3,7,\x00,k3,,"
+        f"3,7,\x00,k3,{'x' * 200_000},"
     )
     (tmp_path / "t.csv").write_bytes(text.encode() + b"\xff")
     assert list(read_yfcc15m(str(tmp_path / "t.csv"))) == [
         Row("k1", "k1//k1.jpg", ('say "hi" é', "two\nlines", "a,b"), 1),
         Row("k2", "k2//k2.jpg", ("a b", 'x"y', "c"), 2),
-        Row("k3", "k3//k3.jpg", ("", "\ufffd", "\x00"), 3),
+        Row("k3", "k3//k3.jpg", ("x" * 200_000, "\ufffd", "\x00"), 3),
     ]
-
-
-def test_a_long_field(tmp_path):
-    path = write_table(tmp_path / "t.csv", [("k", "x" * 1_000_000, "", "", 1)])
-    assert [len(row.texts[0]) for row in read_yfcc15m(str(path))] == [1_000_000]
 
 
 @pytest.mark.parametrize(
@@ -216,25 +199,20 @@ def test_annotations_in_all_their_types(tmp_path):
     files = {
         "dog_and_cat_2018.json": [
             annotation("a1", "1546300800", subreddit=17),
-            annotation(123, 1546300800.0, subreddit="Cats"),
-            annotation(45.0, 1546300799.5, caption=7),
+            annotation(" a2 ", 1546300800.5, subreddit="Cats"),
             annotation("b", subreddit=None, caption=None),
             {"image_id": "c", "created_utc": 1},
-            annotation("e", caption=["a cat"]),
             annotation("f", caption="half \ud83d, whole \ud83d\ude00"),
         ],
         "birds_2020-01.json": [annotation("d", subreddit=0)],
     }
     folder = write_annotations(tmp_path / "annotations", files)
-    (folder / "birds_2020-01.json").write_bytes(b"\xef\xbb\xbf" + (folder / "birds_2020-01.json").read_bytes())
     assert list(read_redcaps(str(folder / "birds_2020-01.json"))) == [("d", "birds/d.jpg", ("a cat",), 1546300800)]
     assert list(read_redcaps(str(folder / "dog_and_cat_2018.json"))) == [
         ("a1", "dog_and_cat/a1.jpg", ("a cat",), 1546300800),
-        ("123", "Cats/123.jpg", ("a cat",), 1546300800),
-        ("45", "cats/45.jpg", ("7",), 1546300799),
+        ("a2", "Cats/a2.jpg", ("a cat",), 1546300800),
         ("b", "dog_and_cat/b.jpg", ("",), 1546300800),
         ("c", "dog_and_cat/c.jpg", ("",), 1),
-        ("e", "cats/e.jpg", ("",), 1546300800),
         ("f", "cats/f.jpg", ("half \ufffd, whole \U0001f600",), 1546300800),
     ]
 
@@ -309,7 +287,7 @@ def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(table, tmp_path):
     for key in sorted((row[0] for row in rows), key=lambda key: make_uid(f"yfcc15m/{key}")):
         fraction = int(hashlib.sha256(f"0/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256
         line = [key, f"{key[:3]}/{key[3:6]}/{key}.jpg", "café x", "2010-01-01T00:00:00Z"]
-        expected[fraction < 0.01].append(dict(zip(COLUMNS, line, strict=True)))
+        expected[fraction < 0.01].append(dict(zip(("key", "image", "caption", "date"), line, strict=True)))
     assert read_list(tmp_path / "out1/train_batch_2009-2010.csv") == expected[False]
     assert read_list(tmp_path / "out1/test_batch_2009-2010.csv") == expected[True]
     assert expected[True]
@@ -345,58 +323,24 @@ def test_again_and_otherwise(table, tmp_path):
     out = tmp_path / "out"
     first, _ = make(table, out)
     before, stamps = tree(out), {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert make(table, out, num_workers=2, overwrite=True) == (first, True)
     with lock_folder(out):
-        assert make(table, out) == (first, True)
+        assert make(table, out, num_workers=2) == (first, True)
         with pytest.raises(TicError, match=f"another process is writing {out}"):
             make(table, out, seed=1, overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
-    for settings, message in (
-        ({"seed": 1}, r"another seed \(0, now 1\); give --overwrite to replace it"),
-        (
-            {"test_share": 0.5, "benchmark": "yfcc15m_2011"},
-            r"benchmark \(.*2011\) and another test_share \(0.01, now 0.5",
-        ),
-    ):
-        with pytest.raises(TicError, match=message):
-            make(table, out, **settings)
-    with open(table, "a") as file:
-        file.write(f"new,title,,,{TIMES['2009-2010']}\n")
-    with pytest.raises(TicError, match="has another input; give --overwrite"):
-        make(table, out)
-    assert tree(out) == before
-    make(table, out, overwrite=True, benchmark="yfcc15m_2011")
-    steps = ("2008-2011", "2012", "2013", "2014")
-    assert set(manifest(out)["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
-    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
-
-
-def test_lists_that_were_changed_or_are_of_an_earlier_version(table, tmp_path):
-    out = tmp_path / "out"
-    make(table, out)
-    before = tree(out)
-    with open(out / "train_batch_2009-2010.csv", "a") as file:
-        file.write("x,x,x,x\n")
-    with pytest.raises(TicError, match=r"has another train_batch_2009-2010.csv; give --overwrite"):
-        make(table, out)
-    make(table, out, overwrite=True)
-    assert tree(out) == before
-    old = {name: value for name, value in manifest(out).items() if name != "order"}
-    (out / "manifest.json").write_text(json.dumps(old))
-    assert make(table, out) == (old, True)
-    make(table, out, overwrite=True)
-    assert tree(out) == before
-
-
-def test_a_bad_row_leaves_the_old_lists(table, tmp_path):
-    out = tmp_path / "out"
-    make(table, out)
-    before = tree(out)
+    with pytest.raises(TicError, match="has another benchmark and another test_share; give --overwrite to replace it"):
+        make(table, out, test_share=0.5, benchmark="yfcc15m_2011")
     with open(table, "a") as file:
         file.write("key,title,,,never\n")
+    with pytest.raises(TicError, match="has another input; give --overwrite"):
+        make(table, out)
     with pytest.raises(TicError, match="the date of key"):
         make(table, out, overwrite=True)
     assert tree(out) == before
+    made, _ = make(table, out, overwrite=True, skip_bad_rows=True, benchmark="yfcc15m_2011")
+    steps = ("2008-2011", "2012", "2013", "2014")
+    assert set(made["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
+    assert made["files"].keys() <= tree(out).keys()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -430,14 +374,10 @@ GOOD = f"good,title,,,{TIMES['2009-2010']}"
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "t.csv has no column key and no column title and .*; its columns are ''"),
-        (
-            "key,title,description,tags,date\n",
-            "no column usertags and no column dateuploaded; its columns are .key",
-        ),
-        (bytes(range(128, 256)).decode("latin-1") * 100, "has no column key and .{,500}$"),
-        (f"{HEADER}\n", r"has no row that can be used \(it has none at all\)"),
-        (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\nl,t,,,0\n", r"can be used \(1 no caption, 1 outside the steps\)"),
+        ("", "t.csv has no column key and no column title and "),
+        ("key,title,description,tags,date\n", "t.csv has no column usertags and no column dateuploaded$"),
+        (f"{HEADER}\n", "has no row that can be used; dropped: none"),
+        (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\nl,t,,,0\n", "dropped: {'(no caption|outside the steps)': 1, '"),
     ],
 )
 def test_a_table_without_samples(tmp_path, text, expected):
@@ -449,11 +389,9 @@ def test_a_table_without_samples(tmp_path, text, expected):
 
 BAD_ROWS = {
     "a date that is not a number": ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
-    "a negative date": ("k1,t,,,-5", "impossible date", "since 1970: '-5'"),
     "too few fields": ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
     "an empty key": (" ,t,,,1", "unusable key", "row 2 (line 3): '' is not a name"),
     "a key with a slash": ("a/b,t,,,1", "unusable key", "'a/b' is not a name"),
-    "a key that goes up": ("a..,t,,,1", "unusable key", "'a..' is not a name"),
     "a key of two lines": ('"a\nb",t,,,1', "unusable key", r"'a\nb' is not a name"),
     "a key again": (GOOD.replace("title", "other"), "duplicate key", "the key good is in more than one row"),
     "a key in no step": ("good,t,,,1", "duplicate key", "the key good is in more than one row"),
@@ -490,12 +428,9 @@ def test_of_a_key_the_first_good_row_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("found", "reason", "expected"),
     [
-        (annotation("a", "soon"), "impossible date", "the date of a is not a time"),
         (annotation("a", float("nan")), "impossible date", "the date of a is not a time"),
         (annotation("a\ud83d"), "unusable key", "'a\ufffd' is not a name"),
-        (annotation("a", subreddit="b\ud83d"), "unusable key", "'b\ufffd' is not a name"),
         (annotation({"a": "b"}), "unusable key", "'' is not a name"),
-        (annotation("../a"), "unusable key", "'../a' is not a name"),
         (annotation("a", subreddit="../.."), "unusable key", "'../..' is not a name"),
     ],
 )
@@ -530,34 +465,22 @@ def test_a_damaged_annotation_file(tmp_path, damage):
     assert not list((tmp_path / "out").iterdir())
 
 
-def spoil_output(folder, name, text):
-    folder.mkdir()
-    (folder / name).write_text(text)
-    return folder
-
-
 BAD_INPUT = {
-    "no annotations": (lambda at: {"input_path": str(at)}, "has no annotation file"),
-    "no table": (lambda at: {"input_path": f"{at}/none.csv"}, "none.csv is missing"),
-    "a table in a cloud": (lambda at: {"input_path": "s3://bucket/t.csv"}, "is not local"),
-    "output in a cloud": (lambda at: {"output_path": "gs://bucket/out"}, "is not local"),
-    "something else": (
-        lambda at: {"output_path": str(spoil_output(at / "o", "x.csv", ""))},
-        r"holds something else \(x.csv\); give another output folder",
-    ),
-    "the table in the output": (lambda at: {"output_path": str(at)}, r"else \(x\); give another output folder"),
-    "no worker": (lambda at: {"num_workers": 0}, "workers must be at least 1"),
-    "test share": (lambda at: {"test_share": 1}, "from 0 to below 1, not 1"),
-    "benchmark": (lambda at: {"benchmark": "laion"}, "unknown benchmark 'laion'"),
+    "no annotations": ({"input_path": "x"}, "has no annotation file"),
+    "no table": ({"input_path": "none.csv"}, "No such file"),
+    "a table in a cloud": ({"input_path": "s3://bucket/t.csv"}, "is not local"),
+    "output in a cloud": ({"output_path": "gs://bucket/out"}, "is not local"),
+    "no worker": ({"num_workers": 0}, "workers must be at least 1"),
+    "test share": ({"test_share": 1}, "from 0 to below 1, not 1"),
+    "benchmark": ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input(table, tmp_path, name):
-    (tmp_path / "x").mkdir()
+def test_bad_input(table, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
     change, message = BAD_INPUT[name]
-    at = tmp_path / "x" if name == "no annotations" else tmp_path
-    arguments = {"input_path": str(table), "output_path": str(tmp_path / "out"), "overwrite": True} | change(at)
-    with pytest.raises(TicError, match=message):
-        create_splits("yfcc15m", **arguments)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises((TicError, OSError), match=message):
+        create_splits("yfcc15m", **({"input_path": str(table), "output_path": "out"} | change))
+    assert not Path("out").exists()
