@@ -1,6 +1,8 @@
 """Make evaluation splits readable for clip_benchmark and DataComp's evaluate.py.
 
-python dataset_creation/tic-datacomp/convert_wds.py data/tic/datacomp/yearly/eval/retrieval retrieval
+    python dataset_creation/tic-datacomp/convert_wds.py data/tic/datacomp/yearly/eval/retrieval retrieval
+
+convert_wds.sh calls it and says more.
 """
 
 from tic_clip.cli import Parser, run_main
