@@ -13,6 +13,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from miniature import picture, write_redcaps, write_yfcc
@@ -149,48 +150,17 @@ def test_the_bytes_do_not_depend_on_the_processes_or_the_layout(tmp_path, images
         save(images, key, name=f"birds/{key}.{suffix}")
     for key in lists[9:12]:
         save(images, key, name=f"{key}.png")  # by its bytes a JPEG
-    archives = (("all.zip", 0, ""), ("birds.zip", 8, ""), ("birds/more/still/more.ZIP", 8, "deep/er/"))
-    (images / "birds/more/still").mkdir(parents=True)
-    for number, (name, method, prefix) in enumerate(archives):
-        with zipfile.ZipFile(images / name, "w", method) as archive:
-            for key in lists[12 + number :: 3]:
-                archive.writestr(f"{prefix}{key}.{('jpg', 'JFIF', 'jPg')[number]}", picture(key))
+    (tmp_path / "elsewhere").mkdir()
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    archives = (("all.zip", 0, "jpg"), ("birds/piped.zip", 8, "JFIF"), ("linked/more.ZIP", 8, "jPg"))
+    for number, (name, method, suffix) in enumerate(archives):
+        with open(images / name, "wb") as file:
+            pipe = SimpleNamespace(write=file.write, flush=file.flush)  # the sizes stand behind the data
+            with zipfile.ZipFile(pipe if "piped" in name else file, "w", method) as archive:
+                for key in lists[12 + number :: 3]:
+                    archive.writestr(f"deep/er/{key}.{suffix}", picture(key))
     make("layouts", shard_size=8)
     assert tree(tmp_path / "layouts") == tree(tmp_path / "data")
-
-
-def test_a_zip_that_was_written_to_a_pipe(tmp_path, lists, make):
-    """Its headers have no sizes; those stand behind the data and in the directory at the end."""
-
-    class Pipe:
-        def __init__(self, path):
-            self.file = open(path, "wb")  # noqa: SIM115
-
-        def write(self, data):
-            return self.file.write(data)
-
-        def flush(self):
-            self.file.flush()
-
-    (tmp_path / "images").mkdir()
-    pipe = Pipe(tmp_path / "images/all.zip")
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
-        for key in lists:
-            archive.writestr(f"{key}.jpg", picture(key))
-    pipe.file.close()
-    make()
-    assert len(members(split(tmp_path))) == 20
-    assert meta(split(tmp_path))["dropped"] == {}
-
-
-def test_a_zip_in_a_linked_folder(tmp_path, lists, make):
-    for folder in ("elsewhere", "images"):
-        (tmp_path / folder).mkdir()
-    with zipfile.ZipFile(tmp_path / "elsewhere/some.zip", "w") as archive:
-        for key in lists:
-            archive.writestr(f"birds/{key}.jpg", picture(key))
-    (tmp_path / "images/disk").symlink_to(tmp_path / "elsewhere")
-    assert not make()[1]
 
 
 def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, make):
@@ -216,33 +186,21 @@ def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
         "key3": (b"\n<!doctype html>", "not an image but a web page"),
         "key4": (b"nothing of the kind", "not an image"),
         "key5": (removed, "placeholder of a removed image"),
+        "key6": (None, "zip member that can't be read"),
     }
+    with zipfile.ZipFile(images / "all.zip", "w") as archive:
+        archive.writestr("key6.jpg", b"\xff\xd8\xff of the zip")
+    (images / "all.zip").write_bytes((images / "all.zip").read_bytes().replace(b"of the zip", b"of the zap"))
     for key, (data, _) in bad.items():
         (images / f"birds/{key}.jpg").unlink() if data is None else save(images, key, data)
     _, dropped = make()
     found = meta(split(tmp_path))
     assert found["dropped"] == dict(dropped) == {reason: 1 for _, reason in bad.values()}
-    assert (found["processed_count"], found["kept_count"]) == (20, 14)
-    assert len(members(split(tmp_path))) == 14
-
-
-def test_a_zip_member_with_a_flipped_bit_is_counted(tmp_path, lists, make):
-    (tmp_path / "images").mkdir()
-    path = tmp_path / "images/all.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for key in lists:
-            archive.writestr(f"{key}.jpg", picture(key))
-    with zipfile.ZipFile(path) as archive:
-        start = archive.getinfo("key3.jpg").header_offset
-    data = bytearray(path.read_bytes())
-    data[start + 100] ^= 1
-    path.write_bytes(data)
-    make()
-    assert meta(split(tmp_path))["dropped"] == {"zip member that can't be read": 1}
+    assert (found["processed_count"], found["kept_count"], len(members(split(tmp_path)))) == (20, 13, 13)
 
 
 def test_odd_captions_survive(tmp_path, images, make):
-    captions = ['"quoted", with\na line', "emoji 🐈‍⬛ and ümläut", "x" * 200_000]
+    captions = ['"quoted", with a comma', "emoji 🐈‍⬛ and ümläut", "x" * 200_000]
     rows = [row(f"key{i}", caption) for i, caption in enumerate(captions)]
     write_lists(tmp_path / "lists", {"train 2018": rows})
     make()
@@ -316,28 +274,6 @@ def test_a_dry_run_writes_nothing(tmp_path, images, make):
     assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
 
 
-def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
-    make("whole", shard_size=2)
-    made = []
-
-    def until(path, samples, **settings):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(path)
-        return original(path, samples, **settings)
-
-    original = pack.write_shard
-    monkeypatch.setattr(pack, "write_shard", until)
-    with pytest.raises(KeyboardInterrupt):
-        make(shard_size=2)
-    assert not (split(tmp_path) / "meta.json").exists()
-    first = made[:]
-    made[:] = [None] * 5  # no end
-    make(shard_size=2)
-    assert not set(first) & set(made)
-    assert tree(tmp_path / "data") == tree(tmp_path / "whole")
-
-
 def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make):
     make(shard_size=2)
     whole, folder = tree(tmp_path / "data"), split(tmp_path)
@@ -359,14 +295,15 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     arguments = [*folders, "--shard-size", "1", "-j", "2"]
     killed = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(split(tmp_path).glob("*.tar")) and killed.poll() is None and time.monotonic() < deadline:
+    while not list(split(tmp_path).glob("*_stats.json")) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    made = {path: path.stat().st_mtime_ns for path in split(tmp_path).glob("*_stats.json")}
     make(shard_size=1)
-    assert {k: v for k, v in tree(tmp_path / "data").items() if "meta" not in k} == {
-        k: v for k, v in tree(tmp_path / "whole").items() if "meta" not in k
-    }
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    whole, data = tree(tmp_path / "whole"), tree(tmp_path / "data")
+    assert {name for name in whole if data[name] != whole[name]} <= {name for name in whole if "meta" in name}
 
 
 # --- Bad input
@@ -381,10 +318,6 @@ BAD = {
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
         "lists/train_batch_2018.csv is not as create_splits.py made it",
-    ),
-    "another's manifest": (
-        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
-        "unknown benchmark 'laion'",
     ),
     "the wrong images": (
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),

@@ -413,7 +413,6 @@ def test_of_a_key_the_first_good_row_is_kept(tmp_path):
     ("found", "reason", "expected"),
     [
         (annotation("a", float("nan")), "impossible date", "the date of a is not a time"),
-        (annotation("a\ud83d"), "unusable key", "'a\ufffd' is not a name"),
         (annotation({"a": "b"}), "unusable key", "'' is not a name"),
         (annotation("a", subreddit="../.."), "unusable key", "'../..' is not a name"),
     ],
@@ -430,20 +429,13 @@ def test_a_bad_annotation(tmp_path, found, reason, expected):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data.replace(b"annotations", b"metadata"),
-        lambda data: data.replace(b"a cat", b"a \xff"),
-        lambda data: data.replace(b'{"image_id"', b'17, {"image_id"'),
-        lambda data: b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b', "annotations": []}',
-    ],
-    ids=["cut", "other", "latin", "type", "deep"],
+    ("old", "new"),
+    [(b"}", b""), (b"annotations", b"metadata"), (b"a cat", b"a \xff"), (b'{"image_id"', b'17, {"image_id"')],
 )
-def test_a_damaged_annotation_file(tmp_path, damage):
+def test_a_damaged_annotation_file(tmp_path, old, new):
     folder = write_annotations(tmp_path / "annotations", {"cats_2019.json": [annotation("a")]})
     path = folder / "cats_2019.json"
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(TicError, match=f"^{path} is cut off or holds no annotations: "):
         create_splits("redcaps", str(folder), str(tmp_path / "out"), skip_bad_rows=True)
     assert not list((tmp_path / "out").iterdir())
