@@ -223,9 +223,6 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
         make("middle", shard_size=8)
 
 
-# --- Again, and cut off
-
-
 def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, make):
     make(shard_size=8)
     before = {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")}
@@ -279,14 +276,8 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     assert {name for name in whole if data[name] != whole[name]} <= {name for name in whole if "meta" in name}
 
 
-# --- Bad input
-
-
 BAD = {
-    "no manifest": (
-        lambda at: (at / "lists/manifest.json").unlink(),
-        "lists has no manifest.json: run create_splits.py first",
-    ),
+    "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), "lists has no manifest.json: run create_splits"),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
@@ -300,10 +291,7 @@ BAD = {
         lambda at: write_lists(at / "lists", {"train 2018": [row("key1"), row("key1")]}),
         "train_batch_2018.csv is not sorted by UID, or has a key twice; run create_splits.py with --overwrite",
     ),
-    "a damaged zip": (
-        lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
-        "images/all.zip is not a zip archive that can be read",
-    ),
+    "a damaged zip": (lambda at: save(at / "images", "", b"PK", "all.zip"), "all.zip is not a zip archive that can be"),
 }
 
 
@@ -341,9 +329,6 @@ def test_two_at_once(tmp_path, images, make):
     make()
     with lock_folder(split(tmp_path)):  # what is finished is read by any number
         assert [one.num_samples for one in make()[0]] == [one.num_samples for one in made[0]]
-
-
-# --- Both benchmarks, from their sources
 
 
 FROM = {
