@@ -27,8 +27,7 @@ ZIP_MEMBER = np.dtype([*UID.descr, ("zip", "<u4"), ("start", "<u8"), ("size", "<
 FORMATS = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
 
-PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}
-"""MD5 of images that a host serves in place of a removed one: imgur's (it is the ETag of i.imgur.com/removed.png)."""
+PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
 
 class UnusableImage(Exception):
@@ -56,12 +55,8 @@ def read_file(folder: str, image: str) -> bytes | None:
 @lru_cache(maxsize=1 << 16)
 def _has_images(folder: str) -> bool:
     with suppress(OSError), os.scandir(folder) as entries:
-        return any(_is_image(entry.name) for entry in entries)
+        return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
     return False
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
 
 
 def find_zips(folder: str) -> list[str]:
@@ -74,7 +69,7 @@ def index_zip(dataset: str, zips: list[str], number: int) -> np.ndarray:
     """Return the images of zip ``number``, called by their keys, as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
     try:
         with zipfile.ZipFile(zips[number]) as archive:
-            members = [entry for entry in archive.infolist() if _is_image(entry.filename)]
+            members = [entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)]
         rows = [(0, 0, number, entry.header_offset, entry.compress_size, entry.CRC) for entry in members]
         table = np.array(rows, dtype=ZIP_MEMBER)
     except Exception as error:  # a damaged directory fails in many ways

@@ -123,9 +123,8 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
 
 def _load_finished(output: Output) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a split that was finished from the same list, or None if it must be made."""
-    unfinished = None
-    with suppress(TicError):
-        unfinished = read_json_object(f"{output.path}/{JOURNAL}")
+    journal = Path(output.path) / JOURNAL
+    unfinished = read_json_object(journal) if journal.exists() else None
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 

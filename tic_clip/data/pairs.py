@@ -102,16 +102,12 @@ def make_records(settings: dict[str, Any], rows: list[Row]) -> dict[str, bytes]:
         date = datetime.fromtimestamp(row.seconds, UTC)
         step, uid = step_of_year.get(date.year), make_uid(f"{dataset}/{row.key}")
         caption = SOURCES[dataset][1](row.texts) if step else ""
-        name = OUTSIDE if not step else list_name(_choose_split(settings, row.key), step) if caption else NO_CAPTION
+        digest = hashlib.sha256(f"{settings['seed']}/{dataset}/{row.key}".encode()).digest()
+        is_test = int.from_bytes(digest[:8]) < settings["test_share"] * 2.0**64  # both are exact
+        name = OUTSIDE if not step else list_name(SPLITS[is_test], step) if caption else NO_CAPTION
         writer.writerow((row.key, row.image, caption, date.isoformat().replace("+00:00", "Z")))
         records[uid[:2]].append(f"{uid}\t{name}\t{lines.pop()}")
     return {bucket: "".join(found).encode() for bucket, found in records.items()}
-
-
-def _choose_split(settings: dict[str, Any], key: str) -> str:
-    """Return "test" if the first 64 bits of the SHA-256 of ``{seed}/{dataset}/{key}`` are below the test share."""
-    digest = hashlib.sha256(f"{settings['seed']}/{settings['dataset']}/{key}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8]) < settings["test_share"] * 2.0**64 else "train"  # both are exact
 
 
 def _write_lists(work: Path, steps: list[str], dropped: Counter[str], reject: Callable) -> dict[str, Any]:

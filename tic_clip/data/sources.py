@@ -1,7 +1,4 @@
-"""Read the rows of YFCC15M and RedCaps (a sample's key, image, texts and time), and make captions of their texts.
-
-A row that can't be used is not an error here: ``BadRow`` stands in its place, and the caller decides.
-"""
+"""Read the rows of YFCC15M and RedCaps (a sample's key, image, texts and time), and make captions of their texts."""
 
 import csv
 import json
@@ -26,7 +23,6 @@ _FILE_NAME = re.compile(r"(?!\.$)(?!.*\.\.)[^/\\\x00-\x1f\x7f\ufffd]+")
 
 _MENDING = ftfy.TextFixerConfig(unescape_html=True, explain=False)
 _PLAIN = re.compile(r"[\t\n -%'-~]*")  # ASCII, no entity: nothing to mend, and mending takes 100 times as long
-
 _BLOCKS = "address|article|blockquote|br|center|dd|div|dl|dt|h[1-6]|hr|li|ol|p|pre|table|td|th|tr|ul"
 _NAME = r"[a-z][a-z0-9]*(?::[a-z]+)?(?=[\s/>])"
 _QUOTED = r"""(?:[^<>"']|"[^"<]*"|'[^'<]*')*+>"""  # attributes, which may have > in quotes
@@ -44,7 +40,7 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that can't be used: the kind of fault, and a line that says which and where."""
+    """What stands in the place of a row that can't be used: the kind of fault, and a line that says which and where."""
 
     reason: str
     message: str
