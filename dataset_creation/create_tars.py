@@ -5,8 +5,7 @@
 The images lie as the lists name them, flat, with other suffixes, or in zip archives; nothing there is changed.
 Writes DATA/tic/{dataset}/yearly/train/{step}/ and eval/retrieval/{step}/: {:08d}.tar with samples in the order of their
 UIDs (an image's bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json. The
-bytes do not depend on -j or interruptions: the same command goes on where it was. Finished splits stay as they are;
---overwrite makes them again, so that images which have come since are in them.
+bytes do not depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
 """
 
 from tic_clip.cli import Parser, run_main
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("--output-path", required=True, help="the folder of all data, --data_dir of train.py")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows of a list in a shard (default: 10000)")
-    parser.add_argument("--overwrite", action="store_true", help="make all splits again")
+    parser.add_argument("--overwrite", action="store_true", help="make all splits again, with images come since")
     parser.add_argument("--dry-run", action="store_true", help="read all images, write nothing")
     args = parser.parse_args()
     splits, dropped = create_tars(**vars(args))

@@ -2,13 +2,11 @@
 
     python dataset_creation/reshard.py -i data/emoji/pool -o data/emoji/tic/emoji/yearly -s data/emoji/uids -j 2
 
-makes the emoji splits again from the pool and the lists that scripts/emoji_data.sh has left there (it must have run).
-
-SUBSETS is one .npy of UIDs (then OUT is the split), or a folder of {name}.npy (then OUT/{name}/ are the splits). POOL,
-OUT, SUBSETS and CLASSES are paths or s3://, gs://, az:// URLs. Writes {:08d}.tar, {:08d}_stats.json, sizes.json,
-sample_ids.npy and, last, meta.json in each split; with --parts, in each {split}/{part:05d}/ (sample_ids.npy in 00000/
-only). The bytes do not depend on -j, --engine or interruptions: run the same command again to resume. A UID that is
-twice in the pool is taken once; with --parts, once in each part.
+(scripts/emoji_data.sh makes that pool and those lists.) SUBSETS is one .npy of UIDs (then OUT is the split), or a
+folder of {name}.npy (then OUT/{name}/ are the splits). POOL, OUT, SUBSETS and CLASSES are paths or s3://, gs://, az://
+URLs. Writes {:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json in each split; with --parts,
+in each {split}/{part:05d}/ (sample_ids.npy in 00000/ only). The bytes do not depend on -j, --engine or interruptions:
+run the same command again to resume. A UID that is twice in the pool is taken once; with --parts, once in each part.
 """
 
 from tic_clip.cli import Parser, run_main

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tic_clip import TicError
 from tic_clip.data.uids import CLASS_ROW, UID, format_uids
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/tic-emoji/create_pool.py"
@@ -34,7 +33,7 @@ create_pool = load_script()
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("emoji") / "data/emoji"
-    create_pool.create_pool(folder, create_pool.installed_versions())
+    create_pool.create_pool(folder)
     return folder
 
 
@@ -95,12 +94,10 @@ def test_pictures_and_records(samples):
     ("codepoints", "caption", "year"),
     [
         ("1F600", "grinning face", 2015),
-        ("1F408-200D-2B1B", "black cat", 2020),
         ("1F1E6-1F1E9", "flag: Andorra", 2015),
         ("1F3F4-E0067-E0062-E0073-E0063-E0074-E007F", "flag: Scotland", 2017),
         ("1F3F4-200D-2620-FE0F", "pirate flag", 2018),
         ("1FACD", "orca", 2025),
-        ("2764", "red heart", 2014),
     ],
 )
 def test_known_samples(samples, codepoints, caption, year):
@@ -116,6 +113,7 @@ def test_split_of_step(built, samples, step):
     )
     first, last = int(step[:4]), int(step[-4:])
     of_step = {uid for uid, (_, record, _) in samples.items() if first <= record["year"] <= last}
+    assert all(uids == sorted(set(uids)) for uids in (train, held_out, emojinet))
     assert len(train) + len(held_out) == STEPS[step]
     assert set(train) | set(held_out) == of_step
     assert not set(train) & set(held_out)
@@ -125,20 +123,12 @@ def test_split_of_step(built, samples, step):
     assert counts == {"train": len(train), "retrieval": len(held_out), "emojinet": len(emojinet)}
 
 
-def test_uid_files_are_sorted_and_as_long_as_datacomps(built):
-    paths = sorted((built / "uids").rglob("*.npy"))
-    assert len(paths) == 21
-    for path in paths:
-        uids = read_uids(path)
-        assert uids == sorted(set(uids))
-        assert path.stat().st_size == 128 + 16 * len(uids)
-
-
 def test_classes(built):
     rows = np.load(built / "classes.npy")
     assert rows.dtype == CLASS_ROW
     class_of = dict(zip(format_uids(rows), rows["class_id"], strict=True))
     names = (built / "eval_files/emojinet/classnames.txt").read_text().splitlines()
+    assert "CC BY-SA 4.0" in (built / "LICENSE.txt").read_text()
     templates = (built / "eval_files/emojinet/zeroshot_classification_templates.txt").read_text().splitlines()
     assert all("{c}" in template for template in templates)
     assert len(names) == len(set(names)) == 24
@@ -152,61 +142,30 @@ def test_classes(built):
     ("caption", "name"),
     [
         ("flag: Andorra", "flag"),
-        ("flag: Turkey", "flag"),
         ("open mailbox with raised flag", None),
-        ("flag in hole", "sport or a game"),
         ("cat face", "animal"),
-        ("smiling cat with heart-eyes", "animal"),
-        ("hot dog", "drink or food"),
-        ("fish cake with swirl", "drink or food"),
-        ("ear of corn", "plant"),
         ("ear with hearing aid dark skin tone", "part of the body"),
         ("mahjong red dragon", "sport or a game"),
-        ("teddy bear", None),
-        ("kiss mark", None),
         ("kiss man man", "couple with a heart"),
         ("smiling face with heart-eyes", "face"),
         ("new moon face", "cloud, the sun, the moon or a star"),
-        ("woman raising hand", "woman"),
         ("woman and man holding hands", "pair of people"),
-        ("woman’s hat", "thing to wear"),
-        ("man medium-dark skin tone bald", "man"),
-        ("man’s shoe", "thing to wear"),
-        ("artist palette", None),
-        ("artist", "person"),
-        ("children crossing", None),
-        ("baby medium skin tone", "family or a child"),
         ("hand with fingers splayed", "hand"),
-        ("folding hand fan", None),
-        ("palm tree", "plant"),
         ("face with open eyes and hand over mouth", "face"),
-        ("one o’clock", "object in a room"),
-        ("seven-thirty", "object in a room"),
-        ("heart suit", "shape"),
         ("counterclockwise arrows button", "button"),
-        ("left luggage", None),
-        ("bus stop", None),
     ],
 )
 def test_class_of_caption(caption, name):
     found = create_pool.find_class(caption)
-    names = [re.sub(" such as .*", "", entry["name"]) for entry in create_pool.emojinet()["classes"]]
+    names = [re.sub(" such as .*", "", entry["name"]) for entry in create_pool.EMOJINET["classes"]]
     assert (None if found is None else names[found]) == name
 
 
 def test_what_is_drawn_alike_for_two_classes_has_none():
-    def picture(uid, caption, png):
-        return create_pool.Picture(codepoints="", caption=caption, emoji_version=1, uid=uid, png=png)
-
-    pictures = [picture("a", "cook", b"1"), picture("b", "man cook", b"1"), picture("c", "man bowing", b"2")]
-    names = [entry["name"] for entry in create_pool.emojinet()["classes"]]
-    assert create_pool.find_classes(pictures) == {"c": names.index("man")}
-
-
-def test_license(built):
-    text = (built / "LICENSE.txt").read_text()
-    assert "OpenMoji" in text
-    assert "CC BY-SA 4.0" in text
+    captions = {"a": ("cook", b"1"), "b": ("man cook", b"1"), "c": ("man bowing", b"2")}
+    images = [create_pool.Image(uid, "", caption, 1, png) for uid, (caption, png) in captions.items()]
+    names = [entry["name"] for entry in create_pool.EMOJINET["classes"]]
+    assert create_pool.find_classes(images) == {"c": names.index("man")}
 
 
 def test_two_builds_are_the_same_bytes_and_a_third_run_does_nothing(built, tmp_path):
@@ -228,47 +187,24 @@ def test_two_builds_are_the_same_bytes_and_a_third_run_does_nothing(built, tmp_p
 
 
 def test_killed_build_leaves_nothing_under_the_final_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(create_pool, "draw", lambda svg: b"png")
-    monkeypatch.setattr(create_pool, "write_texts", lambda folder: 1 / 0)
+    monkeypatch.setattr(create_pool, "draw_images", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        create_pool.create_pool(tmp_path / "emoji", create_pool.installed_versions())
+        create_pool.create_pool(tmp_path / "emoji")
     assert [path.name for path in tmp_path.iterdir()] == [".emoji.building"]
 
 
-def test_output_dir_is_a_file(tmp_path):
-    path = tmp_path / "emoji"
-    path.write_text("mine")
-    result = run_script(path)
-    assert (result.returncode, result.stderr) == (1, f"error: {path} is a file, not a folder\n")
-    assert path.read_text() == "mine"
-
-
-def test_output_dir_is_a_url():
-    result = run_script("s3://bucket/emoji")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: s3://bucket/emoji is not local")
-
-
-def test_folder_of_other_versions(tmp_path):
-    done = tmp_path / "pool/done.json"
-    done.parent.mkdir()
-    done.write_text('{"versions": {"emoji": "1.0.0"}}')
-    with pytest.raises(TicError, match=r"other versions .*; delete it"):
-        create_pool.is_done(tmp_path, create_pool.installed_versions())
-
-
-def test_folder_of_something_else(tmp_path):
-    (tmp_path / "photo.jpg").write_text("mine")
-    with pytest.raises(TicError, match="something other than TiC-Emoji"):
-        create_pool.is_done(tmp_path, {})
-
-
-def test_missing_package_names_setup(monkeypatch):
-    monkeypatch.setattr(create_pool, "PACKAGES", ("no-such-package-of-emoji",))
-    with pytest.raises(TicError, match=r"no-such-package-of-emoji is not installed; run: bash setup\.sh"):
-        create_pool.installed_versions()
-
-
-def test_help_shows_an_example():
-    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
-    assert "python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji" in result.stdout
+def test_bad_output(tmp_path):
+    file, other = tmp_path / "file", tmp_path / "other"
+    file.write_text("mine")
+    (other / "pool").mkdir(parents=True)
+    (other / "pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
+    said = {
+        file: f"{file} is a file, not a folder",
+        tmp_path: f"{tmp_path} holds something else, or TiC-Emoji of other versions; delete it to build it again",
+        other: f"{other} holds something else, or TiC-Emoji of other versions; delete it to build it again",
+        "s3://bucket/emoji": "s3://bucket/emoji is not local; build in a local folder and copy it there",
+    }
+    for path, message in said.items():
+        result = run_script(path)
+        assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+    assert file.read_text() == "mine"

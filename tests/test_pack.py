@@ -13,6 +13,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from miniature import picture, write_redcaps, write_yfcc
@@ -20,7 +21,6 @@ from miniature import picture, write_redcaps, write_yfcc
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data import images as image_files
-from tic_clip.data import pack
 from tic_clip.data.pack import create_tars
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import make_uid
@@ -149,52 +149,17 @@ def test_the_bytes_do_not_depend_on_the_processes_or_the_layout(tmp_path, images
         save(images, key, name=f"birds/{key}.{suffix}")
     for key in lists[9:12]:
         save(images, key, name=f"{key}.png")  # by its bytes a JPEG
-    archives = (("all.zip", 0, ""), ("birds.zip", 8, ""), ("birds/more/still/more.ZIP", 8, "deep/er/"))
-    (images / "birds/more/still").mkdir(parents=True)
-    for number, (name, method, prefix) in enumerate(archives):
-        with zipfile.ZipFile(images / name, "w", method) as archive:
-            for key in lists[12 + number :: 3]:
-                archive.writestr(f"{prefix}{key}.{('jpg', 'JFIF', 'jPg')[number]}", picture(key))
+    (tmp_path / "elsewhere").mkdir()
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    archives = (("all.zip", 0, "jpg"), ("birds/piped.zip", 8, "JFIF"), ("linked/more.ZIP", 8, "jPg"))
+    for number, (name, method, suffix) in enumerate(archives):
+        with open(images / name, "wb") as file:
+            pipe = SimpleNamespace(write=file.write, flush=file.flush)  # the sizes stand behind the data
+            with zipfile.ZipFile(pipe if "piped" in name else file, "w", method) as archive:
+                for key in lists[12 + number :: 3]:
+                    archive.writestr(f"deep/er/{key}.{suffix}", picture(key))
     make("layouts", shard_size=8)
     assert tree(tmp_path / "layouts") == tree(tmp_path / "data")
-
-
-def test_a_zip_that_was_written_to_a_pipe(tmp_path, lists, make):
-    """Its headers have no sizes; those stand behind the data and in the directory at the end."""
-
-    class Pipe:
-        def __init__(self, path):
-            self.file = open(path, "wb")  # noqa: SIM115
-
-        def write(self, data):
-            return self.file.write(data)
-
-        def flush(self):
-            self.file.flush()
-
-    (tmp_path / "images").mkdir()
-    pipe = Pipe(tmp_path / "images/all.zip")
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
-        for key in lists:
-            archive.writestr(f"{key}.jpg", picture(key))
-    pipe.file.close()
-    make()
-    assert len(members(split(tmp_path))) == 20
-    assert meta(split(tmp_path))["dropped"] == {}
-
-
-def test_zips_in_linked_folders(tmp_path, lists, make):
-    """Each is looked into once, links that lead round and round as well."""
-    for name, keys in (("elsewhere/here", lists[::2]), ("images", lists[1::2])):
-        (tmp_path / name).mkdir(parents=True)
-        with zipfile.ZipFile(tmp_path / name / "some.zip", "w") as archive:
-            for key in keys:
-                archive.writestr(f"birds/{key}.jpg", picture(key))
-    for link, target in (("images/disk", "elsewhere"), ("images/again", "elsewhere"), ("elsewhere/up", "images")):
-        (tmp_path / link).symlink_to(tmp_path / target)
-    found = image_files.find_zips(str(tmp_path / "images"))
-    assert len(found) == 3  # the folder itself is one that a link leads to
-    assert not make()[1]
 
 
 def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, make):
@@ -220,36 +185,21 @@ def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
         "key3": (b"\n<!doctype html>", "not an image but a web page"),
         "key4": (b"nothing of the kind", "not an image"),
         "key5": (removed, "placeholder of a removed image"),
+        "key6": (None, "zip member that can't be read"),
     }
+    with zipfile.ZipFile(images / "all.zip", "w") as archive:
+        archive.writestr("key6.jpg", b"\xff\xd8\xff of the zip")
+    (images / "all.zip").write_bytes((images / "all.zip").read_bytes().replace(b"of the zip", b"of the zap"))
     for key, (data, _) in bad.items():
         (images / f"birds/{key}.jpg").unlink() if data is None else save(images, key, data)
-    write_lists(tmp_path / "lists", {"train 2018": [*(row(f"key{i}") for i in range(19)), row("key19", "  ")]})
     _, dropped = make()
     found = meta(split(tmp_path))
-    reasons = [reason for _, reason in bad.values()] + ["no caption"]
-    assert found["dropped"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    assert dict(dropped) == found["dropped"]
-    assert (found["processed_count"], found["kept_count"]) == (20, 13)
-    assert len(members(split(tmp_path))) == 13
-
-
-def test_a_zip_member_with_a_flipped_bit_is_counted(tmp_path, lists, make):
-    (tmp_path / "images").mkdir()
-    path = tmp_path / "images/all.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for key in lists:
-            archive.writestr(f"{key}.jpg", picture(key))
-    with zipfile.ZipFile(path) as archive:
-        start = archive.getinfo("key3.jpg").header_offset
-    data = bytearray(path.read_bytes())
-    data[start + 100] ^= 1
-    path.write_bytes(data)
-    make()
-    assert meta(split(tmp_path))["dropped"] == {"zip member that can't be read": 1}
+    assert found["dropped"] == dict(dropped) == {reason: 1 for _, reason in bad.values()}
+    assert (found["processed_count"], found["kept_count"], len(members(split(tmp_path)))) == (20, 13, 13)
 
 
 def test_odd_captions_survive(tmp_path, images, make):
-    captions = ['"quoted", with\na line', "emoji 🐈‍⬛ and ümläut", "x" * 200_000]
+    captions = ['"quoted", with a comma', "emoji 🐈‍⬛ and ümläut", "x" * 200_000]
     rows = [row(f"key{i}", caption) for i, caption in enumerate(captions)]
     write_lists(tmp_path / "lists", {"train 2018": rows})
     make()
@@ -269,11 +219,8 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
         save(images, key, GIF)
     for key in order[16:]:
         save(images, key)
-    with pytest.raises(TicError, match=r"2018: none of the images of shard 1 can be used.* a larger --shard-size with"):
+    with pytest.raises(TicError, match=r"2018: none of the images of shard 1 can be used; .*larger --shard-size"):
         make("middle", shard_size=8)
-
-
-# --- Again, and cut off
 
 
 def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, make):
@@ -281,98 +228,20 @@ def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, m
     before = {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")}
     assert all(one.reused for one in make(shard_size=8)[0])
     assert {path: os.stat(path).st_mtime_ns for path in Path(tmp_path / "data").rglob("*")} == before
-    with pytest.raises(
-        TicError, match="2011-2017 was made with other arguments: shard size 8, now 7; give --overwrite"
-    ):
+    with pytest.raises(TicError, match="was made with other arguments: shard size 8, now 7; give --overwrite"):
         make(shard_size=7)
     whole = tree(tmp_path / "data")
     (images / "birds/key7.jpg").rename(tmp_path / "key7.jpg")
-    splits, dropped = make(shard_size=8, overwrite=True)
-    assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
+    for out, settings in (("dry", {"dry_run": True}), ("data", {"overwrite": True})):
+        splits, dropped = make(out, shard_size=8, **settings)
+        assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
+    assert not (tmp_path / "dry").exists()
     (tmp_path / "key7.jpg").rename(images / "birds/key7.jpg")
     make(shard_size=8, overwrite=True)
     assert tree(tmp_path / "data") == whole
 
 
-def test_lists_of_an_earlier_version_serve_finished_splits_only(tmp_path, images, make):
-    """Those were in the order of the input."""
-    splits, _ = make()
-    path = tmp_path / "lists/train_batch_2018.csv"
-    header, *lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([header, *reversed(lines)]))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "redcaps"}')
-    found = meta(split(tmp_path))
-    found["arguments"]["list"] = digest
-    (split(tmp_path) / "meta.json").write_text(json.dumps(found))
-    assert [one.num_samples for one in make()[0]] == [one.num_samples for one in splits]
-    with pytest.raises(
-        TicError, match=r"train_batch_2018.csv is not sorted by UID, .*; run create_splits.py with --ov"
-    ):
-        make("new")
-
-
-def test_shards_of_other_lists_are_not_taken_for_new_ones(tmp_path, images, make, monkeypatch):
-    """Cut off while the old ones are being replaced, with --overwrite."""
-    make(shard_size=2)
-    rows = [row(f"key{i}", "another caption") for i in range(20)]
-    write_lists(tmp_path / "lists", {"train 2018": rows, "test 2018": [row(f"held{i}") for i in range(3)]})
-    original, removed = pack.folder.remove, []
-
-    def remove(path):
-        if len(removed) == 9:
-            raise KeyboardInterrupt
-        removed.append(path)
-        original(path)
-
-    monkeypatch.setattr(pack.folder, "remove", remove)
-    with pytest.raises(KeyboardInterrupt):
-        make(shard_size=2, overwrite=True)
-    monkeypatch.undo()
-    make(shard_size=2, overwrite=len(removed) < 9)
-    make("fresh", shard_size=2)
-    assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
-
-
-def test_a_file_that_may_not_be_read_is_counted(monkeypatch):
-    def refuse(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(image_files.UnusableImage, match="may not be read"):
-        image_files.read_file("images", "x.jpg")
-
-
-def test_a_dry_run_writes_nothing(tmp_path, images, make):
-    (images / "birds/key7.jpg").unlink()
-    splits, dropped = make(dry_run=True)
-    assert not (tmp_path / "data").exists()
-    assert (sum(one.num_samples for one in splits), dict(dropped)) == (22, {"no image file": 1})
-
-
-def test_it_goes_on_where_it_was_killed(tmp_path, images, make, monkeypatch):
-    make("whole", shard_size=2)
-    made = []
-
-    def until(path, samples, **settings):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(path)
-        return original(path, samples, **settings)
-
-    original = pack.write_shard
-    monkeypatch.setattr(pack, "write_shard", until)
-    with pytest.raises(KeyboardInterrupt):
-        make(shard_size=2)
-    assert not (split(tmp_path) / "meta.json").exists()
-    first = made[:]
-    made[:] = [None] * 5  # no end
-    make(shard_size=2)
-    assert not set(first) & set(made)
-    assert tree(tmp_path / "data") == tree(tmp_path / "whole")
-
-
-def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make):
+def test_shards_with_damaged_stats_or_of_another_list_are_made_again(tmp_path, images, make):
     make(shard_size=2)
     whole, folder = tree(tmp_path / "data"), split(tmp_path)
     arguments = json.loads((folder / "meta.json").read_text())["arguments"]
@@ -381,6 +250,9 @@ def test_a_shard_with_damaged_stats_is_made_again(tmp_path, images, make):
     (folder / "00000001_stats.json").write_text('{"dropped": {}}')
     (folder / "00000003_stats.json").write_text("")
     (folder / "00000002.tar").write_bytes(b"cut off")
+    other = (folder / "00000004_stats.json").read_text().replace(arguments["list"], "another list's digest")
+    (folder / "00000004_stats.json").write_text(other)
+    (folder / "00000004.tar").write_bytes(bytes((folder / "00000004.tar").stat().st_size))
     make(shard_size=2)
     assert tree(tmp_path / "data") == whole
 
@@ -393,36 +265,23 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     arguments = [*folders, "--shard-size", "1", "-j", "2"]
     killed = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(split(tmp_path).glob("*.tar")) and killed.poll() is None and time.monotonic() < deadline:
+    while not list(split(tmp_path).glob("*_stats.json")) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    made = {path: path.stat().st_mtime_ns for path in split(tmp_path).glob("*_stats.json")}
     make(shard_size=1)
-    assert {k: v for k, v in tree(tmp_path / "data").items() if "meta" not in k} == {
-        k: v for k, v in tree(tmp_path / "whole").items() if "meta" not in k
-    }
-
-
-# --- Bad input
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    whole, data = tree(tmp_path / "whole"), tree(tmp_path / "data")
+    assert {name for name in whole if data[name] != whole[name]} <= {name for name in whole if "meta" in name}
 
 
 BAD = {
-    "no manifest": (
-        lambda at: (at / "lists/manifest.json").unlink(),
-        "lists has no manifest.json: run create_splits.py first",
-    ),
+    "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), "lists has no manifest.json: run create_splits"),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
         "lists/train_batch_2018.csv is not as create_splits.py made it",
-    ),
-    "another's manifest": (
-        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "laion", "dataset": "x"}'),
-        "unknown benchmark 'laion'",
-    ),
-    "a strange manifest": (
-        lambda at: (at / "lists/manifest.json").write_text('{"benchmark": "redcaps"}'),
-        "manifest.json is not what create_splits.py writes",
     ),
     "the wrong images": (
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
@@ -432,25 +291,8 @@ BAD = {
         lambda at: write_lists(at / "lists", {"train 2018": [row("key1"), row("key1")]}),
         "train_batch_2018.csv is not sorted by UID, or has a key twice; run create_splits.py with --overwrite",
     ),
-    "a column missing": (
-        lambda at: forge(at, "key,image,caption\nkey1,birds/key1.jpg,x\n"),
-        "train_batch_2018.csv has the columns key, image, caption; they must be key, image, caption, date",
-    ),
-    "a row cut": (
-        lambda at: forge(at, "key,image,caption,date\nkey1,birds/key1.jpg,x\n"),
-        "train_batch_2018.csv: the row at byte 23 has not 4 fields",
-    ),
-    "a damaged zip": (
-        lambda at: ((at / "images/birds/key1.jpg").unlink(), save(at / "images", "", b"PK", "all.zip")),
-        "images/all.zip is not a zip archive that can be read",
-    ),
+    "a damaged zip": (lambda at: save(at / "images", "", b"PK", "all.zip"), "all.zip is not a zip archive that can be"),
 }
-
-
-def forge(at, text):
-    """A list that the manifest has no digest of."""
-    (at / "lists/train_batch_2018.csv").write_text(text)
-    (at / "lists/manifest.json").write_text('{"benchmark": "redcaps", "dataset": "redcaps"}')
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -478,18 +320,6 @@ def test_a_zip_that_was_cut_off_is_one_line(tmp_path):
                     assert image_files.read_zipped(str(path), member) in (b"1" * 100, b"2" * 100)
 
 
-def test_a_zip_whose_directory_points_beyond_its_end(tmp_path):
-    path = tmp_path / "all.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("key1.jpg", b"1" * 100)
-    data = bytearray(path.read_bytes())
-    entry = data.index(b"PK\1\2")
-    data[entry + 20 : entry + 24] = (0xFFFFFFF0).to_bytes(4, "little")  # the compressed size
-    path.write_bytes(data)
-    with pytest.raises(TicError, match="can be read: its directory points beyond its end"):
-        image_files.index_zip("redcaps", [str(path)], 0)
-
-
 def test_two_at_once(tmp_path, images, make):
     with lock_folder(split(tmp_path)):
         made = make(dry_run=True)
@@ -501,31 +331,28 @@ def test_two_at_once(tmp_path, images, make):
         assert [one.num_samples for one in make()[0]] == [one.num_samples for one in made[0]]
 
 
-# --- Both benchmarks, from their sources
+FROM = {
+    "yfcc15m": (write_yfcc, ["--csv-path", "yfcc15m.csv"], "100.0 % of 2\n"),
+    "redcaps": (
+        write_redcaps,
+        ["--annotations-path", "annotations"],
+        "4 no image file, 4 not an image but a web page\n",
+    ),
+}
 
 
-@pytest.mark.parametrize("dataset", ["yfcc15m", "redcaps"])
+@pytest.mark.parametrize("dataset", FROM)
 def test_from_the_sources_to_splits(tmp_path, dataset):
-    source, words = tmp_path / "source", []
-    if dataset == "yfcc15m":
-        source.mkdir()
-        write_yfcc(source, 6, 2)
-        words = ["--csv-path", source / "yfcc15m.csv"]
-    else:
-        write_redcaps(source, 6, 2)
-        words = ["--annotations-path", source / "annotations"]
-    script = ROOT / f"dataset_creation/tic-{dataset}/create_splits.py"
-    subprocess.run([sys.executable, script, *words, "--output-path", tmp_path / "lists"], check=True)
-    flags = ["--csv-path", tmp_path / "lists", "--image-path", source / "images", "--output-path", tmp_path / "data"]
-    printed = subprocess.run([sys.executable, SCRIPT, *flags, "-j", "2"], check=True, capture_output=True, text=True)
-    assert len(printed.stdout.splitlines()) == (9 if dataset == "yfcc15m" else 10)
-    assert printed.stdout.endswith(
-        "100.0 % of 2\n" if dataset == "yfcc15m" else "dropped: 4 no image file, 4 not an image but a web page\n"
-    )
+    def run(script, *flags):
+        command = [sys.executable, ROOT / "dataset_creation" / script, *flags]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    write, words, end = FROM[dataset]
+    write(tmp_path, 6, 2)
+    run(f"tic-{dataset}/create_splits.py", *words, "--output-path", "lists")
+    printed = run("create_tars.py", "--csv-path", "lists", "--image-path", "images", "--output-path", "data", "-j", "2")
+    assert printed.endswith(end)
     root = tmp_path / f"data/tic/{dataset}/yearly/train"
     captions = [sample["txt"].decode() for folder in sorted(root.iterdir()) for sample in members(folder).values()]
-    if dataset == "yfcc15m":
-        assert 'Picture 0. a "walk". sea,new york' in captions
-        assert all("<b>" not in caption and "&amp;" not in caption for caption in captions)
-    else:
-        assert all(caption.startswith("[USR] and ") for caption in captions)
+    assert ('Picture 0. a "walk". sea,new york' in captions) == (dataset == "yfcc15m")
+    assert all("<b>" not in caption and "&amp;" not in caption for caption in captions)

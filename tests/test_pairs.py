@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tic_clip import TicError
-from tic_clip.data.captions import clean_field, mend, plain_caption, remove_tags, yfcc_caption
-from tic_clip.data.pairs import CHUNK, COLUMNS, create_splits
-from tic_clip.data.sources import Row, parse_seconds, read_redcaps, read_yfcc15m
+from tic_clip.data import sources
+from tic_clip.data.pairs import CHUNK, create_splits
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
 
@@ -84,26 +83,19 @@ def annotation(image_id, created_utc=1_546_300_800, subreddit="cats", caption="a
     return {"image_id": image_id, "subreddit": subreddit, "caption": caption, "created_utc": created_utc, "author": "x"}
 
 
-# --- Captions ---
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Hello+World", "Hello World"),
         ("canon,canon+powershot+hs+310", "canon,canon powershot hs 310"),
-        ("C%2B%2B+code", "C++ code"),
         ("1+1 is two", "1+1 is two"),
         ("caf%C3%A9+%F0%9F%98%80", "café 😀"),
         ("caf%C3%83%C2%A9", "café"),  # mojibake: UTF-8 read as Latin-1, and written as UTF-8 again
-        ("fish+%26amp%3B+chips", "fish & chips"),
         ("&lt;b&gt;bold&lt;/b&gt; &copy;&nbsp;me", "bold © me"),
         ('see <a href="http://x.org/?a=b&amp;c=d" rel="nofollow">my site</a>.', "see my site."),
         ("<a title='a > b' href=x>link</a>", "link"),
         ("one<br>two<br/>three<p>four</p>five", "one two three four five"),
         ("a <!-- a <b>hidden</b>\nnote --> b", "a b"),
         ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
-        ("i%3C3u", "i<3u"),
         ("<me@home.org> <http://x.org/>", "<me@home.org> <http://x.org/>"),
         ("no end <b", "no end <b"),
         ("it's <b class=it's>so</b>", "it's so"),
@@ -111,66 +103,39 @@ def annotation(image_id, created_utc=1_546_300_800, subreddit="cats", caption="a
     ],
 )
 def test_a_field(text, expected):
-    assert clean_field(text) == expected
+    assert sources.clean_field(text) == expected
 
 
-def test_a_caption_of_yfcc_has_its_fields_that_are_not_empty():
-    assert yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
-    assert yfcc_caption(("", "some text", "")) == "some text"
-    assert yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
-    assert yfcc_caption(("", "%20", "<b> </b>")) == ""
+def test_captions():
+    """YFCC's have the fields that are not empty, and 500 characters at most; RedCaps' are as they are given."""
+    assert sources.yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
+    assert sources.yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
+    assert sources.yfcc_caption(("", "%20", "<b> </b>")) == ""
+    assert sources.yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
+    assert sources.yfcc_caption(("%C3%A9" * 501, "", "")) == "é" * 500
+    assert sources.redcaps_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
+    assert sources.redcaps_caption(("x" * 600,)) == "x" * 600
 
 
-def test_a_caption_of_yfcc_has_its_first_500_characters():
-    assert yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
-    assert yfcc_caption(("%C3%A9" * 500, "", "")) == "é" * 500
-    assert len(yfcc_caption(("😀" * 501, "", ""))) == 500
-
-
-def test_a_caption_of_redcaps_is_as_it_is_given():
-    assert plain_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
-    assert plain_caption(("x" * 600,)) == "x" * 600
-
-
-@given(st.text(st.characters(max_codepoint=0x7F)))
+@given(st.text(st.characters(max_codepoint=0x7F, exclude_characters="%+")))
 def test_what_is_not_given_to_ftfy_would_not_change(text):
-    same = ftfy.fix_text(text, unescape_html=True)
-    assert " ".join(mend(text).split()) == " ".join(same.split())
+    assert sources.clean_field(text) == " ".join(
+        sources.remove_tags(ftfy.fix_text(text.strip(), unescape_html=True)).split()
+    )
 
 
-@given(st.text("<>!-/abr\"' =\n", max_size=60))
-def test_tags_are_removed_from_anything(text):
-    assert not {"<b>", "<br>", "</a>"} & {remove_tags(text)}
-    assert remove_tags(text.replace("<", "")) == text.replace("<", "")
-
-
-@pytest.mark.parametrize("piece", ["<a ", "<a '", '<a "', "<!--", "<br '\"", "<a b='", "</"])
+@pytest.mark.parametrize("piece", ["<a '", '<a "', "<!--", "<br '\""])
 def test_tags_that_never_end(piece):
     """A pattern that goes back and forth would not come to an end either."""
-    assert remove_tags(piece * 20_000) == piece * 20_000
+    assert sources.remove_tags(piece * 20_000) == piece * 20_000
 
 
-# --- Reading ---
-
-
-@pytest.mark.parametrize(
-    ("timestamp", "expected"),
-    [
-        (0, 0),
-        ("1393675200", 1393675200),
-        (" 1393675200 ", 1393675200),
-        ("1393675200.0", 1393675200),
-        (253402300800, None),
-        (1393675200000, None),  # milliseconds
-        ("-0.5", None),
-        (None, None),
-        ("2014-03-01", None),
-        ("nan", None),
-        (10**400, None),
-    ],
-)
-def test_seconds(timestamp, expected):
-    assert parse_seconds(timestamp) == expected
+def test_seconds():
+    for timestamp, seconds in ((0, 0), (" 1393675200 ", 1393675200), ("1393675200.5", 1393675200)):
+        assert sources.make_row("", ("key",), "key.jpg", (), timestamp).seconds == seconds
+    for timestamp in (253402300800, 1393675200000, "-0.5", None, "2014-03-01", "nan", 10**400):
+        row = sources.make_row("here", ("key",), "key.jpg", (), timestamp)
+        assert row.message == f"here: the date of key is not a time in seconds since 1970: {timestamp!r}"
 
 
 def test_a_table_in_all_its_forms(tmp_path):
@@ -180,66 +145,52 @@ def test_a_table_in_all_its_forms(tmp_path):
         '1,7,"a,b",k1,"say ""hi"" é","two\r\nlines"\r\n'
         "\r\n"
         '2,7,c,k2,a\rb,x"y\n'
-        "3,7,\x00,k3,,"
+        f"3,7,\x00,k3,{'x' * 200_000},"
     )
     (tmp_path / "t.csv").write_bytes(text.encode() + b"\xff")
-    assert list(read_yfcc15m(str(tmp_path / "t.csv"))) == [
-        Row("k1", "k1//k1.jpg", ('say "hi" é', "two\nlines", "a,b"), 1),
-        Row("k2", "k2//k2.jpg", ("a b", 'x"y', "c"), 2),
-        Row("k3", "k3//k3.jpg", ("", "\ufffd", "\x00"), 3),
+    assert list(sources.read_yfcc15m(str(tmp_path / "t.csv"))) == [
+        sources.Row("k1", "k1//k1.jpg", ('say "hi" é', "two\nlines", "a,b"), 1),
+        sources.Row("k2", "k2//k2.jpg", ("a b", 'x"y', "c"), 2),
+        sources.Row("k3", "k3//k3.jpg", ("x" * 200_000, "\ufffd", "\x00"), 3),
     ]
 
 
-def test_a_long_field(tmp_path):
-    path = write_table(tmp_path / "t.csv", [("k", "x" * 1_000_000, "", "", 1)])
-    assert [len(row.texts[0]) for row in read_yfcc15m(str(path))] == [1_000_000]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        r'b,"say \"hi\"",,,1',
-        r'b,"5\"",d,t,1',  # a quote that is open until the next row's first
-        'b,"never closed,,,1',
-    ],
-)
-def test_wrong_quotes_cost_one_row(tmp_path, bad):
+def test_wrong_quotes_cost_one_row(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text(f'{HEADER}\na,t,,,1\n{bad}\nc,"two\nlines",,,1\nd,t,,,1\n')
-    a, wrong, *others = read_yfcc15m(str(path))
-    assert [a.key, *(row.key for row in others)] == ["a", "c", "d"]
-    assert wrong.reason == "malformed row"
-    assert wrong.message.startswith(f"{path}, row 2 (line 3) can't be read: ")
+    bad = [r'b,"say \"hi\"",,,1', r'b,"5\"",d,t,1', 'b,"never closed,,,1']  # the second is open until the next quote
+    path.write_text(f'{HEADER}\n{bad[0]}\na,"two\nlines",,,1\n{bad[1]}\nc,t,,,1\n{bad[2]}\nd,t,,,1\n')
+    wrong, good = [], []
+    for row in sources.read_yfcc15m(str(path)):
+        (good if isinstance(row, sources.Row) else wrong).append(row)
+    assert [row.key for row in good] == ["a", "c", "d"]
+    assert [row.reason for row in wrong] == ["malformed row"] * 3
+    assert [row.message.partition(" can't be read: ")[0] for row in wrong] == [
+        f"{path}, row {number} (line {line})" for number, line in ((1, 2), (3, 5), (5, 7))
+    ]
 
 
 def test_annotations_in_all_their_types(tmp_path):
     files = {
         "dog_and_cat_2018.json": [
             annotation("a1", "1546300800", subreddit=17),
-            annotation(123, 1546300800.0, subreddit="Cats"),
-            annotation(45.0, 1546300799.5, caption=7),
+            annotation(" a2 ", 1546300800.5, subreddit="Cats"),
             annotation("b", subreddit=None, caption=None),
             {"image_id": "c", "created_utc": 1},
-            annotation("e", caption=["a cat"]),
             annotation("f", caption="half \ud83d, whole \ud83d\ude00"),
         ],
         "birds_2020-01.json": [annotation("d", subreddit=0)],
     }
     folder = write_annotations(tmp_path / "annotations", files)
-    (folder / "birds_2020-01.json").write_bytes(b"\xef\xbb\xbf" + (folder / "birds_2020-01.json").read_bytes())
-    assert list(read_redcaps(str(folder / "birds_2020-01.json"))) == [("d", "birds/d.jpg", ("a cat",), 1546300800)]
-    assert list(read_redcaps(str(folder / "dog_and_cat_2018.json"))) == [
+    assert list(sources.read_redcaps(str(folder / "birds_2020-01.json"))) == [
+        ("d", "birds/d.jpg", ("a cat",), 1546300800)
+    ]
+    assert list(sources.read_redcaps(str(folder / "dog_and_cat_2018.json"))) == [
         ("a1", "dog_and_cat/a1.jpg", ("a cat",), 1546300800),
-        ("123", "Cats/123.jpg", ("a cat",), 1546300800),
-        ("45", "cats/45.jpg", ("7",), 1546300799),
+        ("a2", "Cats/a2.jpg", ("a cat",), 1546300800),
         ("b", "dog_and_cat/b.jpg", ("",), 1546300800),
         ("c", "dog_and_cat/c.jpg", ("",), 1),
-        ("e", "cats/e.jpg", ("",), 1546300800),
         ("f", "cats/f.jpg", ("half \ufffd, whole \U0001f600",), 1546300800),
     ]
-
-
-# --- The lists ---
 
 
 def test_the_lists_of_yfcc15m(tmp_path):
@@ -268,24 +219,18 @@ def test_the_lists_of_yfcc15m(tmp_path):
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(names)},
     }
     lines = [line.split() for line in printed.splitlines()]
-    assert lines[:1] + lines[2:4] + lines[-3:-2] == [
-        [str(out)],
-        ["step", "train", "test"],
-        ["2004-2008", "2", "0"],
-        ["all", "4", "0"],
-    ]
+    assert (lines[2], lines[3], lines[-3]) == (["step", "train", "test"], ["2004-2008", "2", "0"], ["all", "4", "0"])
     assert printed.endswith("6 rows read; dropped: 2 outside the steps\n")
 
 
-@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])  # 14 hours ahead, 11 behind
-def test_the_lists_of_redcaps(tmp_path, zone):
+def test_the_lists_of_redcaps(tmp_path):
     files = {
         "old_cats_2019.json": [annotation("a", 1514764799, "old_cats"), annotation("b", 1514764800, "old_cats")],
         "cats_2017.json": [annotation("c", 1609459199, caption="two\nlines "), annotation("d", 1609459200)],
         "dogs_2011.json": [annotation("e", 1293839999), annotation("f", 1293840000), annotation("g", caption=" ")],
     }
     folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
-    run_script("redcaps", "--annotations-path", folder, "--output-path", out, "-j", 2, zone=zone)
+    run_script("redcaps", "--annotations-path", folder, "--output-path", out, "-j", 2, zone="Pacific/Pago_Pago")
     lists = {path.name: read_list(path) for path in sorted(out.glob("*.csv"))}
     assert {name: {row["image"] for row in rows} for name, rows in lists.items() if rows} == {
         "train_batch_2011-2017.csv": {"cats/f.jpg", "old_cats/a.jpg"},
@@ -309,94 +254,52 @@ def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(table, tmp_path):
     for key in sorted((row[0] for row in rows), key=lambda key: make_uid(f"yfcc15m/{key}")):
         fraction = int(hashlib.sha256(f"0/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256
         line = [key, f"{key[:3]}/{key[3:6]}/{key}.jpg", "café x", "2010-01-01T00:00:00Z"]
-        expected[fraction < 0.01].append(dict(zip(COLUMNS, line, strict=True)))
+        expected[fraction < 0.01].append(dict(zip(("key", "image", "caption", "date"), line, strict=True)))
     assert read_list(tmp_path / "out1/train_batch_2009-2010.csv") == expected[False]
     assert read_list(tmp_path / "out1/test_batch_2009-2010.csv") == expected[True]
     assert expected[True]
 
 
-def held_out(folder):
-    return {row["key"] for path in Path(folder).glob("test_*.csv") for row in read_list(path)}
-
-
 def test_who_is_held_out_depends_on_nothing_but_the_key(table, tmp_path):
     """Not on the order, on which rows are there, or on the benchmark."""
-    make(table, tmp_path / "out", test_share=0.2)
-    keys = {row["key"] for path in (tmp_path / "out").glob("*.csv") for row in read_list(path)}
-    chosen = held_out(tmp_path / "out")
-    fractions = {key: int(hashlib.sha256(f"0/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256 for key in keys}
-    assert chosen == {key for key, fraction in fractions.items() if fraction < 0.2}
+
+    def held_out(name, **settings):
+        make(table, tmp_path / name, test_share=0.2, **settings)
+        return {row["key"] for path in (tmp_path / name).glob("test_*.csv") for row in read_list(path)}
+
+    chosen = held_out("out")
     assert 30 < len(chosen) < 75
-    make(table, tmp_path / "other", test_share=0.2, benchmark="yfcc15m_2011")
-    assert held_out(tmp_path / "other") == chosen
+    assert held_out("other", benchmark="yfcc15m_2011") == chosen
     header, *lines = table.read_text().splitlines()
     random.shuffle(lines)
     table.write_text("\n".join([header, *lines[:200]]))
-    make(table, tmp_path / "part", test_share=0.2)
-    assert held_out(tmp_path / "part") == chosen & {line.split(",")[0] for line in lines[:200]}
-    make(table, tmp_path / "seed", test_share=0.2, seed=1)
-    assert held_out(tmp_path / "seed") != held_out(tmp_path / "part")
-
-
-# --- Again, otherwise, and killed ---
+    part = chosen & {line.split(",")[0] for line in lines[:200]}
+    assert held_out("part") == part
+    assert held_out("seed", seed=1) != part
 
 
 def test_again_and_otherwise(table, tmp_path):
     out = tmp_path / "out"
     first, _ = make(table, out)
     before, stamps = tree(out), {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert make(table, out, num_workers=2, overwrite=True) == (first, True)
     with lock_folder(out):
-        assert make(table, out) == (first, True)
+        assert make(table, out, num_workers=2) == (first, True)
         with pytest.raises(TicError, match=f"another process is writing {out}"):
             make(table, out, seed=1, overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
-    for settings, message in (
-        ({"seed": 1}, r"another seed \(0, now 1\); give --overwrite to replace it"),
-        (
-            {"test_share": 0.5, "benchmark": "yfcc15m_2011"},
-            r"benchmark \(.*2011\) and another test_share \(0.01, now 0.5",
-        ),
-    ):
-        with pytest.raises(TicError, match=message):
-            make(table, out, **settings)
-    with open(table, "a") as file:
-        file.write(f"new,title,,,{TIMES['2009-2010']}\n")
-    with pytest.raises(TicError, match="has another input; give --overwrite"):
-        make(table, out)
-    assert tree(out) == before
-    make(table, out, overwrite=True, benchmark="yfcc15m_2011")
-    steps = ("2008-2011", "2012", "2013", "2014")
-    assert set(manifest(out)["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
-    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
-
-
-def test_lists_that_were_changed_or_are_of_an_earlier_version(table, tmp_path):
-    out = tmp_path / "out"
-    make(table, out)
-    before = tree(out)
-    with open(out / "train_batch_2009-2010.csv", "a") as file:
-        file.write("x,x,x,x\n")
-    with pytest.raises(TicError, match=r"has another train_batch_2009-2010.csv; give --overwrite"):
-        make(table, out)
-    make(table, out, overwrite=True)
-    assert tree(out) == before
-    old = {name: value for name, value in manifest(out).items() if name != "order"}
-    (out / "manifest.json").write_text(json.dumps(old))
-    assert make(table, out) == (old, True)
-    make(table, out, overwrite=True)
-    assert tree(out) == before
-
-
-def test_a_bad_row_leaves_the_old_lists(table, tmp_path):
-    out = tmp_path / "out"
-    make(table, out)
-    before = tree(out)
+    with pytest.raises(TicError, match="has another benchmark and another test_share; give --overwrite to replace it"):
+        make(table, out, test_share=0.5, benchmark="yfcc15m_2011")
     with open(table, "a") as file:
         file.write("key,title,,,never\n")
+    with pytest.raises(TicError, match="has another input; give --overwrite"):
+        make(table, out)
     with pytest.raises(TicError, match="the date of key"):
         make(table, out, overwrite=True)
     assert tree(out) == before
+    made, _ = make(table, out, overwrite=True, skip_bad_rows=True, benchmark="yfcc15m_2011")
+    steps = ("2008-2011", "2012", "2013", "2014")
+    assert set(made["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
+    assert made["files"].keys() <= tree(out).keys()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -422,40 +325,25 @@ def test_killed_at_any_moment(tmp_path, sent):
     assert len(read_list(out / "train_batch_2009-2010.csv")) == 9
 
 
-# --- Bad input ---
-
 GOOD = f"good,title,,,{TIMES['2009-2010']}"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "t.csv has no column key and no column title and .*; its columns are ''"),
-        (
-            "key,title,description,tags,date\n",
-            "no column usertags and no column dateuploaded; its columns are .key",
-        ),
-        (bytes(range(128, 256)).decode("latin-1") * 100, "has no column key and .{,500}$"),
-        (f"{HEADER}\n", r"has no row that can be used \(it has none at all\)"),
-        (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\nl,t,,,0\n", r"can be used \(1 no caption, 1 outside the steps\)"),
-    ],
-)
-def test_a_table_without_samples(tmp_path, text, expected):
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(TicError, match=expected):
-        make(tmp_path / "t.csv", tmp_path / "out", skip_bad_rows=True)
-    assert not list((tmp_path / "out").glob("*"))
+def test_a_table_without_samples(tmp_path):
+    for text, message in (
+        ("key,title,description,tags,date\n", "t.csv has no column usertags and no column dateuploaded"),
+        (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\n", "no row that can be used; dropped: {'no caption': 1}"),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(TicError, match=message):
+            make(tmp_path / "t.csv", tmp_path / "out", skip_bad_rows=True)
+        assert not list((tmp_path / "out").glob("*"))
 
 
 BAD_ROWS = {
     "a date that is not a number": ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
-    "a negative date": ("k1,t,,,-5", "impossible date", "since 1970: '-5'"),
     "too few fields": ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
     "an empty key": (" ,t,,,1", "unusable key", "row 2 (line 3): '' is not a name"),
-    "a key with a slash": ("a/b,t,,,1", "unusable key", "'a/b' is not a name"),
-    "a key that goes up": ("a..,t,,,1", "unusable key", "'a..' is not a name"),
     "a key of two lines": ('"a\nb",t,,,1', "unusable key", r"'a\nb' is not a name"),
-    "a key again": (GOOD.replace("title", "other"), "duplicate key", "the key good is in more than one row"),
     "a key in no step": ("good,t,,,1", "duplicate key", "the key good is in more than one row"),
     "a backslash before a quote": (r'k1,"say \"hi\"",,,1', "malformed row", "row 2 (line 3) can't be read"),
 }
@@ -488,76 +376,50 @@ def test_of_a_key_the_first_good_row_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "reason", "expected"),
+    ("bad", "reason", "expected"),
     [
-        (annotation("a", "soon"), "impossible date", "the date of a is not a time"),
         (annotation("a", float("nan")), "impossible date", "the date of a is not a time"),
-        (annotation("a\ud83d"), "unusable key", "'a\ufffd' is not a name"),
-        (annotation("a", subreddit="b\ud83d"), "unusable key", "'b\ufffd' is not a name"),
-        (annotation({"a": "b"}), "unusable key", "'' is not a name"),
-        (annotation("../a"), "unusable key", "'../a' is not a name"),
         (annotation("a", subreddit="../.."), "unusable key", "'../..' is not a name"),
     ],
 )
-def test_a_bad_annotation(tmp_path, found, reason, expected):
-    files = {"cats_2019.json": [annotation("good")], "dogs_2019.json": [annotation("x"), found, annotation("y")]}
-    folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
-    with pytest.raises(TicError) as error:
+def test_a_bad_annotation(tmp_path, bad, reason, expected):
+    folder, out = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]}), tmp_path / "out"
+    with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: {expected}"):
         create_splits("redcaps", str(folder), str(out))
-    assert str(error.value).startswith(f"{folder}/dogs_2019.json, annotation 2: {expected}")
     create_splits("redcaps", str(folder), str(out), skip_bad_rows=True)
     assert manifest(out)["dropped"] == {reason: 1}
-    assert {row["key"] for row in read_list(out / "train_batch_2019.csv")} == {"good", "x", "y"}
+    assert [row["key"] for row in read_list(out / "train_batch_2019.csv")] == ["x"]
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data.replace(b"annotations", b"metadata"),
-        lambda data: data.replace(b"a cat", b"a \xff"),
-        lambda data: data.replace(b'{"image_id"', b'17, {"image_id"'),
-        lambda data: b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b', "annotations": []}',
-    ],
-    ids=["cut", "other", "latin", "type", "deep"],
+    ("old", "new"),
+    [(b"}", b""), (b"annotations", b"metadata"), (b"a cat", b"a \xff"), (b'{"image_id"', b'17, {"image_id"')],
 )
-def test_a_damaged_annotation_file(tmp_path, damage):
+def test_a_damaged_annotation_file(tmp_path, old, new):
     folder = write_annotations(tmp_path / "annotations", {"cats_2019.json": [annotation("a")]})
     path = folder / "cats_2019.json"
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(TicError, match=f"^{path} is cut off or holds no annotations: "):
         create_splits("redcaps", str(folder), str(tmp_path / "out"), skip_bad_rows=True)
     assert not list((tmp_path / "out").iterdir())
 
 
-def spoil_output(folder, name, text):
-    folder.mkdir()
-    (folder / name).write_text(text)
-    return folder
-
-
 BAD_INPUT = {
-    "no annotations": (lambda at: {"input_path": str(at)}, "has no annotation file"),
-    "no table": (lambda at: {"input_path": f"{at}/none.csv"}, "none.csv is missing"),
-    "a table in a cloud": (lambda at: {"input_path": "s3://bucket/t.csv"}, "is not local"),
-    "output in a cloud": (lambda at: {"output_path": "gs://bucket/out"}, "is not local"),
-    "something else": (
-        lambda at: {"output_path": str(spoil_output(at / "o", "x.csv", ""))},
-        r"holds something else \(x.csv\); give another output folder",
-    ),
-    "the table in the output": (lambda at: {"output_path": str(at)}, r"else \(x\); give another output folder"),
-    "no worker": (lambda at: {"num_workers": 0}, "workers must be at least 1"),
-    "test share": (lambda at: {"test_share": 1}, "from 0 to below 1, not 1"),
-    "benchmark": (lambda at: {"benchmark": "laion"}, "unknown benchmark 'laion'"),
+    "no annotations": ({"input_path": "x"}, "has no annotation file"),
+    "no table": ({"input_path": "none.csv"}, "No such file"),
+    "a table in a cloud": ({"input_path": "s3://bucket/t.csv"}, "is not local"),
+    "output in a cloud": ({"output_path": "gs://bucket/out"}, "is not local"),
+    "no worker": ({"num_workers": 0}, "workers must be at least 1"),
+    "test share": ({"test_share": 1}, "from 0 to below 1, not 1"),
+    "benchmark": ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input(table, tmp_path, name):
-    (tmp_path / "x").mkdir()
+def test_bad_input(table, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
     change, message = BAD_INPUT[name]
-    at = tmp_path / "x" if name == "no annotations" else tmp_path
-    arguments = {"input_path": str(table), "output_path": str(tmp_path / "out"), "overwrite": True} | change(at)
-    with pytest.raises(TicError, match=message):
-        create_splits("yfcc15m", **arguments)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises((TicError, OSError), match=message):
+        create_splits("yfcc15m", **({"input_path": str(table), "output_path": "out"} | change))
+    assert not Path("out").exists()

@@ -2,8 +2,8 @@
 
     python dataset_creation/tic-datacomp/download_uids.py --output-path data/lists/released --lists yearly eval
 
-Run it again to resume; existing files are kept. Writes tic-datacomp_training_yearly_noeval/{year}.npy (about 200 GB in
-all), tic-datacomp_training_monthly/{YYYYMM}.npy (about 200 GB), tic-datacomp_retrieval_evals_year2uids.json and
+Run it again to resume. Writes tic-datacomp_training_yearly_noeval/{year}.npy (about 200 GB in all),
+tic-datacomp_training_monthly/{YYYYMM}.npy (about 200 GB), tic-datacomp_retrieval_evals_year2uids.json and
 tic-datacompnet_year2uids.json. HF_ENDPOINT sets a mirror of the hub, HF_TOKEN a login. Files that you have downloaded
 by hand go into the same folder: also months as {year}/{YYYYMM}.npy, and symbolic links.
 """

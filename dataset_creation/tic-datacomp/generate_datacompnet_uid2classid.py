@@ -3,8 +3,7 @@
     python dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py --output-path data/lists
 
 A class id is the position of the synset among ImageNet's 1,000 sorted ones; a UID of several synsets of a year gets the
-lowest, and their number is printed. Writes classes/yearly/eval/datacompnet/{year}.npy and, of each month that
-generate_eval_uids.py has made, classes/monthly/eval/datacompnet/{YYYYMM}.npy.
+lowest. Writes classes/{yearly,monthly}/eval/datacompnet/{step}.npy, months as generate_eval_uids.py has made them.
 """
 
 from tic_clip.cli import Parser, run_main

@@ -4,9 +4,8 @@
 
 Writes uids/yearly/eval/{retrieval,datacompnet}/{year}.npy and, of the training lists that exist,
 uids/yearly/train/{year}.npy (a hard link where the disk can), uids/monthly/train/{YYYYMM}.npy (without any evaluation
-UID) and uids/monthly/eval/{retrieval,datacompnet}/{YYYYMM}.npy (the evaluation UIDs of its year that it has). A month
-is made again if its list or an evaluation table has changed. After generate_datacompnet_uid2classid.py, one call makes
-every split:
+UID) and uids/monthly/eval/{retrieval,datacompnet}/{YYYYMM}.npy (the evaluation UIDs of its year that it has). After
+generate_datacompnet_uid2classid.py, one call makes every split:
 
     python dataset_creation/reshard.py -i POOL -o DATA/tic/datacomp -s data/lists/uids -c data/lists/classes
 """

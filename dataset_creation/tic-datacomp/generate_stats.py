@@ -14,9 +14,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="count shards again that have stats; other keys of theirs are kept"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="count again; other keys of the stats are kept")
     args = parser.parse_args()
     shards, counted = generate_stats(**vars(args))
     print(f"{args.url}: {shards} shards, {counted} of them counted now")

@@ -18,9 +18,8 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--yaml-path", required=True, help="file to write")
     parser.add_argument("--sample-eval", action="store_true", help="only 2014 and 201403")
-    parser.add_argument(
-        "--eval-tasks", default=",".join(DATACOMP_GROUPS), help="groups or keys, with commas (default: all)"
-    )
+    groups = ",".join(DATACOMP_GROUPS)
+    parser.add_argument("--eval-tasks", default=groups, help="groups or keys, with commas (default: all)")
     args = parser.parse_args()
     tasks = list_tasks(args.eval_tasks.split(","), sample=args.sample_eval)
     write_text(args.yaml_path, yaml.safe_dump(tasks, sort_keys=False))

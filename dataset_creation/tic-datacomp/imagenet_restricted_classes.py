@@ -2,7 +2,6 @@
 
     python dataset_creation/tic-datacomp/imagenet_restricted_classes.py --output-path results/imagenet
 
-A class is in a group if it is below, or is, any sense of the group's noun (tic_clip/imagenet_groups.json).
 Writes imagenet_restricted_classes.json, {group: [class id]}, and imagenet_restricted_classnames.json, {group: [name]}.
 """
 
@@ -18,12 +17,12 @@ def main() -> None:
     """Parse the flags, write both files, and print the size of each group."""
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder to write to")
-    args = parser.parse_args()
+    folder = parser.parse_args().output_path
     groups = read_json_object(Path(tic_clip.__file__).with_name("imagenet_groups.json"))
     names = imagenet_texts()[CLASSNAMES]
-    write_json(f"{args.output_path}/imagenet_restricted_classes.json", groups)
     named = {group: [names[i] for i in ids] for group, ids in groups.items()}
-    write_json(f"{args.output_path}/imagenet_restricted_classnames.json", named)
+    write_json(f"{folder}/imagenet_restricted_classes.json", groups)
+    write_json(f"{folder}/imagenet_restricted_classnames.json", named)
     for group, ids in groups.items():
         print(f"{group}: {len(ids)} classes")
 

@@ -5,13 +5,11 @@
 The table has the columns key, title, description, usertags and dateuploaded (seconds since 1970; the year is UTC's).
 A caption is "title. description. usertags", URL-decoded, mended by ftfy, without HTML tags, its first 500 characters.
 One in a hundred is held out, by a hash of the key, so the same in both benchmarks. Writes {train,test}_batch_{step}.csv
-(key, image, caption, date; sorted by UID) and, last, manifest.json. What is there is not made again.
+(key, image, caption, date; sorted by UID) and, last, manifest.json.
 """
 
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.pairs import create_splits, format_table
-
-BENCHMARKS = ("yfcc15m", "yfcc15m_2011")
 
 
 def main() -> None:
@@ -19,12 +17,13 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--csv-path", dest="input_path", metavar="CSV", required=True, help="the table, yfcc15m.csv")
     parser.add_argument("--output-path", required=True, help="folder of the lists")
-    parser.add_argument("--benchmark", choices=BENCHMARKS, default=BENCHMARKS[0], help="which steps (default: yfcc15m)")
+    choices = ("yfcc15m", "yfcc15m_2011")
+    parser.add_argument("--benchmark", choices=choices, default="yfcc15m", help="which steps (default: yfcc15m)")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
     parser.add_argument("--test-share", type=float, default=0.01, help="fraction that is held out (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="which samples are held out (default: 0)")
     parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
-    parser.add_argument("--overwrite", action="store_true", help="replace lists made from other input or settings")
+    parser.add_argument("--overwrite", action="store_true", help="make the lists again")
     args = parser.parse_args()
     print(format_table(args.output_path, *create_splits("yfcc15m", **vars(args))))
 

@@ -1,7 +1,4 @@
-"""Read the rows of YFCC15M and RedCaps: a sample's key, its image, its texts and its time.
-
-A row that can't be used is not an error here: ``BadRow`` stands in its place, and the caller decides.
-"""
+"""Read the rows of YFCC15M and RedCaps (a sample's key, image, texts and time), and make captions of their texts."""
 
 import csv
 import json
@@ -12,17 +9,25 @@ from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, unquote_plus
+
+import ftfy
 
 from tic_clip import TicError
 
 YFCC_COLUMNS = ("key", "title", "description", "usertags", "dateuploaded")
-
-MAX_FIELD = 1 << 22
-"""Characters of a CSV field at most; csv's own limit is 131,072."""
-
-_YEAR_10000 = 253_402_300_800  # in seconds since 1970
-_SURROGATE = re.compile("[\ud800-\udfff]")
+REDCAPS_FIELDS = ("image_id", "subreddit", "caption", "created_utc")
+MAX_FIELD = 1 << 22  # characters; csv's own limit is 131,072
+YEAR_10000 = 253_402_300_800  # in seconds since 1970
 _FILE_NAME = re.compile(r"(?!\.$)(?!.*\.\.)[^/\\\x00-\x1f\x7f\ufffd]+")
+
+_MENDING = ftfy.TextFixerConfig(unescape_html=True, explain=False)
+_PLAIN = re.compile(r"[\t\n -%'-~]*")  # ASCII, no entity: nothing to mend, and mending takes 100 times as long
+_BLOCKS = "address|article|blockquote|br|center|dd|div|dl|dt|h[1-6]|hr|li|ol|p|pre|table|td|th|tr|ul"
+_NAME = r"[a-z][a-z0-9]*(?::[a-z]+)?(?=[\s/>])"
+_QUOTED = r"""(?:[^<>"']|"[^"<]*"|'[^'<]*')*+>"""  # attributes, which may have > in quotes
+_BREAK = re.compile(rf"</?(?:{_BLOCKS})\b(?:{_QUOTED}|[^<>]*>)", re.IGNORECASE)
+_TAG = re.compile(rf"<!--(?:(?!<!--).)*?-->|</?{_NAME}(?:{_QUOTED}|[^<>]*>)", re.IGNORECASE | re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -43,23 +48,16 @@ class BadRow(NamedTuple):
 
 def make_row(where: str, names: tuple[str, ...], image: str, texts: tuple[str, ...], timestamp: object) -> Row | BadRow:
     """Return a row, or what is wrong with it; ``names``: its key, and what else is in the image's path."""
-    for name in names:
-        if not _FILE_NAME.fullmatch(name):
-            return BadRow("unusable key", f"{where}: {name!r} is not a name for a file")
-    seconds = parse_seconds(timestamp)
-    if seconds is None:
+    if bad := [name for name in names if not _FILE_NAME.fullmatch(name)]:
+        return BadRow("unusable key", f"{where}: {bad[0]!r} is not a name for a file")
+    try:
+        seconds = math.floor(float(timestamp))
+    except (TypeError, ValueError, OverflowError):
+        seconds = -1
+    if not 0 <= seconds < YEAR_10000:
         message = f"{where}: the date of {names[0]} is not a time in seconds since 1970: {timestamp!r}"
         return BadRow("impossible date", message)
     return Row(names[0], image, texts, seconds)
-
-
-def parse_seconds(timestamp: object) -> int | None:
-    """Return a number or its text as whole seconds since 1970, rounded down; None if it is not a time up to 9999."""
-    try:
-        value = float(timestamp)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return math.floor(value) if 0 <= value < _YEAR_10000 else None
 
 
 def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
@@ -71,8 +69,7 @@ def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
     _, header = next(rows, (1, []))
     header = [name.strip() for name in header] if isinstance(header, list) else []
     if missing := [name for name in YFCC_COLUMNS if name not in header]:
-        names = ascii(", ".join(header)[:80])
-        raise TicError(f"{path} has no column {' and no column '.join(missing)}; its columns are {names}")
+        raise TicError(f"{path} has no column {' and no column '.join(missing)}")
     pick = itemgetter(*map(header.index, YFCC_COLUMNS))
     for number, (line, fields) in enumerate(rows, 1):
         where = f"{path}, row {number} (line {line})"
@@ -100,47 +97,67 @@ def _read_csv(path: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
             yield line.rstrip("\r\n").replace("\r", " ") + "\n"  # csv would end the row at a single carriage return
 
     with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        table = csv.reader(read_lines(), strict=True)
         while True:
-            taken.clear()
             try:
-                fields = next(table)
-            except StopIteration:
+                for fields in csv.reader(read_lines(), strict=True):
+                    if fields:  # else an empty line
+                        yield number, fields
+                    number += len(taken)
+                    taken.clear()
                 return
             except csv.Error as error:
-                fields, table = error, csv.reader(read_lines(), strict=True)
+                yield number, error
+                number += 1
                 again.extendleft(reversed(taken[1:]))
-                del taken[1:]
-            if fields:  # else an empty line
-                yield number, fields
-            number += len(taken)
+                taken.clear()
 
 
 def read_redcaps(path: str) -> Iterator[Row | BadRow]:
     """Yield the annotations of a file of RedCaps; images are ``{subreddit}/{image_id}.jpg``.
 
     The format is that of https://github.com/redcaps-dataset/redcaps-downloader. Where the subreddit is missing or a
-    number (an index of classes, in some copies) the file's name has it; the file's year is not used. Raises a
-    ``TicError`` if the file is cut off or holds something else.
+    number (an index of classes, in some copies) the file's name has it; the file's year is not used.
     """
+    file_subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
     try:
         annotations = json.loads(Path(path).read_bytes())["annotations"]
-        if not all(isinstance(annotation, dict) for annotation in annotations):
-            raise TypeError("an annotation is not an object")
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        fields = [[annotation.get(name) for name in REDCAPS_FIELDS] for annotation in annotations]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
-    file_subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
-    for number, annotation in enumerate(annotations, 1):
-        key, subreddit = _text(annotation.get("image_id")).strip(), annotation.get("subreddit")
-        subreddit = _text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
-        texts, image = (_text(annotation.get("caption")),), f"{subreddit}/{key}.jpg"
-        yield make_row(f"{path}, annotation {number}", (key, subreddit), image, texts, annotation.get("created_utc"))
+    for number, (key, subreddit, caption, timestamp) in enumerate(fields, 1):
+        names = _to_text(key).strip(), _to_text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
+        where, image = f"{path}, annotation {number}", f"{names[1]}/{names[0]}.jpg"
+        yield make_row(where, names, image, (_to_text(caption),), timestamp)
 
 
-def _text(value: object) -> str:
-    """Return a text, halves of surrogate pairs as U+FFFD, or a number, a whole one without a point; else nothing."""
-    if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _to_text(value: object) -> str:
+    """Return a text, with halves of surrogate pairs as U+FFFD; "" for something else."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else ""
+
+
+def redcaps_caption(texts: tuple[str, ...]) -> str:
+    """Return the caption of a sample as it is given, on one line."""
+    return " ".join(texts[0].split())
+
+
+def yfcc_caption(texts: tuple[str, ...]) -> str:
+    """Return the first 500 characters of "title. description. usertags", cleaned, without those that are empty."""
+    return ". ".join(filter(None, map(clean_field, texts)))[:500]
+
+
+def clean_field(text: str) -> str:
+    """Return a field of YFCC100M's metadata as people read it: decoded, without mojibake and HTML, on one line.
+
+    Fields are form-encoded, tag by tag, with commas between tags, ``canon,canon+powershot+hs+310``
+    (https://lbsn.vgiscience.org/tutorial/yfcc-introduction/); with white space it is a decoded copy, where + is a plus.
+    """
+    text = text.strip()
+    text = unquote(text) if len(text.split(maxsplit=1)) > 1 else unquote_plus(text)
+    if not _PLAIN.fullmatch(text):
+        text = ftfy.fix_text(text, _MENDING)
+    return " ".join(remove_tags(text).split())
+
+
+def remove_tags(text: str) -> str:
+    """Remove HTML tags and comments, a space for those that break a line; "1 < 2", "<3" and "<me@home>" stay."""
+    return _TAG.sub("", _BREAK.sub(" ", text)) if "<" in text else text
