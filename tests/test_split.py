@@ -9,7 +9,6 @@ from tic_clip.data.split import (
     sizes_if_known,
     split_folders,
     split_sizes,
-    write_sizes,
 )
 from tic_clip.storage import write_json, write_text
 
@@ -19,62 +18,10 @@ def make_sizes(folder, sizes):
     return str(folder)
 
 
-def test_tars_of_a_folder(tmp_path):
-    for name in ("b.tar", "a.tar", ".c.tar.1.tmp", "sizes.json"):
-        (tmp_path / name).touch()
-    assert list_tars(tmp_path) == [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
-
-
-def test_no_folder_and_no_tars(tmp_path):
-    (tmp_path / "file").touch()
-    for name in ("nothing", "file"):
-        with pytest.raises(TicError, match=f"{name} is missing or not a folder"):
-            list_tars(tmp_path / name)
-    with pytest.raises(TicError, match=r"holds no \.tar file"):
-        list_tars(tmp_path)
-
-
-def test_flat_split(tmp_path):
-    make_sizes(tmp_path, {"00000001.tar": 2, "00000000.tar": 3, "00000002.tar": 0})
-    make_sizes(tmp_path / "part", {"00000000.tar": 9})  # no part: the split has a table of its own
-    assert split_folders(tmp_path) == [str(tmp_path)]
-    assert list(split_sizes(tmp_path).items()) == [(f"{tmp_path}/00000000.tar", 3), (f"{tmp_path}/00000001.tar", 2)]
-
-
-def test_split_in_parts(tmp_path):
-    for part, count in (("01", 5), ("00", 4), ("02", 0)):
-        make_sizes(tmp_path / part, {"00000000.tar": count, "00000001.tar": 1})
-    (tmp_path / "logs").mkdir()
-    assert split_folders(tmp_path) == [str(tmp_path / part) for part in ("00", "01", "02")]
-    assert [(path.removeprefix(str(tmp_path)), count) for path, count in split_sizes(tmp_path).items()] == [
-        ("/00/00000000.tar", 4),
-        ("/00/00000001.tar", 1),
-        ("/01/00000000.tar", 5),
-        ("/01/00000001.tar", 1),
-        ("/02/00000001.tar", 1),
-    ]
-
-
-def test_split_without_a_table(tmp_path):
-    with pytest.raises(TicError, match=f"{tmp_path} has no sizes.json"):
-        split_sizes(tmp_path)
-    with pytest.raises(TicError, match=r"nothing is missing: .*reshard.py makes splits"):
-        split_sizes(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        *((table, "{}/sizes.json is not a JSON object of shard name -> ") for table in (b"[]", b'{"0.tar": null}')),
-        *((table, "{}/sizes.json is not a JSON object of shard name -> ") for table in (b'{"a": -1}', b'{"a": true}')),
-        *((table, "{}/sizes.json is not valid JSON") for table in (b"", b"{", b"\xff\x00")),
-        *((table, "{} holds no sample") for table in (b"{}", b'{"0.tar": 0, "1.tar": 0}')),
-    ],
-)
-def test_tables_without_samples(tmp_path, table, message):
-    (tmp_path / "sizes.json").write_bytes(table)
-    with pytest.raises(TicError, match=message.format(tmp_path)):
-        split_sizes(tmp_path)
+def make_part(folder, part, parts):
+    make_sizes(f"{folder}/{part:05d}", {"00000000.tar": part + 1})
+    write_json(f"{folder}/{part:05d}/meta.json", {"arguments": {"part": part, "parts": parts}})
+    return f"{folder}/{part:05d}"
 
 
 @pytest.fixture(params=["local", "cloud"])
@@ -83,38 +30,15 @@ def folder(request, tmp_path):
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3") + "/f"
 
 
-def test_each_shard_is_looked_up_in_its_own_folder(folder):
-    a = make_sizes(f"{folder}/a", {"0.tar": 10, "1.tar": 20})
-    b = make_sizes(f"{folder}/b", {"0.tar": 300, "1.tar": 400})
-    assert dataset_size([f"{a}/0.tar", f"{b}/1.tar", f"{a}/1.tar"]) == (430, 3)
-    assert dataset_size([f"{b}/0.tar", f"{a}/0.tar", f"{b}/0.tar"]) == (610, 3)  # a shard given twice is read twice
-    assert dataset_size(iter([])) == (0, 0)
-    with pytest.raises(TicError, match=f"{b}/sizes.json has no entry for 2.tar"):
-        dataset_size([f"{a}/0.tar", f"{b}/2.tar"])
-    with pytest.raises(TicError, match=f"{folder} has no sizes.json"):
-        dataset_size([f"{a}/0.tar", f"{folder}/0.tar"])
-    for call in (list_tars, split_sizes):
-        with pytest.raises(TicError, match=f"{folder}/nothing is missing"):
-            call(f"{folder}/nothing")
-
-
-def test_shards_beside_the_program(tmp_path, monkeypatch):
-    make_sizes(tmp_path, {"0.tar": 4})
-    monkeypatch.chdir(tmp_path)
-    assert dataset_size(["0.tar"]) == (4, 1)
+# --- Shards ---
 
 
 def test_both_layouts(folder):
     for name in ("1/00000001.tar", "1/00000000.tar", "0/00000000.tar", "1-b/00000000.tar", ".old/0.tar", "2/x.json"):
         write_text(f"{folder}/{name}", name)
-    expected = [
-        (f"{folder}/0/00000000.tar", 14),
-        (f"{folder}/1/00000000.tar", 14),
-        (f"{folder}/1/00000001.tar", 14),
-        (f"{folder}/1-b/00000000.tar", 16),
-    ]
-    assert list_shards(folder) == list_shards(f"{folder}/") == expected
-    assert list_tars(folder) == [path for path, _ in expected]
+    names = [("0/00000000.tar", 14), ("1/00000000.tar", 14), ("1/00000001.tar", 14), ("1-b/00000000.tar", 16)]
+    assert list_shards(folder) == list_shards(f"{folder}/") == [(f"{folder}/{name}", size) for name, size in names]
+    assert list_tars(f"{folder}/1") == [f"{folder}/1/00000000.tar", f"{folder}/1/00000001.tar"]
 
 
 @pytest.mark.parametrize(
@@ -139,83 +63,106 @@ def test_a_folder_called_test(folder):
     assert list_tars(folder) == [f"{folder}/test/0.tar", f"{folder}/train/0.tar"]
 
 
-def test_clip_benchmarks_links_are_no_part(tmp_path, s3):
+def test_clip_benchmarks_links_are_not_a_part(tmp_path, folder):
     """``test/`` holds them on a disk, and copies of the shards once they were brought to a cloud."""
-    for folder in (str(tmp_path), f"{s3}/f"):
-        for part in range(2):
-            write_text(make_part(folder, part, 2) + "/00000000.tar", "")
-            if folder == str(tmp_path):
-                (tmp_path / "test").mkdir(exist_ok=True)
-                (tmp_path / f"test/{part}.tar").symlink_to(f"../{part:05d}/00000000.tar")
-            else:
-                write_text(f"{folder}/test/{part}.tar", "")
-                write_text(f"{folder}/test/nshards.txt", "2\n")
-        expected = [f"{folder}/{part:05d}/00000000.tar" for part in range(2)]
-        assert list_tars(folder) == list(split_sizes(folder)) == expected
-        assert sizes_if_known(folder) == dict(zip(expected, (1, 2), strict=True))
-        assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(2)]
-        assert list_tars(f"{folder}/test") == [f"{folder}/test/{part}.tar" for part in range(2)]
+    for part in range(2):
+        write_text(make_part(folder, part, 2) + "/00000000.tar", "")
+        if folder == str(tmp_path):
+            (tmp_path / "test").mkdir(exist_ok=True)
+            (tmp_path / f"test/{part}.tar").symlink_to(f"../{part:05d}/00000000.tar")
+        else:
+            write_text(f"{folder}/test/{part}.tar", "")
+            write_text(f"{folder}/test/nshards.txt", "2\n")
+    expected = [f"{folder}/{part:05d}/00000000.tar" for part in range(2)]
+    assert list_tars(folder) == expected
+    assert sizes_if_known(folder) == split_sizes(folder) == dict(zip(expected, (1, 2), strict=True))
+    assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(2)]
+    assert list_tars(f"{folder}/test") == [f"{folder}/test/{part}.tar" for part in range(2)]
 
 
-def test_shards_without_a_table(folder):
-    write_text(f"{folder}/0.tar", "")
-    make_sizes(f"{folder}/old", {"0.tar": 1})
-    assert sizes_if_known(folder) == {f"{folder}/0.tar": None}
-    make_sizes(folder, {"0.tar": 2})
-    assert sizes_if_known(folder) == {f"{folder}/0.tar": 2}
-    write_sizes(folder, {})
-    with pytest.raises(EmptySplitError, match=f"^{folder} holds no sample$"):
-        sizes_if_known(folder)
+# --- Tables ---
 
 
-def make_part(folder, part, parts, sizes=None):
-    folder = f"{folder}/{part:05d}"
-    make_sizes(folder, {"00000000.tar": part + 1} if sizes is None else sizes)
-    write_json(f"{folder}/meta.json", {"arguments": {"part": part, "parts": parts}})
-    return folder
+def test_flat_split(tmp_path):
+    make_sizes(tmp_path, {"00000001.tar": 2, "00000000.tar": 3, "00000002.tar": 0})
+    make_sizes(tmp_path / "part", {"00000000.tar": 9})  # no part: the split has a table of its own
+    assert split_folders(tmp_path) == [str(tmp_path)]
+    assert list(split_sizes(tmp_path).items()) == [(f"{tmp_path}/00000000.tar", 3), (f"{tmp_path}/00000001.tar", 2)]
 
 
-def test_all_parts_must_be_there(folder):
-    for part in (0, 1, 3):
-        make_part(folder, part, 4)
-    for call in (split_folders, split_sizes):
-        with pytest.raises(TicError, match=f"^{folder} has 3 of 4 parts: finish reshard first$"):
-            call(folder)
-    make_sizes(f"{folder}/00002", {"00000000.tar": 3})
-    with pytest.raises(TicError, match=f"^{folder} has 3 of 4 parts"):  # its meta.json is written last
-        split_folders(folder)
-    write_json(f"{folder}/00002/meta.json", {"arguments": {"part": 2, "parts": 4}})
-    assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(4)]
-    assert list(split_sizes(f"{folder}/").values()) == [1, 2, 3, 4]
-    assert split_sizes(f"{folder}/00002") == {f"{folder}/00002/00000000.tar": 3}  # a part is a split of its own
-    write_json(f"{folder}/00003/meta.json", {"arguments": {"part": 3, "parts": 5}})
-    with pytest.raises(TicError, match=f"^{folder} has parts of a split in 4 and of one in 5: make it again$"):
-        split_folders(folder)
-
-
-@pytest.mark.parametrize("meta", [{}, {"arguments": None}])
+@pytest.mark.parametrize("meta", [None, {}, {"arguments": None}])
 def test_parts_from_elsewhere(folder, meta):
-    for part in ("a", "b"):
-        make_sizes(f"{folder}/{part}", {"0.tar": 1})
-        write_json(f"{folder}/{part}/meta.json", meta)
-    assert split_folders(folder) == [f"{folder}/a", f"{folder}/b"]
+    for part, count in (("01", 5), ("00", 4), ("02", 0)):
+        make_sizes(f"{folder}/{part}", {"1.tar": count, "0.tar": 1})
+        if meta is not None:
+            write_json(f"{folder}/{part}/meta.json", meta)
+    write_text(f"{folder}/logs/log", "")
+    assert split_folders(folder) == [f"{folder}/{part}" for part in ("00", "01", "02")]
+    names = [("00/0", 1), ("00/1", 4), ("01/0", 1), ("01/1", 5), ("02/0", 1)]
+    assert list(split_sizes(folder).items()) == [(f"{folder}/{name}.tar", count) for name, count in names]
     write_text(f"{folder}/c/0.tar", "")
     with pytest.raises(TicError, match=f"^{folder}/c has shards but no sizes.json: finish reshard first, or run add_"):
         split_folders(folder)
 
 
-def test_a_damaged_meta(folder):
-    make_sizes(f"{folder}/a", {"0.tar": 1})
-    write_json(f"{folder}/a/meta.json", [])
-    with pytest.raises(TicError, match=f"^{folder}/a/meta.json is not a JSON object$"):
+def test_all_parts_must_be_there(folder):
+    for part in (0, 1, 3):
+        make_part(folder, part, 4)
+    make_sizes(f"{folder}/00002", {"00000000.tar": 3})
+    with pytest.raises(TicError, match=f"^{folder} has 3 of 4 parts: finish reshard first$"):  # meta.json comes last
+        split_folders(folder)
+    make_part(folder, 2, 4)
+    assert list(split_sizes(f"{folder}/").values()) == [1, 2, 3, 4]
+    assert split_sizes(f"{folder}/00002") == {f"{folder}/00002/00000000.tar": 3}  # a part is a split of its own
+    make_part(folder, 4, 5)
+    with pytest.raises(TicError, match=f"^{folder} has 5 of 4 or 5 parts: finish reshard first$"):
+        split_folders(folder)
+    write_json(f"{folder}/00002/meta.json", [])
+    with pytest.raises(TicError, match=f"^{folder}/00002/meta.json is not a JSON object$"):
         split_folders(folder)
 
 
-def test_a_table_is_read_again_when_it_was_written(folder):
-    make_sizes(folder, {"0.tar": 1})
-    assert split_sizes(folder) == {f"{folder}/0.tar": 1}
-    write_sizes(folder, {"1.tar": 3, "0.tar": 2})
-    assert split_sizes(folder) == {f"{folder}/0.tar": 2, f"{folder}/1.tar": 3}
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        *((table, "sizes.json is not a JSON object of") for table in (b"[]", b'{"0.tar": null}', b"", b"{", b"\xff")),
+        *((table, "sizes.json is not a JSON object of") for table in (b'{"a": -1}', b'{"a": true}')),
+        *((table, "holds no sample") for table in (b"{}", b'{"0.tar": 0, "1.tar": 0}')),
+        (None, "has no sizes.json: finish reshard.py, or count shards"),
+    ],
+)
+def test_tables_without_samples(tmp_path, table, message):
+    if table is not None:
+        (tmp_path / "sizes.json").write_bytes(table)
+    with pytest.raises(TicError, match=f"{tmp_path}.{message}"):
+        split_sizes(tmp_path)
+
+
+def test_shards_without_a_table(folder):
+    for call in (list_tars, split_sizes):
+        with pytest.raises(TicError, match=f"{folder}/nothing is missing"):
+            call(f"{folder}/nothing")
+    write_text(f"{folder}/0.tar", "")
+    make_sizes(f"{folder}/old", {"0.tar": 1})
+    assert sizes_if_known(folder) == {f"{folder}/0.tar": None}
+    make_sizes(folder, {})
+    with pytest.raises(EmptySplitError, match=f"^{folder} holds no sample$"):
+        sizes_if_known(folder)
+
+
+def test_each_shard_is_looked_up_in_its_own_folder(folder, monkeypatch, tmp_path):
+    a = make_sizes(f"{folder}/a", {"0.tar": 10, "1.tar": 20})
+    b = make_sizes(f"{folder}/b", {"0.tar": 300, "1.tar": 400})
+    assert dataset_size([f"{a}/0.tar", f"{b}/1.tar", f"{a}/1.tar"]) == (430, 3)
+    assert dataset_size([f"{b}/0.tar", f"{a}/0.tar", f"{b}/0.tar"]) == (610, 3)  # a shard given twice is read twice
+    assert dataset_size(iter([])) == (0, 0)
+    with pytest.raises(TicError, match=f"{b}/sizes.json has no entry for 2.tar"):
+        dataset_size([f"{a}/0.tar", f"{b}/2.tar"])
+    with pytest.raises(TicError, match=f"{folder} has no sizes.json"):
+        dataset_size([f"{a}/0.tar", f"{folder}/0.tar"])
+    make_sizes(tmp_path, {"0.tar": 4})
+    monkeypatch.chdir(tmp_path)
+    assert dataset_size(["0.tar"]) == (4, 1)
 
 
 def test_few_requests(s3_faulty, s3):

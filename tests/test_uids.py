@@ -12,7 +12,6 @@ from tic_clip.data.uids import (
     find_uids,
     fingerprint,
     format_uids,
-    is_uid,
     make_uid,
     open_uids,
     parse_uids,
@@ -30,7 +29,6 @@ def of(*pairs):
 
 
 def random_uids(rng, count, words):
-    """UIDs whose words are among a few, so that many share one and some are equal."""
     return of(*((rng.choice(words), rng.choice(words)) for _ in range(count)))
 
 
@@ -38,13 +36,11 @@ def test_hex_digits_are_two_words():
     np.testing.assert_array_equal(parse_uids([B.upper(), A]), of((2**64 - 1, 2**63), (1, 2)))
     assert format_uids(parse_uids([B.upper(), A])) == [B, A]
     assert (parse_uids([]).shape, parse_uids([]).dtype) == ((0,), UID)
+    assert make_uid("größe") == hashlib.sha256("größe".encode()).hexdigest()[:32]
 
 
-@pytest.mark.parametrize(
-    "text", ["", A[1:], A + "0", A[1:] + "g", A[1:] + " ", A + "\n", A[1:] + "١", "0x" + A[2:], None]
-)
+@pytest.mark.parametrize("text", ["", A[1:], A + "0", A[1:] + "g", A[1:] + " ", A + "\n", A[1:] + "١", None])
 def test_what_is_not_a_uid(text):
-    assert not is_uid(text)
     with pytest.raises(TicError, match="is not a UID") as error:
         parse_uids([A, text])
     assert repr(text) in str(error.value)
@@ -72,65 +68,46 @@ def test_record_that_json_does_not_read(end):
         read_uid(b'{"uid": "%s"' % A.encode() + end)
 
 
-def test_make_uid():
-    assert make_uid("größe") == hashlib.sha256("größe".encode()).hexdigest()[:32]
-
-
 def test_file_is_sorted_as_the_hex_digits_are(tmp_path):
     rng = random.Random(0)
     texts = [f"{rng.getrandbits(128):032x}" for _ in range(99)] + [A, B, A[:16] + B[16:], B[:16] + A[16:], A]
     save_uids(tmp_path / "x.npy", parse_uids(texts))
     assert (tmp_path / "x.npy").stat().st_size == 128 + 16 * len(texts)
-    assert format_uids(np.load(tmp_path / "x.npy")) == sorted(texts)
-    assert np.load(tmp_path / "x.npy").dtype.descr == [("f0", "<u8"), ("f1", "<u8")]
+    rows = open_uids(tmp_path / "x.npy")
+    assert format_uids(rows) == sorted(texts)
+    assert (isinstance(rows, np.memmap), rows.flags.writeable) == (True, False)
+    assert unique_uids(rows[::-1]).tolist() == sorted(set(rows.tolist()))
+    assert unique_uids(rows[:0]).tolist() == []
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rows"), [(UID, []), (UID, [(1, 2)]), (CLASS_ROW, [(1, 3, 0), (1, 9, 999), (2, 0, 7)])]
+    "array", [np.zeros(3), np.zeros(3, ">u8,>u8"), np.zeros(3, CLASS_ROW), np.zeros((2, 2), UID), np.zeros((), UID)]
 )
-def test_file_is_mapped_read_only(tmp_path, dtype, rows):
-    save_uids(tmp_path / "x.npy", np.array(rows[::-1], dtype))
-    read = open_uids(tmp_path / "x.npy", dtype)
-    assert isinstance(read, np.memmap)
-    assert not read.flags.writeable
-    assert read.tolist() == rows
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros(3), "x.npy has dtype float64, not "),
-        (np.zeros(3, ">u8,>u8"), "x.npy has dtype"),
-        (np.zeros(3, CLASS_ROW), "x.npy has dtype"),
-        (np.zeros((2, 2), UID), "x.npy is not a list of UIDs"),
-        (np.zeros((), UID), "x.npy is not a list of UIDs"),
-        (np.array([{}], dtype=object), "x.npy is not a NumPy file of UIDs"),
-    ],
-)
-def test_another_array(tmp_path, array, message):
-    np.save(tmp_path / "x.npy", array, allow_pickle=True)
-    with pytest.raises(TicError, match=message):
+def test_another_array(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(TicError, match=r"x.npy has dtype .* and shape .*, not rows of "):
         open_uids(tmp_path / "x.npy")
+
+
+HEADER = b"\x93NUMPY\x01\x00"
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"rubbish", *(b"\x93NUMPY\x01\x00" + end for end in (b"", b"\x09\x00{'a': (1}", b"\x09\x00" + b"\xff" * 9))],
+    [b"", b"rubbish", b"PK\x03\x04", HEADER, HEADER + b"\x09\x00{'a': (1}", HEADER + b"\x09\x00" + b"\xff" * 9, None],
 )
 def test_not_a_numpy_file(tmp_path, content):
-    (tmp_path / "x.npy").write_bytes(content)
+    save_uids(tmp_path / "x.npy", parse_uids([A, B]))
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1] if content is None else content)
+    with pytest.raises(TicError, match=r"x.npy is not a NumPy file of UIDs: .*$") as error:
+        open_uids(tmp_path / "x.npy")
+    assert "\n" not in str(error.value)
+
+
+def test_objects_and_folders(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(TicError, match=r"x.npy is not a NumPy file of UIDs"):
         open_uids(tmp_path / "x.npy")
-
-
-def test_archives_cut_off_files_and_none(tmp_path):
-    np.savez(tmp_path / "x.npz", np.zeros(3, UID))
-    with pytest.raises(TicError, match=r"x.npz is not a list of UIDs"):
-        open_uids(tmp_path / "x.npz")
-    save_uids(tmp_path / "y.npy", parse_uids([A, B]))
-    (tmp_path / "y.npy").write_bytes((tmp_path / "y.npy").read_bytes()[:-1])
-    with pytest.raises(TicError, match=r"y.npy is not a NumPy file of UIDs"):
-        open_uids(tmp_path / "y.npy")
     for path in (tmp_path, tmp_path / "z.npy"):
         with pytest.raises(TicError, match=f"{path} is missing"):
             open_uids(path)
@@ -163,6 +140,7 @@ def test_find_by_hand():
 @pytest.mark.parametrize("words", [[7], [0, 1, 2**63, 2**64 - 1], range(40), range(10**6)])
 @pytest.mark.parametrize("dtype", [UID, CLASS_ROW])
 def test_find_against_counting(tmp_path, words, dtype):
+    """UIDs whose words are among a few, so that many share one and some are equal."""
     rng = random.Random(0)
     rows = random_uids(rng, 300, words)
     table = np.zeros(len(rows), dtype=dtype)
@@ -175,9 +153,3 @@ def test_find_against_counting(tmp_path, words, dtype):
     assert repeats.tolist() == [listed.count(uid) for uid in uids.tolist()]
     assert repeats.any()
     assert [listed.index(uid) for uid in uids[repeats > 0].tolist()] == first[repeats > 0].tolist()
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 30])
-def test_unique(count):
-    rows = random_uids(random.Random(count), count, [0, 5, 2**64 - 1])
-    assert unique_uids(rows).tolist() == sorted(set(rows.tolist()))

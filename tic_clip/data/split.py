@@ -7,55 +7,43 @@ A split is ``split/*.tar``, or in parts ``split/part/*.tar``; beside the tars li
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any
 
 import msgspec
 
-from tic_clip import TicError
+from tic_clip import TicError, storage
 from tic_clip.cli import progress
 from tic_clip.data.tar import open_shard, read_table
 from tic_clip.parallel import map_ordered
-from tic_clip.storage import (
-    NotFoundError,
-    exists,
-    is_remote,
-    list_files,
-    list_folders,
-    read_bytes,
-    read_json,
-    read_json_object,
-    to_path,
-    write_json,
-)
+from tic_clip.storage import NotFoundError
 
 SIZES, META, STARTED, SUBSET = "sizes.json", "meta.json", "started.json", "sample_ids.npy"
 STATS = "{:08d}_stats.json"
-CLIP_BENCHMARK_DIR = "test"
-"""The folder of a split where clip_benchmark looks for shards: links to the split's own, or copies of them."""
+CLIP_BENCHMARK_DIR = "test"  # where clip_benchmark looks for shards: links to the split's own, or copies of them
 HOW_TO_MAKE = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 SCRIPTS = "dataset_creation/tic-datacomp"
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Stats = msgspec.defstruct("Stats", [("successes", Count)])
 
 
 class EmptySplitError(TicError):
     """A split that holds no sample."""
 
 
-# --- Where the shards are ---
-
-
 def list_shards(path: object) -> list[tuple[str, int]]:
     """Return (path, size in bytes) of the tars of a pool or a split, sorted, without clip_benchmark's links.
 
-    Raises:
-        TicError: there is no such folder or no tar in it; tars lie both in a folder and below it, or end in .TAR.
+    Tars that would not be read, as they lie deeper than others or end in .TAR, are a TicError.
     """
     try:
-        shards = list_files(path, "**/*.[tT][aA][rR]")
+        shards = storage.list_files(path, "**/*.[tT][aA][rR]")
     except NotFoundError as error:
         raise NotFoundError(f"{error}: {HOW_TO_MAKE}") from None
+    root = os.path.dirname(f"{storage.to_path(path)}/")
     shards = [(tar if "/" in tar else f"./{tar}", size) for tar, size in shards]
-    root = os.path.dirname(f"{to_path(path)}/")
     links = set(filter(_holds_links, {os.path.dirname(tar) for tar, _ in shards} - {root}))
     shards = [(tar, size) for tar, size in shards if os.path.dirname(tar) not in links]
     if not shards:
@@ -73,11 +61,9 @@ def _holds_links(folder: str) -> bool:
     """Return whether a folder is clip_benchmark's ``test/``."""
     if os.path.basename(folder) != CLIP_BENCHMARK_DIR:
         return False
-    if not is_remote(folder):
-        tars = [tar for tar, _ in list_files(folder, "*.tar")]
-        if all(os.path.islink(tar) and os.readlink(tar).startswith("../") for tar in tars):
-            return True
-    return exists(f"{folder}/nshards.txt")
+    tars = [] if storage.is_remote(folder) else [tar for tar, _ in storage.list_files(folder, "*.tar")]
+    are_links = tars and all(os.path.islink(tar) and os.readlink(tar).startswith("../") for tar in tars)
+    return are_links or storage.exists(f"{folder}/nshards.txt")
 
 
 def list_tars(path: object) -> list[str]:
@@ -88,15 +74,12 @@ def list_tars(path: object) -> list[str]:
 @cache
 def read_sizes(folder: str) -> dict[str, int]:
     """Return the table of a folder of shards, name -> samples, cached; raise a TicError if there is no valid one."""
-    path = f"{folder or '.'}/{SIZES}"
     try:
-        return msgspec.json.decode(read_bytes(path), type=dict[str, Annotated[int, msgspec.Meta(ge=0)]])
+        return msgspec.json.decode(storage.read_bytes(f"{folder}/{SIZES}"), type=dict[str, Count])
     except NotFoundError:
         raise NotFoundError(missing_sizes_message(folder)) from None
-    except msgspec.ValidationError:
-        raise TicError(f"{path} is not a JSON object of shard name -> number of samples") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TicError(f"{path} is not valid JSON: {error}") from None
+        raise TicError(f"{folder}/{SIZES} is not a JSON object of shard name -> number of samples: {error}") from None
 
 
 def missing_sizes_message(folder: object) -> str:
@@ -105,31 +88,19 @@ def missing_sizes_message(folder: object) -> str:
     return f"{folder} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {command}"
 
 
-def write_sizes(folder: str, sizes: dict[str, int]) -> None:
-    """Write the table of a folder of shards, sorted by name."""
-    write_json(f"{folder}/{SIZES}", dict(sorted(sizes.items())))
-    read_sizes.cache_clear()
-
-
 def read_meta(folder: str) -> dict[str, Any] | None:
     """Return the ``meta.json`` that reshard writes last into a folder of shards, or None."""
-    try:
-        return read_json_object(f"{folder}/{META}")
-    except NotFoundError:
-        return None
+    with suppress(NotFoundError):
+        return storage.read_json_object(f"{folder}/{META}")
 
 
 def split_folders(split: object) -> list[str]:
-    """Return the folders that hold a split's shards: itself, or its parts (``split/part/*.tar``), sorted.
-
-    Raises:
-        TicError: neither it nor a folder in it has a ``sizes.json``, or a part is missing or not finished.
-    """
-    folder = str(to_path(split))
+    """Return the folders that hold a split's shards: itself, or its parts, sorted; a TicError if it is not finished."""
+    folder = str(storage.to_path(split))
     if _has_sizes(folder):
         return [folder]
     try:
-        folders = [part for part in list_folders(folder) if os.path.basename(part) != CLIP_BENCHMARK_DIR]
+        folders = [part for part in storage.list_folders(folder) if os.path.basename(part) != CLIP_BENCHMARK_DIR]
     except NotFoundError:
         raise NotFoundError(f"{split} is missing: {HOW_TO_MAKE}") from None
     has_sizes = dict(zip(folders, map_ordered(_has_sizes, folders, 16), strict=True))
@@ -138,33 +109,26 @@ def split_folders(split: object) -> list[str]:
         raise TicError(missing_sizes_message(split))
     arguments = [(meta or {}).get("arguments") or {} for meta in map_ordered(read_meta, parts, 16)]
     numbers, totals = ({each.get(name) for each in arguments} - {None} for name in ("part", "parts"))
-    if len(totals) > 1:
-        raise TicError(f"{split} has parts of a split in {min(totals)} and of one in {max(totals)}: make it again")
-    if totals and len(numbers) < max(totals):
-        raise TicError(f"{split} has {len(numbers)} of {max(totals)} parts: finish reshard first")
+    if len(totals) > 1 or (totals and len(numbers) < max(totals)):
+        total = " or ".join(map(str, sorted(totals)))
+        raise TicError(f"{split} has {len(numbers)} of {total} parts: finish reshard first")
     for part in folders:
-        if not has_sizes[part] and list_files(part, "*.tar"):
+        if not has_sizes[part] and storage.list_files(part, "*.tar"):
             raise TicError(f"{part} has shards but no {SIZES}: finish reshard first, or run add_sizes.py")
     return parts
 
 
 def _has_sizes(folder: str) -> bool:
-    try:
+    with suppress(NotFoundError):
         return read_sizes(folder) is not None
-    except NotFoundError:
-        return False
+    return False
 
 
 # --- How many samples they hold ---
 
 
 def split_sizes(split: object) -> dict[str, int]:
-    """Return path -> samples of every shard of a split, in order, without shards that hold none.
-
-    Raises:
-        EmptySplitError: the split has no sample.
-        TicError: the split is missing or not finished.
-    """
+    """Return path -> samples of the shards of a split that hold some, in order; an EmptySplitError if none does."""
     tables = {folder: read_sizes(folder) for folder in split_folders(split)}
     sizes = {f"{folder}/{name}": n for folder, table in tables.items() for name, n in sorted(table.items()) if n}
     if not sizes:
@@ -174,23 +138,19 @@ def split_sizes(split: object) -> dict[str, int]:
 
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
     """Return ``split_sizes``, or every shard with None for its samples where there is no table."""
-    has_parts = not list_files(split, "*.tar") and list_files(split, f"*/{SIZES}")
-    return split_sizes(split) if has_parts or list_files(split, SIZES) else dict.fromkeys(list_tars(split))
+    has_parts = not storage.list_files(split, "*.tar") and storage.list_files(split, f"*/{SIZES}")
+    return split_sizes(split) if has_parts or storage.list_files(split, SIZES) else dict.fromkeys(list_tars(split))
 
 
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
-    """Return (samples, shards) of a list of shard paths or URLs that may lie in several folders, each with its table.
-
-    Raises:
-        TicError: a folder has no table, or its table lacks a shard; the message names it.
-    """
-    shards = list(map(os.path.split, shards))
-    folders = list(dict.fromkeys(folder for folder, _ in shards))
-    tables = dict(zip(folders, map_ordered(read_sizes, folders, 16), strict=True))
-    for folder, name in shards:
-        if name not in tables[folder]:
+    """Return (samples, shards) of a list of shard paths or URLs, by the table of each one's folder."""
+    counts = []
+    for shard in shards:
+        folder, name = os.path.dirname(shard) or ".", os.path.basename(shard)
+        if name not in read_sizes(folder):
             raise TicError(f"{folder}/{SIZES} has no entry for {name}")
-    return sum(tables[folder][name] for folder, name in shards), len(shards)
+        counts.append(read_sizes(folder)[name])
+    return sum(counts), len(counts)
 
 
 def stats_path(tar: str) -> str:
@@ -201,30 +161,24 @@ def stats_path(tar: str) -> str:
 def read_stats(tar: str) -> int:
     """Return the samples of a shard as its stats have it; raise a TicError if they have no count."""
     try:
-        stats = read_json(stats_path(tar))
+        return msgspec.json.decode(storage.read_bytes(stats_path(tar)), type=Stats).successes
     except NotFoundError:
         command = f"{SCRIPTS}/generate_stats.py --url {os.path.dirname(tar)}"
         raise TicError(f"{tar} has no stats: run {command} first") from None
-    count = stats.get("successes") if isinstance(stats, dict) else None
-    if type(count) is not int or count < 0:
-        raise TicError(f"{stats_path(tar)} holds no count of successes: run generate_stats.py --overwrite")
-    return count
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise TicError(f"{stats_path(tar)} holds no count of successes: run generate_stats.py --overwrite") from None
 
 
 def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tuple[int, int]:
     """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now).
 
-    With ``overwrite``, shards that have stats are counted again, and what else these say is kept.
-
-    Raises:
-        TicError: shards are damaged; all others have their stats then.
+    ``overwrite`` counts shards with stats again, and keeps their other keys. Damaged shards are a TicError at the end.
     """
     tars = list_tars(url)
-    folders = dict.fromkeys(map(os.path.dirname, tars))
-    existing = {f"{folder}/{os.path.basename(path)}" for folder in folders for path, _ in list_files(folder, "*.json")}
-    todo = [tar for tar in tars if overwrite or stats_path(tar) not in existing]
+    existing = {path for path, _ in storage.list_files(url, "**/*.json")}
+    todo = [tar for tar in tars if overwrite or stats_path(tar).removeprefix("./") not in existing]
     results = progress(map_ordered(_write_stats, todo, num_proc, use_processes=True), "count", len(todo), "shard")
-    faults = [fault for fault in results if fault]
+    faults = list(filter(None, results))
     if faults:
         raise TicError(faults[0] + (f" (and {len(faults) - 1} more damaged shards)" if len(faults) > 1 else ""))
     return len(tars), len(todo)
@@ -237,12 +191,10 @@ def _write_stats(tar: str) -> str | None:
             count = len(read_table(shard).keys)
     except TicError as error:
         return str(error)
-    try:
-        stats = read_json_object(stats_path(tar))
-    except TicError:
-        stats = {}
-    write_json(stats_path(tar), {**stats, "successes": count}, sync=False)
-    return None
+    stats = {}
+    with suppress(TicError):
+        stats = storage.read_json_object(stats_path(tar))
+    storage.write_json(stats_path(tar), {**stats, "successes": count}, sync=False)
 
 
 def add_sizes(url: str, num_proc: int = 1) -> dict[str, int]:
@@ -252,5 +204,6 @@ def add_sizes(url: str, num_proc: int = 1) -> dict[str, int]:
     for tar, count in zip(tars, counts, strict=True):
         tables[os.path.dirname(tar)][os.path.basename(tar)] = count
     for folder, sizes in tables.items():
-        write_sizes(folder, sizes)
+        storage.write_json(f"{folder}/{SIZES}", sizes)
+    read_sizes.cache_clear()
     return {folder: sum(sizes.values()) for folder, sizes in tables.items()}

@@ -25,15 +25,7 @@ BLOCK = 1 << 20  # UIDs that are read into memory at a time (16 MiB)
 
 _HEX = re.compile(r"[0-9a-f]{32}", re.IGNORECASE | re.ASCII)
 _LONG_NUMBER = re.compile(rb"[0-9]{4301}")  # more digits than Python reads as an integer
-
-
-class _Record(msgspec.Struct):
-    """The one key of a sample's JSON that is read."""
-
-    uid: str
-
-
-_DECODER = msgspec.json.Decoder(_Record)
+_DECODER = msgspec.json.Decoder(msgspec.defstruct("Record", [("uid", str)]))
 
 
 def make_uid(text: str) -> str:
@@ -47,18 +39,13 @@ def is_uid(text: object) -> bool:
 
 
 def read_uid(data: bytes) -> str | None:
-    """Return the UID in a sample's JSON as lower-case hex, or None if it has no valid one.
-
-    Raises:
-        ValueError: ``json.loads`` would not read ``data``.
-    """
+    """Return the UID in a sample's JSON as lower-case hex, or None; raise a ValueError if ``json`` can't read it."""
     try:
-        uid = _DECODER.decode(data).uid  # as fast as a regular expression, but checks the syntax
-        data.decode()
-        is_read = len(data) <= 4300 or not _LONG_NUMBER.search(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # it also refuses NaN and lone surrogates
-        is_read = False
-    if not is_read:
+        data.decode()  # msgspec does not look at the text of other keys, but is as fast as a regular expression
+        uid = _DECODER.decode(data).uid
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # also NaN and lone surrogates, which json reads
+        uid = None
+    if uid is None or (len(data) > 4300 and _LONG_NUMBER.search(data)):
         try:
             record = json.loads(data)
         except RecursionError:
@@ -68,11 +55,7 @@ def read_uid(data: bytes) -> str | None:
 
 
 def parse_uids(texts: Iterable[str]) -> np.ndarray:
-    """Return the UIDs written in ``texts`` in their order, as a ``UID`` array of shape (N,).
-
-    Raises:
-        TicError: one of them is not 32 hex digits.
-    """
+    """Return the UIDs written in N ``texts`` as a ``UID`` array (N,); raise a TicError if one is not 32 hex digits."""
     texts = list(texts)
     try:
         data = bytes.fromhex("".join(texts))  # it skips spaces, which leaves too few bytes
@@ -97,32 +80,22 @@ def save_uids(path: object, rows: np.ndarray) -> None:
 
 
 def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
-    """Return the rows of a ``.npy`` file, memory-mapped and read-only.
-
-    Raises:
-        TicError: the file is missing, or not one of rows of that dtype.
-    """
+    """Return the rows of a ``.npy`` file, memory-mapped; raise a TicError if it has not rows of that dtype."""
     if not Path(str(path)).is_file():
         raise NotFoundError(f"{path} is missing")
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.lib.format.open_memmap(str(path), mode="r")
     except OSError:
         raise
     except Exception as error:  # a damaged header is read as Python text, and fails in many ways
         raise TicError(f"{path} is not a NumPy file of UIDs: {' '.join(str(error).split())}") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 1:
-        raise TicError(f"{path} is not a list of UIDs")
-    if rows.dtype != dtype:
-        raise TicError(f"{path} has dtype {rows.dtype}, not {dtype.descr}")
+    if rows.dtype != dtype or rows.ndim != 1:
+        raise TicError(f"{path} has dtype {rows.dtype} and shape {rows.shape}, not rows of {dtype.descr}")
     return rows
 
 
 def fingerprint(path: object, dtype: np.dtype = UID) -> str:
-    """Return the SHA-256 of the rows of a file of UIDs or classes.
-
-    Raises:
-        TicError: the file is not a sorted file of UIDs.
-    """
+    """Return the SHA-256 of the rows of a file of UIDs or classes; raise a TicError if they are not sorted."""
     rows, digest = open_uids(path, dtype), hashlib.sha256()
     for start in range(0, len(rows), BLOCK):
         block = np.array(rows[start : start + BLOCK + 1])  # one more, to compare across the border
@@ -142,22 +115,18 @@ def unique_uids(uids: np.ndarray) -> np.ndarray:
 def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, (N,).
 
-    The high words are searched, in their order, so that a memory-mapped subset is read from front to back; rows that
-    share theirs are told apart by the low words.
+    Sorted ``uids`` read a memory-mapped subset from front to back.
     """
-    order = np.argsort(uids["f0"], kind="stable")  # of what is sorted already it costs little
-    wanted, high = uids[order], subset["f0"]
-    start = np.searchsorted(high, wanted["f0"])
+    high, low = subset["f0"], subset["f1"]
+    start = np.searchsorted(high, uids["f0"])
     repeats = np.zeros(len(uids), np.int64)
     hits = np.flatnonzero(start < len(subset))
-    hits = hits[high[start[hits]] == wanted["f0"][hits]]
-    stop = np.searchsorted(high, wanted["f0"][hits], side="right")
+    hits = hits[high[start[hits]] == uids["f0"][hits]]
+    stop = np.searchsorted(high, uids["f0"][hits], side="right")
     alone = stop == start[hits] + 1
-    repeats[hits[alone]] = subset["f1"][start[hits[alone]]] == wanted["f1"][hits[alone]]
-    for i, end in zip(hits[~alone], stop[~alone], strict=True):
-        low, begin = subset["f1"][start[i] : end], start[i]
-        start[i] = begin + np.searchsorted(low, wanted["f1"][i], side="left")
-        repeats[i] = begin + np.searchsorted(low, wanted["f1"][i], side="right") - start[i]
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return start[back], repeats[back]
+    repeats[hits[alone]] = low[start[hits[alone]]] == uids["f1"][hits[alone]]
+    for i, end in zip(hits[~alone], stop[~alone], strict=True):  # rows that share their high words
+        begin, uid = start[i], uids["f1"][i]
+        start[i] += np.searchsorted(low[begin:end], uid)
+        repeats[i] = begin + np.searchsorted(low[begin:end], uid, side="right") - start[i]
+    return start, repeats
