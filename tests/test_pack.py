@@ -305,6 +305,11 @@ def test_bad_input(tmp_path, images, make, what):
     assert not list((tmp_path / "data").rglob("*.tar"))
 
 
+def test_a_shard_size_of_zero_is_refused(make):
+    with pytest.raises(TicError, match="--shard-size must be at least 1, not 0"):
+        make(shard_size=0)
+
+
 def test_a_zip_that_was_cut_off_is_one_line(tmp_path):
     path = tmp_path / "all.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -9,10 +9,9 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +25,7 @@ ZIP_MEMBER = np.dtype([*UID.descr, ("zip", "<u4"), ("start", "<u8"), ("size", "<
 """An image in a zip: its UID, the zip's number, its header's first byte, its compressed bytes, and its CRC."""
 FORMATS = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
+_PATTERNS = {kind: re.compile(start, re.DOTALL) for kind, start in {**FORMATS, **OTHERS}.items()}
 
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
@@ -39,17 +39,23 @@ def read_file(folder: str, image: str) -> bytes | None:
 
     Any other error is raised: a disk that has gone away must not end as missing images.
     """
-    parent, name = os.path.split(os.path.splitext(image)[0])
-    places = filter(_has_images, dict.fromkeys((os.path.join(folder, parent), os.path.join(folder, ""))))
-    others = (os.path.join(place, name + suffix) for place in places for suffix in _SPELLINGS)
-    for path in chain([f"{folder}/{image}"], others):
+    for path in _paths(folder, image):
         try:
-            return Path(path).read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None  # a failed read does not name the file
     return None
+
+
+def _paths(folder: str, image: str) -> Iterator[str]:
+    """Yield where an image may be, the likeliest path first."""
+    yield f"{folder}/{image}"
+    parent, name = os.path.split(os.path.splitext(image)[0])
+    for place in filter(_has_images, dict.fromkeys((os.path.join(folder, parent), os.path.join(folder, "")))):
+        yield from (os.path.join(place, name + suffix) for suffix in _SPELLINGS)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -100,8 +106,7 @@ def detect_format(data: bytes) -> str:
         raise UnusableImage("empty file")
     if len(data) <= 4096 and hashlib.md5(data, usedforsecurity=False).hexdigest() in PLACEHOLDERS:
         raise UnusableImage("placeholder of a removed image")
-    kinds = (kind for kind, start in {**FORMATS, **OTHERS}.items() if re.match(start, data[:512], re.DOTALL))
-    kind = next(kinds, None)
+    kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.match(data)), None)
     if kind not in FORMATS:
         raise UnusableImage(f"not an image but {kind}" if kind else "not an image")
     return kind

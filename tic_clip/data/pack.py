@@ -61,6 +61,8 @@ def create_tars(
 
     Returns the splits, and the rows that are in none of them, by reason; ``dry_run`` reads all and writes nothing.
     """
+    if shard_size < 1:
+        raise TicError(f"--shard-size must be at least 1, not {shard_size}")
     if is_remote(output_path):
         raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
     csv_path, image_path = str(Path(csv_path)), str(Path(image_path))
