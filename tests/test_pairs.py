@@ -330,7 +330,7 @@ GOOD = f"good,title,,,{TIMES['2009-2010']}"
 
 def test_a_table_without_samples(tmp_path):
     for text, message in (
-        ("key,title,description,tags,date\n", "t.csv has no column usertags and no column dateuploaded"),
+        ("key,title,description,tags,date\n", "t.csv has no column usertags, dateuploaded"),
         (f"{HEADER}\nk,,,,{TIMES['2009-2010']}\n", "no row that can be used; dropped: {'no caption': 1}"),
     ):
         (tmp_path / "t.csv").write_text(text)

@@ -69,7 +69,7 @@ def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
     _, header = next(rows, (1, []))
     header = [name.strip() for name in header] if isinstance(header, list) else []
     if missing := [name for name in YFCC_COLUMNS if name not in header]:
-        raise TicError(f"{path} has no column {' and no column '.join(missing)}")
+        raise TicError(f"{path} has no column {', '.join(missing)}")
     pick = itemgetter(*map(header.index, YFCC_COLUMNS))
     for number, (line, fields) in enumerate(rows, 1):
         where = f"{path}, row {number} (line {line})"

@@ -14,8 +14,7 @@ from tic_clip.data.split import read_stats
 from tic_clip.data.tar import IMAGES, Buffer, Table, open_shard, read_table
 from tic_clip.storage import is_remote, local_copy
 
-LONGEST_SUFFIX = 56
-"""Bytes of a suffix that a tar's 100 for a name have room for after "{uid}-{copy}."."""
+LONGEST_SUFFIX = 56  # bytes that a tar's 100 for a name leave after "{uid}-{copy}."
 
 ROW = np.dtype([("sample", "<i8"), ("entry", "<i8"), ("copy", "<i8"), ("class_id", "<i4")])
 """What a split takes of a shard, for each entry of its list: the sample, the number of its copy, its class or -1."""

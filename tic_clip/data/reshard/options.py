@@ -21,8 +21,7 @@ from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders
 
 ENGINES = ("local", "ray")
 LISTS = (
-    "dataset_creation/tic-datacomp/generate_eval_uids.py makes TiC-DataComp's UID lists, "
-    "generate_datacompnet_uid2classid.py its class ids"
+    "dataset_creation/tic-datacomp/ has generate_eval_uids.py and generate_datacompnet_uid2classid.py, which make lists"
 )
 
 
@@ -43,17 +42,14 @@ class SplitSummary:
 
 def table(splits: list[SplitSummary]) -> str:
     """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
-    width = max((len(split.path) for split in splits), default=5)
+    width = max(len(split.path) for split in splits)
     lines = [f"{'split':{width}}  {'samples':>13}  {'shards':>9}  {'size':>15}  coverage"]
     for split in splits:
         size = f"{split.num_bytes / 1e6:,.2f} MB" if split.num_bytes else "-"
         coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
-        notes = (
-            split.num_bad and f"without {split.num_bad} bad pool shards",
-            split.wrong_stats and f"{split.wrong_stats} pool shards with another count in their stats",
-            split.reused and "already there",
-        )
-        coverage = ", ".join([coverage, *filter(None, notes)])
+        coverage += f", without {split.num_bad} bad pool shards" * (split.num_bad > 0)
+        coverage += f", {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
+        coverage += ", already there" * split.reused
         lines.append(f"{split.path:{width}}  {split.num_samples:13,}  {split.num_shards:9,}  {size:>15}  {coverage}")
     return "\n".join(lines)
 
@@ -111,11 +107,11 @@ def reshard(
         wanted = [_make_part(root, shards, inputs, parts, number, settings) for number in numbers]
         _remove_other_parts(root, files, parts, overwrite, dry_run)
         finished = [_load_finished(each, overwrite) for each in wanted]
-        pending = [
-            replace(each, splits=tuple(split for split in each.splits if split.name not in metas))
+        left = [
+            [split for split in each.splits if split.name not in metas]
             for each, metas in zip(wanted, finished, strict=True)
-            if len(metas) < len(each.splits)
         ]
+        pending = [replace(each, splits=tuple(splits)) for each, splits in zip(wanted, left, strict=True) if splits]
         if engine == "ray" and pending:
             results = map_on_ray(run_part, pending, num_cpus=num_workers, address=ray_address)
             made = list(progress(results, "reshard", len(pending), "part"))
@@ -135,7 +131,6 @@ def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -
 
 
 def _resolve(path: str) -> str:
-    """Return a path as the one name that it has; a URL without a slash at its end."""
     return path.rstrip("/") if is_remote(path) else str(Path(path).resolve())
 
 
@@ -180,11 +175,10 @@ def _remove_other_parts(root: Path, names: Iterable[str], parts: int, overwrite:
     for split in filter(is_dir, [str(root / name) for name in names]):
         numbered = [path for path in list_folders(split) if re.fullmatch(r".*/\d{5}", path)]
         for folder in {split, *numbered}.difference(_part_folders(split, parts)):
-            if not any(file.endswith((".tar", META)) for file, _ in list_files(folder)):
-                continue
-            if not overwrite:
+            is_used = any(file.endswith((".tar", META)) for file, _ in list_files(folder))
+            if is_used and not overwrite:
                 raise TicError(f"{folder} holds another number of parts; give --overwrite to replace it")
-            if not dry_run:
+            if is_used and not dry_run:
                 start(folder)
                 remove_work(str(root / ".reshard" / to_path(folder).name))
 
@@ -214,5 +208,5 @@ def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> 
     parts = [metas[name] for metas in (*finished, *made) if name in metas]
     samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
     bad, wrong = (sum(len(meta.get(key, ())) for meta in parts) for key in ("bad_shards", "wrong_stats"))
-    reused = not any(name in metas for metas in made)
-    return SplitSummary(name, path, parts[0]["subset_count"], samples, shards, size, bad, wrong, reused)
+    wanted, reused = parts[0]["subset_count"], not any(name in metas for metas in made)
+    return SplitSummary(name, path, wanted, samples, shards, size, bad, wrong, reused)

@@ -128,8 +128,7 @@ def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]
                 meta, size = metas[split.name], part.shard_size
                 starts = range(0, meta["output_count"], size)
                 sizes = {shard_names(i)[0]: min(size, meta["output_count"] - start) for i, start in enumerate(starts)}
-                is_first = split.arguments["part"] == 0  # of several parts, it alone holds the list
-                folder.finish(split.path, meta, sizes, subset if is_first else None)
+                folder.finish(split.path, meta, sizes, None if split.arguments["part"] else subset)  # the list, once
             remove_work(part.work)
     return metas
 

@@ -19,8 +19,7 @@ from tic_clip.data.split import STATS
 from tic_clip.data.tar import BLOCK, END, Table, headers
 from tic_clip.storage import is_remote, to_path, upload, write_json
 
-WINDOW = 1 << 19
-"""Bytes that are put together before they are written: large for the kernel, small for the processor's cache."""
+WINDOW = 1 << 19  # bytes put together before they are written: large for the kernel, small for the processor's cache
 
 
 class OutputSplit(NamedTuple):
@@ -168,6 +167,5 @@ def _named(path: object) -> Iterator[None]:
 
 
 def _write(file: IO[bytes], data: memoryview) -> None:
-    """Append all of ``data`` to a file without a buffer."""
-    while data:
+    while data:  # the file has no buffer
         data = data[file.write(data) :]
