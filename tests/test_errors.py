@@ -57,9 +57,9 @@ task list in a file: DATACOMP/generate_tasklist.py --yaml-path {x}/file/t.yml
 task list on a folder: DATACOMP/generate_tasklist.py --yaml-path {x}/empty
     {x}/empty: Is a directory
 yfcc15m.csv: dataset_creation/tic-yfcc15m/create_splits.py --csv-path {x}/y.csv --output-path {x}/o
-    {x}/y.csv: is missing
+    {x}/y.csv: No such file
 annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o
-    {x}/a: is missing
+    {x}/a: No such file
 no lists: dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o
     {x}/l has no manifest.json | create_splits.py first
 no manifest: dataset_creation/create_tars.py --csv-path {x}/empty --image-path {x} --output-path {x}/o

@@ -47,9 +47,9 @@ def table(splits: list[SplitSummary]) -> str:
     for split in splits:
         size = f"{split.num_bytes / 1e6:,.2f} MB" if split.num_bytes else "-"
         coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
-        coverage += f", without {split.num_bad} bad pool shards" * (split.num_bad > 0)
-        coverage += f", {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
-        coverage += ", already there" * split.reused
+        coverage += f"  without {split.num_bad} bad pool shards" * (split.num_bad > 0)
+        coverage += f"  {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
+        coverage += "  already there" * split.reused
         lines.append(f"{split.path:{width}}  {split.num_samples:13,}  {split.num_shards:9,}  {size:>15}  {coverage}")
     return "\n".join(lines)
 
