@@ -386,6 +386,8 @@ def test_a_bad_annotation(tmp_path, bad, reason, expected):
     folder, out = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]}), tmp_path / "out"
     with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: {expected}"):
         create_splits("redcaps", str(folder), str(out))
+    with pytest.raises(TicError, match=f"^{folder} holds the input; give another output folder$"):
+        create_splits("redcaps", str(folder), f"{folder}/", skip_bad_rows=True)
     create_splits("redcaps", str(folder), str(out), skip_bad_rows=True)
     assert manifest(out)["dropped"] == {reason: 1}
     assert [row["key"] for row in read_list(out / "train_batch_2019.csv")] == ["x"]

@@ -56,10 +56,12 @@ def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
 
 def _lock(folder: Path, stack: ExitStack) -> bool:
     """Lock a folder until ``stack`` is closed; return False if another process has it locked."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    stack.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    with ExitStack() as opened:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        opened.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        stack.enter_context(opened.pop_all())
     return True

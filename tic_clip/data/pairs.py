@@ -59,6 +59,8 @@ def create_splits(
     settings = {"benchmark": benchmark or dataset, "dataset": dataset, "seed": seed, "test_share": test_share}
     steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]
     inputs, folder = _list_inputs(input_path), Path(output_path)
+    if folder.resolve() == Path(input_path).resolve():  # its manifest would be taken for annotations
+        raise TicError(f"{folder} holds the input; give another output folder")
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread
         made_from = {**settings, "input": {Path(path).name: file_digest(path) for path in inputs}}
