@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA GPU, in about six minutes: the tests marked gpu, then training and evaluation as bench/train.py
+# On a machine with a CUDA GPU, in some seven minutes: the tests marked gpu, then training and evaluation as bench/train.py
 # and bench/evaluate.py measure them. PYTHON is the Python to use; a part that fails does not stop the others.
 #
 #   bash bench/gpu.sh
