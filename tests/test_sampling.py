@@ -425,11 +425,11 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
 def test_a_store_that_refuses_is_one_line_without_the_workers_traceback(num_workers):
     from torch.utils.data import DataLoader, IterableDataset
 
-    from tic_clip.training.loader import batches_of
+    from tic_clip.training.loader import iterate_batches
 
     class Refused(IterableDataset):
         def __iter__(self):
             raise StorageError("s3://b/x: Access Denied")
 
     with pytest.raises(TicError, match=r"^s3://b/x: Access Denied$"):
-        list(batches_of(DataLoader(Refused(), num_workers=num_workers)))
+        list(iterate_batches(DataLoader(Refused(), num_workers=num_workers)))
