@@ -20,23 +20,23 @@ from tic_clip import TicError, storage
 from tic_clip.data.eval_uids import package_file
 from tic_clip.runs import last_checkpoint, read_done
 from tic_clip.storage import read_json, write_json
+from tic_clip.training.config import Config, get_scale
 from tic_clip.training.methods import get_method
-from tic_clip.training.plan import Request, add_macs, check_run, check_same, difference, make_plan, step_folder
-from tic_clip.training.scales import get_scale
+from tic_clip.training.plan import add_macs, check_run, check_same, difference, make_plan, step_folder
 
 
-def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int, cuda: bool) -> list[str]:
+def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
     """The command line of OpenCLIP's ``training.main`` for a step; it is passed in process, so it may be long."""
     scale = get_scale(plan["scale"])
     flags = {
         "model": plan["model"],
-        "logs": request.output_dir,
+        "logs": config.output_dir,
         "name": plan["step"],
-        "train-data": step_folder(request, plan["step"]) / "plan.json",
+        "train-data": step_folder(config, plan["step"]) / "plan.json",
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
         "batch-size": plan["batch_size"] // world_size,
-        "workers": scale.workers if request.workers is None else request.workers,
+        "workers": scale.workers if config.workers is None else config.workers,
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
         "wd": plan["weight_decay"],
@@ -46,7 +46,7 @@ def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int,
         "seed": plan["seed"],
         "save-frequency": 1,  # Keeper decides
         "log-every-n-steps": scale.log_every,
-        "report-to": request.report_to,
+        "report-to": config.report_to,
         "precision": "amp" if cuda else "fp32",
         "dist-backend": "nccl" if cuda else "gloo",
     }
@@ -64,31 +64,31 @@ def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int,
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
-def run_step(request: Request, *, rank: int, world_size: int) -> bool:
+def run_step(config: Config, *, rank: int, world_size: int) -> bool:
     """Train one step, or go on with it; False if it was done already.
 
     Raises:
         TicError: as ``make_plan`` and ``check_same``; the model to start from is not there, or has seen later data;
             OpenCLIP ended without the step's last checkpoint.
     """
-    plan = make_plan(request, world_size)
-    folder = step_folder(request, plan["step"])
+    plan = make_plan(config, world_size)
+    folder = step_folder(config, plan["step"])
     begun, done = folder / "plan.json", folder / "done.json"
-    if rank == 0 and fetch_copy(request, plan) and done.exists() and world_size > 1:
-        raise TicError(f"{plan['step']} is done, by its copy in {request.remote}, which is here now: start again")
+    if rank == 0 and fetch_copy(config, plan) and done.exists() and world_size > 1:
+        raise TicError(f"{plan['step']} is done, by its copy in {config.remote}, which is here now: start again")
     if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(begun), plan, folder)
     if done.exists():
         facts = read_done(done)
-        if rank == 0 and request.remote:
+        if rank == 0 and config.remote:
             from tic_clip.training import checkpoint
 
             checkpoint.push_done(folder, plan, facts["checkpoint"])
         return False
-    if plan["start"] and plan["start"] != request.init:
+    if plan["start"] and plan["start"] != config.init:
         check_step_before(plan)
     if rank == 0:
-        check_ready(request)
+        check_ready(config)
     started = time.monotonic()
     warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
     from tic_clip import weights
@@ -98,7 +98,7 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     if plan["start"]:
         checkpoint.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
     if rank != 0:
-        train(plan, request, world_size)
+        train(plan, config, world_size)
         return True
     if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoint.damage(plan["start"])):
         raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
@@ -106,12 +106,12 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
         write_json(begun, plan)
         with checkpoint.tolerated(plan):
             checkpoint.push(folder, plan, ["plan.json"])
-        train(plan, request, world_size)
-        finish(plan, request, started)
+        train(plan, config, world_size)
+        finish(plan, config, started)
     return True
 
 
-def check_ready(request: Request) -> None:
+def check_ready(config: Config) -> None:
     """Whether a run can begin here, but for its plan: OpenCLIP is patched, the folder can be written, wandb logged in.
 
     Raises:
@@ -120,13 +120,13 @@ def check_ready(request: Request) -> None:
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    folder = Path(os.path.abspath(request.output_dir))
+    folder = Path(os.path.abspath(config.output_dir))
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise TicError(f"{there} is a file, so {folder} can't be the folder of a run")
     if not os.access(there, os.W_OK | os.X_OK):
         raise TicError(f"{there} may not be written: give another output folder")
-    if {"wandb", "all"} & set(request.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
+    if {"wandb", "all"} & set(config.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
         try:
@@ -135,13 +135,13 @@ def check_ready(request: Request) -> None:
             raise TicError(f"wandb: {error} (.venv/bin/wandb login; WANDB_MODE=offline keeps its log here)") from None
 
 
-def fetch_copy(request: Request, plan: dict[str, Any]) -> bool:
+def fetch_copy(config: Config, plan: dict[str, Any]) -> bool:
     """Where nothing of the step is here, get what its remote copy has; whether there was something."""
-    if not request.remote:
+    if not config.remote:
         return False
     from tic_clip.training import checkpoint
 
-    return checkpoint.fetch(step_folder(request, plan["step"]), plan)
+    return checkpoint.fetch(step_folder(config, plan["step"]), plan)
 
 
 def check_step_before(plan: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def check_step_before(plan: dict[str, Any]) -> None:
     check_run(read_done(done)["plan"], plan)
 
 
-def finish(plan: dict[str, Any], request: Request, started: float) -> None:
+def finish(plan: dict[str, Any], config: Config, started: float) -> None:
     """After the last block: the method's own ending, and ``done.json`` with what was read of each source.
 
     Raises:
@@ -165,7 +165,7 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
     from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    folder = step_folder(request, plan["step"])
+    folder = step_folder(config, plan["step"])
     last = last_checkpoint(plan["checkpoints"])
     if not (folder / last).exists():
         raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
@@ -191,7 +191,7 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
     checkpoint.push_done(folder, plan, facts["checkpoint"])
 
 
-def train(plan: dict[str, Any], request: Request, world_size: int) -> None:
+def train(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan."""
     import torch
     import torch.distributed
@@ -202,7 +202,7 @@ def train(plan: dict[str, Any], request: Request, world_size: int) -> None:
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = functools.partial(newest_checkpoint, plan)
-    arguments = open_clip_arguments(plan, request, world_size, torch.cuda.is_available())
+    arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
     try:
         if openclip_main.main(arguments) == -1:
             raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
