@@ -36,7 +36,7 @@ from tic_clip.evaluation.evaluate import Settings, evaluate
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
 from tic_clip.storage import write_json
-from tic_clip.training.scales import SCALES
+from tic_clip.training.config import SCALES
 
 ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"

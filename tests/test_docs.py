@@ -40,14 +40,15 @@ def test_another_mixture_as_the_document_adds_it(added):
 def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_path):
     """Through the plan: the table is looked up by name everywhere."""
     from tic_clip.storage import write_json
-    from tic_clip.training.plan import Request, make_plan
+    from tic_clip.training.config import Config
+    from tic_clip.training.plan import make_plan
 
     for step in ("2014", "2015", "2016"):
         write_json(tmp_path / "tic/emoji/yearly/train" / step / "sizes.json", {"00000000.tar": 100})
     names = {"benchmark": "emoji", "scale": "tic_tiny", "step": "2016", "data_dir": str(tmp_path), "output_dir": "out"}
-    plan = make_plan(Request(method="last-two", **names))
+    plan = make_plan(Config(method="last-two", **names))
     assert [source["name"] for source in plan["sources"]] == ["2015", "2016"]
-    plan = make_plan(Request(method="averaging", **names))
+    plan = make_plan(Config(method="averaging", **names))
     assert plan["start"] == "out/2015/checkpoints/epoch_2.pt"
     assert "coefficient" not in plan
     assert [source["used"] for source in plan["sources"]] == [100, 100, 100]

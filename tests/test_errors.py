@@ -68,13 +68,13 @@ no manifest: dataset_creation/create_tars.py --csv-path {x}/empty --image-path {
 split: TRAIN --data_dir {x}/none
     {x}/none/tic/datacomp/yearly/train/2014 is missing | build_tic_datacomp.sh | DATA_DIR
 data_dir is empty: TRAIN --data_dir=
-    --data_dir (DATA_DIR) and --output_dir must not be empty
+    argument --data_dir: '' is not a folder or a URL
 sizes.json: TRAIN --data_dir {x}/unfinished
     yearly/train/2014 has no sizes.json: finish reshard.py | add_sizes.py --url {x}/unf
 the step before: TRAIN --data_dir {x}/sizes --step 2017
     2017 starts from {x}/o/2014-2016/ | train it first
 checkpoint: CHECKED --init {x}/none.pt
-    --init {x}/none.pt is missing
+    argument --init: '{x}/none.pt' is not a file on this disk
 weights: CHECKED --weights {x}/none.json
     {x}/none.json is missing
 architecture: CHECKED --model nonsense

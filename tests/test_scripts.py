@@ -1,5 +1,6 @@
 """Every script: its errors, the plans that DRY_RUN=1 prints."""
 
+import argparse
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ import pytest
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
+from tic_clip.training.config import add_flags
 from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +38,9 @@ def test_no_flag_of_a_script_under_torchrun_is_taken_for_one_of_its_own():
     """torchrun takes a prefix of its own flags, in the script's arguments too."""
     from torch.distributed.run import get_args_parser
 
-    flags = re.findall(r'add_argument\("(--\w+)"', (ROOT / "scripts/train.py").read_text())
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = [option for action in parser._actions for option in action.option_strings if option not in ("-h", "--help")]
     own = [option for action in get_args_parser()._actions for option in action.option_strings]
     assert "--method" in flags
     assert "--logs-specs" in own

@@ -20,8 +20,9 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import macs_per_sample
 from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
+from tic_clip.training.config import Config
 from tic_clip.training.patching import CANDIDATES
-from tic_clip.training.plan import Request, make_plan
+from tic_clip.training.plan import make_plan
 from tic_clip.training.step import open_clip_arguments, run_step
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def fake_data(tmp_path):
 
 def request(fake_data, **changes):
     settings = {"benchmark": "emoji", "method": "cumulative", "scale": "tic_tiny", "step": "2016"}
-    return Request(**{**settings, "data_dir": fake_data, "output_dir": "out", "samples_per_step": 1280, **changes})
+    return Config(**{**settings, "data_dir": fake_data, "output_dir": "out", "samples_per_step": 1280, **changes})
 
 
 def test_a_step_needs_the_one_that_it_starts_from(fake_data, tmp_path):
@@ -80,7 +81,7 @@ def test_arguments_of_sampling_with_replacement(fake_data):
 
 
 def test_arguments_of_distillation_and_of_an_optimizer_that_is_kept(fake_data):
-    words = arguments(fake_data, method="lwf", policy="kept", report_to="tensorboard")
+    words = arguments(fake_data, method="lwf", keep_optimizer=True, report_to="tensorboard")
     assert value(words, "--distill-model") == "ViT-Tiny-8-48"
     assert value(words, "--distill-pretrained") == value(words, "--resume") == "out/2015/checkpoints/epoch_2.pt"
     assert value(words, "--report-to") == "tensorboard"

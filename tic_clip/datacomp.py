@@ -24,7 +24,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import read_bytes, to_path, write_json
-from tic_clip.training.scales import SCALES
+from tic_clip.training.config import SCALES
 
 
 def exit_on_user_error(call: Callable) -> Callable:

@@ -25,9 +25,7 @@ def read_environment(environ: Mapping[str, str], known: Collection[str], renamed
     for name in environ.keys() - set(known) - renamed.keys():
         similar = difflib.get_close_matches(name, known, 1, 0.85)
         if similar:
-            raise TicError(
-                f"unknown setting {name}: did you mean {similar[0]}? (If not: env -u {name})"
-            )
+            raise TicError(f"unknown setting {name}: did you mean {similar[0]}? (If not: env -u {name})")
     return settings
 
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,49 +20,14 @@ from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, versions
-from tic_clip.storage import NotFoundError, is_remote, read_json, to_path
+from tic_clip.storage import NotFoundError, read_json
+from tic_clip.training.config import Config, Scale, get_scale
 from tic_clip.training.methods import Method, get_method, new_only
 from tic_clip.training.patching import PATCHED, held_out
 from tic_clip.training.sampling import apportion
-from tic_clip.training.scales import Scale, get_policy, get_scale
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to train: names as in the tables, folders, and what overrides the scale's and the method's rows.
-
-    The fields after ``coefficient`` change nothing in the model: a step may go on with others.
-    """
-
-    benchmark: str
-    method: str
-    scale: str
-    step: str
-    data_dir: str
-    output_dir: str
-    filter: str | None = None
-    resampled: bool = False
-    seed: int = 0
-    model: str | None = None
-    samples_per_step: int | None = None
-    batch_size: int | None = None  # the global batch
-    budget: tuple[float, ...] | None = None  # of each step of the benchmark, in units of samples_per_step
-    buffer: float | None = None  # of cumulative-exp and -equal, in units of the step's new data
-    weights: str | None = None  # JSON: step -> split -> share of the samples
-    init: str | None = None  # a checkpoint in place of random weights
-    first_step: str | None = None
-    policy: str | None = None
-    block: int | None = None  # iterations, about
-    coefficient: float | None = None  # of patching; chosen on held-out data if not given
-    workers: int | None = None
-    max_kept: int | None = None
-    save_every: int | None = None  # samples
-    save_minutes: float = 10
-    report_to: str = ""
-    remote: str | None = None
-
-
-def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
+def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     """All that a step does; nothing is written or trained. ``macs.add`` adds what the model costs.
 
     Raises:
@@ -70,38 +35,38 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
             batch a checkpoint, a batch that does not divide among the processes, a setting that can't be or that the
             method does not have.
     """
-    benchmark, method, scale = get_benchmark(request.benchmark), get_method(request.method), get_scale(request.scale)
-    if request.batch_size:
-        scale = replace(scale, batch_size=request.batch_size)
-    t, first = benchmark.step_index(request.step), benchmark.step_index(request.first_step or benchmark.steps[0].name)
-    _check(request, method, scale, world_size, len(benchmark.steps))
+    benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), get_scale(config.scale)
+    if config.batch_size:
+        scale = replace(scale, batch_size=config.batch_size)
+    t, first = benchmark.step_index(config.step), benchmark.step_index(config.first_step or benchmark.steps[0].name)
+    _check(config, method, scale, world_size, len(benchmark.steps))
     if t < first:
-        raise TicError(f"step {request.step} is before the first step to train, {request.first_step}")
-    workers = scale.workers if request.workers is None else request.workers
-    spent = [_iterations(request, method, scale, i, workers) for i in range(first, t + 1)]
+        raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
+    workers = scale.workers if config.workers is None else config.workers
+    spent = [_iterations(config, method, scale, i, workers) for i in range(first, t + 1)]
     iterations, block = spent[-1]
     samples = iterations * scale.batch_size
-    start = _start(request, benchmark, method, scale, t, first)
-    policy = get_policy(request.policy or scale.policy)
-    check_architecture(request.model or scale.model)
+    start = _start(config, benchmark, method, scale, t, first)
+    next_warmup = scale.next_warmup if config.next_warmup is None else config.next_warmup
+    check_architecture(config.model or scale.model)
     step = benchmark.steps[t]
-    distilled = spent[0 if request.init else 1 :] if method.teacher else []
+    distilled = spent[0 if config.init else 1 :] if method.teacher else []
     return {
         "benchmark": benchmark.name,
-        "filter": request.filter or next(iter(benchmark.filters)),
+        "filter": config.filter or next(iter(benchmark.filters)),
         "method": method.name,
         "scale": scale.name,
         "step": step.name,
         "cutoff": step.cutoff,
-        "model": request.model or scale.model,
-        "sampling": "resampled" if request.resampled else "exact",
-        "sources": _sources(request, benchmark, method, t, samples),
-        **({"buffer": _buffer(request)} if method.has_buffer else {}),
-        **_coefficient(request, benchmark, method, t, first),
+        "model": config.model or scale.model,
+        "sampling": "resampled" if config.resampled else "exact",
+        "sources": _sources(config, benchmark, method, t, samples),
+        **({"buffer": _buffer(config)} if method.has_buffer else {}),
+        **_coefficient(config, benchmark, method, t, first),
         "start": start,
         "start_content": content_of(start),
         "teacher": start if method.teacher else None,
-        "seed": request.seed,
+        "seed": config.seed,
         "batch_size": scale.batch_size,
         "iterations": iterations,
         "checkpoints": scale.checkpoints,
@@ -110,15 +75,15 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
         "samples_seen": sum(count for count, _ in spent) * scale.batch_size,
         "samples_distilled": sum(count for count, _ in distilled) * scale.batch_size,
         "learning_rate": scale.learning_rate,
-        "warmup": scale.warmup if start is None else policy.warmup,
-        "optimizer": "fresh" if start is None else policy.optimizer,
+        "warmup": scale.warmup if start is None else next_warmup,
+        "optimizer": "kept" if start and config.keep_optimizer else "fresh",
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
         "keep": {
-            "max_kept": scale.max_kept if request.max_kept is None else request.max_kept,
-            "save_every": request.save_every,
-            "save_minutes": request.save_minutes,
-            "remote": request.remote,
+            "max_kept": scale.max_kept if config.max_kept is None else config.max_kept,
+            "save_every": config.save_every,
+            "save_minutes": config.save_minutes,
+            "remote": config.remote,
         },
         "command": command(step.name),
         "pins": versions(),
@@ -133,59 +98,33 @@ def command(step: str) -> list[str]:
     return shlex.split(os.environ.get("LAUNCH", "python")) + words
 
 
-def _check(request: Request, method: Method, scale: Scale, world_size: int, steps: int) -> None:
+def _check(config: Config, method: Method, scale: Scale, world_size: int, steps: int) -> None:
     """Refuse what can't be, whatever the data."""
-    positive = ("samples_per_step", "batch_size", "block", "max_kept", "save_every", "save_minutes")
-    for name in positive:
-        value = getattr(request, name)
-        if value is not None and not 0 < value < math.inf:
-            raise TicError(f"--{name} is {value}: it must be more than 0")
-    if not 0 <= request.seed < 2**32:
-        raise TicError(f"a seed is from 0 to 2**32 - 1, not {request.seed}")
-    if (request.workers or 0) < 0:
-        raise TicError(f"{request.workers} workers: at least 0")
     if scale.batch_size % world_size:
         raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
-    if request.budget is not None and len(request.budget) != steps:
-        raise TicError(f"--budget has {len(request.budget)} numbers, {request.benchmark} has {steps} steps")
-    if request.budget is not None and not all(0 < number < math.inf for number in request.budget):
-        raise TicError(f"--budget {','.join(map(str, request.budget))}: each number must be more than 0")
-    if request.buffer is not None and not method.has_buffer:
-        raise TicError(f"{method.name} has no buffer of old data: --buffer is of cumulative-exp and cumulative-equal")
-    if request.buffer is not None and not 0 <= request.buffer < math.inf:
-        raise TicError(f"--buffer is {request.buffer}: it must be at least 0")
-    if request.buffer is not None and request.weights is not None:
-        raise TicError("--buffer and --weights both say what is read of the old data: give one of them")
-    if request.coefficient is not None and not method.hold_out:
+    if config.budget is not None and len(config.budget) != steps:
+        raise TicError(f"--budget has {len(config.budget)} numbers, {config.benchmark} has {steps} steps")
+    if config.replay is not None and not method.has_buffer:
+        raise TicError(f"{method.name} has no buffer of old data: --replay is of cumulative-exp and cumulative-equal")
+    if config.replay is not None and config.mixture is not None:
+        raise TicError("--replay and --mixture both say what is read of the old data: give one of them")
+    if config.coefficient is not None and not method.hold_out:
         raise TicError(f"{method.name} does not interpolate weights: --coefficient is of patching")
-    if request.coefficient is not None and not 0 <= request.coefficient <= 1:
-        raise TicError(f"--coefficient is {request.coefficient}: it must be from 0 to 1")
-    if method.start == "last patched" and request.policy == "kept":
-        raise TicError("a patched model has no optimizer to go on with: --policy kept is not for patching")
-    if set(filter(None, request.report_to.split(","))) - {"tensorboard", "wandb", "all"}:
-        raise TicError(f"--report_to is {request.report_to}: it must be tensorboard, wandb or tensorboard,wandb")
-    if method.hold_out and request.coefficient is None and request.resampled:
+    if method.start == "last patched" and config.keep_optimizer:
+        raise TicError("a patched model has no optimizer to go on with: --keep_optimizer is not for patching")
+    if method.hold_out and config.coefficient is None and config.resampled:
         raise TicError(
             "patching chooses its coefficient on data that it holds out, which sampling with replacement "
             "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
         )
-    if not (request.data_dir and request.output_dir):
-        raise TicError("--data_dir (DATA_DIR) and --output_dir must not be empty")
-    if is_remote(request.output_dir):
-        out = request.output_dir
-        raise TicError(f"{out}: a run writes to a local folder; --remote {out} gets copies")
-    if is_remote(request.remote or ""):
-        to_path(request.remote)
-    if request.init is not None and not Path(request.init).is_file():
-        raise TicError(f"--init {request.init} is missing: it must be a file on this disk")
-    if request.first_step is not None and request.init is None and method.start != "random":
-        raise TicError(f"--first_step {request.first_step} needs --init: {method.name} goes on from a model before it")
+    if config.first_step is not None and config.init is None and method.start != "random":
+        raise TicError(f"--first_step {config.first_step} needs --init: {method.name} goes on from a model before it")
 
 
-def _iterations(request: Request, method: Method, scale: Scale, t: int, workers: int) -> tuple[int, int]:
+def _iterations(config: Config, method: Method, scale: Scale, t: int, workers: int) -> tuple[int, int]:
     """(iterations of step ``t``, iterations of a block): whole blocks, the same number for each checkpoint."""
-    per_step = scale.samples_per_step if request.samples_per_step is None else request.samples_per_step
-    factor = Fraction(str(request.budget[t])) if request.budget else method.budget_of(t)
+    per_step = scale.samples_per_step if config.samples_per_step is None else config.samples_per_step
+    factor = Fraction(str(config.budget[t])) if config.budget else method.budget_of(t)
     samples = int(per_step * factor)
     smallest = scale.batch_size * scale.checkpoints
     if samples < smallest:
@@ -193,8 +132,8 @@ def _iterations(request: Request, method: Method, scale: Scale, t: int, workers:
             f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
             f"{scale.batch_size} = {smallest}; give more samples per step"
         )
-    multiple = max(1, workers) if request.resampled else 1  # OpenCLIP rounds an epoch up to its loader workers
-    blocks, block = blocks_of(samples // smallest, request.block or scale.block, multiple)
+    multiple = max(1, workers) if config.resampled else 1  # OpenCLIP rounds an epoch up to its loader workers
+    blocks, block = blocks_of(samples // smallest, config.resume_every or scale.resume_every, multiple)
     return scale.checkpoints * blocks * block, block
 
 
@@ -212,12 +151,12 @@ def blocks_of(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
     return number, sizes.get(number) or interval // multiple * multiple
 
 
-def _start(request: Request, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int) -> str | None:
+def _start(config: Config, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int) -> str | None:
     before = method.starts_from(t) if t > first else None
     if before is None:
-        return request.init
+        return config.init
     last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-    return str(step_folder(request, benchmark.steps[before].name) / last)
+    return str(step_folder(config, benchmark.steps[before].name) / last)
 
 
 def content_of(checkpoint: str | None) -> str | None:
@@ -232,35 +171,35 @@ def content_of(checkpoint: str | None) -> str | None:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _buffer(request: Request) -> float:
-    return 1.0 if request.buffer is None else request.buffer
+def _buffer(config: Config) -> float:
+    return 1.0 if config.replay is None else config.replay
 
 
-def _split(request: Request, benchmark: Benchmark, name: str) -> str:
-    folder = lookup(benchmark.filters, "filter", request.filter or next(iter(benchmark.filters)))
-    return f"{request.data_dir.rstrip('/')}/{benchmark.root}/{folder}/{name}"
+def _split(config: Config, benchmark: Benchmark, name: str) -> str:
+    folder = lookup(benchmark.filters, "filter", config.filter or next(iter(benchmark.filters)))
+    return f"{config.data_dir.rstrip('/')}/{benchmark.root}/{folder}/{name}"
 
 
-def _sizes(request: Request, benchmark: Benchmark, i: int) -> dict[str, int]:
+def _sizes(config: Config, benchmark: Benchmark, i: int) -> dict[str, int]:
     """Samples of each split that is new at step ``i``."""
-    return {name: _size(request, benchmark, _split(request, benchmark, name)) for name in benchmark.steps[i].splits}
+    return {name: _size(config, benchmark, _split(config, benchmark, name)) for name in benchmark.steps[i].splits}
 
 
-def _size(request: Request, benchmark: Benchmark, split: str) -> int:
+def _size(config: Config, benchmark: Benchmark, split: str) -> int:
     try:
         return sum(split_sizes(split).values())
     except NotFoundError:
-        raise TicError(benchmark.missing_data_message(split, request.data_dir)) from None
+        raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
 
 
-def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:
+def _sources(config: Config, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:
     """The splits that a step reads, the samples that it uses of each, and how many it takes."""
-    steps = range(t if method.data is new_only and not request.weights else 0, t + 1)
-    sizes = [_sizes(request, benchmark, i) for i in steps]
-    used = [_spare(request, method, split) for split in sizes]
-    weights = _weights(request, benchmark, t) if request.weights else None
+    steps = range(t if method.data is new_only and not config.mixture else 0, t + 1)
+    sizes = [_sizes(config, benchmark, i) for i in steps]
+    used = [_spare(config, method, split) for split in sizes]
+    weights = _weights(config, benchmark, t) if config.mixture else None
     if weights is None:
-        wanted = method.data([sum(split.values()) for split in used], Fraction(str(_buffer(request))))
+        wanted = method.data([sum(split.values()) for split in used], Fraction(str(_buffer(config))))
         used = [
             dict(zip(split, apportion(split.values(), count), strict=True))
             for split, count in zip(used, wanted, strict=True)
@@ -270,12 +209,12 @@ def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, sam
     if weights is None:
         weights = use
     shares = apportion([weights[name] for name in use], samples)
-    if request.resampled:
+    if config.resampled:
         use = {name: size[name] for name in use}  # whole shards are drawn, with a source's share as their weight
     return [
         {
             "name": name,
-            "split": _split(request, benchmark, name),
+            "split": _split(config, benchmark, name),
             "size": size[name],
             "used": count,
             "samples": share,
@@ -287,22 +226,22 @@ def _sources(request: Request, benchmark: Benchmark, method: Method, t: int, sam
     ]
 
 
-def _spare(request: Request, method: Method, split: dict[str, int]) -> dict[str, int]:
+def _spare(config: Config, method: Method, split: dict[str, int]) -> dict[str, int]:
     """What may be trained on: all, or what is not held out for the choice of patching's coefficient."""
-    choose = method.hold_out and request.coefficient is None
+    choose = method.hold_out and config.coefficient is None
     return {name: size - held_out(size) if choose else size for name, size in split.items()}
 
 
-def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
+def _weights(config: Config, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
     """The user's share of each split at step ``t``, or None where the file does not name the step.
 
     Raises:
         TicError: it is no such file, names an unknown step or split or one from later than the step, or the shares
             are no numbers from 0 or do not sum to 1.
     """
-    table = read_json(request.weights)
+    table = read_json(config.mixture)
     if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
-        raise TicError(f'{request.weights} must be {{"step": {{"split": share, …}}, …}}')
+        raise TicError(f'{config.mixture} must be {{"step": {{"split": share, …}}, …}}')
     for name in table:
         benchmark.step_index(name)
     row = table.get(benchmark.steps[t].name)
@@ -312,16 +251,16 @@ def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fracti
     for name, share in row.items():
         if name not in known:
             raise TicError(
-                f"{request.weights}: {name} is no data of step {benchmark.steps[t].name}; those are {', '.join(known)}"
+                f"{config.mixture}: {name} is no data of step {benchmark.steps[t].name}; those are {', '.join(known)}"
             )
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise TicError(f"{request.weights}: the share of {name} is {share!r}, not a number from 0")
+            raise TicError(f"{config.mixture}: the share of {name} is {share!r}, not a number from 0")
     if abs(sum(row.values()) - 1) > 1e-6:
-        raise TicError(f"{request.weights}: the shares of step {benchmark.steps[t].name} sum to {sum(row.values())}")
+        raise TicError(f"{config.mixture}: the shares of step {benchmark.steps[t].name} sum to {sum(row.values())}")
     return {name: Fraction(str(share)) for name, share in row.items()}
 
 
-def _coefficient(request: Request, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
+def _coefficient(config: Config, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
     """The coefficient of patching, or the data of the steps before to choose it on.
 
     Raises:
@@ -329,24 +268,24 @@ def _coefficient(request: Request, benchmark: Benchmark, method: Method, t: int,
     """
     if not method.hold_out:
         return {}
-    if request.coefficient is not None:
-        return {"coefficient": request.coefficient}
-    splits = [(name, size) for i in range(first, t) for name, size in _sizes(request, benchmark, i).items()]
+    if config.coefficient is not None:
+        return {"coefficient": config.coefficient}
+    splits = [(name, size) for i in range(first, t) for name, size in _sizes(config, benchmark, i).items()]
     if splits and not any(held_out(size) for _, size in splits):
         sizes = ", ".join(f"{size} of {name}" for name, size in splits)
         raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {sizes}: give a --coefficient")
     return {
         "coefficient": "chosen",
         "validation": [
-            {"name": name, "split": _split(request, benchmark, name), "size": size, "held_out": held_out(size)}
+            {"name": name, "split": _split(config, benchmark, name), "size": size, "held_out": held_out(size)}
             for name, size in splits
         ],
     }
 
 
-def step_folder(request: Request, step: str) -> Path:
+def step_folder(config: Config, step: str) -> Path:
     """``O/{step}``."""
-    return Path(request.output_dir) / step
+    return Path(config.output_dir) / step
 
 
 NO_IDENTITY = ("command", "pins", "keep", "macs", "macs_seen", "validation")
@@ -451,22 +390,10 @@ def _source_line(source: dict[str, Any], samples: int) -> str:
     )
 
 
-def parse_budget(text: str) -> tuple[float, ...]:
-    """The numbers of ``1,1,1.5``.
-
-    Raises:
-        TicError: one is no number.
-    """
-    try:
-        return tuple(float(Fraction(word.strip())) for word in text.split(","))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise TicError(f"--budget {text!r} is no list of numbers such as 1,1,1.5") from None
-
-
-def steps_of(request: Request) -> Sequence[str]:
+def steps_of(config: Config) -> Sequence[str]:
     """The names of the steps that a run trains, in order."""
-    benchmark = get_benchmark(request.benchmark)
-    first = benchmark.step_index(request.first_step) if request.first_step else 0
+    benchmark = get_benchmark(config.benchmark)
+    first = benchmark.step_index(config.first_step) if config.first_step else 0
     return [step.name for step in benchmark.steps[first:]]
 
 

@@ -22,12 +22,12 @@ from typing import IO, Any
 from tic_clip import TicError, package_file, storage
 from tic_clip.runs import last_checkpoint, read_done
 from tic_clip.storage import read_json, write_json
+from tic_clip.training.config import Config, get_scale
 from tic_clip.training.methods import get_method
-from tic_clip.training.plan import Request, add_macs, check_run, check_same, difference, make_plan, step_folder
-from tic_clip.training.scales import get_scale
+from tic_clip.training.plan import add_macs, check_run, check_same, difference, make_plan, step_folder
 
 
-def train_steps(request: Request, steps: Sequence[str], rank: int, world_size: int) -> None:
+def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
     """Train ``steps`` in this process, which is one of ``world_size`` ranks.
 
     Raises:
@@ -35,7 +35,7 @@ def train_steps(request: Request, steps: Sequence[str], rank: int, world_size: i
     """
     waiting = start_process_group() if world_size > 1 else None
     for step in steps:
-        trained = train_step(replace(request, step=step), rank, world_size, waiting)
+        trained = train_step(replace(config, step=step), rank, world_size, waiting)
         if rank == 0 and not trained:
             print(f"{step}: done already", flush=True)
     if world_size > 1:
@@ -55,15 +55,15 @@ def start_process_group() -> Any:
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
-def train_step(request: Request, rank: int, world_size: int, waiting: Any) -> bool:
+def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool:
     """Train one step, or resume it; return False if it was done already.
 
     Raises:
         TicError: as ``train_steps``.
     """
-    plan = make_plan(request, world_size)
-    folder = step_folder(request, plan["step"])
-    done = [prepare(request, plan, folder) if rank == 0 else None]
+    plan = make_plan(config, world_size)
+    folder = step_folder(config, plan["step"])
+    done = [prepare(config, plan, folder) if rank == 0 else None]
     if world_size > 1:  # the files may change, so rank 0 decides for all
         import torch.distributed
 
@@ -76,57 +76,57 @@ def train_step(request: Request, rank: int, world_size: int, waiting: Any) -> bo
 
     plan = add_macs(plan)
     if rank != 0:
-        run_open_clip(plan, request, world_size)
+        run_open_clip(plan, config, world_size)
         return True
     with checkpoint.alone(folder):
         write_json(folder / "plan.json", plan)
         with checkpoint.tolerated(plan):
             checkpoint.push(folder, plan, ["plan.json"])
-        run_open_clip(plan, request, world_size)
-        finish(plan, request, started)
+        run_open_clip(plan, config, world_size)
+        finish(plan, config, started)
     return True
 
 
-def prepare(request: Request, plan: dict[str, Any], folder: Path) -> bool:
+def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
     """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained.
 
     Raises:
         TicError: the step was begun with other settings, or can't start.
     """
     begun, done = folder / "plan.json", folder / "done.json"
-    fetch_copy(request, plan)
+    fetch_copy(config, plan)
     if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(begun), plan, folder)
     if not done.exists():
-        check_start(request, plan)
+        check_start(config, plan)
         return False
     facts = read_done(done)
-    if request.remote:
+    if config.remote:
         from tic_clip.training import checkpoint
 
         checkpoint.push_done(folder, plan, facts["checkpoint"])
     return True
 
 
-def fetch_copy(request: Request, plan: dict[str, Any]) -> None:
+def fetch_copy(config: Config, plan: dict[str, Any]) -> None:
     """Download the step from its remote copy if it is not on this disk."""
-    if request.remote:
+    if config.remote:
         from tic_clip.training import checkpoint
 
-        checkpoint.fetch(step_folder(request, plan["step"]), plan)
+        checkpoint.fetch(step_folder(config, plan["step"]), plan)
 
 
-def check_start(request: Request, plan: dict[str, Any]) -> None:
+def check_start(config: Config, plan: dict[str, Any]) -> None:
     """Check that the model which a step starts from is there, whole, of the same run and has seen no later data.
 
     Raises:
         TicError: it is not; or OpenCLIP is not patched.
     """
-    check_ready(request)
+    check_ready(config)
     start = plan["start"]
     if start is None:
         return
-    if start != request.init:
+    if start != config.init:
         done = Path(start).parents[1] / "done.json"
         if not done.exists():
             raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
@@ -139,7 +139,7 @@ def check_start(request: Request, plan: dict[str, Any]) -> None:
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
 
 
-def check_ready(request: Request) -> None:
+def check_ready(config: Config) -> None:
     """Check that OpenCLIP is patched and, if it is asked for, wandb logged in.
 
     Raises:
@@ -148,7 +148,7 @@ def check_ready(request: Request) -> None:
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    if {"wandb", "all"} & set(request.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
+    if {"wandb", "all"} & set(config.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
         try:
@@ -157,18 +157,18 @@ def check_ready(request: Request) -> None:
             raise TicError(f"wandb: {error} (.venv/bin/wandb login; WANDB_MODE=offline keeps its log here)") from None
 
 
-def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int, cuda: bool) -> list[str]:
+def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
     """Return the command line of OpenCLIP's ``training.main`` for a step."""
     scale = get_scale(plan["scale"])
     flags = {
         "model": plan["model"],
-        "logs": request.output_dir,
+        "logs": config.output_dir,
         "name": plan["step"],
-        "train-data": step_folder(request, plan["step"]) / "plan.json",
+        "train-data": step_folder(config, plan["step"]) / "plan.json",
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
         "batch-size": plan["batch_size"] // world_size,
-        "workers": scale.workers if request.workers is None else request.workers,
+        "workers": scale.workers if config.workers is None else config.workers,
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
         "wd": plan["weight_decay"],
@@ -178,7 +178,7 @@ def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int,
         "seed": plan["seed"],
         "save-frequency": 1,  # Keeper decides
         "log-every-n-steps": scale.log_every,
-        "report-to": request.report_to,
+        "report-to": config.report_to,
         "precision": "amp" if cuda else "fp32",
         "dist-backend": "nccl" if cuda else "gloo",
     }
@@ -196,7 +196,7 @@ def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int,
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
-def run_open_clip(plan: dict[str, Any], request: Request, world_size: int) -> None:
+def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
     from training import main as openclip_main
@@ -208,7 +208,7 @@ def run_open_clip(plan: dict[str, Any], request: Request, world_size: int) -> No
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path), plan)
-    arguments = open_clip_arguments(plan, request, world_size, torch.cuda.is_available())
+    arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
     if openclip_main.main(arguments) == -1:
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
     gc.collect()
@@ -258,7 +258,7 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
             handler.setLevel(logging.WARNING)
 
 
-def finish(plan: dict[str, Any], request: Request, started: float) -> None:
+def finish(plan: dict[str, Any], config: Config, started: float) -> None:
     """End a step: run the method's own ending, and write ``done.json`` with what was read of each source.
 
     Raises:
@@ -267,7 +267,7 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
     from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    folder = step_folder(request, plan["step"])
+    folder = step_folder(config, plan["step"])
     last = last_checkpoint(plan["checkpoints"])
     if not (folder / last).exists():
         raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")

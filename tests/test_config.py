@@ -1,0 +1,125 @@
+"""The table of scales, and the flags that settings are made of."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tic_clip import TicError
+from tic_clip.cli import Parser
+from tic_clip.training.config import OLD_POLICIES, OLD_VARIABLES, SCALES, Config, add_flags, config_from, get_scale
+from tic_clip.training.plan import blocks_of
+
+TABLE = """
+tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500
+tic_medium  ViT-B-16   4,096   4,500     18,432,000  5e-4     500
+tic_large   ViT-B-16   8,192  22,500    184,320,000  5e-4     500
+tic_xlarge  ViT-B-16  90,112  20,500  1,847,296,000  1e-3  10,000
+"""
+
+
+@pytest.mark.parametrize("row", TABLE.strip().splitlines())
+def test_the_table_of_the_benchmark(row):
+    name, model, batch, iterations, samples, lr, warmup = row.replace(",", "").split()
+    scale = get_scale(name)
+    assert scale.model == model
+    assert scale.batch_size == int(batch)
+    assert scale.samples_per_step == int(samples) == int(batch) * int(iterations)
+    assert scale.learning_rate == float(lr)
+    assert (scale.warmup, scale.next_warmup) == (int(warmup), 0)
+    assert (scale.weight_decay, scale.beta2, scale.checkpoints) == (0.2, 0.98, 5)
+    assert scale.grad_checkpointing
+    assert scale.max_kept >= scale.checkpoints
+
+
+def test_the_embedded_default():
+    scale = get_scale("tic_tiny")
+    assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 120 * 64)
+    assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.next_warmup) == (1e-3, 0.1, 30, 15)
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_samples_are_whole_batches(scale):
+    assert scale.samples_per_step % scale.batch_size == 0
+    assert scale.samples_per_step >= scale.batch_size * scale.checkpoints
+    assert scale.warmup < scale.samples_per_step // scale.batch_size
+
+
+def test_an_unknown_scale_lists_the_valid_ones():
+    with pytest.raises(TicError, match=r"'medium'.*tic_tiny, tic_debug, tic_medium, tic_large, tic_xlarge"):
+        get_scale("medium")
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_the_blocks_of_the_tables_lose_no_iteration(scale):
+    interval = scale.samples_per_step // scale.batch_size // scale.checkpoints
+    number, size = blocks_of(interval, scale.resume_every, max(1, scale.workers))
+    assert number * size == interval
+    assert scale.resume_every / 2 <= size <= 2 * scale.resume_every
+
+
+NAMES = ["--method", "lwf", "--scale", "tic_tiny", "--step", "2014", "--data_dir", "d", "--output_dir", "o"]
+
+
+def config(*words):
+    parser = Parser(None)
+    add_flags(parser)
+    return config_from(parser.parse_args([*NAMES, *words]))
+
+
+def test_flags_that_are_not_given_have_the_defaults_of_the_fields():
+    names = {"method": "lwf", "scale": "tic_tiny", "step": "2014", "data_dir": "d", "output_dir": "o"}
+    assert config() == Config(**names)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--budget 1,1/2,1.5", {"budget": (1, 0.5, 1.5)}),
+        ("--next_warmup 0 --keep_optimizer --resampled", {"next_warmup": 0, "keep_optimizer": True, "resampled": True}),
+        ("--keep_optimizer no --resampled 0", {"keep_optimizer": False, "resampled": False}),
+        ("--report_to tensorboard,wandb --remote s3://b/x", {"report_to": "tensorboard,wandb", "remote": "s3://b/x"}),
+        ("--mixture x --replay 0.5 --resume_every 7", {"mixture": "x", "replay": 0.5, "resume_every": 7}),
+        ("--weights x --buffer 0.5 --block 7", {"mixture": "x", "replay": 0.5, "resume_every": 7}),
+        ("--dataset_resampled", {"resampled": True}),
+        ("--policy kept", {"next_warmup": 0, "keep_optimizer": True}),
+        ("--policy released --next_warmup 9", {"next_warmup": 9, "keep_optimizer": False}),
+    ],
+)
+def test_flags_are_fields(words, value):
+    assert {name: asdict(config(*words.split()))[name] for name in value} == value
+
+
+def test_old_names_lead_to_fields():
+    names = {name.upper() for name in Config.__dataclass_fields__}
+    assert set(OLD_VARIABLES.values()) < names
+    assert set(OLD_POLICIES) == {"scripts", "released", "kept", "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "message"),
+    [
+        ("batch_size", ("0", "-64", "1.5"), "is not a whole number from 1"),
+        ("samples_per_step", ("0", "many"), "is not a whole number from 1"),
+        ("workers", ("-1",), "is not a whole number from 0"),
+        ("seed", ("-1", str(2**32)), "is not a whole number from 0 to 2**32 - 1"),
+        ("save_minutes", ("0", "nan", "inf"), "is not a number above 0"),
+        ("replay", ("-1", "nan"), "is not a number from 0"),
+        ("coefficient", ("1.5",), "is not a number from 0 to 1"),
+        ("budget", ("1,,2", "a", "", "nan", "1/0", "1e400", "1,0"), "is not a list of numbers above 0"),
+        ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
+        ("init", ("/nowhere/2016.pt",), "is not a file on this disk"),
+        ("report_to", ("paper",), "is not tensorboard, wandb or tensorboard,wandb"),
+        ("data_dir", ("",), "is not a folder or a URL"),
+        ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),
+        ("remote", ("s3://", "ftp://x/y"), "is neither a local path nor the URL of an s3://"),
+        ("policy", ("warm",), "(choose from "),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_with_flag_and_value(flag, values, message):
+    for value in values:
+        with pytest.raises(SystemExit) as ended:
+            config(f"--{flag}={value}")
+        assert str(ended.value).startswith(f"error: argument --{flag}: ")
+        assert value in ended.value.code
+        assert message in ended.value.code
+        assert "\n" not in ended.value.code

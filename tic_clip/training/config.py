@@ -1,0 +1,212 @@
+"""The settings of a run: a table of scales, and ``Config``, whose fields are the flags of scripts/train.py."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from fractions import Fraction
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError, lookup
+from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.storage import is_remote, to_path
+from tic_clip.training.methods import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
+
+    name: str
+    batch_size: int
+    samples_per_step: int
+    warmup: int  # iterations, of a step that starts from random weights
+    next_warmup: int = 0  # iterations, of a step that starts from a trained model
+    model: str = "ViT-B-16"
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.2
+    beta2: float = 0.98
+    checkpoints: int = 5  # a step
+    max_kept: int = 7  # checkpoints of a step on the disk: these five and the two newest in between
+    resume_every: int = 300  # iterations, about, between two places where training can be resumed
+    log_every: int = 100  # iterations
+    grad_checkpointing: bool = True
+    workers: int = 4  # a rank
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="tic_tiny",
+            model="ViT-Tiny-8-48",
+            batch_size=64,
+            samples_per_step=7_680,
+            learning_rate=1e-3,
+            warmup=30,
+            next_warmup=15,
+            weight_decay=0.1,
+            checkpoints=2,
+            max_kept=2,
+            resume_every=20,
+            log_every=10,
+            grad_checkpointing=False,
+            workers=0,
+        ),
+        Scale(
+            name="tic_debug",
+            model="ViT-B-32",
+            batch_size=1024,
+            samples_per_step=1_024_000,
+            learning_rate=1e-4,
+            warmup=500,
+            resume_every=100,
+        ),
+        Scale(name="tic_medium", batch_size=4096, samples_per_step=18_432_000, warmup=500),
+        Scale(name="tic_large", batch_size=8192, samples_per_step=184_320_000, warmup=500),
+        Scale(
+            name="tic_xlarge",
+            batch_size=90_112,
+            samples_per_step=1_847_296_000,
+            learning_rate=1e-3,
+            warmup=10_000,
+            resume_every=100,
+        ),
+        # TiC-CLIP's own settings for these two are not known: about eight passes over a quarter of the data, in
+        # batches that one GPU holds.
+        Scale(name="tic_yfcc15m", batch_size=1024, samples_per_step=30_720_000, warmup=2_000),
+        Scale(name="tic_redcaps", batch_size=1024, samples_per_step=24_576_000, warmup=2_000),
+    )
+}
+
+
+def get_scale(name: str) -> Scale:
+    """Return the scale called ``name``; the ``TicError`` for an unknown one lists the valid names."""
+    return lookup(SCALES, "scale", name)
+
+
+def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
+    """Return an argparse type: parsed text that ``is_valid``; ``description`` completes "it is not …" of an error."""
+
+    def convert(text: str) -> Any:
+        try:
+            if is_valid(value := parse(text)):
+                return value
+        except TicError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        except (ValueError, ArithmeticError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+
+    return convert
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(Fraction(word.strip())) for word in text.split(","))
+
+
+BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
+REPORTS = {"", "tensorboard", "wandb", "all"}
+
+word = _value(str, len, "a name")
+location = _value(str, len, "a folder or a URL")
+remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
+local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
+file = _value(str, lambda text: Path(text).is_file(), "a file on this disk")
+boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
+whole = _value(int, lambda number: number > 0, "a whole number from 1")
+whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
+random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1")
+positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
+amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
+share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
+reports = _value(str, lambda text: set(text.split(",")) <= REPORTS, "tensorboard, wandb or tensorboard,wandb")
+
+
+def _flag(convert: Callable[[str], Any], help_text: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"type": convert, "help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train: rows of the tables by name, folders, and values that replace those of the rows.
+
+    Each field is a flag of scripts/train.py, and in capitals a variable of the run scripts. The fields after
+    ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
+    """
+
+    benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
+    method: str = _flag(word, f"one of {', '.join(METHODS)}")
+    scale: str = _flag(word, f"one of {', '.join(SCALES)}")
+    step: str = _flag(word, "a step of the benchmark, or all: python -m tic_clip.benchmarks BENCHMARK prints them")
+    data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…")
+    output_dir: str = _flag(local_folder, "the run's folder, one for all its steps")
+    filter: str | None = _flag(word, "of datacomp's training data: basic or bestpool (default: basic)", None)
+    resampled: bool = _flag(boolean, "sample with replacement", False)
+    seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
+    model: str | None = _flag(word, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)", None)
+    samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)", None)
+    batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)", None)
+    budget: tuple[float, ...] | None = _flag(
+        amounts, "what each step spends, in units of C: 1,1,1.5,2 (default: the method's)", None
+    )
+    replay: float | None = _flag(
+        amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)", None
+    )
+    mixture: str | None = _flag(
+        word, 'JSON {"step": {"split": share of the samples, …}, …} (default: the method\'s shares)', None
+    )
+    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)", None)
+    first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)", None)
+    next_warmup: int | None = _flag(
+        whole_or_0, "iterations of warm-up of a step that starts from a trained model (default: the scale's)", None
+    )
+    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state of the last", None)
+    resume_every: int | None = _flag(
+        whole, "iterations, about, between two places where a step can be resumed (default: the scale's)", None
+    )
+    coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)", None)
+    workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)", None)
+    max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)", None)
+    save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)", None)
+    save_minutes: float = _flag(positive, "minutes between two checkpoints (default: 10)", 10)
+    report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
+    remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)", None)
+
+
+OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}
+"""Environment variables of version 0.1 -> their names today; in small letters, the flags."""
+OLD_POLICIES = {
+    "scripts": {"next_warmup": 0, "keep_optimizer": False},
+    "released": {"next_warmup": 2_000, "keep_optimizer": False},
+    "kept": {"next_warmup": 0, "keep_optimizer": True},
+    "tiny": {"next_warmup": 15, "keep_optimizer": False},
+}
+"""The values of version 0.1's POLICY (``--policy``)."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of ``Config``, and the hidden flags of version 0.1."""
+    options = {}
+    for each in fields(Config):
+        options[each.name] = {"type": each.metadata["type"]}
+        if each.metadata["type"] is boolean:
+            options[each.name] |= {"nargs": "?", "const": True}
+        required = each.default is MISSING
+        default = {"required": True} if required else {"default": each.default}
+        parser.add_argument(f"--{each.name}", help=each.metadata["help"], **default, **options[each.name])
+    old_flags = {old.lower(): new.lower() for old, new in OLD_VARIABLES.items()} | {"dataset_resampled": "resampled"}
+    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    for old, new in old_flags.items():
+        parser.add_argument(f"--{old}", dest=new, **hidden, **options[new])
+    parser.add_argument("--policy", choices=OLD_POLICIES, help=argparse.SUPPRESS)
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    """Return the settings of the flags that ``add_flags`` has added."""
+    values = {each.name: getattr(args, each.name) for each in fields(Config)}
+    for name, value in OLD_POLICIES[args.policy].items() if args.policy else ():
+        values[name] = value if values[name] is None else values[name]
+    return Config(**values)
