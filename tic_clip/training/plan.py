@@ -5,9 +5,7 @@
 
 import hashlib
 import math
-import os
 import shlex
-import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +19,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, versions
 from tic_clip.storage import NotFoundError, read_json
-from tic_clip.training.config import Config, Scale, get_scale
+from tic_clip.training.config import Config, Scale, get_scale, to_flags
 from tic_clip.training.methods import Method, get_method, new_only
 from tic_clip.training.patching import PATCHED, held_out
 from tic_clip.training.sampling import apportion
@@ -85,17 +83,9 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
             "save_minutes": config.save_minutes,
             "remote": config.remote,
         },
-        "command": command(step.name),
+        "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
     }
-
-
-def command(step: str) -> list[str]:
-    """The words that train ``step``: those of this process, for that step; a launcher's are in ``LAUNCH``."""
-    words = [word for word in sys.argv if word != "--dry_run"]
-    if "--step" in words[:-1]:
-        words[words.index("--step") + 1] = step
-    return shlex.split(os.environ.get("LAUNCH", "python")) + words
 
 
 def _check(config: Config, method: Method, scale: Scale, world_size: int, steps: int) -> None:
