@@ -15,7 +15,7 @@ import pytest
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
-from tic_clip.data.split import list_tars, split_sizes
+from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.data.uids import parse_uids, save_uids
 from tic_clip.data.verify import VerifyReport, verify
@@ -118,7 +118,7 @@ def times(folder):
 def content(split, suffix):
     """{sample's key: its member, or None} of a split."""
     found = {}
-    for tar in list_tars(split):
+    for tar in list_shards(split):
         with open_shard(tar) as shard:
             for sample in samples(shard):
                 assert sample.key not in found
@@ -148,7 +148,7 @@ def check_table(lines, data, wanted=SPLITS):
     assert "\n".join(lines) + "\n" == (data / "summary.txt").read_text()
     rows = [["split", "samples", "shards", "size", "coverage"]]
     for name in sorted(wanted, key=lambda name: str(data / name)):
-        (numbers, total), tars = wanted[name], list_tars(data / name)
+        (numbers, total), tars = wanted[name], list_shards(data / name)
         size = sum(Path(tar).stat().st_size for tar in tars)
         coverage = f"{100 * len(numbers) / total:.1f} % of {total}"
         rows.append([str(data / name), str(len(numbers)), str(len(tars)), f"{size / 1e6:.2f} MB", coverage])

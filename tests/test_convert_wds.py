@@ -12,7 +12,7 @@ from tic_clip import TicError
 from tic_clip.data import clip_benchmark
 from tic_clip.data.clip_benchmark import convert, imagenet_texts
 from tic_clip.data.reshard import reshard
-from tic_clip.data.split import list_tars, split_sizes
+from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def test_clip_benchmark_reads_every_sample_once(tmp_path, parts, kind):
     """A flat split, whose second shard is empty, and splits in parts; by themselves and in a folder of splits."""
     folder = tmp_path / "eval/2014"
     split = make_parts(folder, parts, kind) if parts else make_split(folder, (3, 0, 2), kind)
-    before = list_tars(split), split_sizes(split)
+    before = list_shards(split), split_sizes(split)
     shards, total = len(before[1]), sum(before[1].values())
     for path in (split, split.parent):
         assert list(convert(str(path), kind)) == [(split, shards)]
@@ -101,7 +101,7 @@ def test_clip_benchmark_reads_every_sample_once(tmp_path, parts, kind):
         assert (dataset.classes, dataset.templates) == ([name.strip() for name in names], templates)
     else:
         assert dataset.classes is None
-    assert (list_tars(split), split_sizes(split)) == before  # our own readers do not count the links
+    assert (list_shards(split), split_sizes(split)) == before  # our own readers do not count the links
     if parts:
         links = [f"../{part:05d}/{n:08d}.tar" for part, counts in enumerate(parts) for n in range(len(counts))]
         assert [os.readlink(split / f"test/{i}.tar") for i in range(shards)] == links

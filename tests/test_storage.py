@@ -35,11 +35,9 @@ def files_below(folder):
 
 
 def test_what_is_written_is_read(folder):
-    for value in {"b": [1, 2.5, None], "a": "größe"}, [2]:  # within the same second
+    for value in {"b": [1, 2.5, None], "a": "größe"}, {}:  # within the same second
         storage.write_json(f"{folder}/new/x.json", value)
         assert storage.read_json(f"{folder}/new/x.json") == value
-    with pytest.raises(TicError, match=r"x\.json is not a JSON object"):
-        storage.read_json_object(f"{folder}/new/x.json")
 
 
 def test_what_is_missing(folder):
@@ -126,17 +124,17 @@ def test_download_and_copies(folder, tmp_path):
     storage.upload(tmp_path / "new/x.tar", f"{folder}/c/0.tar")
     copies = [storage.local_copy(f"{folder}/{name}/0.tar", tmp_path / "copies") for name in "abcab"]
     assert [(copy.read_text(), copy.name) for copy in copies] == [(text, "0.tar") for text in "abaab"]
-    with pytest.raises(NotFoundError, match=f"^{tmp_path}/nothing is missing$"):
-        storage.upload(tmp_path / "nothing", f"{folder}/d")
     with pytest.raises(NotFoundError, match=f"^{folder}/e/0.tar is missing$"):
         storage.download(f"{folder}/e/0.tar", tmp_path / "e.tar")
     assert not (tmp_path / "e.tar").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{'a': 1}", b"\xff\xfe\x00rubbish", b'["\xff"]'])
-def test_what_is_not_json(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"", "valid JSON"), (b'{"a": "\xff"}', "valid JSON"), (b"[]", "a JSON object")]
+)
+def test_what_is_not_json(tmp_path, content, kind):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(TicError, match=rf"^{tmp_path}/x is not valid JSON"):
+    with pytest.raises(TicError, match=rf"^{tmp_path}/x is not {kind}"):
         storage.read_json(tmp_path / "x")
 
 
@@ -180,7 +178,7 @@ FAULTS = [500, 503, 429, CLOSE]
 CALLS = {
     "read": (storage.read_json, "GET", "x.json", [*FAULTS, TRUNCATE, HANG, LOST]),
     "download": (lambda url: storage.download(url, Path(tempfile.gettempdir(), "x")), "GET", "x.json", [503, TRUNCATE]),
-    "write": (lambda url: write_text(url, "[2]"), "PUT", "x.json", [*FAULTS, LOST]),
+    "write": (lambda url: write_text(url, "{}"), "PUT", "x.json", [*FAULTS, LOST]),
     "size": (storage.size, "HEAD", "x.json", FAULTS),
     "list": (lambda url: list_files(url.rpartition("/")[0]), "GET", "list-type", [*FAULTS, TRUNCATE]),
     "remove": (storage.remove, "DELETE", "x.json", [*FAULTS, LOST]),
@@ -192,11 +190,11 @@ def test_requests_are_tried_again(s3_faulty, s3, name, fault, tmp_path, monkeypa
     call, method, text, _ = CALLS[name]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     url = f"{s3}/folder/x.json"
-    write_text(url, "[1, 2, 3]")
+    write_text(url, '{"a": 1}')
     expected = call(url)
 
     def requests_with(times):
-        write_text(url, "[1, 2, 3]")
+        write_text(url, '{"a": 1}')
         before = s3_faulty.count(method, text)
         s3_faulty.fail(method, text, fault, times)
         try:

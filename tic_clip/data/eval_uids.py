@@ -18,7 +18,7 @@ from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
 from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, table_path, year_list
 from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
-from tic_clip.storage import read_json_object, write_json
+from tic_clip.storage import read_json, write_json
 
 INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
@@ -73,7 +73,7 @@ def _write_month(
     """
     month, train = source.stem, folder / f"train/{source.name}"
     inputs = {"list": fingerprint(source), "tables": tables}
-    done = read_json_object(folder / INPUTS) if (folder / INPUTS).exists() else {}
+    done = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
     if done.get(month) == inputs and train.exists():
         yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
         return

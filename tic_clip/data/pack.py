@@ -29,7 +29,7 @@ from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids, unique_uids
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, lock_folder, read_json_object, remove, temporary_folder, write_json
+from tic_clip.storage import is_remote, lock_folder, read_json, remove, temporary_folder, write_json
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
@@ -70,7 +70,7 @@ def create_tars(
         raise TicError(f"{image_path} is not a folder of images")
     if not (Path(csv_path) / MANIFEST).exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_json_object(f"{csv_path}/{MANIFEST}")
+    manifest = read_json(f"{csv_path}/{MANIFEST}")
     benchmark = get_benchmark(manifest["benchmark"])
     names = [(split, step.name) for step in benchmark.steps for split in FOLDERS]
     arguments = {"image_path": image_path, "shard_size": shard_size}
@@ -126,7 +126,7 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
 def _load_finished(output: Output) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a split that was finished from the same list, or None if it must be made."""
     journal = Path(output.path) / JOURNAL
-    unfinished = read_json_object(journal) if journal.exists() else None
+    unfinished = read_json(journal) if journal.exists() else None
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 
@@ -141,7 +141,7 @@ def _begin(output: Output, overwrite: bool, dry_run: bool, stack: ExitStack) -> 
     stack.enter_context(lock_folder(Path(output.path)))
     for number in range(0 if overwrite else len(output.starts)):
         with suppress(TicError, FileNotFoundError):  # also of a machine that went off: the shard is made again
-            stats = read_json_object(f"{output.path}/{STATS.format(number)}")
+            stats = read_json(f"{output.path}/{STATS.format(number)}")
             same = all(stats.get(name) == output.arguments[name] for name in COMPARED)
             if same and os.path.getsize(f"{output.path}/{SHARD_FORMAT.format(number)}") == stats.get("bytes"):
                 done[number] = stats

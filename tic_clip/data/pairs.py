@@ -26,7 +26,7 @@ from tic_clip.cli import progress
 from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, list_files, lock_folder, read_json_object, remove, write_json
+from tic_clip.storage import is_remote, list_files, lock_folder, read_json, remove, write_json
 
 MANIFEST, WORK = "manifest.json", ".buckets.tmp"
 HEADER = b"key,image,caption,date\n"
@@ -183,7 +183,7 @@ def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> 
     """Return the manifest of lists of the same input and settings; TicError if they are of another."""
     if overwrite or not (folder / MANIFEST).exists():
         return None
-    manifest = read_json_object(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     changed = [name for name, value in made_from.items() if manifest.get(name) != value]
     if changed:
         raise TicError(f"{folder} has another {' and another '.join(changed)}; give --overwrite to replace it")

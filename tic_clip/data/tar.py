@@ -115,11 +115,11 @@ def open_shard(path: object) -> Iterator[Buffer]:
 def samples(shard: Buffer) -> Iterator[Sample]:
     """Yield the samples of ``read_table``."""
     table = read_table(shard)
-    suffixes = [table.suffixes[code] for code in table.suffix.tolist()]
-    members = list(zip(suffixes, zip(table.offset.tolist(), table.size.tolist(), strict=True), strict=True))
-    for i, (key, (start, stop)) in enumerate(zip(table.keys, pairwise(table.start.tolist()), strict=True)):
+    places = zip(table.offset.tolist(), table.size.tolist(), strict=True)
+    members = [(table.suffixes[code], place) for code, place in zip(table.suffix.tolist(), places, strict=True)]
+    for i, (start, stop) in enumerate(pairwise(table.start.tolist())):
         flaw = table.flawed.get(i)
-        yield Sample(key, {} if flaw else dict(members[start:stop]), flaw)
+        yield Sample(table.keys[i], {} if flaw else dict(members[start:stop]), flaw)
 
 
 def read_table(shard: Buffer) -> Table:
