@@ -1,14 +1,7 @@
 import pytest
 
 from tic_clip import TicError
-from tic_clip.data.split import (
-    EmptySplitError,
-    dataset_size,
-    list_shards,
-    sizes_if_known,
-    split_folders,
-    split_sizes,
-)
+from tic_clip.data.split import EmptySplitError, dataset_size, list_shards, sizes_if_known, split_folders, split_sizes
 from tic_clip.storage import write_json, write_text
 
 

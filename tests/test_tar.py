@@ -253,32 +253,13 @@ def test_many_entries():
             read_table(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :])
 
 
-def test_every_byte_of_a_header_counts():
-    shard = bytearray(tar_of([("a.png", b"1")]))
-    for i in (*range(155), *range(156, 512)):  # what follows the checksum's NUL says nothing
-        shard[i] ^= 0xFF
-        with pytest.raises(TicError, match="at byte 0"):
-            read_table(bytes(shard))
-        shard[i] ^= 0xFF
-    assert as_we_read(bytes(shard)) == [("a.png", b"1")]
-
-
-@pytest.mark.parametrize(("data", "message"), [(b"", "empty file"), (WHOLE[:1000], "truncated")])
+@pytest.mark.parametrize(("data", "message"), [(b"", ": empty"), (WHOLE[:1000], ": truncated"), (None, " is missing")])
 def test_error_names_the_shard(tmp_path, data, message):
     path = tmp_path / "00000007.tar"
-    path.write_bytes(data)
-    with pytest.raises(TicError, match=f"^{path}: {message}"), open_shard(path) as shard:
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(TicError, match=f"^{path}{message}"), open_shard(path) as shard:
         read_table(shard)
-
-
-def test_shard_in_the_cloud(tmp_path, s3):
-    for path in (f"{s3}/0.tar", tmp_path / "0.tar"):
-        write_shard(path, CONTENT)
-    with open_shard(f"{s3}/0.tar") as shard:
-        assert shard[:] == (tmp_path / "0.tar").read_bytes()
-    for path in (f"{s3}/2.tar", tmp_path / "2.tar"):
-        with pytest.raises(TicError, match=f"^{path} is missing"), open_shard(path):
-            pass
 
 
 # --- Writing ---
