@@ -147,9 +147,6 @@ def test_samples_by_hand():
     position, member = table.members_of(np.array([2, 0, 2, 1]))
     assert position.tolist() == [0, 0, 1, 1, 2, 2, 3]
     assert member.tolist() == [3, 4, 0, 1, 3, 4, 2]
-    part = table.take(np.array([3, 1]))
-    assert (part.keys, part.start.tolist(), part.size.tolist()) == (["2", "1"], [0, 1, 2], [7, 3])
-    assert part.find("json").tolist() == [-1, 1]
 
 
 # --- Members that are not a range of bytes ---
@@ -173,10 +170,9 @@ def test_sparse_members(tmp_path, version, holes):
     with tarfile.open(tmp_path / "x.tar") as tar:
         assert [one.issparse() for one in tar] == [True, False, False, True, False]
     with open_shard(tmp_path / "x.tar") as shard:
-        table, ours, theirs = read_table(shard), as_we_read(shard), as_tarfile_reads(shard[:])
+        ours, theirs = as_we_read(shard), as_tarfile_reads(shard[:])
         flaws = [(one.key, list(one.members), one.flaw) for one in samples(shard)]
     assert flaws == [("a", [], "sparse member"), ("b", [], "sparse member"), ("c", ["png"], None)]
-    assert table.take(np.array([2, 1])).flawed == {1: "sparse member"}
     assert [name for name, _ in ours] == [name for name, _ in theirs] == names
     assert [ours[i] for i in (1, 2, 4)] == [theirs[i] for i in (1, 2, 4)]
 

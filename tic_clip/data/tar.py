@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -68,19 +68,6 @@ class Table:
         position = np.repeat(np.arange(len(samples)), count)
         member = np.arange(len(position)) + np.repeat(self.start[samples] - (np.cumsum(count) - count), count)
         return position, member
-
-    def take(self, samples: np.ndarray) -> "Table":
-        """Return the table of ``samples`` (K,) alone."""
-        _, member = self.members_of(samples)
-        return replace(
-            self,
-            keys=[self.keys[i] for i in samples.tolist()],
-            start=np.append(0, np.cumsum(np.diff(self.start)[samples])),
-            suffix=self.suffix[member],
-            offset=self.offset[member],
-            size=self.size[member],
-            flawed={new: self.flawed[old] for new, old in enumerate(samples.tolist()) if old in self.flawed},
-        )
 
 
 @dataclass(slots=True)
