@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from tic_clip.cli import Parser
-from tic_clip.evaluation import Settings, evaluate
+from tic_clip.evaluation.evaluate import Settings, evaluate
+from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
-from tic_clip.tasks import task_of
 
 KEY = "tic/emoji/retrieval/yearly/2014"
 

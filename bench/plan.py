@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from tic_clip.cli import Parser
-from tic_clip.sampling import line, worker_range
+from tic_clip.training.sampling import line, worker_range
 
 SHARD_SIZE = 10_000
 

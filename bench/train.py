@@ -68,7 +68,7 @@ def measure(contender: str, folder: Path, launched: float, args: argparse.Namesp
     import torch
     from training import main, train
 
-    from tic_clip.macs import MODEL_CONFIGS
+    from tic_clip.models import MODEL_CONFIGS
 
     times = []
     backward, cuda, skipped = train.backward, torch.cuda.is_available(), min(SKIPPED, args.iterations - 2)

@@ -16,7 +16,7 @@ REMOTE=${REMOTE:+${REMOTE%/}/$BENCHMARK/$METHOD}
 bash setup.sh
 if [ -e "$SOURCE" ] && [ "${DRY_RUN:-0}" = 0 ]; then
     # A wrong name shows now, not after hours of packing.
-    .venv/bin/python -c 'import sys; from tic_clip import cli, methods, scales
+    .venv/bin/python -c 'import sys; from tic_clip import cli; from tic_clip.training import methods, scales
 cli.run_main(lambda: (methods.get_method(sys.argv[1]), scales.get_scale(sys.argv[2])) and None)' "$METHOD" "$SCALE"
     cores=$(getconf _NPROCESSORS_ONLN) lists=$DATA_DIR/lists/$BENCHMARK
     case $DATASET in

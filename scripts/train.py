@@ -15,10 +15,10 @@ from dataclasses import replace
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS
 from tic_clip.cli import Parser, run_main
-from tic_clip.methods import METHODS
-from tic_clip.plans import Request, describe, make_plan, parse_budget, steps_of
-from tic_clip.scales import POLICIES, SCALES
-from tic_clip.training import check_ready, fetch_copy, run_step
+from tic_clip.training.methods import METHODS
+from tic_clip.training.plan import Request, add_macs, describe, make_plan, parse_budget, steps_of
+from tic_clip.training.scales import POLICIES, SCALES
+from tic_clip.training.step import check_ready, fetch_copy, run_step
 
 
 def parse() -> argparse.Namespace:
@@ -84,9 +84,8 @@ def main() -> None:
 def show(request: Request, world_size: int, steps: Sequence[str]) -> None:
     """Print the plans of steps."""
     plans = [make_plan(replace(request, step=step), world_size) for step in steps]
-    from tic_clip import macs
 
-    print("\n".join(describe(macs.add(plan)) for plan in plans))
+    print("\n".join(describe(add_macs(plan)) for plan in plans))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sys.path.insert(0, sys.argv[1])
 import open_clip
 from training import main, train
 
-from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.models import MODEL_CONFIGS
 
 losses = []
 

@@ -19,8 +19,8 @@ from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.data.uids import parse_uids, save_uids
 from tic_clip.data.verify import VerifyReport, verify
-from tic_clip.evaldata import read_set
-from tic_clip.tasks import tasks_of
+from tic_clip.evaluation.data import read_set
+from tic_clip.evaluation.tasks import tasks_of
 
 ROOT = Path(__file__).parent.parent
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2

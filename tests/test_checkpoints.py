@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tic_clip import TicError, checkpoints, hooks, storage, weights
-from tic_clip.checkpoints import Keeper, damage, iteration_of, name_of, newest, surplus
+from tic_clip import TicError, storage, weights
+from tic_clip.training import checkpoint as checkpoints
+from tic_clip.training import hooks
+from tic_clip.training.checkpoint import Keeper, damage, iteration_of, name_of, newest, surplus
 
 PLAN = {
     "benchmark": "emoji",

@@ -31,11 +31,11 @@ from tic_clip.data.reshard import reshard
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 from tic_clip.datacomp import load_info
-from tic_clip.evaluation import Settings, evaluate
+from tic_clip.evaluation.evaluate import Settings, evaluate
+from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
-from tic_clip.scales import SCALES
 from tic_clip.storage import write_json
-from tic_clip.tasks import task_of
+from tic_clip.training.scales import SCALES
 
 ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"

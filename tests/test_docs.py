@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tic_clip import methods, weights
+from tic_clip import weights
+from tic_clip.training import methods
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md").read_text(), re.DOTALL)
@@ -38,8 +39,8 @@ def test_another_mixture_as_the_document_adds_it(added):
 
 def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_path):
     """Through the plan: the table is looked up by name everywhere."""
-    from tic_clip.plans import Request, make_plan
     from tic_clip.storage import write_json
+    from tic_clip.training.plan import Request, make_plan
 
     for step in ("2014", "2015", "2016"):
         write_json(tmp_path / "tic/emoji/yearly/train" / step / "sizes.json", {"00000000.tar": 100})

@@ -19,19 +19,21 @@ import torch
 from hub import serving_hub
 from PIL import Image
 
-from tic_clip import TicError, evaluation, models
+from tic_clip import TicError, models
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.data import released
 from tic_clip.data.clip_benchmark import imagenet_texts
 from tic_clip.data.split import HOW_TO_MAKE, SIZES, read_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID
-from tic_clip.evaldata import read_classes
-from tic_clip.evaluation import RESULTS, Settings, decode
+from tic_clip.evaluation import evaluate as evaluation
+from tic_clip.evaluation.data import read_classes
+from tic_clip.evaluation.evaluate import RESULTS, Settings, decode
+from tic_clip.evaluation.tasks import static_task, task_of, tasks_of, without_data
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
 from tic_clip.report import report
 from tic_clip.storage import upload, write_json
-from tic_clip.tasks import static_task, task_of, tasks_of, without_data
 
 ARCH = "ViT-Tiny-8-48"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -724,7 +726,7 @@ def test_a_malicious_checkpoint_runs_no_code(save, data, tmp_path):
 
 def test_released_models_make_one_table(content, net, data, tmp_path, monkeypatch):
     """Two of them, of two steps each, on TiC-DataComp's years; a tiny architecture stands for theirs."""
-    monkeypatch.setattr(models, "ARCH", ARCH)
+    monkeypatch.setattr(released, "ARCH", ARCH)
     benchmark = get_benchmark("datacomp")
     root = tmp_path / "data"
     for number, period in enumerate(benchmark.periods):
@@ -737,7 +739,7 @@ def test_released_models_make_one_table(content, net, data, tmp_path, monkeypatc
             state = {key: value * factor ** (year - 2015) for key, value in net[0].state_dict().items()}
             torch.save(state, tmp_path / f"models/{name}/checkpoints/{year}.pt")
         outputs.append(tmp_path / name)
-        assert evaluate(models.released_models(str(tmp_path / "models" / name)), tasks, outputs[-1]) == 2 * 9
+        assert evaluate(released.released_models(str(tmp_path / "models" / name)), tasks, outputs[-1]) == 2 * 9
     found, _ = report(outputs, tmp_path / "out")
     matrix = found.runs["TiC-CLIP-basic-oracle"]["tasks"]["retrieval"]["matrix"]
     assert [sum(value is not None for value in row) for row in matrix] == [7, 7, 0, 0, 0, 0, 0]

@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from tic_clip import TicError
-from tic_clip.methods import METHODS, get_method
+from tic_clip.training.methods import METHODS, get_method
 
 SIZES = [100, 60, 80, 40]  # new samples of four steps
 

@@ -25,7 +25,7 @@ from tic_clip.data.pack import create_tars
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import VerifyReport, verify
-from tic_clip.evaldata import read_set
+from tic_clip.evaluation.data import read_set
 from tic_clip.storage import lock_folder
 
 ROOT = Path(__file__).parents[1]

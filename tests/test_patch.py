@@ -18,7 +18,7 @@ from PIL import Image
 
 from tic_clip import TicError
 from tic_clip.data.tar import write_shard
-from tic_clip.macs import MODEL_CONFIGS
+from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, pictures):
 
 
 def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
-    from tic_clip import hooks
+    from tic_clip.training import hooks
 
     saved = []
     monkeypatch.setattr(
@@ -182,7 +182,7 @@ def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
 
 
 def test_exact_sampling_is_a_dataset_type():
-    from tic_clip.hooks import get_exact_dataset
+    from tic_clip.training.hooks import get_exact_dataset
 
     assert openclip("data").get_dataset_fn("plan.json", "exact") is get_exact_dataset
     args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
@@ -204,7 +204,7 @@ def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
 
 
 def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
-    from tic_clip import hooks
+    from tic_clip.training import hooks
 
     logged = []
     monkeypatch.setattr(hooks, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
@@ -216,7 +216,7 @@ def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
 
 
 def test_a_run_in_wandb_has_its_own_name(tmp_path, monkeypatch):
-    from tic_clip import hooks
+    from tic_clip.training import hooks
 
     began = []
     fake = SimpleNamespace(

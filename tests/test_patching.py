@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tic_clip import TicError, patching, weights
+from tic_clip import TicError, weights
 from tic_clip.data.tar import write_shard
-from tic_clip.patching import CANDIDATES, held_out, interpolate, patch, scores
 from tic_clip.storage import write_json
+from tic_clip.training import patching
+from tic_clip.training.patching import CANDIDATES, held_out, interpolate, patch, scores
 
 
 @pytest.mark.parametrize(("size", "held"), [(0, 0), (19, 0), (20, 1), (702, 35), (40_000, 2_000), (10**9, 2_000)])
@@ -70,7 +71,7 @@ def test_the_tails_of_the_shards_are_held_out(validation):
 
 
 def test_training_never_reads_what_is_held_out(validation):
-    from tic_clip.sampling import sources_of
+    from tic_clip.training.sampling import sources_of
 
     entry = validation[0]
     plan = {"sources": [{**entry, "used": entry["size"] - entry["held_out"], "samples": 99}]}

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tic_clip import TicError, plans
+from tic_clip import TicError
 from tic_clip.data.split import read_sizes
-from tic_clip.plans import (
+from tic_clip.runs import run_name
+from tic_clip.storage import write_json
+from tic_clip.training import plan as plans
+from tic_clip.training.plan import (
     Request,
     blocks_of,
     check_run,
@@ -17,10 +20,8 @@ from tic_clip.plans import (
     difference,
     make_plan,
     parse_budget,
-    run_name,
     steps_of,
 )
-from tic_clip.storage import write_json
 
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
 

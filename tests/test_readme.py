@@ -11,10 +11,10 @@ import pytest
 
 from tic_clip.benchmarks import BENCHMARKS
 from tic_clip.markup import to_markdown, to_text
-from tic_clip.methods import METHODS
-from tic_clip.scales import SCALES
 from tic_clip.summary import restore
 from tic_clip.tables import headline
+from tic_clip.training.methods import METHODS
+from tic_clip.training.scales import SCALES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

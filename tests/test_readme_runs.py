@@ -25,7 +25,7 @@ from tic_clip.data.eval_uids import imagenet_synsets
 from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import make_uid, parse_uids, save_uids
-from tic_clip.evaldata import TEMPLATES
+from tic_clip.evaluation.data import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

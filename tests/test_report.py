@@ -17,11 +17,11 @@ from PIL import Image, ImageColor
 from tic_clip import TicError
 from tic_clip import report as report_module
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.evaluation.results import RESULTS, read_log, task_key
 from tic_clip.figure import heatmap, to_bytes
 from tic_clip.markup import to_latex, to_markdown, to_text
 from tic_clip.paper import FIGURE_1, FLICKR, IMAGENET, SHIFTS
 from tic_clip.plots import COLOURS, compute, over_time, robustness, styles, training
-from tic_clip.results import RESULTS, read_log, task_key
 from tic_clip.summary import read_all, restore
 from tic_clip.tables import comparison, headline, tables
 

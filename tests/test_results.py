@@ -5,7 +5,7 @@ import pytest
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.results import append_result, matrix, read_results, reduce_periods, task_key
+from tic_clip.evaluation.results import append_result, matrix, read_results, reduce_periods, task_key
 
 YFCC = get_benchmark("yfcc15m")
 DATACOMP = get_benchmark("datacomp")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tic_clip import TicError, hooks, sampling
+from tic_clip import TicError
 from tic_clip.data.tar import write_shard
-from tic_clip.sampling import apportion, counts_before, line, merged, shuffled, worker_range
 from tic_clip.storage import StorageError, write_json
+from tic_clip.training import hooks, sampling
+from tic_clip.training.sampling import apportion, counts_before, line, merged, shuffled, worker_range
 
 
 def png(colour):
@@ -424,11 +425,11 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
 def test_a_store_that_refuses_is_one_line_without_the_workers_traceback(num_workers):
     from torch.utils.data import DataLoader, IterableDataset
 
-    from tic_clip.loader import batches_of
+    from tic_clip.training.loader import iterate_batches
 
     class Refused(IterableDataset):
         def __iter__(self):
             raise StorageError("s3://b/x: Access Denied")
 
     with pytest.raises(TicError, match=r"^s3://b/x: Access Denied$"):
-        list(batches_of(DataLoader(Refused(), num_workers=num_workers)))
+        list(iterate_batches(DataLoader(Refused(), num_workers=num_workers)))

@@ -1,8 +1,8 @@
 import pytest
 
 from tic_clip import TicError
-from tic_clip.plans import blocks_of
-from tic_clip.scales import POLICIES, SCALES, get_policy, get_scale
+from tic_clip.training.plan import blocks_of
+from tic_clip.training.scales import POLICIES, SCALES, get_policy, get_scale
 
 TABLE = """
 tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500

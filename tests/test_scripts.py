@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.methods import METHODS
 from tic_clip.storage import write_json
+from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])

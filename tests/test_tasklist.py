@@ -9,8 +9,8 @@ import yaml
 
 from tic_clip import TicError
 from tic_clip.benchmarks import MONTHS
-from tic_clip.tasks import DATACOMP_GROUPS as GROUPS
-from tic_clip.tasks import list_tasks, read_tasklist
+from tic_clip.evaluation.tasks import DATACOMP_GROUPS as GROUPS
+from tic_clip.evaluation.tasks import list_tasks, read_tasklist
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = {

@@ -4,7 +4,7 @@ import pytest
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.tasks import Task, read_tasklist, static_task, task_of, tasks_of
+from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, task_of, tasks_of
 
 
 def test_keys_names_and_folders():

@@ -17,12 +17,12 @@ from PIL import Image
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
-from tic_clip.macs import macs_per_sample
-from tic_clip.models import models_of
-from tic_clip.patching import CANDIDATES
-from tic_clip.plans import OPEN_CLIP_COMMIT, Request, make_plan
+from tic_clip.models import macs_per_sample
+from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
-from tic_clip.training import open_clip_arguments, run_step
+from tic_clip.training.patching import CANDIDATES
+from tic_clip.training.plan import Request, make_plan
+from tic_clip.training.step import open_clip_arguments, run_step
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}

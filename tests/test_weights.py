@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tic_clip import TicError, hooks, weights
+from tic_clip import TicError, weights
+from tic_clip.training import hooks
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ matrix.
 Importing this package loads no model and no torch.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 __version__ = "0.1.0"
@@ -26,3 +28,12 @@ def lookup(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
     if name not in table:
         raise TicError(f"unknown {kind} {name!r}; the {plural or f'{kind}s'} are {', '.join(table)}")
     return table[name]
+
+
+def package_file(package: str, name: str) -> Path:
+    """Return a data file of an installed package, without importing the package."""
+    spec = find_spec(package)
+    path = Path(spec.submodule_search_locations[0], name) if spec and spec.submodule_search_locations else None
+    if path is None or not path.exists():
+        raise TicError(f"the installed package {package} has no {name}; run: bash setup.sh")
+    return path

@@ -22,9 +22,9 @@ from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
-from tic_clip.macs import MODEL_CONFIGS
-from tic_clip.scales import SCALES
+from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import read_bytes, to_path, write_json
+from tic_clip.training.scales import SCALES
 
 
 def exit_on_user_error(call: Callable) -> Callable:
@@ -88,8 +88,8 @@ def _add_architectures() -> None:
 
 
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan of ``tic_clip.sampling`` for train.py's data: a source a folder, by size or by weight."""
-    from tic_clip.sampling import apportion
+    """Return an exact plan for train.py's data: a source a folder, by size or by weight."""
+    from tic_clip.training.sampling import apportion
 
     folders = [str(to_path(folder)) for folder in _urls(args.data_dir)]
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
@@ -155,7 +155,7 @@ def load_info(path: Path) -> dict[str, Any]:
 def evaluate_model(
     key: str, train_info: dict[str, Any], data_root: str | None, dataset_size: int | None, batch_size: int = 64
 ) -> dict[str, float]:
-    """Evaluate as DataComp's ``eval_utils.main.evaluate_model`` does, and ``tic/`` tasks by ``tic_clip.evaluation``."""
+    """Evaluate as DataComp's ``eval_utils.main.evaluate_model`` does, and ``tic/`` tasks as tic_clip does."""
     from tic_clip.models import HUB, check_model
 
     arch = train_info["scale_config"]["model"]
@@ -167,8 +167,8 @@ def evaluate_model(
         _add_architectures()
         _patch_packages()
         return evaluate(key, train_info, data_root, dataset_size, batch_size=batch_size)
-    from tic_clip.evaluation import Settings, fingerprints, read_sets, score
-    from tic_clip.tasks import task_of
+    from tic_clip.evaluation.evaluate import Settings, fingerprints, read_sets, score
+    from tic_clip.evaluation.tasks import task_of
 
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
     fingerprints([task])  # raises if the data are missing
@@ -230,7 +230,7 @@ def _load_dataset(load: Callable, name: str, **options: Any) -> Any:
 @functools.cache
 def _encoder(arch: str, weights: str, settings: Any) -> Any:
     """Load the model, once for all tasks."""
-    from tic_clip.evaluation import Encoder
+    from tic_clip.evaluation.evaluate import Encoder
     from tic_clip.models import Model
 
     return Encoder(Model(name=f"{arch} {weights}", arch=arch, weights=weights), settings)

@@ -1,22 +1,15 @@
 """The models that are evaluated: a run of ours, released checkpoints, or anything that OpenCLIP can load."""
 
-import hashlib
-import json
-import re
+import difflib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError
-from tic_clip.benchmarks import cutoff, get_benchmark
-from tic_clip.data.released import ARCH, MODELS
-from tic_clip.macs import MODEL_CONFIGS, check_architecture
-from tic_clip.plans import RUN
-from tic_clip.training import read_done
+from tic_clip import TicError, package_file
 
 HUB = "hf-hub:"
-SETTINGS = tuple(name for name in RUN if name != "seed")
+MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,83 +29,6 @@ class Model:
         from tic_clip.weights import fingerprint
 
         return fingerprint(self.weights) if Path(self.weights).is_file() else f"{self.arch} {self.weights}".strip()
-
-
-def models_of(run: str, *, every: bool = False) -> list[Model]:
-    """The last checkpoint of each finished step of a run of ours, in the order of its steps.
-
-    ``every``: also those inside a step that are there (``epoch_{k}.pt``), before it, marked as not ``final``.
-
-    Raises:
-        TicError: no step of it is finished.
-    """
-    done = [read_done(path) for path in sorted(Path(run).glob("*/done.json"))]
-    if not done:
-        raise TicError(f"{run} has no finished step (no STEP/done.json): run scripts/train.py first")
-    steps = get_benchmark(done[0]["plan"]["benchmark"]).step_index
-    done.sort(key=lambda entry: steps(entry["plan"]["step"]))
-    return [model for entry in done for model in _models_of_step(run, entry, every)]
-
-
-def _models_of_step(run: str, entry: dict[str, Any], every: bool) -> list[Model]:
-    plan = entry["plan"]
-    folder = Path(run) / plan["step"]
-    final = folder / entry["checkpoint"]
-    fields = ("benchmark", "method", "filter", "scale", "step", "seed", "samples_seen", "macs_seen")
-    about = {name: plan.get(name) for name in fields} | {"settings": _settings(plan)}
-    name = f"{plan['method']} {plan['step']}"
-    models = [Model(name=name, arch=plan["model"], weights=str(final), about=about)]
-    for path in sorted((folder / "checkpoints").glob("epoch_*.pt"), key=_epoch, reverse=True) if every else ():
-        if path != final:
-            inside = about | {"final": False} | _spent(plan, _epoch(path))
-            models.insert(0, Model(name=f"{name} {path.stem}", arch=plan["model"], weights=str(path), about=inside))
-    return models
-
-
-def _epoch(path: Path) -> int:
-    found = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(found[1]) if found else 0
-
-
-def _spent(plan: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """Samples and MACs of a run up to a checkpoint inside a step."""
-    left = (plan["checkpoints"] - epoch) / plan["checkpoints"]
-    macs = plan.get("macs_seen")
-    return {
-        "samples_seen": round(plan["samples_seen"] - left * plan["samples"]),
-        "macs_seen": None if macs is None else round(macs - left * plan["macs"]),
-    }
-
-
-def _settings(plan: dict[str, Any]) -> str:
-    """A short name for what is the same in all steps of a run, but the seed: runs that share it can be averaged."""
-    return hashlib.sha256(json.dumps({name: plan.get(name) for name in SETTINGS}).encode()).hexdigest()[:12]
-
-
-def released_models(folder: str) -> list[Model]:
-    """The checkpoints of a released TiC-CLIP model, as ``scripts/fetch_models.sh`` lays them out, in order of time.
-
-    Raises:
-        TicError: the folder is not called as a released model, or has no checkpoint of a step.
-    """
-    path = Path(folder)
-    name = path.name.removeprefix("TiC-CLIP-")
-    if name not in MODELS or name == path.name:
-        names = ", ".join(f"TiC-CLIP-{model}" for model in MODELS)
-        raise TicError(f"{folder} is not called as a released model; they are {names}")
-    filtered, _, method = name.partition("-")
-    about = {"benchmark": "datacomp", "method": method, "filter": filtered, "scale": "released"}
-    models = [
-        Model(name=f"{name} {step.name}", arch=ARCH, weights=str(file), about=about | {"step": step.name})
-        for step in get_benchmark("datacomp").steps
-        if (file := path / f"checkpoints/{step.cutoff // 100}.pt").is_file()
-    ]
-    if not models:
-        raise TicError(f"{folder} has no checkpoints/{{year}}.pt: run scripts/fetch_models.sh first")
-    strange = [file.name for file in (path / "checkpoints").glob("*.pt") if cutoff(file.stem) is None]
-    if strange:
-        raise TicError(f"{folder}/checkpoints has {sorted(strange)[0]}, which is of no year")
-    return models
 
 
 def named_model(text: str, benchmark: str) -> Model:
@@ -200,3 +116,40 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error
+
+
+def check_architecture(model: str) -> None:
+    """Whether OpenCLIP has such an architecture; nothing of it is imported, its list is that of its files.
+
+    Raises:
+        TicError: it has none; the message names those with a similar name.
+    """
+    folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
+    names = sorted(path.stem for folder in folders for path in folder.glob("*.json"))
+    if model not in names:
+        lower = {name.lower(): name for name in names}
+        close = [lower[name] for name in difflib.get_close_matches(model.lower(), lower)]
+        hint = f"similar ones are {', '.join(close)}" if close else "ViT-B-16 is one that it has"
+        raise TicError(f"OpenCLIP has no model {model!r}; {hint}, `open_clip.list_models()` names all")
+
+
+@cache
+def macs_per_sample(model: str) -> int:
+    """MACs of one forward pass of an OpenCLIP architecture on one image and one text.
+
+    Raises:
+        TicError: OpenCLIP has no such model.
+    """
+    check_architecture(model)
+    import open_clip
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    open_clip.add_model_config(MODEL_CONFIGS)
+    net = open_clip.create_model(model, device="meta")
+    size = net.visual.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    tokens = torch.zeros(1, net.context_length, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.empty(1, 3, height, width, device="meta"), tokens)
+    return counter.get_total_flops() // 2

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import re
 import signal
 import socket
 from collections import deque
@@ -112,3 +113,16 @@ def map_on_ray(
         raise TicError(f"a part failed on the Ray cluster: {str(error).splitlines()[0]}") from None
     finally:
         ray.shutdown()
+
+
+def iterate_batches(loader: Iterable[Job]) -> Iterator[Job]:
+    """Yield the batches of a torch ``DataLoader``; a user's error in a worker comes without the worker's traceback.
+
+    Raises:
+        TicError: the dataset raised a TicError or an OSError.
+    """
+    try:
+        yield from loader
+    except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
+        message = str(error).strip().splitlines()[-1]
+        raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None

@@ -7,11 +7,11 @@ matrix.csv, table.csv, table.md, table.tex, report.html, and of each figure of `
 PNG and an SVG. Equal results and logs give equal bytes.
 """
 
+from tic_clip.evaluation.results import read_log
 from tic_clip.figure import FORMATS, heatmap, to_bytes
 from tic_clip.markup import to_latex, to_markdown
 from tic_clip.page import to_html
 from tic_clip.plots import compute, over_time, robustness, training
-from tic_clip.results import read_log
 from tic_clip.storage import atomic_open, remove, to_path, write_json, write_text
 from tic_clip.summary import Summaries, read_all, run_names
 from tic_clip.tables import comparison_csv, headline, matrix_csv, read_published, tables

@@ -13,8 +13,8 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.evaluation.results import RESULTS, matrix, number, read_results, reduce_periods, task_key
 from tic_clip.metrics import MAIN_METRIC, transfer
-from tic_clip.results import RESULTS, matrix, number, read_results, reduce_periods, task_key
 from tic_clip.storage import to_path
 
 CONFIGURATION = ("filter", "seed", "settings")

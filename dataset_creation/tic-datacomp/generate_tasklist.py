@@ -9,8 +9,8 @@ chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/year
 import yaml
 
 from tic_clip.cli import Parser, run_main
+from tic_clip.evaluation.tasks import DATACOMP_GROUPS, list_tasks
 from tic_clip.storage import write_text
-from tic_clip.tasks import DATACOMP_GROUPS, list_tasks
 
 
 def main() -> None:

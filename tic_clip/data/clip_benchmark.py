@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tic_clip import TicError
-from tic_clip.data.eval_uids import package_file
+from tic_clip import TicError, package_file
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, EmptySplitError, sizes_if_known
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.storage import is_remote, write_text

@@ -6,13 +6,12 @@ Below an output folder: ``uids/{yearly|monthly}/{train|eval/{task}}/{period}.npy
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from tic_clip import TicError
+from tic_clip import TicError, package_file
 from tic_clip.benchmarks import MONTHS, get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
@@ -109,15 +108,6 @@ def missing_training_lists(lists: str) -> str | None:
     counts = [f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count]
     command = f"{DOWNLOAD} {lists} --lists {' '.join(name for name, count in missing.items() if count)}"
     return f"missing training lists: {' and '.join(counts)}; to download them: {command}" if counts else None
-
-
-def package_file(package: str, name: str) -> Path:
-    """Return a data file of an installed package, without importing the package."""
-    spec = find_spec(package)
-    path = Path(spec.submodule_search_locations[0], name) if spec and spec.submodule_search_locations else None
-    if path is None or not path.exists():
-        raise TicError(f"the installed package {package} has no {name}; run: bash setup.sh")
-    return path
 
 
 def imagenet_synsets() -> list[str]:

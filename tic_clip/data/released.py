@@ -15,8 +15,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import MONTHS
+from tic_clip.benchmarks import MONTHS, cutoff, get_benchmark
 from tic_clip.data.uids import open_uids
+from tic_clip.models import Model
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import is_remote
 
@@ -152,3 +153,29 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=SHAPES[task])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is not a table of evaluation UIDs: {error}") from None
+
+
+def released_models(folder: str) -> list[Model]:
+    """The checkpoints of a released TiC-CLIP model, as ``scripts/fetch_models.sh`` lays them out, in order of time.
+
+    Raises:
+        TicError: the folder is not called as a released model, or has no checkpoint of a step.
+    """
+    path = Path(folder)
+    name = path.name.removeprefix("TiC-CLIP-")
+    if name not in MODELS or name == path.name:
+        names = ", ".join(f"TiC-CLIP-{model}" for model in MODELS)
+        raise TicError(f"{folder} is not called as a released model; they are {names}")
+    filtered, _, method = name.partition("-")
+    about = {"benchmark": "datacomp", "method": method, "filter": filtered, "scale": "released"}
+    models = [
+        Model(name=f"{name} {step.name}", arch=ARCH, weights=str(file), about=about | {"step": step.name})
+        for step in get_benchmark("datacomp").steps
+        if (file := path / f"checkpoints/{step.cutoff // 100}.pt").is_file()
+    ]
+    if not models:
+        raise TicError(f"{folder} has no checkpoints/{{year}}.pt: run scripts/fetch_models.sh first")
+    strange = [file.name for file in (path / "checkpoints").glob("*.pt") if cutoff(file.stem) is None]
+    if strange:
+        raise TicError(f"{folder}/checkpoints has {sorted(strange)[0]}, which is of no year")
+    return models

@@ -23,6 +23,7 @@ from tic_clip.storage import atomic_open, is_remote, local_copy, open_file, temp
 BLOCK = 512
 END = bytes(2 * BLOCK)
 IMAGES = ("jpg", "jpeg", "png", "webp")
+UNUSABLE = (OSError, ValueError, SyntaxError)  # what decoding an image or a caption raises
 
 LARGE = 8**11  # the first size, in bytes, that a header's eleven octal digits do not hold: 8 GiB
 MAX_PADDING, EMPTY_TAR = 1 << 20, 20 * BLOCK  # most zeros after the last member, and in a tar without one, in bytes

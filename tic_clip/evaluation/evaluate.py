@@ -18,17 +18,17 @@ import numpy as np
 
 from tic_clip import TicError, lookup, metrics
 from tic_clip.cli import progress
-from tic_clip.evaldata import Classes, EvalSet, fingerprint, imagenet_classes, read_set
+from tic_clip.data.tar import UNUSABLE
+from tic_clip.evaluation.data import Classes, EvalSet, fingerprint, imagenet_classes, read_set
+from tic_clip.evaluation.results import RESULTS, append_result, read_results
+from tic_clip.evaluation.tasks import Task, without_data
 from tic_clip.models import Model, load_model
-from tic_clip.plans import pins
-from tic_clip.results import RESULTS, append_result, read_results
-from tic_clip.sampling import UNUSABLE
+from tic_clip.runs import versions
 from tic_clip.storage import NotFoundError, is_remote, read_json
-from tic_clip.tasks import Task, without_data
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 """What OpenCLIP calls them: weights in float32, and what autocast computes in."""
-GROUPS = Path(__file__).with_name("imagenet_groups.json")
+GROUPS = Path(__file__).parents[1] / "imagenet_groups.json"
 """Group -> ids of ImageNet's classes, by WordNet 3.0; frozen."""
 
 
@@ -77,7 +77,7 @@ def evaluate(
                 "data": data[task.key],
                 **encoder.about(),
                 "metric_version": metrics.METRIC_VERSION,
-                "pins": pins(),
+                "pins": versions(),
             }
             append_result(Path(output_dir) / RESULTS, result)
             found.append(result)
@@ -284,11 +284,11 @@ def _encode_all(
     """Yield (folder, its features by each encoder, the images that could not be decoded) of each set."""
     from torch.utils.data import DataLoader
 
-    from tic_clip.loader import batches_of
+    from tic_clip.parallel import iterate_batches
 
     first = encoders[0]
     data = Batches(sets, first.preprocess, first.tokenizer, first.settings)
-    loader = batches_of(DataLoader(data, batch_size=None, num_workers=first.settings.workers))
+    loader = iterate_batches(DataLoader(data, batch_size=None, num_workers=first.settings.workers))
     batches = zip(data.places, progress(loader, "evaluate", len(data), "batch"), strict=True)
     for folder, group in groupby(batches, key=lambda item: item[0][0]):
         features: list[Features] = [{"images": [], "texts": []} for _ in encoders]

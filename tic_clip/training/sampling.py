@@ -24,7 +24,7 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data.split import split_sizes
-from tic_clip.data.tar import IMAGES, open_shard, samples
+from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
 
 T = TypeVar("T")
 
@@ -193,10 +193,6 @@ def read_line(source: Source, seed: tuple[int, ...], start: int, stop: int, buff
     for number, pieces in itertools.groupby(line(source.sizes, seed, start, stop), key=lambda piece: piece.number):
         raw = itertools.chain.from_iterable(read_slice(source.shards[piece.shard], piece, seed) for piece in pieces)
         yield from shuffled(raw, buffer, min(buffer, SHUFFLE_INITIAL), random.Random(seed_of(seed, number, start)))
-
-
-UNUSABLE = (OSError, ValueError, SyntaxError)
-"""What ``decode`` raises for a sample that is left out."""
 
 
 def reason_of(raw: Raw) -> str:

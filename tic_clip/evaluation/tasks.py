@@ -12,8 +12,8 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, Benchmark
+from tic_clip.evaluation.results import task_key
 from tic_clip.metrics import KS, MAIN_METRIC
-from tic_clip.results import task_key
 from tic_clip.storage import is_remote
 
 METRICS = {

@@ -51,7 +51,7 @@ def patch(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
         TicError: a checkpoint can't be loaded, or there is nothing to choose on.
     """
     from tic_clip import weights
-    from tic_clip.plans import last_checkpoint
+    from tic_clip.training.plan import last_checkpoint
 
     trained = folder / last_checkpoint(plan["checkpoints"])
     new, record = weights.load(str(trained)), weights.record(str(trained))
@@ -108,7 +108,8 @@ def batches(entry: dict[str, Any], preprocess: Any, tokenizer: Any, size: int = 
     import torch
 
     from tic_clip.data.split import split_sizes
-    from tic_clip.sampling import UNUSABLE, Slice, decode, heads, read_slice
+    from tic_clip.data.tar import UNUSABLE
+    from tic_clip.training.sampling import Slice, decode, heads, read_slice
 
     sizes = split_sizes(entry["split"])
     firsts = heads(sizes.values(), entry["size"] - entry["held_out"])

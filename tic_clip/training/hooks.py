@@ -7,9 +7,9 @@ import torch
 
 from tic_clip import TicError, weights
 from tic_clip.data.split import dataset_size, split_sizes
-from tic_clip.loader import Loader
-from tic_clip.plans import run_name
+from tic_clip.runs import run_name
 from tic_clip.storage import read_json
+from tic_clip.training.loader import Loader
 
 __all__ = ["dataset_size"]  # open_clip.patch calls it
 

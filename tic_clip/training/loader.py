@@ -1,7 +1,6 @@
 """The exact stream as a torch loader: what OpenCLIP's training loop iterates over, block by block."""
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.sampling import seed_of, sources_of, stream, turns
+from tic_clip.parallel import iterate_batches
+from tic_clip.training.sampling import seed_of, sources_of, stream, turns
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -40,19 +39,6 @@ class ExactDataset(IterableDataset):
                 tally.clear()
 
 
-def batches_of(loader: DataLoader) -> Iterator[Any]:
-    """The batches of ``loader``; a user's error in one of its processes comes without that process's traceback.
-
-    Raises:
-        TicError: one was raised in the dataset, or an OSError.
-    """
-    try:
-        yield from loader
-    except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
-        message = str(error).strip().splitlines()[-1]
-        raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None
-
-
 class Loader:
     """The dataset behind ``workers`` processes, which go on reading while a block ends and the next begins.
 
@@ -79,7 +65,7 @@ class Loader:
         block, tally = self.epoch.get_value(), Counter()
         if block != self.following:
             self.dataset.first = block
-            self.batches = batches_of(self.loader)
+            self.batches = iterate_batches(self.loader)
         # What the model draws must not depend on what was before the block: it may be the first of a process.
         torch.manual_seed(seed_of(self.seed, "block", block, self.rank))
         for batch, read in itertools.islice(self.batches, self.num_batches):

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import importlib.metadata
 import math
 import os
 import shlex
@@ -19,15 +18,13 @@ from typing import Any
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
-from tic_clip.macs import check_architecture
-from tic_clip.methods import Method, get_method, new_only
-from tic_clip.patching import PATCHED, held_out
-from tic_clip.sampling import apportion
-from tic_clip.scales import Scale, get_policy, get_scale
+from tic_clip.models import check_architecture, macs_per_sample
+from tic_clip.runs import RUN, last_checkpoint, versions
 from tic_clip.storage import NotFoundError, is_remote, read_json, to_path
-
-OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
-PINNED = ("torch", "torchvision", "webdataset", "numpy")
+from tic_clip.training.methods import Method, get_method, new_only
+from tic_clip.training.patching import PATCHED, held_out
+from tic_clip.training.sampling import apportion
+from tic_clip.training.scales import Scale, get_policy, get_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +60,6 @@ class Request:
     save_minutes: float = 10
     report_to: str = ""
     remote: str | None = None
-
-
-def pins() -> dict[str, str]:
-    """Versions of the packages that a number depends on."""
-    return {name: importlib.metadata.version(name) for name in PINNED} | {"open_clip": OPEN_CLIP_COMMIT}
 
 
 def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
@@ -129,7 +121,7 @@ def make_plan(request: Request, world_size: int = 1) -> dict[str, Any]:
             "remote": request.remote,
         },
         "command": command(step.name),
-        "pins": pins(),
+        "pins": versions(),
     }
 
 
@@ -357,16 +349,6 @@ def step_folder(request: Request, step: str) -> Path:
     return Path(request.output_dir) / step
 
 
-def last_checkpoint(checkpoints: int) -> Path:
-    """The last checkpoint of a step, in its folder; they are counted from 1."""
-    return Path("checkpoints") / f"epoch_{checkpoints}.pt"
-
-
-def run_name(plan: dict[str, Any]) -> str:
-    """What a run is called in TensorBoard and wandb: benchmark, scale, filter, method and step."""
-    return "-".join(plan[part] for part in ("benchmark", "scale", "filter", "method", "step"))
-
-
 NO_IDENTITY = ("command", "pins", "keep", "macs", "macs_seen", "validation")
 
 
@@ -410,9 +392,6 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
         raise TicError(
             f"{folder} was begun with {found}: use the old setting, another output folder, or delete the step"
         )
-
-
-RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
 
 
 def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -489,3 +468,18 @@ def steps_of(request: Request) -> Sequence[str]:
     benchmark = get_benchmark(request.benchmark)
     first = benchmark.step_index(request.first_step) if request.first_step else 0
     return [step.name for step in benchmark.steps[first:]]
+
+
+def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan with ``macs`` of the step and ``macs_seen`` of the run up to it.
+
+    They are those of the forward passes, as DataComp gives them (its small scale, 12.8 M samples of ViT-B/32, is
+    9.5e16), and stand for training steps of three times as many; so a teacher's forward pass alone counts a third.
+    """
+    each = macs_per_sample(plan["model"])
+    distilled = plan["samples"] if plan["teacher"] else 0
+    return {
+        **plan,
+        "macs": each * (plan["samples"] + distilled // 3),
+        "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3),
+    }

@@ -14,10 +14,10 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
+from tic_clip.runs import LOG
 from tic_clip.storage import is_remote, to_path
 
 RESULTS = "eval_results.jsonl"
-LOG = "train.log.jsonl"
 LOGGED = ("samples_seen", "loss", "lr", "samples_per_second")
 
 

@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from tic_clip import TicError, storage
 from tic_clip.data.eval_uids import package_file
-from tic_clip.methods import get_method
-from tic_clip.plans import Request, check_run, check_same, difference, last_checkpoint, make_plan, step_folder
-from tic_clip.scales import get_scale
+from tic_clip.runs import last_checkpoint, read_done
 from tic_clip.storage import read_json, write_json
+from tic_clip.training.methods import get_method
+from tic_clip.training.plan import Request, add_macs, check_run, check_same, difference, make_plan, step_folder
+from tic_clip.training.scales import get_scale
 
 
 def open_clip_arguments(plan: dict[str, Any], request: Request, world_size: int, cuda: bool) -> list[str]:
@@ -80,9 +81,9 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
     if done.exists():
         facts = read_done(done)
         if rank == 0 and request.remote:
-            from tic_clip import checkpoints
+            from tic_clip.training import checkpoint
 
-            checkpoints.push_done(folder, plan, facts["checkpoint"])
+            checkpoint.push_done(folder, plan, facts["checkpoint"])
         return False
     if plan["start"] and plan["start"] != request.init:
         check_step_before(plan)
@@ -90,20 +91,21 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
         check_ready(request)
     started = time.monotonic()
     warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
-    from tic_clip import checkpoints, macs, weights
+    from tic_clip import weights
+    from tic_clip.training import checkpoint
 
-    plan = macs.add(plan)
+    plan = add_macs(plan)
     if plan["start"]:
-        checkpoints.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
+        checkpoint.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
     if rank != 0:
         train(plan, request, world_size)
         return True
-    if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoints.damage(plan["start"])):
+    if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoint.damage(plan["start"])):
         raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
-    with checkpoints.alone(folder):
+    with checkpoint.alone(folder):
         write_json(begun, plan)
-        with checkpoints.tolerated(plan):
-            checkpoints.push(folder, plan, ["plan.json"])
+        with checkpoint.tolerated(plan):
+            checkpoint.push(folder, plan, ["plan.json"])
         train(plan, request, world_size)
         finish(plan, request, started)
     return True
@@ -137,9 +139,9 @@ def fetch_copy(request: Request, plan: dict[str, Any]) -> bool:
     """Where nothing of the step is here, get what its remote copy has; whether there was something."""
     if not request.remote:
         return False
-    from tic_clip import checkpoints
+    from tic_clip.training import checkpoint
 
-    return checkpoints.fetch(step_folder(request, plan["step"]), plan)
+    return checkpoint.fetch(step_folder(request, plan["step"]), plan)
 
 
 def check_step_before(plan: dict[str, Any]) -> None:
@@ -160,21 +162,22 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
     Raises:
         TicError: the step's last checkpoint is not there.
     """
-    from tic_clip import checkpoints, weights
+    from tic_clip import weights
+    from tic_clip.training import checkpoint
 
     folder = step_folder(request, plan["step"])
-    checkpoint = last_checkpoint(plan["checkpoints"])
-    if not (folder / checkpoint).exists():
-        raise TicError(f"OpenCLIP ended without {folder / checkpoint}; see {folder / 'out.log'}")
+    last = last_checkpoint(plan["checkpoints"])
+    if not (folder / last).exists():
+        raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
     method = get_method(plan["method"])
-    read = (weights.record(str(folder / checkpoint)) or {}).get("read", {})
+    read = (weights.record(str(folder / last)) or {}).get("read", {})
     for name, row in read.items():
         left_out = {reason: count for reason, count in row.items() if reason != "read"}
         if left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             logging.warning("%s: left out and replaced: %s of %s read", name, reasons, f"{row.get('read', 0):,}")
     facts = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(last),
         **(method.finish(plan, folder) if method.finish else {}),
         "samples_seen": plan["samples_seen"],
         "macs_seen": plan["macs_seen"],
@@ -183,24 +186,9 @@ def finish(plan: dict[str, Any], request: Request, started: float) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "plan": plan,
     }
-    checkpoints.clear(folder, plan)
+    checkpoint.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    checkpoints.push_done(folder, plan, facts["checkpoint"])
-
-
-def read_done(path: object) -> dict[str, Any]:
-    """The facts in a step's ``done.json``: its plan, its checkpoint, the samples seen.
-
-    Raises:
-        TicError: it is damaged.
-    """
-    try:
-        facts = read_json(path)
-    except TicError as error:
-        raise TicError(f"{error}: delete the step to train it again") from None
-    if not isinstance(facts, dict) or not {"plan", "checkpoint"} <= facts.keys():
-        raise TicError(f"{path} is damaged: delete the step to train it again")
-    return facts
+    checkpoint.push_done(folder, plan, facts["checkpoint"])
 
 
 def train(plan: dict[str, Any], request: Request, world_size: int) -> None:
@@ -225,9 +213,9 @@ def train(plan: dict[str, Any], request: Request, world_size: int) -> None:
 
 def newest_checkpoint(plan: dict[str, Any], path: str, remote: bool) -> str | None:
     """OpenCLIP's ``get_latest_checkpoint``: the newest that is whole."""
-    from tic_clip import checkpoints
+    from tic_clip.training import checkpoint
 
-    return checkpoints.newest(Path(path), plan)
+    return checkpoint.newest(Path(path), plan)
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
@@ -238,8 +226,8 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     """
     from training.data import get_data as openclip_get_data
 
-    from tic_clip.checkpoints import Keeper
-    from tic_clip.loader import WithProgress, gathered
+    from tic_clip.training.checkpoint import Keeper
+    from tic_clip.training.loader import WithProgress, gathered
 
     for rank, other in enumerate(gathered(plan)):
         if found := difference(other, plan):

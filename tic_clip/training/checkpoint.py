@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.results import LOG
+from tic_clip.runs import LOG
 from tic_clip.storage import NotFoundError
 
 LAST = ("plan.json", "done.json")

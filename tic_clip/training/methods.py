@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tic_clip import TicError, lookup
-from tic_clip.patching import patch
-from tic_clip.sampling import apportion
+from tic_clip.training.patching import patch
+from tic_clip.training.sampling import apportion
 
 
 def everything(sizes: Sequence[int], buffer: Fraction) -> list[int]:

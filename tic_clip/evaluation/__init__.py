@@ -1,0 +1,1 @@
+"""Evaluate checkpoints on every period: tasks, their data, features and metrics, results."""

@@ -1,0 +1,1 @@
+"""Train OpenCLIP step after step: methods and plans, exact sampling, checkpoints, the hooks of open_clip.patch."""
