@@ -262,9 +262,3 @@ def test_shard_is_read_by_tarfile_and_webdataset(tmp_path):
     with pytest.raises(TicError, match="longer than 100 bytes: kkk"):
         write_shard(path, [("k" * 100, {"png": b""})])
     assert path.read_bytes() == shard
-
-
-def test_headers_are_tarfiles():
-    names, sizes = ["a.png", "größe.json", "n" * 100, "b"], [0, 1, 8**11 - 1, 512]
-    expected = [info(name, size=size)[0].tobuf(USTAR, "utf-8") for name, size in zip(names, sizes, strict=True)]
-    assert headers([name.encode() for name in names], np.array(sizes)).tobytes() == b"".join(expected)
