@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import boto3
 import datasets
@@ -97,9 +96,12 @@ def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, lists, 
     assert sum(name.endswith(".cls") for name, _ in members(out)) == 59
     refused = run("resharder.py", "-i", pool.path, "-o", out, "-s", subset, code=1)
     assert "refusing to overwrite non-empty directory" in refused
+    refused = run("resharder.py", "-i", pool.path, "-o", f"{out}/../../pool", "-s", subset, "--overwrite", code=1)
+    assert "is the pool: give another output folder" in refused
     (out / "99999999.tar").write_text("of an earlier run")
-    run("resharder.py", "-i", pool.path, "-o", out, "-s", subset, "-j", "1", "--overwrite")
-    assert not (out / "99999999.tar").exists()
+    for flags in ("--dry-run",), ():
+        run("resharder.py", "-i", pool.path, "-o", out, "-s", subset, "-j", "1", "--overwrite", *flags)
+        assert (out / "99999999.tar").exists() == bool(flags)
     assert [name for name, _ in members(out) if name.endswith(".cls")] == []
     assert len(members(out)) == 3 * 61
 
@@ -466,24 +468,6 @@ def test_a_table_of_classes_is_looked_at_first(tmp_path):
     for name, message in (("none", "is missing"), ("unsorted", "is not sorted"), ("uids", "has dtype")):
         with pytest.raises(SystemExit, match=f"error: {tmp_path}/{name}.npy {message}"):
             parser.parse_args(["--cls-file", f"{tmp_path}/{name}.npy"])
-
-
-def test_the_output_folder_is_emptied_but_never_the_pool(tmp_path):
-    (tmp_path / "out").mkdir()
-    file = tmp_path / "out/00000000.tar"
-    file.touch()
-    with pytest.raises(SystemExit, match=f"error: {tmp_path}/out is the pool"):
-        datacomp.remove_files(tmp_path / "out", input_dir=tmp_path / "out/../out", dry_run=False)
-    for dry_run in True, False:
-        datacomp.remove_files(tmp_path / "out", input_dir=tmp_path / "pool", dry_run=dry_run)
-        assert file.exists() == dry_run
-
-
-def test_what_is_to_be_blurred_goes_to_img2dataset(monkeypatch):
-    blurrer = SimpleNamespace(BoundingBoxBlurrer=lambda: lambda *arguments: arguments)
-    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(blurrer=blurrer))
-    monkeypatch.setitem(sys.modules, "img2dataset.blurrer", blurrer)
-    assert datacomp.BoundingBoxBlurrer()("image", "boxes") == ("image", "boxes")
 
 
 def test_a_data_set_that_is_a_script_comes_as_parquet():
