@@ -101,9 +101,8 @@ def create_tars(
 
 
 def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> SplitSummary:
-    count, shards, size = (meta[f"output_{name}"] for name in ("count", "shard_count", "bytes"))
-    counts = {"wanted": len(output.uids), "num_samples": count, "num_shards": shards, "num_bytes": size}
-    return SplitSummary(name=output.name, path=output.path, **counts, reused=reused)
+    counts = (meta[name] for name in ("subset_count", "output_count", "output_shard_count", "output_bytes"))
+    return SplitSummary(output.name, output.path, *counts, reused=reused)
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
