@@ -156,7 +156,7 @@ def test_classes(built):
     ],
 )
 def test_class_of_caption(caption, name):
-    found = create_pool.find_class(caption)
+    (found,) = create_pool.find_classes([create_pool.Image("", "", caption, 1, b"")]).values() or (None,)
     names = [re.sub(" such as .*", "", entry["name"]) for entry in create_pool.EMOJINET["classes"]]
     assert (None if found is None else names[found]) == name
 
@@ -199,7 +199,7 @@ def test_bad_output(tmp_path):
     (other / "pool").mkdir(parents=True)
     (other / "pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
     said = {
-        file: f"{file} is a file, not a folder",
+        file: f"{file}: Not a directory",
         tmp_path: f"{tmp_path} holds something else, or TiC-Emoji of other versions; delete it to build it again",
         other: f"{other} holds something else, or TiC-Emoji of other versions; delete it to build it again",
         "s3://bucket/emoji": "s3://bucket/emoji is not local; build in a local folder and copy it there",

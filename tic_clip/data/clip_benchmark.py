@@ -31,9 +31,6 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
 
     Adds ``dataset_type.txt``, class names and prompt templates, ``test/{0,1,...}.tar`` and, last, ``test/nshards.txt``;
     existing files stay. Yields (split, number of shards); nothing is added to a split without a sample.
-
-    Raises:
-        TicError: not a split, or an unfinished one, of the other kind, or with a file where a link must be.
     """
     if is_remote(path):
         raise TicError(f"{path} is not local; clip_benchmark reads links, which a cloud does not have")
