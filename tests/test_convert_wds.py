@@ -213,13 +213,3 @@ def test_the_script(tmp_path):
     for wrong in ((split, "captions"), (split,), (tmp_path / "missing", "retrieval"), ("s3://bucket/x", "retrieval")):
         done = run(*wrong)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-
-
-def test_datacomps_loader_batches_it(tmp_path):
-    """As ``eval_utils/wds_eval.py`` does: no length, batches of the dataset, a loader of those."""
-    import torch
-
-    split = make_split(tmp_path / "2014")
-    list(convert(str(split), "classification"))
-    loader = torch.utils.data.DataLoader(load(split).batched(2), batch_size=None, shuffle=False, num_workers=0)
-    assert [target.tolist() for _, target in loader] == [[5, 6], [7, 8], [9]]

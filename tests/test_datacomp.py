@@ -14,7 +14,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import boto3
 import datasets
 import numpy as np
 import pytest
@@ -39,6 +38,7 @@ from tic_clip.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"
+CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
 TINY = ["--scale", "tic_tiny", "--precision", "fp32", "--workers", "0", "--num_checkpoints", "2"]
 checkout = pytest.mark.skipif(not (ROOT / "datacomp").exists(), reason="needs datacomp/: bash setup.sh --datacomp")
 
@@ -60,12 +60,9 @@ def pool(make_pool):
 @pytest.fixture
 def lists(pool, tmp_path):
     """Every second UID of the pool, one of them twice, and class ids of all but the first."""
-    uids = [*pool.uids[::2], pool.uids[0]]
-    save_uids(tmp_path / "subset.npy", parse_uids(uids))
-    listed = parse_uids(pool.uids[2::2])
-    table = np.zeros(len(listed), dtype=CLASS_ROW)
-    table["f0"], table["f1"], table["class_id"] = listed["f0"], listed["f1"], np.arange(len(listed)) % 6
-    save_uids(tmp_path / "classes.npy", table)
+    save_uids(tmp_path / "subset.npy", parse_uids([*pool.uids[::2], pool.uids[0]]))
+    rows = [(*uid, i % 6) for i, uid in enumerate(parse_uids(pool.uids[2::2]).tolist())]
+    save_uids(tmp_path / "classes.npy", np.array(rows, CLASS_ROW))
     return tmp_path / "subset.npy", tmp_path / "classes.npy"
 
 
@@ -96,6 +93,8 @@ def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, lists, 
     assert sum(name.endswith(".cls") for name, _ in members(out)) == 59
     refused = run("resharder.py", "-i", pool.path, "-o", out, "-s", subset, code=1)
     assert "refusing to overwrite non-empty directory" in refused
+    failing = "resharder.ResharderPipe('exit 3', mode='r', shell=True, stderr=-1).wait_for_child()"
+    assert "exit 3 (read)" in run("-c", f"import resharder; {failing}")
     refused = run("resharder.py", "-i", pool.path, "-o", f"{out}/../../pool", "-s", subset, "--overwrite", code=1)
     assert "is the pool: give another output folder" in refused
     (out / "99999999.tar").write_text("of an earlier run")
@@ -106,49 +105,11 @@ def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, lists, 
     assert len(members(out)) == 3 * 61
 
 
-AWS = """#!{python}
-import sys
-import boto3
-source, target = sys.argv[3:5]  # aws s3 cp SOURCE TARGET, of which one is -
-bucket, key = (target if source == "-" else source).removeprefix("s3://").split("/", 1)
-thing = boto3.resource("s3").Object(bucket, key)
-if source == "-":
-    thing.put(Body=sys.stdin.buffer.read())
-else:
-    sys.stdout.buffer.write(thing.get()["Body"].read())
-"""
-
-
-@checkout
-def test_the_resharder_from_one_bucket_folder_to_another(pool, lists, tmp_path, s3, monkeypatch):
-    """Through the command aws, as DataComp does; of two shards in the table of sizes one has gone."""
-    bucket = boto3.resource("s3").Bucket("tic-test")
-    bucket.upload_file(f"{pool.path}/00000000.tar", "pool/00000000.tar")
-    bucket.put_object(Key="pool/sizes.json", Body=b'{"00000000.tar": 60, "00000001.tar": 60}')
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/aws").write_text(AWS.format(python=sys.executable))
-    (tmp_path / "bin/aws").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
-    arguments = ("-s", lists[0], "-n", "2", "-j", "1")
-    printed = run("resharder.py", "-i", f"{s3}/pool", "-o", f"{s3}/out", *arguments)
-    assert "output 31 images" in printed
-    failing = "resharder.ResharderPipe('exit 3', mode='r', shell=True, stderr=-1).wait_for_child()"
-    assert "exit 3 (read)" in run("-c", f"import resharder; {failing}")
-    bucket.download_file("out/00000000.tar", tmp_path / "out.tar")
-    Path(pool.path, "00000001.tar").unlink()
-    list(reshard(pool.path, str(tmp_path / "ours"), str(lists[0])) or ())
-    assert members(tmp_path) == members(tmp_path / "ours")
-
-
-def losses(text):
-    return [float(line.rpartition("Loss: ")[2].split()[0]) for line in text.splitlines() if "Train Epoch" in line]
-
-
 @checkout
 def test_training_exactly_and_then_the_next_step(split, tmp_path):
     size = ["--train_num_samples", "256", "--warmup", "2", "--log_every_n_steps", "1"]
     printed = run("train.py", *TINY, *size, "--data_dir", split, "--output_dir", tmp_path / "out", "--exp_name", "a")
-    assert len(losses(printed)) == 4
+    assert printed.count("Train Epoch") == 4
     plan = json.loads((tmp_path / "out/a_plan.json").read_text())
     assert plan["sources"] == [{"name": str(split), "split": str(split), "size": 61, "used": 61, "samples": 256}]
     latest = tmp_path / "out/a/checkpoints/epoch_latest.pt"
@@ -168,14 +129,6 @@ def test_training_exactly_and_then_the_next_step(split, tmp_path):
 
 
 @checkout
-def test_training_with_replacement_is_asked_for(split, tmp_path):
-    arguments = ("--data_dir", split, "--output_dir", tmp_path / "out", "--exp_name", "a", "--train_num_samples", "128")
-    run("train.py", *TINY, *arguments, "--dataset_resampled")
-    assert "dataset_resampled: True\n" in (tmp_path / "out/a/params.txt").read_text()
-    assert not (tmp_path / "out/a_plan.json").exists()
-
-
-@checkout
 def test_a_checkpoint_that_does_not_fit_is_one_line(split, tmp_path):
     torch.save({"logit_scale": torch.ones(1)}, tmp_path / "x.pt")
     arguments = ("--data_dir", split, "--output_dir", tmp_path / "out", "--new_run", "--resume", tmp_path / "x.pt")
@@ -188,10 +141,9 @@ def model(tmp_path):
     """Random weights, large enough that images fall into different classes."""
     torch.manual_seed(0)
     net = make_model(ARCH, "cpu")[0]
-    state = {
-        name: value * 3 if "visual" in name and value.ndim > 1 else value for name, value in net.state_dict().items()
-    }
-    torch.save(state, tmp_path / "model.pt")
+    for name, value in net.state_dict().items():
+        value *= 3 if "visual" in name and value.ndim > 1 else 1
+    torch.save(net.state_dict(), tmp_path / "model.pt")
     return f"{ARCH} {tmp_path / 'model.pt'}"
 
 
@@ -360,12 +312,9 @@ def test_no_pickle_from_outside_is_run(tmp_path):
         assert not (tmp_path / "witness").exists()
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
+class Malicious(str):
     def __reduce__(self):
-        return (open, (str(self.path), "w"))
+        return (open, (str(self), "w"))
 
 
 OTHERS = ({"checkpoint": Malicious("/nowhere/x")}, [1], {"checkpoint": "x", "scale_config": {}})
@@ -403,7 +352,7 @@ def flags(tmp_path, **changes):
 
 
 def planned(tmp_path, **changes):
-    return datacomp.exact_plan(flags(tmp_path, **changes), {"batch_size": 10, "train_num_samples": 99})
+    return datacomp.exact_plan(flags(tmp_path, **changes), CONFIG)
 
 
 def test_the_plan_of_exact_sampling(tmp_path):
@@ -421,9 +370,6 @@ def test_splits_in_a_bucket(s3, tmp_path):
         write_json(f"{s3}/{name}/sizes.json", {"00000000.tar": size})
     sources = planned(tmp_path, data_dir=Path(f"{s3}/a::{s3}/b"))["sources"]
     assert [(source["split"], source["samples"]) for source in sources] == [(f"{s3}/a", 20), (f"{s3}/b", 60)]
-
-
-CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
 
 
 def test_what_the_flags_of_training_come_to(tmp_path):
@@ -457,13 +403,11 @@ def test_training_that_cannot_be(change, message, tmp_path, monkeypatch):
 
 
 def test_a_table_of_classes_is_looked_at_first(tmp_path):
-    table = np.zeros(2, dtype=CLASS_ROW)
-    table["f0"] = [2, 1]
+    table = np.array([(2, 0, 0), (1, 0, 0)], CLASS_ROW)
     for name, content in (("unsorted", table), ("good", table[::-1]), ("uids", np.zeros(2, dtype="u8,u8"))):
         np.save(tmp_path / f"{name}.npy", content)
     parser = argparse.ArgumentParser()
     datacomp.add_class_flag(parser)
-    assert parser.parse_args([]).cls_file is None
     assert parser.parse_args(["-c", f"{tmp_path}/good.npy"]).cls_file == f"{tmp_path}/good.npy"
     for name, message in (("none", "is missing"), ("unsorted", "is not sorted"), ("uids", "has dtype")):
         with pytest.raises(SystemExit, match=f"error: {tmp_path}/{name}.npy {message}"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ftfy
 import pytest
+from conftest import tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,10 +38,6 @@ def run_script(name, *arguments, zone="UTC"):
 
 def make(table, out, **settings):
     return create_splits("yfcc15m", str(table), str(out), **settings)
-
-
-def tree(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def read_list(path):
