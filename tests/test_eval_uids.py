@@ -14,7 +14,7 @@ from conftest import tree
 from tic_clip import TicError
 from tic_clip.data import eval_uids
 from tic_clip.data.clip_benchmark import imagenet_texts
-from tic_clip.data.eval_uids import class_rows, imagenet_synsets, write_classes, write_eval_uids
+from tic_clip.data.eval_uids import imagenet_synsets, write_classes, write_eval_uids
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
 from tic_clip.data.uids import CLASS_ROW, UID, save_uids
 
@@ -197,6 +197,9 @@ def test_what_cannot_be_read_is_named(training_lists):
     with pytest.raises(TicError, match=r"201404.npy is not sorted"):
         write(write_eval_uids, training_lists)
     assert not (training_lists.parent / "uids/monthly/train/201404.npy").exists()
+    write_table(training_lists, "datacompnet", {"2014": {"n99999999": [1]}})
+    with pytest.raises(TicError, match="n99999999 is not one of ImageNet's 1000 synsets"):
+        write(write_classes, training_lists)
     (training_lists / f"{TABLES['retrieval']}.json").write_text('{"2014": ["x"]}')
     with pytest.raises(TicError, match="'x' is not a UID"):
         write(write_eval_uids, training_lists)
@@ -212,15 +215,6 @@ def test_classes(training_lists):
     folder = training_lists.parent / "classes"
     assert classes_of(folder / "yearly/eval/datacompnet/2014.npy") == [(1, 1), (4, 1), (5, 0), (6, 0)]
     assert classes_of(folder / "monthly/eval/datacompnet/201403.npy") == [(1, 1), (4, 1), (5, 0)]
-
-
-def test_a_uid_of_three_synsets_is_counted_once():
-    rows, several = class_rows({"c": [uid(1)], "a": [uid(1), uid(2)], "b": [uid(1), uid(2), uid(3)]}, ["a", "b", "c"])
-    assert (rows["class_id"].tolist(), several) == ([0, 0, 1], 2)
-    rows, several = class_rows({"a": []}, ["a"])
-    assert (len(rows), rows.dtype, several) == (0, CLASS_ROW, 0)
-    with pytest.raises(TicError, match="n99999999 is not one of ImageNet's 1000 synsets"):
-        class_rows({"n99999999": [uid(1)]}, imagenet_synsets())
 
 
 def test_imagenet():
