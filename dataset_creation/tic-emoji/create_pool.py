@@ -135,9 +135,8 @@ def write_uids(folder: Path, images: list[Image]) -> dict[str, dict[str, int]]:
             save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
         counts[step] = {name.removeprefix("eval/"): len(chosen) for name, chosen in splits.items()}
         labelled += emojinet
-    rows, uids = np.empty(len(labelled), CLASS_ROW), parse_uids(labelled)
-    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], [classes[uid] for uid in labelled]
-    save_uids(folder / "classes.npy", rows)
+    rows = [(*words, classes[uid]) for words, uid in zip(parse_uids(labelled).tolist(), labelled, strict=True)]
+    save_uids(folder / "classes.npy", np.array(rows, CLASS_ROW))
     return counts
 
 
