@@ -285,10 +285,6 @@ BAD = {
         lambda at: (shutil.rmtree(at / "images"), save(at / "images", "other")),
         "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip",
     ),
-    "a key twice": (
-        lambda at: write_lists(at / "lists", {"train 2018": [row("key1"), row("key1")]}),
-        "train_batch_2018.csv is not sorted by UID, or has a key twice; run create_splits.py with --overwrite",
-    ),
     "a damaged zip": (lambda at: save(at / "images", "", b"PK", "all.zip"), "all.zip is not a zip archive that can be"),
 }
 
