@@ -31,25 +31,23 @@ from tic_clip.storage import lock_folder
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "dataset_creation/create_tars.py"
-STEPS = [step.name for step in get_benchmark("redcaps").steps]
 HEADER = ["key", "image", "caption", "date"]
 GIF = b"GIF89a" + bytes(20)
 
 
-def write_lists(folder, lists, benchmark="redcaps", dataset="redcaps"):
+def write_lists(folder, lists):
     """Write lists, {name: rows}, and their manifest, as create_splits.py does; the other lists are empty."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
-    for step in get_benchmark(benchmark).steps:
+    for step in get_benchmark("redcaps").steps:
         for kind in ("train", "test"):
             path = folder / f"{kind}_batch_{step.name}.csv"
-            rows = sorted(lists.get(f"{kind} {step.name}", []), key=lambda row: make_uid(f"{dataset}/{row[0]}"))
+            rows = sorted(lists.get(f"{kind} {step.name}", []), key=lambda row: make_uid(f"redcaps/{row[0]}"))
             with open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
             files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(
-        json.dumps({"benchmark": benchmark, "dataset": dataset, "seed": 0, "test_share": 0.01, "files": files})
-    )
+    manifest = {"benchmark": "redcaps", "dataset": "redcaps", "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def row(key, caption="a caption"):
