@@ -28,9 +28,6 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
 
     A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
     evaluation sets. 2023 has no yearly evaluation, so its months have one only if the tables have that year.
-
-    Raises:
-        TicError: a table is missing or damaged, a list is not sorted, or a folder is not local.
     """
     lists, folder = local_folder(lists), local_folder(output_path) / "uids"
     eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
@@ -119,9 +116,6 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
     """Return the class of each UID of a year as sorted rows of ``CLASS_ROW``, and how many UIDs have several.
 
     A UID of several synsets gets the lowest of their class ids.
-
-    Raises:
-        TicError: unknown synset, or not a UID.
     """
     if unknown := set(uids_of) - set(synsets):
         raise TicError(f"{min(unknown)} is not one of ImageNet's {len(synsets)} synsets")
@@ -134,11 +128,7 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
 
 
 def write_classes(lists: str, output_path: str) -> Iterator[str]:
-    """Write ``classes/`` below ``output_path``: of each year, and of each month that has DataCompNet UIDs in ``uids/``.
-
-    Raises:
-        TicError: the table is missing or damaged, or has an unknown synset.
-    """
+    """Write ``classes/`` below ``output_path``: of each year, and each month with DataCompNet UIDs in ``uids/``."""
     folder, synsets = local_folder(output_path), imagenet_synsets()
     for year, uids_of in read_table(local_folder(lists), "datacompnet").items():
         rows, several = class_rows(uids_of, synsets)

@@ -27,7 +27,7 @@ from tic_clip.data.pairs import MANIFEST, file_digest, list_name, read_rows
 from tic_clip.data.reshard import SplitSummary
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
-from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids, unique_uids
+from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_remote, lock_folder, read_json, remove, temporary_folder, write_json
 
@@ -101,9 +101,8 @@ def create_tars(
 
 
 def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> SplitSummary:
-    count, shards, size = (meta[f"output_{name}"] for name in ("count", "shard_count", "bytes"))
-    counts = {"wanted": len(output.uids), "num_samples": count, "num_shards": shards, "num_bytes": size}
-    return SplitSummary(name=output.name, path=output.path, **counts, reused=reused)
+    counts = (meta[name] for name in ("subset_count", "output_count", "output_shard_count", "output_bytes"))
+    return SplitSummary(output.name, output.path, *counts, reused=reused)
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
@@ -112,7 +111,7 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
     file_name = list_name(split, step)
     path, data, starts = f"{csv_path}/{file_name}", bytearray(), []
     digest = file_digest(path)
-    if digest != manifest.get("files", {}).get(file_name, digest):
+    if digest != manifest.get("files", {}).get(file_name):
         raise TicError(f"{path} is not as create_splits.py made it; run that again with --overwrite")
     for number, (first, (key, *_)) in enumerate(read_rows(path)):
         if number % arguments["shard_size"] == 0:
@@ -132,9 +131,6 @@ def _load_finished(output: Output) -> dict[str, Any] | None:
 
 def _begin(output: Output, overwrite: bool, dry_run: bool, stack: ExitStack) -> dict[int, dict[str, Any]]:
     """Lock a split's folder until ``stack`` ends, and clear it; return the stats of the shards that can stay."""
-    if not np.array_equal(output.uids, unique_uids(output.uids)):
-        csv = output.arguments["csv"]
-        raise TicError(f"{csv} is not sorted by UID, or has a key twice; run create_splits.py with --overwrite")
     if dry_run:
         return {}
     done = {}

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -269,8 +269,9 @@ def write_shard(path: object, content: Iterable[tuple[str, dict[str, bytes]]], *
         while batch := list(islice(content, 32)):  # headers are cheap in numbers
             names = [f"{key}.{suffix}".encode(errors="surrogateescape") for key, sample in batch for suffix in sample]
             members = [data for _, sample in batch for data in sample.values()]
-            for header, data in zip(headers(names, np.array(list(map(len, members)), np.int64)), members, strict=True):
-                file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
+            entries = zip(headers(names, np.array(list(map(len, members)), np.int64)), members, strict=True)
+            parts = ((header, data, bytes(-len(data) % BLOCK)) for header, data in entries)
+            file.write(b"".join(chain.from_iterable(parts)))  # small writes are twice as slow
             count += len(batch)
         file.write(END)
     return count
