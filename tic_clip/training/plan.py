@@ -230,7 +230,7 @@ def _weights(config: Config, benchmark: Benchmark, t: int) -> dict[str, Fraction
             are no numbers from 0 or do not sum to 1.
     """
     table = read_json(config.mixture)
-    if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+    if not all(isinstance(row, dict) for row in table.values()):
         raise TicError(f'{config.mixture} must be {{"step": {{"split": share, …}}, …}}')
     for name in table:
         benchmark.step_index(name)
