@@ -80,6 +80,8 @@ def run(checkout, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+        for name in ("train", "evaluate", "report"):  # DataComp has scripts of these names, too
+            monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
         return ended.value.code
