@@ -4,44 +4,58 @@
         --data_dir data/emoji --output_dir results/emoji/cumulative
 
 Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
-was cut off goes on from its own newest checkpoint. With --dry_run, "--step all" prints the plan of every step.
+was cut off resumes from its own newest checkpoint. With --dry_run it prints the step's plan, with "--step all" a table
+of all steps.
 """
 
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
-from tic_clip.training.config import add_flags, config_from
-from tic_clip.training.plan import add_macs, describe, make_plan, steps_of
+from tic_clip.training.config import Config, add_flags, config_from
+from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
 from tic_clip.training.step import check_ready, fetch_copy, run_step
 
 
-def main() -> None:
-    """Train the step, or print the plan."""
+def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
+    """Train the step, or print or check plans for ``world_size`` ranks (default: those of this run)."""
     parser = Parser(__doc__)
     add_flags(parser)
-    parser.add_argument("--dry_run", action="store_true", help="print the step's plan and stop")
-    parser.add_argument("--check", action="store_true", help="make the step's plan, get its --remote copy, and stop")
-    args = parser.parse_args()
-    config = config_from(args)
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    steps = steps_of(config) if config.step == "all" else [config.step]
-    if args.dry_run or args.check:
-        plans = [make_plan(replace(config, step=step), world_size) for step in steps]
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--check", action="store_true", help="make the plan, get the step's --remote copy, and stop")
+    args = parser.parse_args(argv)
+    config, rank = config_from(args), int(os.environ.get("RANK", "0"))
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     if args.dry_run:
-        print("\n".join(describe(add_macs(plan)) for plan in plans))
-        return
-    if args.check:
+        print_plans(config, world_size)
+    elif args.check:
+        plans = check_plans(config, world_size)
         check_ready(config)
         if config.step != "all":
             fetch_copy(config, plans[0])
-        return
-    if config.step == "all":
+    elif config.step == "all":
         raise TicError("--step all is for --dry_run; scripts/loop.sh trains step after step")
-    trained = run_step(config, rank=rank, world_size=world_size)
-    if rank == 0 and not trained:
+    elif not run_step(config, rank=rank, world_size=world_size) and rank == 0:
         print(f"{config.step}: done already")
+
+
+def check_plans(config: Config, world_size: int) -> list[dict]:
+    """Return the plans of a step or of all steps; raise a TicError if a run would refuse one."""
+    steps = steps_of(config) if config.step == "all" else [config.step]
+    configs = [replace(config, step=step) for step in steps]
+    plans = [make_plan(each, world_size) for each in configs]
+    for each, plan in zip(configs, plans, strict=True):
+        check_step(each, plan, dry_run=True)
+    return plans
+
+
+def print_plans(config: Config, world_size: int) -> None:
+    """Print the plan of a step as plan.json has it, or a table of all steps."""
+    plans = [add_macs(plan) for plan in check_plans(config, world_size)]
+    print(describe(plans) if config.step == "all" else json.dumps(plans[0], indent=2))
 
 
 if __name__ == "__main__":

@@ -92,13 +92,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fake_data,
     out = str(tmp_path / "out")
     with pytest.raises(TicError, match="the batch of 64 does not divide among 3 processes"):
         run_step(request(fake_data, step="2014", output_dir=out), rank=0, world_size=3)
-    for change, message in (
-        ({"seed": -1}, "a seed is from 0"),
-        ({"seed": 2**32}, "a seed is from 0"),
-        ({"workers": -1}, "at least 0"),
-    ):
-        with pytest.raises(TicError, match=message):
-            run_step(request(fake_data, step="2014", output_dir=out, **change), rank=0, world_size=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -412,7 +405,7 @@ def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--samples_per_step", "abc"], "invalid int value: 'abc' (--help shows the flags)"),
+        (["--samples_per_step", "abc"], "'abc' is not a whole number from 1 (--help shows the flags)"),
         (["--method", "magic"], "unknown method 'magic'"),
         (["--scale", "tic_huge"], "unknown scale 'tic_huge'"),
         (["--step", "1999"], "unknown step '1999'"),
@@ -434,8 +427,9 @@ def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, more, message)
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     done = train(data, tmp_path / "out", "2015", "--dry_run")
-    assert "2014: 56.2%, 216 samples of 90 (2.40 each)" in done.stdout
-    assert f"  {384 * macs_per_sample('ViT-Tiny-8-48'):.2e} MACs, " in done.stdout
+    plan = json.loads(done.stdout)
+    assert [plan["sources"][0][key] for key in ("name", "samples", "used")] == ["2014", 216, 90]
+    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
     assert not (tmp_path / "out").exists()
 
 

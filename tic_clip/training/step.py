@@ -19,10 +19,10 @@ from typing import IO, Any
 from tic_clip import TicError, storage
 from tic_clip.data.eval_uids import package_file
 from tic_clip.runs import last_checkpoint, read_done
-from tic_clip.storage import read_json, write_json
+from tic_clip.storage import write_json
 from tic_clip.training.config import Config, get_scale
 from tic_clip.training.methods import get_method
-from tic_clip.training.plan import add_macs, check_run, check_same, difference, make_plan, step_folder
+from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
 
 
 def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
@@ -68,42 +68,34 @@ def run_step(config: Config, *, rank: int, world_size: int) -> bool:
     """Train one step, or go on with it; False if it was done already.
 
     Raises:
-        TicError: as ``make_plan`` and ``check_same``; the model to start from is not there, or has seen later data;
-            OpenCLIP ended without the step's last checkpoint.
+        TicError: as ``make_plan`` and ``check_step``; OpenCLIP ended without the step's last checkpoint.
     """
     plan = make_plan(config, world_size)
     folder = step_folder(config, plan["step"])
-    begun, done = folder / "plan.json", folder / "done.json"
+    done = folder / "done.json"
     if rank == 0 and fetch_copy(config, plan) and done.exists() and world_size > 1:
         raise TicError(f"{plan['step']} is done, by its copy in {config.remote}, which is here now: start again")
-    if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
-        check_same(read_json(begun), plan, folder)
-    if done.exists():
+    if check_step(config, plan):
         facts = read_done(done)
         if rank == 0 and config.remote:
             from tic_clip.training import checkpoint
 
             checkpoint.push_done(folder, plan, facts["checkpoint"])
         return False
-    if plan["start"] and plan["start"] != config.init:
-        check_step_before(plan)
     if rank == 0:
         check_ready(config)
     started = time.monotonic()
     warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
-    from tic_clip import weights
     from tic_clip.training import checkpoint
 
     plan = add_macs(plan)
-    if plan["start"]:
-        checkpoint.check_cutoff(weights.record(plan["start"]), plan["start"], plan)
     if rank != 0:
         train(plan, config, world_size)
         return True
     if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoint.damage(plan["start"])):
         raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
     with checkpoint.alone(folder):
-        write_json(begun, plan)
+        write_json(folder / "plan.json", plan)
         with checkpoint.tolerated(plan):
             checkpoint.push(folder, plan, ["plan.json"])
         train(plan, config, world_size)
@@ -142,18 +134,6 @@ def fetch_copy(config: Config, plan: dict[str, Any]) -> bool:
     from tic_clip.training import checkpoint
 
     return checkpoint.fetch(step_folder(config, plan["step"]), plan)
-
-
-def check_step_before(plan: dict[str, Any]) -> None:
-    """Refuse to start from a step that is not done, or is not of the same run.
-
-    Raises:
-        TicError: that is so.
-    """
-    done = Path(plan["start"]).parents[1] / "done.json"
-    if not done.exists():
-        raise TicError(f"{plan['step']} starts from {plan['start']}, but that step is not done: train it first")
-    check_run(read_done(done)["plan"], plan)
 
 
 def finish(plan: dict[str, Any], config: Config, started: float) -> None:
