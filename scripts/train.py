@@ -1,42 +1,63 @@
-"""Train one time step with a continual method, or all of them one after the other, alone or under torchrun.
+"""Train one time step with a continual method, alone or under torchrun.
 
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
+
     torchrun --nproc-per-node 8 scripts/train.py --benchmark datacomp --method oracle --scale tic_large --step all \\
         --data_dir /data --output_dir /runs/oracle
 
 Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
-was cut off resumes from its own newest checkpoint. With --dry_run it prints the plan.
+was cut off resumes from its own newest checkpoint. With --dry_run it prints the step's plan, with "--step all" a table
+of all steps.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.training.config import add_flags, config_from
-from tic_clip.training.plan import add_macs, describe, make_plan, steps_of
+from tic_clip.training.config import Config, add_flags, config_from
+from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
 from tic_clip.training.step import check_ready, train_steps
 
 
 def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
-    """Train the steps, or print or check their plans for ``world_size`` ranks (default: those of this run)."""
+    """Train the steps, or print or check plans for ``world_size`` ranks (default: those of this run)."""
     parser = Parser(__doc__)
     add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--check", action="store_true", help="make the plan, and stop")
+    parser.add_argument("--check", action="store_true", help="make the plan and stop")
     args = parser.parse_args(argv)
     config = config_from(args)
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
-    steps = steps_of(config) if config.step == "all" else [config.step]
-    if args.dry_run or args.check:
-        plans = [make_plan(replace(config, step=step), world_size) for step in steps]
     if args.dry_run:
-        print("\n".join(describe(add_macs(plan)) for plan in plans))
+        print_plans(config, world_size)
     elif args.check:
+        check_plans(config, world_size)
         check_ready(config)
     else:
-        train_steps(config, steps, int(os.environ.get("RANK", "0")), world_size)
+        train_steps(config, list_steps(config), int(os.environ.get("RANK", "0")), world_size)
+
+
+def list_steps(config: Config) -> Sequence[str]:
+    """Return the step, or all."""
+    return steps_of(config) if config.step == "all" else [config.step]
+
+
+def check_plans(config: Config, world_size: int) -> list[dict]:
+    """Return the plans of a step or of all steps; raise a TicError if a run would refuse one."""
+    configs = [replace(config, step=step) for step in list_steps(config)]
+    plans = [make_plan(each, world_size) for each in configs]
+    for each, plan in zip(configs, plans, strict=True):
+        check_step(each, plan, dry_run=True)
+    return plans
+
+
+def print_plans(config: Config, world_size: int) -> None:
+    """Print the plan of a step as plan.json has it, or a table of all steps."""
+    plans = [add_macs(plan) for plan in check_plans(config, world_size)]
+    print(describe(plans) if config.step == "all" else json.dumps(plans[0], indent=2))
 
 
 if __name__ == "__main__":

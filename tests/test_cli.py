@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from tic_clip.cli import Parser
+
 
 def call(body, **environment):
     """Run ``main``, whose body is given, in a process of its own."""
@@ -51,3 +53,21 @@ def test_only_the_first_process_shows_progress():
     assert first[:2] == second[:2] == (0, "['a', 'b', 'c']\n")
     assert "letters: 100%" in first[2]
     assert second[2] == ""
+
+
+def test_each_flag_is_taken_with_dashes_and_with_underscores():
+    parser = Parser(None)
+    parser.add_argument("--data_dir")
+    parser.add_mutually_exclusive_group().add_argument("--image-path")
+    for words in (["--data_dir", "a_b", "--image-path=c-d"], ["--data-dir=a_b", "--image_path", "c-d"]):
+        assert vars(parser.parse_args(words)) == {"data_dir": "a_b", "image_path": "c-d"}
+    assert "--data-dir" not in parser.format_help()
+
+
+@pytest.mark.parametrize("body", ["print('x' * 99_999)", "import time; time.sleep(0.5); print('x')"])
+def test_a_reader_that_stops_early_is_not_an_error(body):
+    """As in ``DRY_RUN=1 … | head``."""
+    code = f"from tic_clip import cli\ndef main(): {body}\ncli.run_main(main)"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer.stdout.close()
+    assert (writer.stderr.read(), writer.wait()) == (b"", 141)

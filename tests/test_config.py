@@ -7,7 +7,6 @@ import pytest
 from tic_clip import TicError
 from tic_clip.cli import Parser
 from tic_clip.training.config import OLD_POLICIES, OLD_VARIABLES, SCALES, Config, add_flags, config_from, get_scale
-from tic_clip.training.plan import blocks_of
 
 TABLE = """
 tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500
@@ -47,14 +46,6 @@ def test_samples_are_whole_batches(scale):
 def test_an_unknown_scale_lists_the_valid_ones():
     with pytest.raises(TicError, match=r"'medium'.*tic_tiny, tic_debug, tic_medium, tic_large, tic_xlarge"):
         get_scale("medium")
-
-
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_the_blocks_of_the_tables_lose_no_iteration(scale):
-    interval = scale.samples_per_step // scale.batch_size // scale.checkpoints
-    number, size = blocks_of(interval, scale.resume_every, max(1, scale.workers))
-    assert number * size == interval
-    assert scale.resume_every / 2 <= size <= 2 * scale.resume_every
 
 
 NAMES = ["--method", "lwf", "--scale", "tic_tiny", "--step", "2014", "--data_dir", "d", "--output_dir", "o"]

@@ -412,8 +412,9 @@ def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, more, message)
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     done = train(data, tmp_path / "out", "2015", "--dry_run")
-    assert "2014: 56.2%, 216 samples of 90 (2.40 each)" in done.stdout
-    assert f"  {384 * macs_per_sample('ViT-Tiny-8-48'):.2e} MACs, " in done.stdout
+    plan = json.loads(done.stdout)
+    assert [plan["sources"][0][key] for key in ("name", "samples", "used")] == ["2014", 216, 90]
+    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +21,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Parse the words; each flag may be written with dashes or with underscores."""
+        for option, action in list(self._option_string_actions.items()):
+            for old, new in ("_-", "-_"):
+                self._option_string_actions.setdefault(option[:2] + option[2:].replace(old, new), action)
+        return super().parse_known_args(*args, **options)
+
     def error(self, message: str) -> NoReturn:
         """Exit with the message alone."""
         sys.exit(f"error: {message} (--help shows the flags)")
@@ -37,9 +45,14 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
     if "RANK" not in os.environ:  # torchrun ends its processes itself, also those that wait for another
         signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        finally:
+            sys.stdout.flush()
     except (TicError, OSError) as error:
         _end_progress()
+        if isinstance(error, BrokenPipeError) and _is_stdout_closed():
+            os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
     except (KeyboardInterrupt, Terminated) as error:
         _end_progress()
@@ -50,6 +63,13 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
 
 def _raise_terminated(*_: Any) -> NoReturn:
     raise Terminated
+
+
+def _is_stdout_closed() -> bool:
+    """Return whether the reader of a pipe is gone, as in ``| head``."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _end_progress() -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
@@ -125,7 +125,7 @@ amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers 
 reports = _value(str, lambda text: set(text.split(",")) <= REPORTS, "tensorboard, wandb or tensorboard,wandb")
 
 
-def _flag(convert: Callable[[str], Any], help_text: str, default: Any = MISSING) -> Any:
+def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"type": convert, "help": help_text})
 
 
@@ -138,42 +138,48 @@ class Config:
     """
 
     benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
-    method: str = _flag(word, f"one of {', '.join(METHODS)}")
-    scale: str = _flag(word, f"one of {', '.join(SCALES)}")
-    step: str = _flag(word, "a step of the benchmark, or all: python -m tic_clip.benchmarks BENCHMARK prints them")
-    data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…")
-    output_dir: str = _flag(local_folder, "the run's folder, one for all its steps")
-    filter: str | None = _flag(word, "of datacomp's training data: basic or bestpool (default: basic)", None)
+    method: str = _flag(word, f"one of {', '.join(METHODS)}", MISSING)
+    scale: str = _flag(word, f"one of {', '.join(SCALES)}", MISSING)
+    step: str = _flag(
+        word, "a step of the benchmark, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING
+    )
+    data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
+    output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
+    filter: str | None = _flag(word, "of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
     seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
-    model: str | None = _flag(word, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)", None)
-    samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)", None)
-    batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)", None)
+    model: str | None = _flag(word, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
+    samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
+    batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
     budget: tuple[float, ...] | None = _flag(
-        amounts, "what each step spends, in units of C: 1,1,1.5,2 (default: the method's)", None
+        amounts, "what each step spends, in units of C: 1,1,1.5,2 (default: the method's)"
     )
-    replay: float | None = _flag(
-        amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)", None
-    )
+    replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(
-        word, 'JSON {"step": {"split": share of the samples, …}, …} (default: the method\'s shares)', None
+        word, 'JSON {"step": {"split": share of the samples, …}, …} (default: the method\'s shares)'
     )
-    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)", None)
-    first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)", None)
+    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)")
+    first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)")
     next_warmup: int | None = _flag(
-        whole_or_0, "iterations of warm-up of a step that starts from a trained model (default: the scale's)", None
+        whole_or_0, "iterations of warm-up of a step that starts from a trained model (default: the scale's)"
     )
-    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state of the last", None)
+    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state of the last")
     resume_every: int | None = _flag(
-        whole, "iterations, about, between two places where a step can be resumed (default: the scale's)", None
+        whole, "iterations, about, between two places where a step can be resumed (default: the scale's)"
     )
-    coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)", None)
-    workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)", None)
-    max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)", None)
-    save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)", None)
+    coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
+    workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
+    max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
+    save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)")
     save_minutes: float = _flag(positive, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
-    remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)", None)
+    remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
+
+
+def scale_of(config: Config) -> Scale:
+    """Return the scale's row, with the values that the settings replace."""
+    given = {each.name: getattr(config, each.name, None) for each in fields(Scale)}
+    return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
 
 
 OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}

@@ -1,137 +1,143 @@
-"""The plan of a step: all that it does, from the tables and the sizes of the splits, before anything is written.
+"""The plan of a step: all that it does, computed from the settings, the tables and the sizes of the splits.
 
-``plan.json`` is this plan; training reads it, a restart compares with it, ``DRY_RUN=1`` prints it.
+plan.json is this plan: training reads it, a restart compares with it, a dry run prints it.
 """
 
-import hashlib
-import math
-import shlex
-import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.benchmarks import Benchmark, cutoff, get_benchmark
 from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, macs_per_sample
-from tic_clip.runs import RUN, last_checkpoint, versions
-from tic_clip.storage import NotFoundError, read_json
-from tic_clip.training.config import Config, Scale, get_scale, to_flags
-from tic_clip.training.methods import Method, get_method, new_only
+from tic_clip.runs import RUN, last_checkpoint, read_done, versions
+from tic_clip.storage import NotFoundError, read_bytes, read_json
+from tic_clip.training.config import Config, Scale, scale_of, to_flags
+from tic_clip.training.methods import Method, get_method, new_data
 from tic_clip.training.patching import PATCHED, held_out
 from tic_clip.training.sampling import apportion
 
+Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
+NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "start_content")
+SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
+
+
+# --- Make a plan ---
+
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
-    """All that a step does; nothing is written or trained. ``macs.add`` adds what the model costs.
-
-    Raises:
-        TicError: an unknown name, a split that is missing or unfinished, a share that can't be had, a budget under one
-            batch a checkpoint, a batch that does not divide among the processes, a setting that can't be or that the
-            method does not have.
-    """
-    benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), get_scale(config.scale)
-    if config.batch_size:
-        scale = replace(scale, batch_size=config.batch_size)
-    t, first = benchmark.step_index(config.step), benchmark.step_index(config.first_step or benchmark.steps[0].name)
-    _check(config, method, scale, world_size, len(benchmark.steps))
+    """Return all that a step does; nothing is written or trained."""
+    benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), scale_of(config)
+    t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
-    workers = scale.workers if config.workers is None else config.workers
-    spent = [_iterations(config, method, scale, i, workers) for i in range(first, t + 1)]
-    iterations, block = spent[-1]
-    samples = iterations * scale.batch_size
-    start = _start(config, benchmark, method, scale, t, first)
-    next_warmup = scale.next_warmup if config.next_warmup is None else config.next_warmup
-    check_architecture(config.model or scale.model)
-    step = benchmark.steps[t]
-    distilled = spent[0 if config.init else 1 :] if method.teacher else []
+    if scale.batch_size % world_size:
+        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
+    check_settings(config, benchmark, method)
+    check_architecture(scale.model)
+    step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
+    root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
+    start = find_start(config, benchmark, method, scale, first, t)
+    length = plan_length(config, method, scale, first, t)
     return {
         "benchmark": benchmark.name,
-        "filter": config.filter or next(iter(benchmark.filters)),
+        "filter": selection,
         "method": method.name,
         "scale": scale.name,
         "step": step.name,
         "cutoff": step.cutoff,
-        "model": config.model or scale.model,
+        "model": scale.model,
         "sampling": "resampled" if config.resampled else "exact",
-        "sources": _sources(config, benchmark, method, t, samples),
-        **({"buffer": _buffer(config)} if method.has_buffer else {}),
-        **_coefficient(config, benchmark, method, t, first),
+        **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
-        "start_content": content_of(start),
         "teacher": start if method.teacher else None,
         "seed": config.seed,
-        "batch_size": scale.batch_size,
-        "iterations": iterations,
-        "checkpoints": scale.checkpoints,
-        "block": block,
-        "samples": samples,
-        "samples_seen": sum(count for count, _ in spent) * scale.batch_size,
-        "samples_distilled": sum(count for count, _ in distilled) * scale.batch_size,
+        **length,
         "learning_rate": scale.learning_rate,
-        "warmup": scale.warmup if start is None else next_warmup,
+        "warmup": scale.next_warmup if start else scale.warmup,
         "optimizer": "kept" if start and config.keep_optimizer else "fresh",
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
-        "keep": {
-            "max_kept": scale.max_kept if config.max_kept is None else config.max_kept,
-            "save_every": config.save_every,
-            "save_minutes": config.save_minutes,
-            "remote": config.remote,
-        },
+        "keep": {"max_kept": scale.max_kept}
+        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
     }
 
 
-def _check(config: Config, method: Method, scale: Scale, world_size: int, steps: int) -> None:
-    """Refuse what can't be, whatever the data."""
-    if scale.batch_size % world_size:
-        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
-    if config.budget is not None and len(config.budget) != steps:
-        raise TicError(f"--budget has {len(config.budget)} numbers, {config.benchmark} has {steps} steps")
-    if config.replay is not None and not method.has_buffer:
-        raise TicError(f"{method.name} has no buffer of old data: --replay is of cumulative-exp and cumulative-equal")
-    if config.replay is not None and config.mixture is not None:
-        raise TicError("--replay and --mixture both say what is read of the old data: give one of them")
+def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
+    """Raise a TicError for settings that exclude each other or that the method does not have."""
+    if config.budget and len(config.budget) != len(benchmark.steps):
+        raise TicError(f"--budget has {len(config.budget)} numbers, {benchmark.name} has {len(benchmark.steps)} steps")
+    if config.replay is not None and not method.has_replay:
+        raise TicError(f"{method.name} does not replay old data: --replay is for cumulative-exp and cumulative-equal")
+    if config.replay is not None and config.mixture:
+        raise TicError("--replay and --mixture both say how much old data is read: give one of them")
     if config.coefficient is not None and not method.hold_out:
-        raise TicError(f"{method.name} does not interpolate weights: --coefficient is of patching")
-    if method.start == "last patched" and config.keep_optimizer:
-        raise TicError("a patched model has no optimizer to go on with: --keep_optimizer is not for patching")
-    if method.hold_out and config.coefficient is None and config.resampled:
-        raise TicError(
-            "patching chooses its coefficient on data that it holds out, which sampling with replacement "
-            "does not spare: give a --coefficient, or sample exactly (RESAMPLED=0)"
-        )
-    if config.first_step is not None and config.init is None and method.start != "random":
-        raise TicError(f"--first_step {config.first_step} needs --init: {method.name} goes on from a model before it")
+        raise TicError(f"{method.name} does not interpolate weights: --coefficient is for patching")
+    if config.coefficient is None and method.hold_out and config.resampled:
+        raise TicError("sampling with replacement holds out no data to choose on: give --coefficient or --resampled 0")
+    if config.keep_optimizer and method.start == "last patched":
+        raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
+    if config.first_step and not config.init and method.start != "random":
+        raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
 
 
-def _iterations(config: Config, method: Method, scale: Scale, t: int, workers: int) -> tuple[int, int]:
-    """(iterations of step ``t``, iterations of a block): whole blocks, the same number for each checkpoint."""
-    per_step = scale.samples_per_step if config.samples_per_step is None else config.samples_per_step
-    factor = Fraction(str(config.budget[t])) if config.budget else method.budget_of(t)
-    samples = int(per_step * factor)
-    smallest = scale.batch_size * scale.checkpoints
-    if samples < smallest:
-        raise TicError(
-            f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
-            f"{scale.batch_size} = {smallest}; give more samples per step"
-        )
-    multiple = max(1, workers) if config.resampled else 1  # OpenCLIP rounds an epoch up to its loader workers
-    blocks, block = blocks_of(samples // smallest, config.resume_every or scale.resume_every, multiple)
-    return scale.checkpoints * blocks * block, block
+def steps_of(config: Config) -> Sequence[str]:
+    """Return the names of the steps that a run trains, in order."""
+    benchmark = get_benchmark(config.benchmark)
+    first = benchmark.step_index(config.first_step) if config.first_step else 0
+    return [step.name for step in benchmark.steps[first:]]
 
 
-def blocks_of(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
-    """(number, size) of equal blocks of about ``wanted`` that fill as much of ``interval`` as can be.
+def step_folder(config: Config, step: str) -> Path:
+    """Return the folder of a step in the run's folder."""
+    return Path(config.output_dir) / step
 
-    Raises:
-        TicError: a size must be a multiple of more than the interval.
+
+def find_start(config: Config, benchmark: Benchmark, method: Method, scale: Scale, first: int, t: int) -> str | None:
+    """Return the checkpoint that step ``t`` starts from, or None for random weights."""
+    if t == first or method.start == "random":
+        return config.init
+    last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
+    return str(step_folder(config, benchmark.steps[t - 1].name) / last)
+
+
+def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
+    """Return how much is trained in step ``t``, and in the run up to it; raise a TicError if a step is too short."""
+    iterations, smallest = [], scale.batch_size * scale.checkpoints
+    for i in range(first, t + 1):
+        factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
+        samples = int(scale.samples_per_step * Fraction(str(factor)))
+        if samples < smallest:
+            raise TicError(
+                f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
+                f"{scale.batch_size} = {smallest}: give more --samples_per_step"
+            )
+        # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
+        multiple = max(1, scale.workers) if config.resampled else 1
+        blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        iterations.append(scale.checkpoints * blocks * block)
+    distilled = iterations[0 if config.init else 1 :] if method.teacher else []
+    return {
+        "batch_size": scale.batch_size,
+        "iterations": iterations[-1],
+        "checkpoints": scale.checkpoints,
+        "block": block,
+        "samples": iterations[-1] * scale.batch_size,
+        "samples_seen": sum(iterations) * scale.batch_size,
+        "samples_distilled": sum(distilled) * scale.batch_size,
+    }
+
+
+def choose_block(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
+    """Return (number, size) of equal blocks of about ``wanted`` that fill as much of ``interval`` as possible.
+
+    A size is a multiple of ``multiple``.
     """
     if interval < multiple:
         raise TicError(f"{interval} batches a checkpoint are less than one for each of {multiple} loader workers")
@@ -141,262 +147,213 @@ def blocks_of(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
     return number, sizes.get(number) or interval // multiple * multiple
 
 
-def _start(config: Config, benchmark: Benchmark, method: Method, scale: Scale, t: int, first: int) -> str | None:
-    before = method.starts_from(t) if t > first else None
-    if before is None:
-        return config.init
-    last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-    return str(step_folder(config, benchmark.steps[before].name) / last)
-
-
-def content_of(checkpoint: str | None) -> str | None:
-    """A fingerprint of a checkpoint that is on this disk: of the checksums in torch's zip, or of the whole file."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return None
-    if not zipfile.is_zipfile(checkpoint):
-        with open(checkpoint, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    with zipfile.ZipFile(checkpoint) as archive:
-        parts = [f"{entry.filename.split('/', 1)[-1]} {entry.CRC}" for entry in archive.infolist()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _buffer(config: Config) -> float:
-    return 1.0 if config.replay is None else config.replay
-
-
-def _split(config: Config, benchmark: Benchmark, name: str) -> str:
-    folder = lookup(benchmark.filters, "filter", config.filter or next(iter(benchmark.filters)))
-    return f"{config.data_dir.rstrip('/')}/{benchmark.root}/{folder}/{name}"
-
-
-def _sizes(config: Config, benchmark: Benchmark, i: int) -> dict[str, int]:
-    """Samples of each split that is new at step ``i``."""
-    return {name: _size(config, benchmark, _split(config, benchmark, name)) for name in benchmark.steps[i].splits}
-
-
-def _size(config: Config, benchmark: Benchmark, split: str) -> int:
-    try:
-        return sum(split_sizes(split).values())
-    except NotFoundError:
-        raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
-
-
-def _sources(config: Config, benchmark: Benchmark, method: Method, t: int, samples: int) -> list[dict[str, Any]]:
-    """The splits that a step reads, the samples that it uses of each, and how many it takes."""
-    steps = range(t if method.data is new_only and not config.mixture else 0, t + 1)
-    sizes = [_sizes(config, benchmark, i) for i in steps]
-    used = [_spare(config, method, split) for split in sizes]
-    weights = _weights(config, benchmark, t) if config.mixture else None
-    if weights is None:
-        wanted = method.data([sum(split.values()) for split in used], Fraction(str(_buffer(config))))
-        used = [
-            dict(zip(split, apportion(split.values(), count), strict=True))
-            for split, count in zip(used, wanted, strict=True)
-        ]
-    size = {name: count for split in sizes for name, count in split.items()}
-    use = {name: count for split in used for name, count in split.items() if weights is None or weights.get(name)}
-    if weights is None:
-        weights = use
-    shares = apportion([weights[name] for name in use], samples)
+def plan_data(
+    config: Config, benchmark: Benchmark, method: Method, root: str, first: int, t: int, samples: int
+) -> dict[str, Any]:
+    """Return what step ``t`` reads: splits below ``root``, the samples that it uses of each, and how many it takes."""
+    is_chosen = method.hold_out and config.coefficient is None
+    oldest = 0 if method.data is not new_data or config.mixture else first if is_chosen else t
+    sizes = [read_sizes(root, benchmark, i, config) for i in range(oldest, t + 1)]
+    size = {name: n for step in sizes for name, n in step.items()}
+    trainable = [{name: n - held_out(n) * is_chosen for name, n in step.items()} for step in sizes]
+    replay = 1.0 if config.replay is None else config.replay
+    mixture = read_mixture(config.mixture, benchmark, t) if config.mixture else None
+    used = use_samples(method, trainable, Fraction(str(replay)), mixture)
+    shares = apportion([(mixture or used)[name] for name in used], samples)
     if config.resampled:
-        use = {name: size[name] for name in use}  # whole shards are drawn, with a source's share as their weight
-    return [
+        used = {name: size[name] for name in used}  # whole shards are drawn, with a source's share as their weight
+    sources = [
         {
             "name": name,
-            "split": _split(config, benchmark, name),
+            "split": f"{root}/{name}",
             "size": size[name],
             "used": count,
             "samples": share,
             "share": round(share / samples, 6),
             "repeats": round(share / count, 4),
         }
-        for (name, count), share in zip(use.items(), shares, strict=True)
+        for (name, count), share in zip(used.items(), shares, strict=True)
         if share
     ]
+    data = {"sources": sources, "buffer": replay, "coefficient": "chosen" if is_chosen else config.coefficient}
+    names = ["sources", *["buffer"] * method.has_replay, *["coefficient"] * method.hold_out]
+    validation = {"validation": plan_validation(root, sizes[first - oldest : -1])} if is_chosen else {}
+    return {name: data[name] for name in names} | validation
 
 
-def _spare(config: Config, method: Method, split: dict[str, int]) -> dict[str, int]:
-    """What may be trained on: all, or what is not held out for the choice of patching's coefficient."""
-    choose = method.hold_out and config.coefficient is None
-    return {name: size - held_out(size) if choose else size for name, size in split.items()}
+def read_sizes(root: str, benchmark: Benchmark, i: int, config: Config) -> dict[str, int]:
+    """Return the samples of each split that is new at step ``i``."""
+    sizes = {}
+    for split in (f"{root}/{name}" for name in benchmark.steps[i].splits):
+        try:
+            sizes[split.rsplit("/", 1)[1]] = sum(split_sizes(split).values())
+        except NotFoundError:
+            raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
+    return sizes
 
 
-def _weights(config: Config, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
-    """The user's share of each split at step ``t``, or None where the file does not name the step.
+def use_samples(
+    method: Method, sizes: list[dict[str, int]], replay: Fraction, mixture: dict[str, Fraction] | None
+) -> dict[str, int]:
+    """Return how many samples are used of each split: those that the method chooses, or all in the mixture."""
+    if mixture:
+        return {name: n for step in sizes for name, n in step.items() if mixture.get(name)}
+    used: dict[str, int] = {}
+    for step, total in zip(sizes, method.data([sum(step.values()) for step in sizes], replay), strict=True):
+        used.update(zip(step, apportion(step.values(), total), strict=True))
+    return used
 
-    Raises:
-        TicError: it is no such file, names an unknown step or split or one from later than the step, or the shares
-            are no numbers from 0 or do not sum to 1.
-    """
-    table = read_json(config.mixture)
-    if not all(isinstance(row, dict) for row in table.values()):
-        raise TicError(f'{config.mixture} must be {{"step": {{"split": share, …}}, …}}')
+
+def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
+    """Return the user's share of each split at step ``t``, or None if the file does not name the step."""
+    try:
+        table = msgspec.json.decode(read_bytes(path), type=Mixture)
+    except msgspec.DecodeError as error:
+        raise TicError(f'{path} is not {{"step": {{"split": share, …}}, …}}: {error}') from None
     for name in table:
         benchmark.step_index(name)
-    row = table.get(benchmark.steps[t].name)
-    if row is None:
+    step, known = benchmark.steps[t].name, [name for step in benchmark.steps[: t + 1] for name in step.splits]
+    if step not in table:
         return None
-    known = [name for step in benchmark.steps[: t + 1] for name in step.splits]
-    for name, share in row.items():
-        if name not in known:
-            raise TicError(
-                f"{config.mixture}: {name} is no data of step {benchmark.steps[t].name}; those are {', '.join(known)}"
-            )
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise TicError(f"{config.mixture}: the share of {name} is {share!r}, not a number from 0")
-    if abs(sum(row.values()) - 1) > 1e-6:
-        raise TicError(f"{config.mixture}: the shares of step {benchmark.steps[t].name} sum to {sum(row.values())}")
-    return {name: Fraction(str(share)) for name, share in row.items()}
+    for name in table[step].keys() - set(known):
+        raise TicError(f"{path}: {name} is not data of step {step}; those are {', '.join(known)}")
+    if abs(sum(table[step].values()) - 1) > 1e-6:
+        raise TicError(f"{path}: the shares of step {step} sum to {sum(table[step].values())}, not to 1")
+    return {name: Fraction(str(share)) for name, share in table[step].items()}
 
 
-def _coefficient(config: Config, benchmark: Benchmark, method: Method, t: int, first: int) -> dict[str, Any]:
-    """The coefficient of patching, or the data of the steps before to choose it on.
-
-    Raises:
-        TicError: there are none.
-    """
-    if not method.hold_out:
-        return {}
-    if config.coefficient is not None:
-        return {"coefficient": config.coefficient}
-    splits = [(name, size) for i in range(first, t) for name, size in _sizes(config, benchmark, i).items()]
-    if splits and not any(held_out(size) for _, size in splits):
-        sizes = ", ".join(f"{size} of {name}" for name, size in splits)
-        raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {sizes}: give a --coefficient")
-    return {
-        "coefficient": "chosen",
-        "validation": [
-            {"name": name, "split": _split(config, benchmark, name), "size": size, "held_out": held_out(size)}
-            for name, size in splits
-        ],
-    }
-
-
-def step_folder(config: Config, step: str) -> Path:
-    """``O/{step}``."""
-    return Path(config.output_dir) / step
-
-
-NO_IDENTITY = ("command", "pins", "keep", "macs", "macs_seen", "validation")
-
-
-def identity(plan: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same to go on with a step: all that makes the model, but not where the folders are."""
-    sources = {source["name"]: f"{source['samples']} of {_used(source)}" for source in plan["sources"]}
-    kept = {key: value for key, value in plan.items() if key not in NO_IDENTITY}
-    return {**kept, "sources": sources, "start": _short(plan["start"]), "teacher": _short(plan.get("teacher"))}
-
-
-def _used(source: dict[str, Any]) -> str:
-    """``300``, or ``50 of 300`` where a source is not used whole."""
-    size, used = source["size"], source.get("used", source["size"])
-    return f"{size:,}" if used == size else f"{used:,} of {size:,}"
-
-
-def _short(path: str | None) -> str:
-    return "/".join(Path(path).parts[-3:]) if path else "random weights"  # step/checkpoints/epoch
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first thing in which two plans make different models, as "key old, now it is new"; None if none."""
-    before, now = identity(old), identity(new)
-    for key in {**now, **before}:
-        unknown = key == "start_content" and None in (before.get(key), now.get(key))
-        if before.get(key) != now.get(key) and not unknown:
-            return f"{key} {before.get(key)}, now it is {now.get(key)}"
-    return None
-
-
-def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Refuse to go on with a step under another plan.
-
-    Raises:
-        TicError: a setting differs; the message shows it.
-    """
-    if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
-        raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
-    found = difference(old, new)
-    if found:
-        raise TicError(
-            f"{folder} was begun with {found}: use the old setting, another output folder, or delete the step"
-        )
-
-
-def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Refuse to go on from a step of another run than the plan's: other settings, or other samples seen until there.
-
-    Raises:
-        TicError: they differ; the message shows in what.
-    """
-    for key in RUN:
-        if before.get(key) != plan.get(key):
-            raise TicError(
-                f"{plan['step']} goes on from {before.get('step')}, which was trained with {key} {before.get(key)}, "
-                f"now it is {plan.get(key)}: use the old setting or another output folder"
-            )
-    seen = plan["samples_seen"] - plan["samples"]
-    if before.get("samples_seen") != seen:
-        raise TicError(
-            f"{plan['step']} goes on from {before.get('step')}, after which {before.get('samples_seen'):,} samples had "
-            f"been seen; these settings give {seen:,}: use the old ones or another output folder"
-        )
-
-
-def describe(plan: dict[str, Any]) -> str:
-    """The plan of a step as lines of text."""
-    start = plan["start"] or "random weights"
-    too_long = " (longer than the step)" if plan["warmup"] > plan["iterations"] else ""
-    lines = [
-        f"{plan['step']}: {plan['method']} at {plan['scale']}, {plan['model']} from {start}, "
-        f"{plan['sampling']} sampling",
-        f"  {plan['samples']:,} samples = {plan['iterations']:,} × {plan['batch_size']:,}, "
-        f"{plan['checkpoints']} checkpoints, warm-up {plan['warmup']}{too_long}, {plan['optimizer']} optimizer, "
-        f"seed {plan['seed']}; {plan['samples_seen']:,} samples seen after it",
-    ]
-    if plan.get("macs") is not None:
-        lines.append(f"  {plan['macs']:.2e} MACs, {plan['macs_seen']:.2e} after it")
-    if plan["teacher"]:
-        lines.append(f"  distilled from {plan['teacher']}")
-    if "buffer" in plan:
-        what = "of old data" if plan["sampling"] == "exact" else "as the share of all old data"
-        lines.append(f"  a buffer of {plan['buffer']:g} D {what}, new data not counted")
-    if "coefficient" in plan:
-        lines.append(f"  patched with coefficient {plan['coefficient']}" + _validation(plan))
-    lines += [_source_line(source, plan["samples"]) for source in plan["sources"]]
-    return "\n".join([*lines, f"  {shlex.join(plan['command'])}"])
-
-
-def _validation(plan: dict[str, Any]) -> str:
-    if not plan.get("validation"):
-        return ""
-    return " on " + ", ".join(f"{entry['held_out']:,} of {entry['name']}" for entry in plan["validation"])
-
-
-def _source_line(source: dict[str, Any], samples: int) -> str:
-    return (
-        f"  {source['name']}: {source['samples'] / samples:.1%}, {source['samples']:,} samples of {_used(source)} "
-        f"({source['repeats']:.2f} each)"
-    )
-
-
-def steps_of(config: Config) -> Sequence[str]:
-    """The names of the steps that a run trains, in order."""
-    benchmark = get_benchmark(config.benchmark)
-    first = benchmark.step_index(config.first_step) if config.first_step else 0
-    return [step.name for step in benchmark.steps[first:]]
+def plan_validation(root: str, sizes: list[dict[str, int]]) -> list[dict[str, Any]]:
+    """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient; or a TicError."""
+    splits = {name: n for step in sizes for name, n in step.items()}
+    if splits and not any(map(held_out, splits.values())):
+        found = ", ".join(f"{n} of {name}" for name, n in splits.items())
+        raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {found}: give a --coefficient")
+    return [{"name": name, "split": f"{root}/{name}", "size": n, "held_out": held_out(n)} for name, n in splits.items()]
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan with ``macs`` of the step and ``macs_seen`` of the run up to it.
+    """Return the plan with the MACs of the step, and of the run up to it.
 
-    They are those of the forward passes, as DataComp gives them (its small scale, 12.8 M samples of ViT-B/32, is
-    9.5e16), and stand for training steps of three times as many; so a teacher's forward pass alone counts a third.
+    They are those of the forward passes, as in DataComp, and stand for training steps of three times as many; so a
+    teacher's forward passes count 1/3.
     """
-    each = macs_per_sample(plan["model"])
-    distilled = plan["samples"] if plan["teacher"] else 0
-    return {
-        **plan,
-        "macs": each * (plan["samples"] + distilled // 3),
-        "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3),
+    each, distilled = macs_per_sample(plan["model"]), plan["samples"] if plan["teacher"] else 0
+    macs = each * (plan["samples"] + distilled // 3)
+    return {**plan, "macs": macs, "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3)}
+
+
+# --- Compare plans ---
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = ()) -> str | None:
+    """Return the first difference of two plans in what makes the model, or in ``keys``: "seed 0, now it is 1"; or None.
+
+    A key that only one of them has is left out: plans of other versions can be compared.
+    """
+    before, now = comparable(old), comparable(new)
+    for key in keys or now:
+        if key in before and key in now and before[key] != now[key]:
+            return f"{SETTINGS.get(key, key)} {before[key]}, now it is {now[key]}"
+    return None
+
+
+def comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes the model, which the place of the folders does not."""
+    sources = {source["name"]: source for source in plan.get("sources", ())}
+    counts = {
+        f"samples of {name}": f"{each['samples']:,} of {each.get('used', each['size']):,} of {each['size']:,}"
+        for name, each in sources.items()
     }
+    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
+    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
+    return {**kept, **paths, "sources": list(sources), **counts}
+
+
+def shorten(checkpoint: str | None) -> str:
+    """Return STEP/checkpoints/NAME."""
+    return "/".join(Path(checkpoint).parts[-3:]) if checkpoint else "random weights"
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raise a TicError that shows in what a new plan differs from the one in the step's folder."""
+    if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
+        raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
+    if found := difference(old, new):
+        todo = "use the old setting, another output folder, or delete the step"
+        raise TicError(f"{folder} was begun with {found}: {todo}")
+
+
+def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Raise a TicError that shows in what the run of the step before differs from the plan's."""
+    expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
+    if found := difference(before, expected, (*RUN, "samples_seen")):
+        where = f"{plan['step']} starts from {before.get('step')}, which was trained"
+        raise TicError(f"{where} with {found}: use the old setting or another output folder")
+
+
+def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> bool:
+    """Return whether a step is done.
+
+    Raises:
+        TicError: it was begun with other settings; the step before is not done (except in a ``dry_run``), of another
+            run, or its checkpoint was deleted; the model that it starts from has seen later data.
+    """
+    folder, start = step_folder(config, plan["step"]), plan["start"]
+    is_done = (folder / "done.json").exists()
+    if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
+        check_same(read_json(folder / "plan.json"), plan, folder)
+    if is_done:
+        read_finished(folder)
+    if is_done or start is None:
+        return is_done
+    if start != config.init:
+        before = Path(start).parents[1]
+        if not (before / "done.json").exists():
+            if dry_run:
+                return False
+            raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
+        check_run(read_finished(before)["plan"], plan)
+    from tic_clip import weights
+
+    latest = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)  # a released model is 2019.pt
+    if latest and latest > plan["cutoff"]:
+        raise TicError(f"{start} has seen data up to {latest}, after those of step {plan['step']}, {plan['cutoff']}")
+    return False
+
+
+def read_finished(folder: Path) -> dict[str, Any]:
+    """Return a step's done.json; raise a TicError if its checkpoint was deleted."""
+    facts = read_done(folder / "done.json")
+    if not (folder / facts["checkpoint"]).exists():
+        todo = "put it back, or delete the step to train it again"
+        raise TicError(f"{folder / facts['checkpoint']} is missing, but the step is done: {todo}")
+    return facts
+
+
+def describe(plans: Sequence[dict[str, Any]]) -> str:
+    """Return a line for a run and a table with a line for each of its steps."""
+    plan = plans[-1]
+    facts = [plan[key] for key in ("benchmark", "filter", "method", "scale", "model")]
+    facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
+    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
+    facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
+    rows = [("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")]
+    rows += map(describe_step, plans)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
+
+
+def describe_step(plan: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a step's line."""
+    sources = [f"{source['name']} {source['share']:.1%}" for source in plan["sources"]]
+    if len(sources) > 4:
+        sources = [f"{len(sources)} splits: {sources[0]}", sources[1], "…", sources[-1]]
+    return (
+        plan["step"],
+        f"{plan['samples']:,}",
+        f"{plan['iterations']:,} × {plan['batch_size']:,}",
+        f"{plan['macs']:.2e}",
+        f"{plan['warmup']:,}" + " (longer than the step)" * (plan["warmup"] > plan["iterations"]),
+        shorten(plan["start"]) + " with its optimizer" * (plan["optimizer"] == "kept"),
+        ", ".join(sources),
+    )

@@ -21,17 +21,17 @@ from typing import IO, Any
 
 from tic_clip import TicError, package_file, storage
 from tic_clip.runs import last_checkpoint, read_done
-from tic_clip.storage import read_json, write_json
+from tic_clip.storage import write_json
 from tic_clip.training.config import Config, get_scale
 from tic_clip.training.methods import get_method
-from tic_clip.training.plan import add_macs, check_run, check_same, difference, make_plan, step_folder
+from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
 
 
 def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
     """Train ``steps`` in this process, which is one of ``world_size`` ranks.
 
     Raises:
-        TicError: as ``make_plan`` and ``check_start``; OpenCLIP ended without a step's last checkpoint.
+        TicError: as ``make_plan`` and ``prepare``; OpenCLIP ended without a step's last checkpoint.
     """
     waiting = start_process_group() if world_size > 1 else None
     for step in steps:
@@ -91,52 +91,19 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
     """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained.
 
     Raises:
-        TicError: the step was begun with other settings, or can't start.
+        TicError: as ``check_step``; or the model to start from is damaged.
     """
-    begun, done = folder / "plan.json", folder / "done.json"
-    fetch_copy(config, plan)
-    if done.exists() or (begun.exists() and any(folder.glob("checkpoints/*.pt"))):
-        check_same(read_json(begun), plan, folder)
-    if not done.exists():
-        check_start(config, plan)
-        return False
-    facts = read_done(done)
-    if config.remote:
-        from tic_clip.training import checkpoint
-
-        checkpoint.push_done(folder, plan, facts["checkpoint"])
-    return True
-
-
-def fetch_copy(config: Config, plan: dict[str, Any]) -> None:
-    """Download the step from its remote copy if it is not on this disk."""
-    if config.remote:
-        from tic_clip.training import checkpoint
-
-        checkpoint.fetch(step_folder(config, plan["step"]), plan)
-
-
-def check_start(config: Config, plan: dict[str, Any]) -> None:
-    """Check that the model which a step starts from is there, whole, of the same run and has seen no later data.
-
-    Raises:
-        TicError: it is not; or OpenCLIP is not patched.
-    """
-    check_ready(config)
-    start = plan["start"]
-    if start is None:
-        return
-    if start != config.init:
-        done = Path(start).parents[1] / "done.json"
-        if not done.exists():
-            raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
-        check_run(read_done(done)["plan"], plan)
-    from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    checkpoint.check_cutoff(weights.record(start), start, plan)
-    if zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
+    checkpoint.fetch(folder, plan)
+    if check_step(config, plan):
+        checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
+        return True
+    check_ready(config)
+    start = plan["start"]
+    if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
+    return False
 
 
 def check_ready(config: Config) -> None:
