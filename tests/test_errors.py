@@ -82,7 +82,7 @@ PRECISION before weeks of training: DATA_DIR={x}/sizes PRECISION=fp8 bash script
 a URL with one slash: TRAIN --data_dir s3:/bucket/data --dry_run
     two slashes: s3://bucket/data
 METHOD before hours of packing: SOURCE={x} METHOD=cumulatve bash scripts/run_yfcc15m.sh
-    METHOD is cumulatve: it must be one of oracle, 
+    METHOD is cumulatve: it must be one of oracle
 no source: METHOD=oracle bash scripts/run_redcaps.sh
     neither sources/redcaps (SOURCE) | nor {x}/none/tic/redcaps (DATA_DIR)
 yfcc15m: TRAIN --data_dir {x}/none --benchmark yfcc15m --step 2004-2008
