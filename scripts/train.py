@@ -57,7 +57,8 @@ def check_plans(config: Config, world_size: int) -> list[dict]:
 def print_plans(config: Config, world_size: int) -> None:
     """Print the plan of a step as plan.json has it, or a table of all steps."""
     plans = [add_macs(plan) for plan in check_plans(config, world_size)]
-    print(describe(plans) if config.step == "all" else json.dumps(plans[0], indent=2))
+    table = f"{config.output_dir}: {describe(plans)}"
+    print(table if config.step == "all" else json.dumps(plans[0], indent=2))
 
 
 if __name__ == "__main__":

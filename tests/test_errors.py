@@ -74,7 +74,7 @@ datacomp: bash scripts/run_medium_basic_cumulative.sh
 bestpool: DRY_RUN=1 METHOD=oracle FILTER=bestpool bash scripts/run_datacomp.sh
     {x}/none/tic/datacomp/yearly/train_bestpool/2014 is missing | reshard.py | baselines.py
 a source that is away: SOURCE={x}/none METHOD=oracle bash scripts/run_yfcc15m.sh
-    SOURCE is {x}/none, which is
+    SOURCE is {x}/none, which does
 evaluation data before weeks of training: DATA_DIR={x}/sizes bash scripts/run_medium_basic_oracle.sh
     {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
 PRECISION before weeks of training: DATA_DIR={x}/sizes PRECISION=fp8 bash scripts/run_medium_basic_oracle.sh
