@@ -13,11 +13,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tic_clip import TicError
-from tic_clip.cli import Parser, run_main
-from tic_clip.training.config import Config, add_flags, config_from
-from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
-from tic_clip.training.step import check_ready, fetch_copy, run_step
+try:
+    from tic_clip import TicError
+    from tic_clip.cli import Parser, run_main
+    from tic_clip.training.config import Config, add_flags, config_from
+    from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
+    from tic_clip.training.step import check_ready, fetch_copy, run_step
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
 
 
 def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
