@@ -1,16 +1,37 @@
-# The shell around every bash script: --help, arguments that it does not take, errors as one line. A script without
-# arguments sources this file after its cd; one with arguments only where the first of them is -h or --help.
-script=$0
-[ -f "$script" ] || script=$OLDPWD/$0  # as it was called, before the script's cd
+# Settings of every run_*.sh, from the environment; README.md describes them, `.venv/bin/python scripts/train.py --help`
+# has the defaults:
+#
+#   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run), REMOTE (a folder or bucket for copies)
+#   the run      BENCHMARK, METHOD, SCALE, FILTER, MODEL, SEED, SAMPLES_PER_STEP, BATCH_SIZE, BUDGET, REPLAY, MIXTURE,
+#                RESAMPLED=1 (with replacement), INIT, FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT
+#   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
+#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION, SKIP_BAD=1
+#   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
+#
+# DRY_RUN=1 prints the plan and trains nothing. 1, true and yes are the same, as are 0, false and no.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(realpath --relative-to=. "$root")/  # the checkout, from where the user stands
+[ "$here" != ./ ] || here=
 
 head_of() { sed -n '/^#!/d; /^#SBATCH/d; /^#/!q; s/^# \{0,1\}//p' "$1"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+is_on() {
+    case ${!1:-0} in
+        1 | true | yes) return 0 ;;
+        0 | false | no) return 1 ;;
+        *) fail "$1 is ${!1}: it must be one of 1, true, yes, 0, false, no" ;;
+    esac
+}
+run() {
+    bash "$root/setup.sh"
+    exec "$root/.venv/bin/python" "$root/scripts/run.py" --script "${0##*/}" "$@"
+}
 
 case ${1:-} in
     '') ;;
     -h | --help)
-        head_of "$script"
-        case ${0##*/} in run_tests.sh) ;; run_*.sh) echo && head_of scripts/loop.sh ;; esac
+        head_of "$0"
+        case ${0##*/} in run_tests.sh) ;; run_*.sh) echo && head_of "$root/scripts/cli.sh" ;; esac
         exit 0 ;;
     *) fail "unknown argument $1: settings come from the environment, as in NAME=value bash $0 (--help shows them)" ;;
 esac

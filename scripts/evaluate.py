@@ -18,6 +18,7 @@ already, of the same weights, data, precision and metric version, is skipped.
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tic_clip import TicError
@@ -30,7 +31,7 @@ from tic_clip.models import Model, named_model
 from tic_clip.runs import models_of
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, evaluate, and say what was done and what to know of it."""
     parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--dry_run", action="store_true", default=dry_run, help="print what is missing, evaluate nothing"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.check:
         fingerprints(_tasks(args, "datacomp"))
         return

@@ -9,14 +9,13 @@
 # PRECISION, BATCH_SIZE, WORKERS, DEVICE and SKIP_BAD=1 are flags of scripts/evaluate.py. Writes the results into
 # OUT/TiC-CLIP-{model}/ and their comparison into OUT. Killed and started again, it goes on where it was.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-MODELS_DIR=${MODELS_DIR:-data/models}
-DATA_DIR=${DATA_DIR:-data}
-OUT=${OUT:-results/released}
+MODELS_DIR=${MODELS_DIR:-${here}data/models}
+DATA_DIR=${DATA_DIR:-${here}data}
+OUT=${OUT:-${here}results/released}
 
-bash setup.sh
+bash "$root/setup.sh"
 if [ -z "${MODELS:-}" ]; then
     MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
         fail "$MODELS_DIR has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh $MODELS_DIR"
@@ -25,12 +24,12 @@ flags=(--data_dir "$DATA_DIR")
 for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do
     [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
 done
-[ "${SKIP_BAD:-0}" = 0 ] || flags+=(--skip_bad)
+! is_on SKIP_BAD || flags+=(--skip_bad)
+! is_on DRY_RUN || flags+=(--dry_run)
 
 runs=()
 for model in $MODELS; do
     runs+=("$OUT/TiC-CLIP-$model")
-    .venv/bin/python scripts/evaluate.py --released "$MODELS_DIR/TiC-CLIP-$model" --output_dir "${runs[-1]}" "${flags[@]}"
+    "$root/.venv/bin/python" "$root/scripts/evaluate.py" --released "$MODELS_DIR/TiC-CLIP-$model" --output_dir "${runs[-1]}" "${flags[@]}"
 done
-[ "${DRY_RUN:-0}" = 0 ] || exit 0
-.venv/bin/python scripts/report.py "${runs[@]}" --out "$OUT"
+is_on DRY_RUN || "$root/.venv/bin/python" "$root/scripts/report.py" "${runs[@]}" --out "$OUT"

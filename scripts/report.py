@@ -14,6 +14,8 @@ Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and
 robustness and training as .png and .svg, those that have something to show; prints the table.
 """
 
+from collections.abc import Sequence
+
 from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
 from tic_clip.markup import to_text
@@ -21,13 +23,13 @@ from tic_clip.report import report
 from tic_clip.tables import headline, read_published
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, write the report, print its table and where it is."""
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="R", help="a folder with eval_results.jsonl")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default R, where there is only one")
     parser.add_argument("--reference", metavar="CSV", help="published numbers to set beside ours")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out is None and len(args.runs) > 1:
         raise TicError("--out DIR is needed to compare several runs")
     output = args.out or args.runs[0]

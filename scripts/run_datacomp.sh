@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
-# TiC-DataComp with any method, scale and filter, for those that have no run_{scale}_{filter}_{method}.sh of their own.
+# TiC-DataComp with any method, scale and filter; the medium scale with the basic filter unless SCALE or FILTER say else.
 #
-#   METHOD=lwf DATA_DIR=/data OUTPUT_DIR=/runs NPROC=8 bash scripts/run_datacomp.sh            # medium, basic
-#   METHOD=restart SCALE=tic_large FILTER=bestpool DATA_DIR=/data NPROC=8 bash scripts/run_datacomp.sh
+#   METHOD=lwf DATA_DIR=/data OUTPUT_DIR=/runs NPROC=8 bash scripts/run_datacomp.sh
+#   METHOD=oracle SCALE=tic_large FILTER=bestpool DATA_DIR=/data NPROC=8 bash scripts/run_datacomp.sh
 #   DRY_RUN=1 METHOD=patching DATA_DIR=/data bash scripts/run_datacomp.sh      # prints the plan of every step
 #   METHOD=cumulative SCALE=tic_debug DATA_DIR=/data bash scripts/run_datacomp.sh              # a small run first
 #
-# Writes OUTPUT_DIR/medium_basic_lwf/ and so on. DATA_DIR as for the others; see the README. Samples with replacement as
-# the benchmark does, but patching exactly; RESAMPLED=0 and RESAMPLED=1 choose. Several machines: docs/cluster.md.
+# Writes OUTPUT_DIR/medium_basic_lwf/ and so on. DATA_DIR holds tic/datacomp/yearly/{train,train_bestpool,eval}/; see the
+# README. Samples with replacement as the benchmark does, but patching exactly, because it holds data out;
+# RESAMPLED=0 and RESAMPLED=1 choose. BENCHMARK=datacomp_monthly has a step a month. NEXT_WARMUP=2000 with tic_xlarge is
+# the configuration of the released models. Several machines: docs/cluster.md.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-METHOD=${METHOD:-}
-[ -n "$METHOD" ] || fail "METHOD is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README"
-SCALE=${SCALE:-tic_medium}
-FILTER=${FILTER:-basic}
-
-source scripts/datacomp.sh
+export SCALE=${SCALE:-tic_medium} FILTER=${FILTER:-basic}
+[ "${METHOD:-}" = patching ] || export RESAMPLED=${RESAMPLED:-1}
+run --benchmark datacomp

@@ -1,21 +1,13 @@
 #!/usr/bin/env bash
 # TiC-Emoji, seven steps from 2014 to 2025: trains a small CLIP through time and shows the step × year matrix.
 #
-#   bash scripts/run_emoji_cumulative.sh                      # about five and a half minutes on two cores, no GPU needed
+#   bash scripts/run_emoji_cumulative.sh                      # a few minutes on two cores, no GPU needed
 #   METHOD=sequential bash scripts/run_emoji_cumulative.sh    # or oracle; each has its own folder in results/emoji/
 #
 # Killed and started again, it goes on where it was. Writes results/emoji/$METHOD/: a folder a step, eval_results.jsonl,
 # matrix.csv, summary.json, table.md, table.tex, heatmap.png, report.html.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-METHOD=${METHOD:-cumulative}
-OUT=${OUT:-results/emoji/$METHOD}
-DATA_DIR=${DATA_DIR:-data/emoji}
-BENCHMARK=emoji
-SCALE=${SCALE:-tic_tiny}
-
-bash setup.sh
-source scripts/emoji_data.sh
-source scripts/loop.sh
+export SCALE=${SCALE:-tic_tiny} METHOD=${METHOD:-cumulative}
+run --benchmark emoji

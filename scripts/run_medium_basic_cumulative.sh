@@ -7,10 +7,7 @@
 # DATA_DIR holds tic/datacomp/yearly/{train,eval}/; see the README. Samples with replacement as the benchmark does;
 # RESAMPLED=0 samples exactly. BENCHMARK=datacomp_monthly has a step a month. Several machines, Slurm: docs/cluster.md.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-SCALE=tic_medium
-FILTER=basic
-METHOD=cumulative
-
-source scripts/datacomp.sh
+export RESAMPLED=${RESAMPLED:-1}
+run --benchmark datacomp --scale tic_medium --filter basic --method cumulative

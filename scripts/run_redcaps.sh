@@ -1,17 +1,14 @@
 #!/usr/bin/env bash
-# TiC-RedCaps with any method, for those that have no run_redcaps_{method}.sh of their own.
+# TiC-RedCaps, four steps from 2011-2017 to 2020, with any method: from source files to report.html.
 #
-#   METHOD=lwf SOURCE=sources/redcaps DATA_DIR=data bash scripts/run_redcaps.sh
+#   METHOD=cumulative SOURCE=sources/redcaps DATA_DIR=data bash scripts/run_redcaps.sh
 #   DRY_RUN=1 METHOD=patching DATA_DIR=data bash scripts/run_redcaps.sh     # prints the plan of every step
 #
 # SOURCE holds annotations/ and images/; without it the data must be in DATA_DIR, which is so for a dry run, too.
-# Killed and started again, it goes on where it was. See the README.
+# TEST_SHARE and OVERWRITE=1 are flags of create_splits.py. Killed and started again, it goes on where it was. See the
+# README.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-DATASET=redcaps
-METHOD=${METHOD:-}
-[ -n "$METHOD" ] || fail "METHOD is not set: cumulative-exp, cumulative-equal, restart, patching, lwf, or another of the README"
-
-source scripts/packed.sh
+export SCALE=${SCALE:-tic_redcaps}
+run --benchmark redcaps

@@ -2,7 +2,7 @@
 # Runs a run_*.sh on the nodes of a Slurm job, one task a node and a process a GPU. From the root of the checkout, which
 # all nodes see, as they do DATA_DIR and the output folder:
 #
-#   DATA_DIR=/data OUTPUT_DIR=/runs sbatch --nodes 4 scripts/slurm.sh scripts/run_large_basic_cumulative.sh
+#   DATA_DIR=/data OUTPUT_DIR=/runs sbatch --nodes 4 scripts/slurm.sh scripts/run_medium_basic_cumulative.sh
 #
 # Options of sbatch go before scripts/slurm.sh (--time, --partition, --account, --gpus-per-node …) and win over those
 # below. Two minutes before the time limit the job requeues itself, and Slurm requeues it when a node fails or the job

@@ -2,6 +2,8 @@
 
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
+    torchrun --nproc-per-node 8 scripts/train.py --benchmark datacomp --method oracle --scale tic_large --step all \\
+        --data_dir /data --output_dir /runs/oracle
 
 Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
 was cut off resumes from its own newest checkpoint. With --dry_run it prints the step's plan, with "--step all" a table
@@ -14,41 +16,40 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 try:
-    from tic_clip import TicError
     from tic_clip.cli import Parser, run_main
     from tic_clip.training.config import Config, add_flags, config_from
     from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
-    from tic_clip.training.step import check_ready, fetch_copy, run_step
+    from tic_clip.training.step import check_ready, train_steps
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
 
 
 def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
-    """Train the step, or print or check plans for ``world_size`` ranks (default: those of this run)."""
+    """Train the steps, or print or check plans for ``world_size`` ranks (default: those of this run)."""
     parser = Parser(__doc__)
     add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--check", action="store_true", help="make the plan, get the step's --remote copy, and stop")
+    parser.add_argument("--check", action="store_true", help="make the plan and stop")
     args = parser.parse_args(argv)
-    config, rank = config_from(args), int(os.environ.get("RANK", "0"))
+    config = config_from(args)
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     if args.dry_run:
         print_plans(config, world_size)
     elif args.check:
-        plans = check_plans(config, world_size)
+        check_plans(config, world_size)
         check_ready(config)
-        if config.step != "all":
-            fetch_copy(config, plans[0])
-    elif config.step == "all":
-        raise TicError("--step all is for --dry_run; scripts/loop.sh trains step after step")
-    elif not run_step(config, rank=rank, world_size=world_size) and rank == 0:
-        print(f"{config.step}: done already")
+    else:
+        train_steps(config, list_steps(config), int(os.environ.get("RANK", "0")), world_size)
+
+
+def list_steps(config: Config) -> Sequence[str]:
+    """Return the step, or all."""
+    return steps_of(config) if config.step == "all" else [config.step]
 
 
 def check_plans(config: Config, world_size: int) -> list[dict]:
     """Return the plans of a step or of all steps; raise a TicError if a run would refuse one."""
-    steps = steps_of(config) if config.step == "all" else [config.step]
-    configs = [replace(config, step=step) for step in steps]
+    configs = [replace(config, step=step) for step in list_steps(config)]
     plans = [make_plan(each, world_size) for each in configs]
     for each, plan in zip(configs, plans, strict=True):
         check_step(each, plan, dry_run=True)

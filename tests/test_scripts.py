@@ -1,169 +1,246 @@
-"""Every script: its errors, the plans that DRY_RUN=1 prints."""
+"""The run scripts: their settings, what they plan and start, their errors."""
 
-import argparse
+import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
-from tic_clip.training.config import add_flags
+from tic_clip.training.config import Config
+from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
 
-def name(path):
-    return str(path.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("script", BASH_SCRIPTS, ids=name)
+@pytest.mark.parametrize("script", BASH_SCRIPTS, ids=lambda path: path.name)
 def test_bash_parses_it_and_it_stops_at_the_first_error(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     if os.access(script, os.X_OK):
         assert "\nset -euo pipefail\n" in script.read_text()
 
 
-def test_no_flag_of_a_script_under_torchrun_is_taken_for_one_of_its_own():
+def test_no_flag_of_train_py_is_taken_by_torchrun():
     """torchrun takes a prefix of its own flags, in the script's arguments too."""
     from torch.distributed.run import get_args_parser
 
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    flags = [option for action in parser._actions for option in action.option_strings if option not in ("-h", "--help")]
     own = [option for action in get_args_parser()._actions for option in action.option_strings]
-    assert "--method" in flags
     assert "--logs-specs" in own
-    assert [(flag, option) for flag in flags for option in own if option.startswith(flag)] == []
+    assert not [each.name for each in fields(Config) for option in own if option.startswith(f"--{each.name}")]
 
 
-def dry_run(script, **settings):
-    environment = {**os.environ, "DRY_RUN": "1", **{key: str(value) for key, value in settings.items()}}
-    done = subprocess.run(["bash", f"scripts/{script}"], cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Tables of TiC-DataComp without shards, all that a plan reads."""
-    folder = tmp_path_factory.mktemp("data")
-    for year in range(2014, 2023):
-        write_json(folder / f"tic/datacomp/yearly/train/{year}/sizes.json", {"00000000.tar": 1_000_000})
-    return folder
-
-
-def emoji_folders(folder):
-    """What emoji_data.sh copies from and to."""
-    (folder / "eval_files/emojinet").mkdir(parents=True)
-    (folder / "eval_files/emojinet/classnames.txt").touch()
-    (folder / "tic/emoji/yearly/eval/emojinet").mkdir(parents=True)
-    return folder
+# --- What a script hands to run.py, and what run.py makes of it
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The bash scripts, beside a setup.sh that does nothing and a python that prints how train.py is called.
-
-    There are two steps, a and b.
-    """
+    """The bash scripts, beside a setup.sh that does nothing and a python that prints its arguments and environment."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     (folder / "setup.sh").touch()
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    show = r'printf "%s\t" "$WORLD_SIZE" "$LAUNCH" "$OMP_NUM_THREADS" "$@" && echo'
-    cases = f'"-m tic_clip.benchmarks") echo a b ;; "-m tic_clip.launch" | scripts/train.py*) {show} ;;'
-    python.write_text(f'#!/bin/sh\ncase "$1 $2" in {cases} esac\n')
+    code = "import json, os, sys\nprint(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    python.write_text(f"#!{sys.executable}\n{code}\n")
     python.chmod(0o755)
     return folder
 
 
-def calls(checkout, command, **settings):
-    """What bash hands to train.py: (WORLD_SIZE, LAUNCH, OMP_NUM_THREADS, words) of each call."""
-    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", **{key: str(value) for key, value in settings.items()}}
-    done = subprocess.run(["bash", *command], cwd=checkout, capture_output=True, text=True, env=environment)
+def bash(checkout, *command, **settings):
+    environment = {"PATH": os.environ["PATH"], **{name: str(value) for name, value in settings.items()}}
+    return subprocess.run(["bash", *command], cwd=checkout, capture_output=True, text=True, env=environment)
+
+
+def calls(checkout, *command, **settings):
+    """Each call of python that a script makes: (its words, its environment)."""
+    done = bash(checkout, *command, **settings)
     assert done.returncode == 0, done.stderr
-    for call in done.stdout.splitlines():
-        world_size, launch, threads, *words = call.split("\t")[:-1]
-        yield world_size, launch, threads, words
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_dry_run_is_a_table_of_a_line_a_step(data_dir):
-    """The whole command; tests/test_plans.py has the numbers."""
-    text = dry_run("run_medium_basic_cumulative.sh", DATA_DIR=data_dir, OUTPUT_DIR="/runs", NPROC=8)
-    head, columns, *steps = text.splitlines()
-    assert head.startswith(
-        "datacomp, basic, cumulative, tic_medium, ViT-B-16, resampled sampling, 5 checkpoints a step"
+@pytest.fixture
+def run(checkout, monkeypatch):
+    """Run a script: bash as it is, run.py in this process."""
+
+    def call(script, **settings):
+        [(words, environment)] = calls(checkout, f"scripts/{script}", **settings)
+        for name in os.environ.keys() - {"PATH", "HOME", "TMPDIR"}:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+        for name in ("train", "evaluate", "report"):  # DataComp has scripts of these names, too
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
+        return ended.value.code
+
+    return call
+
+
+CUMULATIVE, ORACLE = "run_medium_basic_cumulative.sh", "run_medium_basic_oracle.sh"
+MILLIONS = [million * 1_000_000 for million in range(1, 10)]  # 2014 … 2022: steps of 6, 4, 5, 6, 7, 8 and 9 M
+
+
+def fake_splits(data_dir, benchmark, sizes, folder="train"):
+    """Tables without shards, all that a plan reads: the size of each split in the order of time, or of all."""
+    root = data_dir / get_benchmark(benchmark).root / folder
+    splits = [split for step in get_benchmark(benchmark).steps for split in step.splits]
+    for split, size in zip(splits, [sizes] * len(splits) if isinstance(sizes, int) else sizes, strict=True):
+        write_json(root / split / "sizes.json", {"00000000.tar": size})
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    fake_splits(tmp_path, "datacomp", MILLIONS)
+    fake_splits(tmp_path, "datacomp", [size // 2 for size in MILLIONS], "train_bestpool")
+    fake_splits(tmp_path, "datacomp_monthly", 100_000)
+    fake_splits(tmp_path, "yfcc15m", 3_000_000)
+    fake_splits(tmp_path, "redcaps", 3_000_000)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "steps", "row"),
+    [
+        (CUMULATIVE, {}, 7, ["2022", "18,432,000", "4,500", "resampled", "/medium_basic_cumulative/"]),
+        (ORACLE, {}, 7, ["2022", "129,024,000", "31,500", "random weights"]),
+        ("run_medium_basic_sequential.sh", {"BENCHMARK": "datacomp_monthly"}, 102, ["202306", "_sequential_monthly/"]),
+        ("run_datacomp.sh", {"METHOD": "lwf", "SCALE": "tic_large"}, 7, ["2022", "184,320,000", "/large_basic_lwf/"]),
+        ("run_datacomp.sh", {"METHOD": "patching"}, 7, ["2022", "exact", "/2021/checkpoints/patched.pt"]),
+        ("run_yfcc15m.sh", {"METHOD": "cumulative"}, 4, ["2013-2014", "30,720,000", "exact", "/yfcc15m/cumulative/"]),
+        ("run_redcaps.sh", {"METHOD": "cumulative", "OUT": "o"}, 4, ["2020", "24,576,000", " o/2019/"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_dry_run_prints_a_line_a_step(run, data_dir, capsys, script, settings, steps, row):
+    assert not run(script, DRY_RUN="yes", DATA_DIR=data_dir, NPROC=8, **settings)
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\d{4}", line)]
+    assert len(lines) == steps
+    assert [word for word in row if word not in lines[-1]] == []
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "message"),
+    [
+        (CUMULATIVE, {"METHOD": "lwf"}, "METHOD is lwf, but run_medium"),
+        (ORACLE, {"SCALE": "tic_tiny"}, "SCALE is tic_tiny, but run_medium"),
+        ("run_emoji_cumulative.sh", {"BENCHMARK": "datacomp"}, "BENCHMARK is datacomp, but run_emoji"),
+        ("run_redcaps.sh", {"BENCHMARK": "yfcc15m_2011"}, "BENCHMARK is yfcc15m_2011, but run_redcaps"),
+        ("run_datacomp.sh", {}, "METHOD is not set: it must be one of oracle, "),
+        ("run_datacomp.sh", {"METHOD": "magic"}, "METHOD is magic: it must be one of oracle, "),
+        (CUMULATIVE, {"SAMPLE_PER_STEP": 640}, "SAMPLE_PER_STEP: did you mean SAMPLES_PER_STEP?"),
+        (CUMULATIVE, {"RESAMPLED": "maybe"}, "RESAMPLED: 'maybe' is not one of"),
+        (CUMULATIVE, {"DRY_RUN": "2"}, "DRY_RUN: '2' is not one of"),
+        (CUMULATIVE, {"MAX_KEPT": 0}, "MAX_KEPT: '0' is not a whole number from 1"),
+        (CUMULATIVE, {"BLOCK": 9, "RESUME_EVERY": 9}, "BLOCK is the old name of RESUME_EVERY"),
+        (CUMULATIVE, {"FIRST_STEP": "1999"}, "unknown step '1999' of datacomp"),
+        (CUMULATIVE, {"NPROC": 3}, "the batch of 4096 does not divide among 3 processes"),
+        (CUMULATIVE, {"NPROC": 0}, "NPROC is 0, not a whole number from 1"),
+        (CUMULATIVE, {"NNODES": "two"}, "NNODES is two, not a whole number from 1"),
+        (CUMULATIVE, {"NODE_RANK": 1}, "NODE_RANK is 1, not a number from 0 to 0"),
+        (CUMULATIVE, {"NNODES": 2}, "MASTER_ADDR is not set: NNODES is 2"),
+        (CUMULATIVE, {"DATA_DIR": "/no"}, "/no/tic/datacomp/yearly/train/2014 is missing"),
+        (CUMULATIVE, {"RANK": 0}, "this starts torchrun itself: set NPROC"),
+        ("run_redcaps.sh", {"METHOD": "oracle", "SOURCE": "nowhere"}, "SOURCE is nowhere, which does not exist"),
+        ("run_redcaps.sh", {"METHOD": "oracle", "DATA_DIR": "/no"}, "nor /no/tic/redcaps (DATA_DIR)"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_one_line(run, data_dir, script, settings, message):
+    code = run(script, **{"DATA_DIR": data_dir, "OUT": data_dir / "out", **settings})
+    assert code.startswith("error: ")
+    assert message in code
+    assert "\n" not in code
+    assert not (data_dir / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"BUFFER": 0.5, "METHOD": "cumulative-equal"}, "BUFFER is now called REPLAY"),
+        ({"BLOCK": 50, "METHOD": "cumulative"}, "BLOCK is now called RESUME_EVERY"),
+    ],
+)
+def test_old_names_of_settings_work_and_the_new_ones_are_named(run, data_dir, capsys, settings, setting):
+    assert not run("run_datacomp.sh", DRY_RUN=1, DATA_DIR=data_dir, **settings)
+    assert setting in capsys.readouterr().err
+
+
+@pytest.fixture
+def started(run, data_dir, monkeypatch, tmp_path):
+    """What run.py starts: (environment, words) of each command but train.py's own checks."""
+    log = tmp_path / "log"
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], dict(os.environ)]) + '\\n')\n"
     )
-    assert columns.startswith("step       samples     iterations × batch")
-    assert [line.split()[0] for line in steps] == [step.name for step in get_benchmark("datacomp").steps]
-    assert round(float(steps[0].split()[5]) / (18_432_000 * 41.09e9 / 2), 2) == 1  # GFLOPs of OpenCLIP's ViT-B-16
+    python.chmod(0o755)
+
+    def call(script, **settings):
+        log.write_text("")
+        monkeypatch.setattr(sys, "executable", str(python))
+        code = run(script, **{"DATA_DIR": data_dir, **settings})
+        return code, [json.loads(line) for line in log.read_text().splitlines()]
+
+    return call
 
 
-def test_what_the_environment_says_goes_before_what_a_file_says_but_for_what_its_name_says(checkout, tmp_path):
-    def words(script, **settings):
-        [call] = calls(checkout, [f"scripts/{script}"], **settings)
-        return " ".join(call[3])
-
-    named = words("run_large_bestpool_oracle.sh", METHOD="lwf", SCALE="tic_debug", FILTER="basic", POLICY="released")
-    assert "--method oracle --scale tic_large " in named
-    assert named.endswith("--filter bestpool --policy released --dataset_resampled --step all --dry_run")
-    assert "--dataset_resampled" not in words("run_medium_basic_cumulative.sh", RESAMPLED=0)
-    assert "--dataset_resampled" not in words("run_datacomp.sh", METHOD="patching")
-    assert "--dataset_resampled" in words("run_datacomp.sh", METHOD="patching", RESAMPLED=1, COEFFICIENT=0.5)
-    assert "--remote s3://b/x/large_basic_oracle " in words("run_large_basic_oracle.sh", REMOTE="s3://b/x/")
-    assert "--remote r/lwf " in words("run_emoji_all.sh", REMOTE="r", METHODS="lwf", DATA_DIR=emoji_folders(tmp_path))
-
-
-def test_an_unknown_first_step_ends_the_run_before_anything_is_trained_or_evaluated(tmp_path):
-    environment = {**os.environ, "DATA_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path / "out"), "FIRST_STEP": "1999"}
-    done = subprocess.run(
-        ["bash", "scripts/run_medium_basic_oracle.sh"], cwd=ROOT, capture_output=True, text=True, env=environment
+def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started):
+    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 7000, "NPROC": 8, "REMOTE": "s3://b/x/"}
+    code, [(words, environment)] = started(ORACLE, OUTPUT_DIR="/runs", **several)
+    assert not code
+    assert " ".join(words).startswith(
+        "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
+        f"{ROOT}/scripts/train.py --benchmark datacomp --method oracle --scale tic_medium "
     )
-    assert done.returncode == 1
-    assert "error: unknown step '1999' of datacomp" in done.stderr.replace("tic_clip.TicError", "error")
-    assert "evaluate" not in done.stderr
-    assert "finished" not in done.stderr
+    assert " ".join(words).endswith("--output_dir /runs/medium_basic_oracle --step all")
+    assert "--remote s3://b/x/medium_basic_oracle" in " ".join(words)
+    assert environment["OMP_NUM_THREADS"] == "1"
 
 
-def test_no_method_is_one_line(checkout):
-    done = subprocess.run(["bash", "scripts/run_datacomp.sh"], cwd=checkout, capture_output=True, text=True, env={})
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: METHOD is not set: .*\n", done.stderr)
+def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
+    (tmp_path / "source").mkdir()
+    settings = {"SOURCE": tmp_path / "source", "TEST_SHARE": "0.2", "OVERWRITE": "true", "DATA_DIR": tmp_path / "new"}
+    code, commands = started("run_yfcc15m.sh", METHOD="oracle", BENCHMARK="yfcc15m_2011", **settings)
+    assert "is missing" in code  # nothing has been packed
+    splits, tars = (" ".join(words) for words, _ in commands)
+    creation = f"{ROOT}/dataset_creation"
+    assert splits.startswith(f"{creation}/tic-yfcc15m/create_splits.py --csv-path {tmp_path}/source/yfcc15m.csv ")
+    assert splits.endswith(" --overwrite --benchmark yfcc15m_2011 --test-share 0.2")
+    assert tars.startswith(f"{creation}/create_tars.py --csv-path {tmp_path}/new/lists/yfcc15m_2011 --image-path ")
+    assert tars.endswith(" --overwrite")
 
 
-# --- Several machines and Slurm.
+def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir, tmp_path):
+    """Relative folders count from where the user stands."""
+    command = ["bash", str(ROOT / "scripts/run_medium_basic_cumulative.sh")]
+    environment = {**os.environ, "DATA_DIR": data_dir.name, "DRY_RUN": "1", "NPROC": "8", "OUTPUT_DIR": "runs"}
+    done = subprocess.run(command, cwd=data_dir.parent, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert " runs/medium_basic_cumulative/2021/checkpoints/epoch_5.pt" in done.stdout
 
 
-def test_each_machine_has_its_own_launch(checkout):
-    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 8, "OMP_NUM_THREADS": 3}
-    [(world_size, launch, threads, _)] = calls(checkout, ["scripts/run_medium_basic_oracle.sh"], **several)
-    assert (world_size, threads) == ("16", "3")
-    assert launch == (
-        ".venv/bin/python -m tic_clip.launch --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a "
-        "--master-port 29500"
-    )
+def test_all_methods_of_emoji_are_run_and_compared(checkout, tmp_path):
+    *runs, (report, _) = calls(checkout, "scripts/run_emoji_all.sh", RESULTS="r", REMOTE="s3://b")
+    assert {environment["METHOD"] for _, environment in runs} == METHODS.keys()
+    assert all(environment["OUT"] == f"r/{environment['METHOD']}" for _, environment in runs)
+    assert all(environment["REMOTE"] == f"s3://b/{environment['METHOD']}" for _, environment in runs)
+    assert report[1:] == [f"r/{environment['METHOD']}" for _, environment in runs] + ["--out", "r/comparison"]
 
 
-def test_each_step_of_several_machines_is_checked_and_has_a_port_of_its_own(checkout):
-    """A machine that is done with a step before rank 0 would else join the rendezvous that is over, and hang."""
-    several = {"DRY_RUN": 0, "NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 7000}
-    all_steps, *found = calls(checkout, ["scripts/run_medium_basic_oracle.sh"], **several)
-    assert " ".join(all_steps[3]).endswith("--step all --check")  # all of them are planned before the first is trained
-    assert [call[0] for call in found] == ["2", "", "2", ""]
-    for (*_, check), (_, launch, _, words), step, port in zip(
-        found[::2], found[1::2], "ab", ("7000", "7001"), strict=True
-    ):
-        assert check[-3:] == ["--step", step, "--check"]
-        assert launch.split()[-2:] == ["--master-port", port]
-        assert [".venv/bin/python", *words] == [*launch.split(), *check[:-1]]
+# --- Slurm
 
 
 @pytest.fixture
@@ -192,18 +269,15 @@ def slurm(checkout, tmp_path):
 
 def test_a_slurm_job_starts_the_script_on_every_node(checkout, slurm):
     script, environment = slurm
-    found = list(calls(checkout, [script, "scripts/run_large_basic_cumulative.sh"], **environment))
-    assert [call[0] for call in found] == ["32"] * 4
-    assert [call[1].split("tic_clip.launch ")[1] for call in found] == [
-        f"--nproc-per-node 8 --nnodes 4 --node-rank {i} --master-addr node-7 --master-port 24567" for i in range(4)
-    ]
-    [call] = calls(checkout, [script, "scripts/run_large_basic_oracle.sh"], **{**environment, "SLURM_NNODES": "1"})
-    assert call[1].endswith("--nproc-per-node 8 --standalone")
+    nodes = [called[1] for called in calls(checkout, script, "scripts/run_medium_basic_cumulative.sh", **environment)]
+    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    wanted = [["8", "4", str(i), "node-7", "24567"] for i in range(4)]
+    assert [[node[name] for name in names] for node in nodes] == wanted
 
 
 def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     script, environment = slurm
-    command = ["bash", script, "scripts/run_large_basic_cumulative.sh"]
+    command = ["bash", script, "scripts/run_medium_basic_cumulative.sh"]
     begun = tmp_path / "begun"
     job = subprocess.Popen(command, env={**environment, "HANG": str(begun)}, start_new_session=True)
     try:
@@ -227,54 +301,16 @@ def test_a_slurm_job_without_a_script_is_one_line(slurm, arguments):
 
 def test_the_page_on_clusters_names_scripts_and_settings_that_exist():
     text = (ROOT / "docs/cluster.md").read_text()
-    shell = "".join(path.read_text() for path in ROOT.glob("scripts/*.sh"))
+    known = runpy.run_path(str(ROOT / "scripts/run.py"))["KNOWN"]
     named = re.findall(r"(?:scripts|dataset_creation)/[\w/-]+\.(?:sh|py)", text)
     assert len(named) > 5
     assert all((ROOT / script).is_file() for script in named)
     settings = re.findall(r"\b([A-Z][A-Z_]+)=", text)
     assert {"NODE_RANK", "REMOTE", "BENCHMARK"} <= set(settings)
-    assert [name for name in settings if not re.search(rf"\b{name}\b", shell)] == []
+    assert [name for name in settings if name not in known] == []
 
 
-@pytest.mark.parametrize("setting", ["NPROC=0", "NPROC=abc", "NNODES=-1", "NODE_RANK=1", "NODE_RANK=-1"])
-def test_a_number_of_processes_that_cannot_be_is_one_line(checkout, setting):
-    name, value = setting.split("=")
-    environment = {"PATH": os.environ["PATH"], name: value}
-    done = subprocess.run(
-        ["bash", "scripts/run_medium_basic_cumulative.sh"],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 1
-    wanted = "a number from 0 to 0" if name == "NODE_RANK" else "a whole number from 1"
-    assert done.stderr == f"error: {name} is {value}, not {wanted}\n"
-
-
-def test_processes_that_do_not_share_the_batch_are_one_line(data_dir, tmp_path):
-    environment = {**os.environ, "DATA_DIR": str(data_dir), "OUTPUT_DIR": str(tmp_path / "out"), "NPROC": "3"}
-    done = subprocess.run(
-        ["bash", "scripts/run_medium_basic_cumulative.sh"], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: the batch of 4096 does not divide among 3 processes"
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_mistake_in_the_settings_of_a_loop_is_one_line(tmp_path):
-    done = subprocess.run(
-        ["bash", "scripts/run_medium_basic_cumulative.sh"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "DATA_DIR": str(tmp_path), "OUTPUT_DIR": str(tmp_path / "out"), "NPROC": "2"},
-    )
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
-    (error,) = errors
-    assert error.startswith(f"error: {tmp_path}/tic/datacomp/yearly/train/2014 is missing: run dataset_creation/")
-    assert not (tmp_path / "out").exists()
+# --- Released models
 
 
 def released(tmp_path, *models):
@@ -293,8 +329,10 @@ def released(tmp_path, *models):
 
 
 def test_what_released_models_lack_is_printed(tmp_path):
-    lines = dry_run("evaluate_released.sh", **released(tmp_path, "basic-oracle", "bestpool-cumulative")).splitlines()
-    lines = [line for line in lines if not line.startswith("setup: ")]
+    settings = released(tmp_path, "basic-oracle", "bestpool-cumulative")
+    done = bash(ROOT, "scripts/evaluate_released.sh", DRY_RUN="yes", **settings)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("setup: ")]
     heads = [line for line in lines if not line.startswith("  ")]
     folder = tmp_path / "models/TiC-CLIP-{}/checkpoints"
     assert heads == [
@@ -307,57 +345,22 @@ def test_what_released_models_lack_is_printed(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_released_models_that_are_not_there_are_one_line(tmp_path):
-    environment = {**os.environ, "MODELS_DIR": str(tmp_path)}
-    command = ["bash", "scripts/evaluate_released.sh"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    said = f"error: {tmp_path} has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh {tmp_path}"
-    assert done.stderr.splitlines()[-1] == said
-
-
-def test_the_settings_of_an_evaluation_are_flags(checkout, tmp_path):
-    """The loop's and that of released models, with a python that prints how it is called."""
-    shown = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True)
-    (shown / ".venv/bin/python").write_text('#!/bin/sh\ncase "$1" in *evaluate.py|*report.py) echo "$@" ;; esac\n')
-    (shown / "models/TiC-CLIP-basic-oracle").mkdir(parents=True)
-    settings = {"IMAGENET_VAL": "/val", "TASKLIST": "list.yml", "PRECISION": "amp", "SKIP_BAD": "1"}
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": "d", "OUTPUT_DIR": "o", "MODELS_DIR": "models", **settings}
-    printed = {}
-    for script in ("run_medium_basic_oracle.sh", "evaluate_released.sh"):
-        command = ["bash", f"scripts/{script}"]
-        done = subprocess.run(command, cwd=shown, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        printed[script] = done.stdout.splitlines()
-    checked, evaluated, reported = printed["run_medium_basic_oracle.sh"]
-    what = "--data_dir d --imagenet_val /val --tasklist list.yml --precision amp --skip_bad"
-    assert checked == f"scripts/evaluate.py --check --benchmark datacomp {what}"
-    assert evaluated == f"scripts/evaluate.py --train_output_dir o/medium_basic_oracle {what}"
-    assert reported == "scripts/report.py o/medium_basic_oracle --out o/medium_basic_oracle"
-    evaluated, reported = printed["evaluate_released.sh"]
-    own = "--released models/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"
-    assert (
-        evaluated
-        == f"scripts/evaluate.py {own} --data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
-    )
-    assert reported == "scripts/report.py results/released/TiC-CLIP-basic-oracle --out results/released"
-
-
-# --- TiC-YFCC15M and TiC-RedCaps: from their sources, which may be away
+def test_the_settings_of_released_models_are_flags(checkout, tmp_path):
+    (tmp_path / "TiC-CLIP-basic-oracle").mkdir()
+    settings = {"IMAGENET_VAL": "/val", "TASKLIST": "list.yml", "PRECISION": "amp", "SKIP_BAD": "1", "DATA_DIR": "d"}
+    (evaluated, _), (reported, _) = calls(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
+    own = f"--released {tmp_path}/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"
+    what = "--data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
+    assert " ".join(evaluated).endswith(f"scripts/evaluate.py {own} {what}")
+    assert " ".join(reported).endswith("report.py results/released/TiC-CLIP-basic-oracle --out results/released")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [
-        ({"SOURCE": "nowhere"}, "error: SOURCE is nowhere, which is not there (as seen from /"),
-        ({"BENCHMARK": "yfcc15m_2011"}, "error: BENCHMARK is yfcc15m_2011, which is none of redcaps"),
-        ({}, "error: there is neither sources/redcaps (SOURCE) to make the data of, nor data/tic/redcaps (DATA_DIR)"),
-    ],
+    [({}, "no TiC-CLIP-*/: run: bash scripts/fetch_models.sh "), ({"MODELS": "x", "SKIP_BAD": "on"}, "SKIP_BAD is on")],
 )
-def test_without_a_source_or_data(checkout, settings, message):
-    environment = {"PATH": os.environ["PATH"], **settings}
-    command = ["bash", "scripts/run_redcaps_cumulative.sh"]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
+def test_released_models_that_cannot_be_evaluated_are_one_line(checkout, tmp_path, settings, message):
+    done = bash(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
     assert done.returncode == 1
-    assert done.stderr.startswith(message)
-    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

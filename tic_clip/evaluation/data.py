@@ -16,7 +16,7 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
-from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_shards, sizes_if_known
 from tic_clip.data.tar import IMAGES, Sample, open_shard, samples
 from tic_clip.data.uids import UID
 from tic_clip.storage import NotFoundError, exists, is_dir, list_files, list_folders, open_file, read_bytes
@@ -236,7 +236,7 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
     own = any(list_files(folder, f"{at}*.tar") for at in ("", "[0-9]*/"))
     if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not own:
         folder = f"{folder}/{CLIP_BENCHMARK_DIR}"
-        found, there = len(list_tars(folder)), exists(f"{folder}/nshards.txt")
+        found, there = len(list_shards(folder)), exists(f"{folder}/nshards.txt")
         wanted = read_bytes(f"{folder}/nshards.txt").decode().strip() if there else str(found)
         if str(found) != wanted:
             raise TicError(f"{folder} has {found} shards, its nshards.txt says {wanted}")

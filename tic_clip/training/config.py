@@ -204,3 +204,14 @@ def config_from(args: argparse.Namespace) -> Config:
     for name, value in OLD_POLICIES[args.policy].items() if args.policy else ():
         values[name] = value if values[name] is None else values[name]
     return Config(**values)
+
+
+def to_flags(config: Config) -> list[str]:
+    """Return the flags of scripts/train.py that give ``config``; those with their default value are left out."""
+    flags = []
+    for each in fields(Config):
+        value = getattr(config, each.name)
+        if value != each.default:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            flags += [f"--{each.name}", {"True": "1", "False": "0"}.get(text, text)]
+    return flags

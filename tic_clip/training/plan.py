@@ -3,7 +3,6 @@
 plan.json is this plan: training reads it, a restart compares with it, a dry run prints it.
 """
 
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
-from tic_clip.training.config import Config, Scale, scale_of
+from tic_clip.training.config import Config, Scale, scale_of, to_flags
 from tic_clip.training.methods import Method, get_method, new_data
 from tic_clip.training.patching import PATCHED, held_out
 from tic_clip.training.sampling import apportion
@@ -62,7 +61,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "beta2": scale.beta2,
         "keep": {"max_kept": scale.max_kept}
         | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
-        "command": ["python", *(word for word in sys.argv if word != "--dry_run")],
+        "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
     }
 

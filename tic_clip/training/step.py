@@ -1,23 +1,25 @@
-"""One step: OpenCLIP's arguments, and the markers that make a step restartable.
+"""Train steps with OpenCLIP in this process, one after the other.
 
-``O/{step}/`` holds ``plan.json`` (written first), ``checkpoints/``, ``train.log.jsonl`` (a line a logged batch),
-``out.log``, ``params.txt`` and ``done.json`` (written last). A step with ``done.json`` is skipped; one without goes on
-from its own newest checkpoint, and from the last step's model only if it has none.
+A step's folder holds ``plan.json`` (written first), ``checkpoints/``, ``train.log.jsonl`` (a line a logged batch),
+``out.log``, ``params.txt`` and ``done.json`` (written last). A step with ``done.json`` is skipped; one without resumes
+from its own newest checkpoint, and starts from the last step's model only if it has none.
 """
 
 import functools
+import gc
 import io
 import logging
 import os
 import time
 import warnings
 import zipfile
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from tic_clip import TicError, storage
-from tic_clip.data.eval_uids import package_file
+from tic_clip import TicError, package_file, storage
 from tic_clip.runs import last_checkpoint, read_done
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config, get_scale
@@ -25,8 +27,105 @@ from tic_clip.training.methods import get_method
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
 
 
+def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
+    """Train ``steps`` in this process, which is one of ``world_size`` ranks.
+
+    Raises:
+        TicError: as ``make_plan`` and ``prepare``; OpenCLIP ended without a step's last checkpoint.
+    """
+    waiting = start_process_group() if world_size > 1 else None
+    for step in steps:
+        trained = train_step(replace(config, step=step), rank, world_size, waiting)
+        if rank == 0 and not trained:
+            print(f"{step}: done already", flush=True)
+    if world_size > 1:
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()
+
+
+def start_process_group() -> Any:
+    """Join the ranks that torchrun or srun started, for all steps; return a group in which ranks may wait for hours."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool:
+    """Train one step, or resume it; return False if it was done already.
+
+    Raises:
+        TicError: as ``train_steps``.
+    """
+    plan = make_plan(config, world_size)
+    folder = step_folder(config, plan["step"])
+    done = [prepare(config, plan, folder) if rank == 0 else None]
+    if world_size > 1:  # the files may change, so rank 0 decides for all
+        import torch.distributed
+
+        torch.distributed.broadcast_object_list(done, group=waiting)
+    if done[0]:
+        return False
+    started = time.monotonic()
+    warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
+    from tic_clip.training import checkpoint
+
+    plan = add_macs(plan)
+    if rank != 0:
+        run_open_clip(plan, config, world_size)
+        return True
+    with checkpoint.alone(folder):
+        write_json(folder / "plan.json", plan)
+        with checkpoint.tolerated(plan):
+            checkpoint.push(folder, plan, ["plan.json"])
+        run_open_clip(plan, config, world_size)
+        finish(plan, config, started)
+    return True
+
+
+def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
+    """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained.
+
+    Raises:
+        TicError: as ``check_step``; or the model to start from is damaged.
+    """
+    from tic_clip.training import checkpoint
+
+    checkpoint.fetch(folder, plan)
+    if check_step(config, plan):
+        checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
+        return True
+    check_ready(config)
+    start = plan["start"]
+    if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
+        raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
+    return False
+
+
+def check_ready(config: Config) -> None:
+    """Check that OpenCLIP is patched and, if it is asked for, wandb logged in.
+
+    Raises:
+        TicError: that is not so; the message says what to do.
+    """
+    main = package_file("training", "main.py")
+    if "tic_clip" not in main.read_text():
+        raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
+    if {"wandb", "all"} & set(config.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        try:
+            wandb.login()
+        except wandb.errors.Error as error:
+            raise TicError(f"wandb: {error} (.venv/bin/wandb login; WANDB_MODE=offline keeps its log here)") from None
+
+
 def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
-    """The command line of OpenCLIP's ``training.main`` for a step; it is passed in process, so it may be long."""
+    """Return the command line of OpenCLIP's ``training.main`` for a step."""
     scale = get_scale(plan["scale"])
     flags = {
         "model": plan["model"],
@@ -64,142 +163,27 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
-def run_step(config: Config, *, rank: int, world_size: int) -> bool:
-    """Train one step, or go on with it; False if it was done already.
-
-    Raises:
-        TicError: as ``make_plan`` and ``check_step``; OpenCLIP ended without the step's last checkpoint.
-    """
-    plan = make_plan(config, world_size)
-    folder = step_folder(config, plan["step"])
-    done = folder / "done.json"
-    if rank == 0 and fetch_copy(config, plan) and done.exists() and world_size > 1:
-        raise TicError(f"{plan['step']} is done, by its copy in {config.remote}, which is here now: start again")
-    if check_step(config, plan):
-        facts = read_done(done)
-        if rank == 0 and config.remote:
-            from tic_clip.training import checkpoint
-
-            checkpoint.push_done(folder, plan, facts["checkpoint"])
-        return False
-    if rank == 0:
-        check_ready(config)
-    started = time.monotonic()
-    warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
-    from tic_clip.training import checkpoint
-
-    plan = add_macs(plan)
-    if rank != 0:
-        train(plan, config, world_size)
-        return True
-    if plan["start"] and zipfile.is_zipfile(plan["start"]) and (fault := checkpoint.damage(plan["start"])):
-        raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
-    with checkpoint.alone(folder):
-        write_json(folder / "plan.json", plan)
-        with checkpoint.tolerated(plan):
-            checkpoint.push(folder, plan, ["plan.json"])
-        train(plan, config, world_size)
-        finish(plan, config, started)
-    return True
-
-
-def check_ready(config: Config) -> None:
-    """Whether a run can begin here, but for its plan: OpenCLIP is patched, the folder can be written, wandb logged in.
-
-    Raises:
-        TicError: that is not so; the message says what to do.
-    """
-    main = package_file("training", "main.py")
-    if "tic_clip" not in main.read_text():
-        raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    folder = Path(os.path.abspath(config.output_dir))
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise TicError(f"{there} is a file, so {folder} can't be the folder of a run")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise TicError(f"{there} may not be written: give another output folder")
-    if {"wandb", "all"} & set(config.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
-
-        try:
-            wandb.login()
-        except wandb.errors.Error as error:
-            raise TicError(f"wandb: {error} (.venv/bin/wandb login; WANDB_MODE=offline keeps its log here)") from None
-
-
-def fetch_copy(config: Config, plan: dict[str, Any]) -> bool:
-    """Where nothing of the step is here, get what its remote copy has; whether there was something."""
-    if not config.remote:
-        return False
-    from tic_clip.training import checkpoint
-
-    return checkpoint.fetch(step_folder(config, plan["step"]), plan)
-
-
-def finish(plan: dict[str, Any], config: Config, started: float) -> None:
-    """After the last block: the method's own ending, and ``done.json`` with what was read of each source.
-
-    Raises:
-        TicError: the step's last checkpoint is not there.
-    """
-    from tic_clip import weights
-    from tic_clip.training import checkpoint
-
-    folder = step_folder(config, plan["step"])
-    last = last_checkpoint(plan["checkpoints"])
-    if not (folder / last).exists():
-        raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
-    method = get_method(plan["method"])
-    read = (weights.record(str(folder / last)) or {}).get("read", {})
-    for name, row in read.items():
-        left_out = {reason: count for reason, count in row.items() if reason != "read"}
-        if left_out:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-            logging.warning("%s: left out and replaced: %s of %s read", name, reasons, f"{row.get('read', 0):,}")
-    facts = {
-        "checkpoint": str(last),
-        **(method.finish(plan, folder) if method.finish else {}),
-        "samples_seen": plan["samples_seen"],
-        "macs_seen": plan["macs_seen"],
-        "read": read,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 1),
-        "plan": plan,
-    }
-    checkpoint.clear(folder, plan)
-    write_json(folder / "done.json", facts)
-    checkpoint.push_done(folder, plan, facts["checkpoint"])
-
-
-def train(plan: dict[str, Any], config: Config, world_size: int) -> None:
-    """Run OpenCLIP's ``main`` in this process on a plan."""
+def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
+    """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
-    import torch.distributed
     from training import main as openclip_main
     from webdataset.gopen import gopen_schemes
+
+    from tic_clip.training import checkpoint
 
     gopen_schemes.update(dict.fromkeys(("s3", "gs", "az"), open_remote))
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
-    openclip_main.get_latest_checkpoint = functools.partial(newest_checkpoint, plan)
+    openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path), plan)
     arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
-    try:
-        if openclip_main.main(arguments) == -1:
-            raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
-def newest_checkpoint(plan: dict[str, Any], path: str, remote: bool) -> str | None:
-    """OpenCLIP's ``get_latest_checkpoint``: the newest that is whole."""
-    from tic_clip.training import checkpoint
-
-    return checkpoint.newest(Path(path), plan)
+    if openclip_main.main(arguments) == -1:
+        raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
-    """OpenCLIP's ``get_data``, with a progress bar, and on ``args.tic`` what keeps checkpoints and the log.
+    """Return OpenCLIP's ``get_data`` with a progress bar, and set ``args.tic``, which keeps checkpoints and the log.
 
     Raises:
         TicError: another rank has another plan.
@@ -222,18 +206,54 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
 
 
 def open_remote(url: str, *_: Any, **__: Any) -> IO[bytes]:
-    """A shard in a cloud, for webdataset."""
+    """Return a shard in a cloud as a file, for webdataset."""
     return io.BytesIO(storage.read_bytes(url))
 
 
 def log_to_file(path: str | None, level: int, include_host: bool = False) -> None:
-    """OpenCLIP's logging, with only warnings on the console, where the progress bar is."""
+    """Set OpenCLIP's logging up for one step, with only warnings on the console, where the progress bar is."""
     from training.logger import setup_logging
 
-    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
-        logging.root.removeHandler(handler)  # of who logged before; each line would come twice
+    for handler in list(logging.root.handlers):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):  # of the step before
+            logging.root.removeHandler(handler)
+            handler.close()
     setup_logging(path, level, include_host)
     loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
+
+
+def finish(plan: dict[str, Any], config: Config, started: float) -> None:
+    """End a step: run the method's own ending, and write ``done.json`` with what was read of each source.
+
+    Raises:
+        TicError: the step's last checkpoint is missing.
+    """
+    from tic_clip import weights
+    from tic_clip.training import checkpoint
+
+    folder = step_folder(config, plan["step"])
+    last = last_checkpoint(plan["checkpoints"])
+    if not (folder / last).exists():
+        raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
+    method = get_method(plan["method"])
+    read = (weights.record(str(folder / last)) or {}).get("read", {})
+    for name, counts in read.items():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if reason != "read")
+        if reasons:
+            logging.warning("%s: left out and replaced: %s of %s read", name, reasons, f"{counts.get('read', 0):,}")
+    facts = {
+        "checkpoint": str(last),
+        **(method.finish(plan, folder) if method.finish else {}),
+        "samples_seen": plan["samples_seen"],
+        "macs_seen": plan["macs_seen"],
+        "read": read,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "plan": plan,
+    }
+    checkpoint.clear(folder, plan)
+    write_json(folder / "done.json", facts)
+    checkpoint.push_done(folder, plan, facts["checkpoint"])

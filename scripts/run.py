@@ -1,0 +1,224 @@
+"""Run an experiment: make its data, train every step, evaluate every step's model on every period, write the report.
+
+    METHOD=cumulative SCALE=tic_tiny .venv/bin/python scripts/run.py --benchmark emoji
+
+The run_*.sh call this; a flag says what the script's name says, all else comes from the environment (scripts/cli.sh
+lists the settings). Killed and started again, it goes on where it was.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import evaluate
+import report
+import train
+from tic_clip.training.config import OLD_VARIABLES, SCALES, Config, boolean
+
+from tic_clip import TicError
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.cli import Parser, run_main
+from tic_clip.settings import check_fixed, name_variables, read_environment
+from tic_clip.training.methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
+FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
+EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
+FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
+PACKING = ("TEST_SHARE", "OVERWRITE")
+PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+OTHERS = (
+    "DRY_RUN",
+    "SKIP_BAD",
+    "METHODS",
+    "RESULTS",
+    "MODELS",
+    "MODELS_DIR",
+    "DEVICE",
+)
+KNOWN = dict.fromkeys((*TRAINING, *EVALUATION, *FOLDERS, *PACKING, *PROCESSES, *OTHERS))
+DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
+"""The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
+CORES = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Read the settings and run the experiment."""
+    parser = Parser(__doc__)
+    for name in FIXED:
+        parser.add_argument(f"--{name.lower()}", help=f"the {name.lower()}; another one in {name} is refused")
+    parser.add_argument("--script", default="scripts/run.py", help="the script to name in errors")
+    args = vars(parser.parse_args())
+    fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
+    settings = read_environment(os.environ, KNOWN, OLD_VARIABLES)
+    check_fixed(settings, fixed, args["script"])
+    try:
+        run({**fixed, **settings})
+    except TicError as error:
+        raise TicError(name_variables(str(error), settings)) from None
+    except SystemExit as error:
+        sys.exit(name_variables(error.code, settings) if isinstance(error.code, str) else error.code)
+
+
+def run(settings: dict[str, str]) -> None:
+    """Make the data, train, evaluate and report."""
+    dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
+    benchmark = get_benchmark(settings.get("BENCHMARK", "datacomp"))
+    dataset = benchmark.name.split("_")[0]
+    for name, table in (("METHOD", METHODS), ("SCALE", SCALES)):
+        if settings.get(name) not in table:
+            raise TicError(f"{name} is {settings.get(name, 'not set')}: it must be one of {', '.join(table)}")
+    data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
+    out = locate_output(settings, dataset)
+    launch = make_launcher(settings)
+    if dataset == "emoji":
+        make_emoji(data_dir)
+    if dataset in DATASETS:
+        pack_source(settings, dataset, dry_run, overwrite)
+    flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
+    evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
+    if dry_run:
+        train.main([*flags, "--dry_run"], launch.world_size)
+        return
+    train.main([*flags, "--check"], launch.world_size)
+    if launch.node_rank == 0:
+        evaluate.main(["--check", "--benchmark", benchmark.name, *evaluation])
+    if launch.world_size == 1:
+        train.main(flags)
+    else:
+        start([*launch.command, ROOT / "scripts/train.py", *flags])
+    if launch.node_rank == 0:
+        evaluate.main(["--train_output_dir", out, *evaluation])
+        report.main([out, "--out", out])
+
+
+def default_folder(name: str) -> str:
+    """Return a folder of the checkout, as seen from where the user stands."""
+    return os.path.relpath(ROOT / name)
+
+
+def locate_output(settings: dict[str, str], dataset: str) -> str:
+    """Return the run's folder: OUT, or one by the run's name in OUTPUT_DIR; its copy has the same name in REMOTE."""
+    if settings.get("OUT"):
+        return settings["OUT"]
+    name = f"{settings['BENCHMARK']}/{settings['METHOD']}"
+    if dataset == "datacomp":
+        parts = settings["SCALE"].removeprefix("tic_"), settings.get("FILTER", "basic"), settings["METHOD"]
+        name = "_".join([*parts, *settings["BENCHMARK"].split("_")[1:]])
+    if settings.get("REMOTE"):
+        settings["REMOTE"] = f"{settings['REMOTE'].rstrip('/')}/{name}"
+    return f"{settings.get('OUTPUT_DIR', default_folder('results')).rstrip('/')}/{name}"
+
+
+def is_on(settings: dict[str, str], name: str) -> bool:
+    """Return what a variable says that is 0 or 1, no or yes."""
+    try:
+        return boolean(settings.get(name, "0"))
+    except argparse.ArgumentTypeError as error:
+        raise TicError(f"{name}: {error}") from None
+
+
+def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
+    """Return the variables that are set as flags of train.py or evaluate.py."""
+    return [word for name in names if name in settings for word in (f"--{name.lower()}", settings[name])]
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How many processes train, and the command that starts those of this machine."""
+
+    world_size: int
+    node_rank: int
+    command: list[str]
+
+
+def make_launcher(settings: dict[str, str]) -> Launcher:
+    """Return how training is started: in this process, or by torchrun.
+
+    Raises:
+        TicError: NPROC, NNODES or NODE_RANK is not a number of that kind, or MASTER_ADDR is missing.
+    """
+    if "RANK" in os.environ:
+        raise TicError("this starts torchrun itself: set NPROC, or run scripts/train.py --step all under torchrun")
+    nproc, nnodes = (parse_count(name, settings.get(name, "1")) for name in ("NPROC", "NNODES"))
+    node_rank = settings.get("NODE_RANK", "0")
+    if not (node_rank.isdecimal() and int(node_rank) < nnodes):
+        raise TicError(f"NODE_RANK is {node_rank}, not a number from 0 to {nnodes - 1}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    if nnodes == 1:
+        command.append("--standalone")
+    elif "MASTER_ADDR" not in settings:
+        raise TicError(f"MASTER_ADDR is not set: NNODES is {nnodes}, and it is the first machine's name")
+    else:
+        command += ["--nnodes", str(nnodes), "--node-rank", node_rank, "--master-addr", settings["MASTER_ADDR"]]
+        command += ["--master-port", settings.get("MASTER_PORT", "29500")]
+    if nproc > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // nproc)))
+    return Launcher(nproc * nnodes, int(node_rank), command)
+
+
+def parse_count(name: str, value: str) -> int:
+    """Return a number of processes or machines."""
+    if not (value.isdecimal() and int(value) > 0):
+        raise TicError(f"{name} is {value}, not a whole number from 1")
+    return int(value)
+
+
+def make_emoji(data_dir: str) -> None:
+    """Build TiC-Emoji: the pool, then its training and evaluation splits in one pass."""
+    split = f"{data_dir}/tic/emoji/yearly"
+    create("tic-emoji/create_pool.py", "--output_dir", data_dir)
+    flags = ["-i", f"{data_dir}/pool", "-o", split, "-s", f"{data_dir}/uids", "-c", f"{data_dir}/classes.npy"]
+    create("reshard.py", *flags, "-j", str(CORES), stdout=subprocess.DEVNULL)
+    for path in Path(data_dir, "eval_files/emojinet").glob("*.txt"):
+        shutil.copy(path, f"{split}/eval/emojinet")
+
+
+def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite: bool) -> None:
+    """Split and pack what SOURCE holds, unless that has been done; without SOURCE the data must be in DATA_DIR.
+
+    Raises:
+        TicError: there is neither.
+    """
+    data_dir, benchmark = settings["DATA_DIR"], settings["BENCHMARK"]
+    source = Path(settings.get("SOURCE") or default_folder(f"sources/{dataset}"))
+    if not source.exists():
+        if "SOURCE" in settings:
+            raise TicError(f"SOURCE is {source}, which does not exist (as seen from {Path.cwd()})")
+        if "://" not in data_dir and not Path(data_dir, "tic", benchmark).exists():
+            raise TicError(
+                f"there is neither {source} (SOURCE) to make the data of, nor {data_dir}/tic/{benchmark} (DATA_DIR)"
+            )
+        return
+    if dry_run:
+        return
+    lists, again = f"{data_dir}/lists/{benchmark}", ["--overwrite"] * overwrite
+    kind = "--annotations-path" if dataset == "redcaps" else "--csv-path"
+    flags = [kind, str(source / DATASETS[dataset]), "--output-path", lists, "-j", str(CORES), *again]
+    flags += ["--benchmark", benchmark] if dataset == "yfcc15m" else []
+    flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
+    create(f"tic-{dataset}/create_splits.py", *flags)
+    flags = ["--csv-path", lists, "--image-path", str(source / "images"), "--output-path", data_dir, "-j", str(CORES)]
+    create("create_tars.py", *flags, *again)
+
+
+def create(script: str, *flags: str, stdout: int | None = None) -> None:
+    """Run a script of dataset_creation/."""
+    start([sys.executable, ROOT / "dataset_creation" / script, *flags], stdout)
+
+
+def start(command: list[str | Path], stdout: int | None = None) -> None:
+    """Run a command that tells of its own errors, and exit as it does if it fails."""
+    code = subprocess.run(command, stdout=stdout).returncode
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    run_main(main)

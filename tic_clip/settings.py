@@ -1,0 +1,47 @@
+"""Settings from environment variables: old names, misspellings, and what contradicts a script's name."""
+
+import difflib
+import re
+import sys
+from collections.abc import Collection, Mapping
+
+from tic_clip import TicError
+
+
+def read_environment(environ: Mapping[str, str], known: Collection[str], renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return the known variables that are set and not empty; ``renamed`` maps old names to the known ones.
+
+    Raises:
+        TicError: a variable is one letter or so away from a known one, or is set under its old and its new name.
+    """
+    settings = {name: environ[name] for name in known if environ.get(name)}
+    for old, new in renamed.items():
+        if not environ.get(old):
+            continue
+        if new in settings:
+            raise TicError(f"{old} is the old name of {new}: set only {new}")
+        print(f"{old} is now called {new}", file=sys.stderr)
+        settings[new] = environ[old]
+    for name in environ.keys() - set(known) - renamed.keys():
+        similar = difflib.get_close_matches(name, known, 1, 0.85)
+        if similar:
+            raise TicError(f"unknown setting {name}: did you mean {similar[0]}? (If not: env -u {name})")
+    return settings
+
+
+def check_fixed(settings: Mapping[str, str], fixed: Mapping[str, str], script: str) -> None:
+    """Refuse a variable that says something else than the script's name; a benchmark may be a variant (x_monthly of x).
+
+    Raises:
+        TicError: one does.
+    """
+    for name, value in fixed.items():
+        given = settings.get(name, value)
+        variant = name == "BENCHMARK" and given.startswith(f"{value}_")
+        if given != value and not variant:
+            raise TicError(f"{name} is {given}, but {script} is for {value}: unset {name} or use another script")
+
+
+def name_variables(message: str, names: Collection[str]) -> str:
+    """Return an error with the variables that the user set in place of the flags made of them."""
+    return re.sub(r"--([a-z_]+)", lambda match: match[1].upper() if match[1].upper() in names else match[0], message)
