@@ -251,14 +251,13 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    sources = {source["name"]: source for source in plan.get("sources", ())}
-    counts = {
-        f"samples of {name}": f"{each['samples']:,} of {each.get('used', each['size']):,} of {each['size']:,}"
-        for name, each in sources.items()
-    }
-    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
     kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
-    return {**kept, **paths, "sources": list(sources), **counts}
+    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
+    counts = {}
+    for source in plan.get("sources", ()):
+        used = source.get("used", source["size"])
+        counts[f"samples of {source['name']}"] = f"{source['samples']:,} of {used:,} of {source['size']:,}"
+    return {**kept, **paths, "sources": [source["name"] for source in plan.get("sources", ())], **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -298,13 +297,13 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    if start != config.init:
-        before = Path(start).parents[1]
-        if not (before / "done.json").exists():
-            if dry_run:
-                return False
-            raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
+    before = Path(start).parents[1]
+    if start != config.init and (before / "done.json").exists():
         check_run(read_finished(before)["plan"], plan)
+    elif start != config.init:
+        if dry_run:
+            return False
+        raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
     from tic_clip import weights
 
     latest = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)  # a released model is 2019.pt
