@@ -18,12 +18,12 @@ from pathlib import Path
 import evaluate
 import report
 import train
-from tic_clip.training.config import OLD_VARIABLES, SCALES, Config, boolean
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.settings import check_fixed, name_variables, read_environment
+from tic_clip.training.config import OLD_VARIABLES, SCALES, Config, boolean
 from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,7 +2,6 @@
 
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
-
     torchrun --nproc-per-node 8 scripts/train.py --benchmark datacomp --method oracle --scale tic_large --step all \\
         --data_dir /data --output_dir /runs/oracle
 
@@ -16,10 +15,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tic_clip.cli import Parser, run_main
-from tic_clip.training.config import Config, add_flags, config_from
-from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
-from tic_clip.training.step import check_ready, train_steps
+try:
+    from tic_clip.cli import Parser, run_main
+    from tic_clip.training.config import Config, add_flags, config_from
+    from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
+    from tic_clip.training.step import check_ready, train_steps
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
 
 
 def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:

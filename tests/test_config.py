@@ -1,46 +1,43 @@
 """The table of scales, and the flags that settings are made of."""
 
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from tic_clip import TicError
 from tic_clip.cli import Parser
-from tic_clip.training.config import OLD_POLICIES, OLD_VARIABLES, SCALES, Config, add_flags, config_from, get_scale
+from tic_clip.training.config import OLD_POLICIES, OLD_VARIABLES, Config, add_flags, config_from, get_scale, to_flags
+from tic_clip.training.plan import choose_block
 
 TABLE = """
-tic_debug   ViT-B-32   1,024   1,000      1,024,000  1e-4     500
-tic_medium  ViT-B-16   4,096   4,500     18,432,000  5e-4     500
-tic_large   ViT-B-16   8,192  22,500    184,320,000  5e-4     500
-tic_xlarge  ViT-B-16  90,112  20,500  1,847,296,000  1e-3  10,000
+tic_tiny    ViT-Tiny-8-48      64     120          7,680  1e-3      30  15
+tic_debug   ViT-B-32        1,024   1,000      1,024,000  1e-4     500   0
+tic_medium  ViT-B-16        4,096   4,500     18,432,000  5e-4     500   0
+tic_large   ViT-B-16        8,192  22,500    184,320,000  5e-4     500   0
+tic_xlarge  ViT-B-16       90,112  20,500  1,847,296,000  1e-3  10,000   0
+tic_yfcc15m ViT-B-16        1,024  30,000     30,720,000  5e-4   2,000   0
+tic_redcaps ViT-B-16        1,024  24,000     24,576,000  5e-4   2,000   0
 """
 
 
 @pytest.mark.parametrize("row", TABLE.strip().splitlines())
-def test_the_table_of_the_benchmark(row):
-    name, model, batch, iterations, samples, lr, warmup = row.replace(",", "").split()
+def test_the_scales(row):
+    name, model, *numbers = row.replace(",", "").split()
     scale = get_scale(name)
-    assert scale.model == model
-    assert scale.batch_size == int(batch)
-    assert scale.samples_per_step == int(samples) == int(batch) * int(iterations)
-    assert scale.learning_rate == float(lr)
-    assert (scale.warmup, scale.next_warmup) == (int(warmup), 0)
-    assert (scale.weight_decay, scale.beta2, scale.checkpoints) == (0.2, 0.98, 5)
-    assert scale.grad_checkpointing
+    batch, iterations, samples, learning_rate, warmup, next_warmup = map(float, numbers)
+    assert (scale.model, scale.batch_size, scale.learning_rate) == (model, batch, learning_rate)
+    assert scale.samples_per_step == samples == batch * iterations
+    assert (scale.warmup, scale.next_warmup) == (warmup, next_warmup)
     assert scale.max_kept >= scale.checkpoints
-
-
-def test_the_embedded_default():
-    scale = get_scale("tic_tiny")
-    assert (scale.model, scale.batch_size, scale.samples_per_step) == ("ViT-Tiny-8-48", 64, 120 * 64)
-    assert (scale.learning_rate, scale.weight_decay, scale.warmup, scale.next_warmup) == (1e-3, 0.1, 30, 15)
-
-
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_samples_are_whole_batches(scale):
-    assert scale.samples_per_step % scale.batch_size == 0
-    assert scale.samples_per_step >= scale.batch_size * scale.checkpoints
-    assert scale.warmup < scale.samples_per_step // scale.batch_size
+    interval = iterations // scale.checkpoints
+    assert scale.checkpoints * interval == iterations
+    number, size = choose_block(int(interval), scale.resume_every, max(1, scale.workers))  # no iteration is lost
+    assert number * size == interval
+    if name != "tic_tiny":
+        assert (scale.weight_decay, scale.beta2, scale.checkpoints, scale.grad_checkpointing) == (0.2, 0.98, 5, True)
 
 
 def test_an_unknown_scale_lists_the_valid_ones():
@@ -77,7 +74,9 @@ def test_flags_that_are_not_given_have_the_defaults_of_the_fields():
     ],
 )
 def test_flags_are_fields(words, value):
-    assert {name: asdict(config(*words.split()))[name] for name in value} == value
+    found = config(*words.split())
+    assert {name: asdict(found)[name] for name in value} == value
+    assert config(*to_flags(found)) == found
 
 
 def test_old_names_lead_to_fields():
@@ -114,3 +113,10 @@ def test_a_value_out_of_range_is_one_line_with_flag_and_value(flag, values, mess
         assert value in ended.value.code
         assert message in ended.value.code
         assert "\n" not in ended.value.code
+
+
+def test_a_python_without_the_library_is_one_line_that_names_the_right_one():
+    train = Path(__file__).parent.parent / "scripts/train.py"
+    done = subprocess.run([sys.executable, "-S", str(train)], capture_output=True, text=True)  # no site-packages
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert ".venv/bin/python scripts/train.py" in done.stderr

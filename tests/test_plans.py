@@ -9,17 +9,8 @@ from tic_clip import TicError, weights
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.runs import run_name
 from tic_clip.storage import write_json
-from tic_clip.training.config import SCALES, Config
-from tic_clip.training.plan import (
-    check_run,
-    check_same,
-    check_step,
-    choose_block,
-    describe,
-    difference,
-    make_plan,
-    steps_of,
-)
+from tic_clip.training.config import Config
+from tic_clip.training.plan import check_same, check_step, choose_block, describe, difference, make_plan, steps_of
 
 YEARS = [str(year) for year in range(2014, 2023)]
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
@@ -102,12 +93,8 @@ def test_what_a_step_reads(config, changes, expected):
 def test_where_a_step_starts_and_how_long_it_is(config, changes, start, samples, seen, warmup, optimizer):
     plan = make_plan(config(**changes))
     assert (plan["start"] is None) if start is None else plan["start"].endswith(f"/{start}")
-    assert (plan["samples"], plan["samples_seen"], plan["warmup"], plan["optimizer"]) == (
-        samples,
-        seen,
-        warmup,
-        optimizer,
-    )
+    found = tuple(plan[key] for key in ("samples", "samples_seen", "warmup", "optimizer"))
+    assert found == (samples, seen, warmup, optimizer)
     assert plan["samples"] == plan["iterations"] * changes.get("batch_size", 64)
 
 
@@ -139,17 +126,12 @@ def datacomp(tmp_path_factory):
     data = tmp_path_factory.mktemp("datacomp")
     add_splits(data, "datacomp", MILLIONS)
     add_splits(data, "datacomp", dict.fromkeys(YEARS, 10), "train_bestpool")
-    add_splits(data, "datacomp_monthly", dict.fromkeys(steps_of(Config(**names("datacomp_monthly", "")))[:3], 1_000))
     return str(data)
 
 
-def names(benchmark, data_dir, **changes):
-    settings = {"method": "sequential", "scale": "tic_medium", "step": "all", "data_dir": data_dir, "output_dir": "o"}
-    return {"benchmark": benchmark, **settings, **changes}
-
-
 def plans_of(data_dir, **changes):
-    config = Config(**names("datacomp", data_dir, **changes))
+    names = {"benchmark": "datacomp", "method": "sequential", "scale": "tic_medium", "step": "all"}
+    config = Config(**{**names, "data_dir": data_dir, "output_dir": "o", **changes})
     return [make_plan(replace(config, step=step), 8) for step in steps_of(config)]
 
 
@@ -191,18 +173,11 @@ def test_filters_are_folders(datacomp):
         assert run_name(plan) == f"datacomp-tic_medium-{name or 'basic'}-sequential-2022"
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_the_blocks_of_the_scales_lose_no_iteration(scale):
-    interval = scale.samples_per_step // scale.batch_size // scale.checkpoints
-    number, size = choose_block(interval, scale.resume_every, max(1, scale.workers))
-    assert number * size == interval
-    assert scale.resume_every / 2 <= size <= 2 * scale.resume_every
-
-
 @pytest.mark.parametrize(
     ("interval", "wanted", "multiple", "found"),
     [
         (60, 20, 1, (3, 20)),
+        (900, 300, 4, (3, 300)),
         (5, 20, 1, (1, 5)),
         (151, 20, 1, (6, 25)),  # a prime: one iteration is lost rather than eleven
         (10, 20, 4, (1, 8)),
@@ -287,10 +262,6 @@ def test_only_what_makes_the_model_is_a_difference(config, tmp_path, changes, fo
     plan, other = make_plan(config()), make_plan(config(**changes))
     assert difference(plan, other) == found
     assert json.loads(json.dumps(plan)) == plan
-    if found:
-        with pytest.raises(TicError) as error:
-            check_same(plan, other, tmp_path / "out/2016")
-        assert f"out/2016 was begun with {found}: use the old setting" in str(error.value)
 
 
 def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config, tmp_path):
@@ -303,17 +274,6 @@ def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config, tmp_
     for damaged in ({}, [], None):
         with pytest.raises(TicError, match=r"plan.json is damaged"):
             check_same(damaged, plan, tmp_path)
-
-
-def test_a_step_starts_from_one_of_its_own_run(config):
-    before = make_plan(config(step="2015"))
-    check_run(before, make_plan(config(max_kept=1)))
-    for changes, message in (
-        ({"seed": 1}, "2016 starts from 2015, which was trained with seed 0, now it is 1"),
-        ({"samples_per_step": 640}, "which was trained with samples_seen 2560, now it is 1280"),
-    ):
-        with pytest.raises(TicError, match=message):
-            check_run(before, make_plan(config(**changes)))
 
 
 def finish(config, step, **changes):
@@ -334,9 +294,13 @@ def test_a_step_is_checked_before_it_is_trained(config, tmp_path):
     assert check_step(now, make_plan(now)) is False
     done = config(step="2015")
     assert check_step(done, make_plan(done)) is True
-    for changes, message in (({"step": "2015"}, "2015 was begun with seed 0"), ({}, "trained with seed 0")):
+    for changes, message in (
+        ({"step": "2015", "seed": 1}, "out/2015 was begun with seed 0, now it is 1: use the old setting"),
+        ({"seed": 1}, "2016 starts from 2015, which was trained with seed 0, now it is 1"),
+        ({"samples_per_step": 640}, "which was trained with samples_seen 2560, now it is 1280"),
+    ):
         with pytest.raises(TicError, match=message):
-            check_step(config(seed=1), make_plan(config(seed=1, **changes)))
+            check_step(config(**changes), make_plan(config(**changes)))
     (tmp_path / "out/2015/checkpoints/epoch_2.pt").unlink()
     for each in (now, done):
         with pytest.raises(TicError, match=r"out/2015/checkpoints/epoch_2.pt is missing, but the step is done"):
@@ -375,17 +339,6 @@ def test_a_run_is_a_table_of_a_line_a_step(config, tmp_path):
     row = "2014 1,280 20 × 64 1.23e+03 30 (longer than the step) random weights 2014 100.0%"
     assert " ".join(first.split()) == row
     assert "2,000 (longer than the step)  2014/checkpoints/epoch_2.pt with its optimizer  " in second
-    assert len(describe(plans).splitlines()) == 9
+    assert len(describe(plans).splitlines()) == 2 + 7
     *_, last = describe([make_plan(config(step="2021-2025")) | costs]).splitlines()
     assert last.endswith("7 splits: 2014 12.0%, 2015 4.0%, …, 2021-2025 20.0%")
-
-
-def test_102_months_are_102_lines(datacomp):
-    config = Config(**names("datacomp_monthly", datacomp))
-    assert len(steps_of(config)) == 102
-    plan = make_plan(replace(config, step=steps_of(config)[2]))
-    assert (plan["step"], plan["samples_seen"], plan["start"]) == (
-        "201407",
-        3 * 18_432_000,
-        "o/201404/checkpoints/epoch_5.pt",
-    )

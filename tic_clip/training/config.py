@@ -140,9 +140,7 @@ class Config:
     benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
     method: str = _flag(word, f"one of {', '.join(METHODS)}", MISSING)
     scale: str = _flag(word, f"one of {', '.join(SCALES)}", MISSING)
-    step: str = _flag(
-        word, "a step of the benchmark, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING
-    )
+    step: str = _flag(word, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
     data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
     filter: str | None = _flag(word, "of datacomp's training data: basic or bestpool (default: basic)")
@@ -151,22 +149,14 @@ class Config:
     model: str | None = _flag(word, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
     batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
-    budget: tuple[float, ...] | None = _flag(
-        amounts, "what each step spends, in units of C: 1,1,1.5,2 (default: the method's)"
-    )
+    budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
-    mixture: str | None = _flag(
-        word, 'JSON {"step": {"split": share of the samples, …}, …} (default: the method\'s shares)'
-    )
+    mixture: str | None = _flag(word, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
     init: str | None = _flag(file, "a checkpoint to start from (default: random weights)")
     first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)")
-    next_warmup: int | None = _flag(
-        whole_or_0, "iterations of warm-up of a step that starts from a trained model (default: the scale's)"
-    )
-    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state of the last")
-    resume_every: int | None = _flag(
-        whole, "iterations, about, between two places where a step can be resumed (default: the scale's)"
-    )
+    next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
+    keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
+    resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
     workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
     max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
@@ -195,18 +185,16 @@ OLD_POLICIES = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of ``Config``, and the hidden flags of version 0.1."""
-    options = {}
-    for each in fields(Config):
-        options[each.name] = {"type": each.metadata["type"]}
-        if each.metadata["type"] is boolean:
-            options[each.name] |= {"nargs": "?", "const": True}
-        required = each.default is MISSING
-        default = {"required": True} if required else {"default": each.default}
-        parser.add_argument(f"--{each.name}", help=each.metadata["help"], **default, **options[each.name])
-    old_flags = {old.lower(): new.lower() for old, new in OLD_VARIABLES.items()} | {"dataset_resampled": "resampled"}
+    old_names = {new.lower(): old.lower() for old, new in OLD_VARIABLES.items()} | {"resampled": "dataset_resampled"}
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    for old, new in old_flags.items():
-        parser.add_argument(f"--{old}", dest=new, **hidden, **options[new])
+    for each in fields(Config):
+        options = {"type": each.metadata["type"], "dest": each.name}
+        if each.metadata["type"] is boolean:
+            options |= {"nargs": "?", "const": True}
+        default = {"required": True} if each.default is MISSING else {"default": each.default}
+        parser.add_argument(f"--{each.name}", help=each.metadata["help"], **default, **options)
+        if each.name in old_names:
+            parser.add_argument(f"--{old_names[each.name]}", **hidden, **options)
     parser.add_argument("--policy", choices=OLD_POLICIES, help=argparse.SUPPRESS)
 
 

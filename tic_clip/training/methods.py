@@ -36,11 +36,7 @@ def equal_replay(sizes: Sequence[int], replay: Fraction) -> list[int]:
 
 
 def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> list[int]:
-    """Use the new samples and ``replay`` · D old ones in proportion to ``weights``, or all old ones if there are fewer.
-
-    Raises:
-        TicError: a step has fewer samples than its part of them.
-    """
+    """Use the new samples and ``replay`` · D old ones in proportion to ``weights``, or all if they are fewer."""
     *old, new = sizes
     room = int(replay * new)
     if room >= sum(old):

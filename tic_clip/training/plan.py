@@ -26,9 +26,6 @@ NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "s
 SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
 
 
-# --- Make a plan ---
-
-
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     """Return all that a step does; nothing is written or trained."""
     benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), scale_of(config)
@@ -135,10 +132,7 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
 
 
 def choose_block(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
-    """Return (number, size) of equal blocks of about ``wanted`` that fill as much of ``interval`` as possible.
-
-    A size is a multiple of ``multiple``.
-    """
+    """Return (number, size) of blocks of about ``wanted``, a multiple of ``multiple``, that fill ``interval`` best."""
     if interval < multiple:
         raise TicError(f"{interval} batches a checkpoint are less than one for each of {multiple} loader workers")
     about = max(1, round(interval / wanted))
@@ -153,12 +147,18 @@ def plan_data(
     """Return what step ``t`` reads: splits below ``root``, the samples that it uses of each, and how many it takes."""
     is_chosen = method.hold_out and config.coefficient is None
     oldest = 0 if method.data is not new_data or config.mixture else first if is_chosen else t
-    sizes = [read_sizes(root, benchmark, i, config) for i in range(oldest, t + 1)]
+    sizes = [
+        {name: read_size(f"{root}/{name}", benchmark, config) for name in step.splits}
+        for step in benchmark.steps[oldest : t + 1]
+    ]
     size = {name: n for step in sizes for name, n in step.items()}
     trainable = [{name: n - held_out(n) * is_chosen for name, n in step.items()} for step in sizes]
     replay = 1.0 if config.replay is None else config.replay
     mixture = read_mixture(config.mixture, benchmark, t) if config.mixture else None
-    used = use_samples(method, trainable, Fraction(str(replay)), mixture)
+    if mixture:
+        used = {name: n for step in trainable for name, n in step.items() if mixture.get(name)}
+    else:
+        used = use_samples(method, trainable, Fraction(str(replay)))
     shares = apportion([(mixture or used)[name] for name in used], samples)
     if config.resampled:
         used = {name: size[name] for name in used}  # whole shards are drawn, with a source's share as their weight
@@ -175,29 +175,24 @@ def plan_data(
         for (name, count), share in zip(used.items(), shares, strict=True)
         if share
     ]
-    data = {"sources": sources, "buffer": replay, "coefficient": "chosen" if is_chosen else config.coefficient}
-    names = ["sources", *["buffer"] * method.has_replay, *["coefficient"] * method.hold_out]
-    validation = {"validation": plan_validation(root, sizes[first - oldest : -1])} if is_chosen else {}
-    return {name: data[name] for name in names} | validation
+    facts = {"buffer": replay} if method.has_replay else {}
+    if method.hold_out:
+        facts["coefficient"] = "chosen" if is_chosen else config.coefficient
+    if is_chosen:
+        facts["validation"] = plan_validation(root, sizes[first - oldest : -1])
+    return {"sources": sources, **facts}
 
 
-def read_sizes(root: str, benchmark: Benchmark, i: int, config: Config) -> dict[str, int]:
-    """Return the samples of each split that is new at step ``i``."""
-    sizes = {}
-    for split in (f"{root}/{name}" for name in benchmark.steps[i].splits):
-        try:
-            sizes[split.rsplit("/", 1)[1]] = sum(split_sizes(split).values())
-        except NotFoundError:
-            raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
-    return sizes
+def read_size(split: str, benchmark: Benchmark, config: Config) -> int:
+    """Return the number of samples of a split; the TicError for a missing one says how to make it."""
+    try:
+        return sum(split_sizes(split).values())
+    except NotFoundError:
+        raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
 
 
-def use_samples(
-    method: Method, sizes: list[dict[str, int]], replay: Fraction, mixture: dict[str, Fraction] | None
-) -> dict[str, int]:
-    """Return how many samples are used of each split: those that the method chooses, or all in the mixture."""
-    if mixture:
-        return {name: n for step in sizes for name, n in step.items() if mixture.get(name)}
+def use_samples(method: Method, sizes: list[dict[str, int]], replay: Fraction) -> dict[str, int]:
+    """Return how many samples a method uses of each split, of ``sizes`` by step."""
     used: dict[str, int] = {}
     for step, total in zip(sizes, method.data([sum(step.values()) for step in sizes], replay), strict=True):
         used.update(zip(step, apportion(step.values(), total), strict=True))
@@ -242,9 +237,6 @@ def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
     return {**plan, "macs": macs, "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3)}
 
 
-# --- Compare plans ---
-
-
 def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = ()) -> str | None:
     """Return the first difference of two plans in what makes the model, or in ``keys``: "seed 0, now it is 1"; or None.
 
@@ -259,14 +251,13 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    sources = {source["name"]: source for source in plan.get("sources", ())}
-    counts = {
-        f"samples of {name}": f"{each['samples']:,} of {each.get('used', each['size']):,} of {each['size']:,}"
-        for name, each in sources.items()
-    }
-    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
     kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
-    return {**kept, **paths, "sources": list(sources), **counts}
+    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
+    counts = {}
+    for source in plan.get("sources", ()):
+        used = source.get("used", source["size"])
+        counts[f"samples of {source['name']}"] = f"{source['samples']:,} of {used:,} of {source['size']:,}"
+    return {**kept, **paths, "sources": [source["name"] for source in plan.get("sources", ())], **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -279,8 +270,8 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
         raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
     if found := difference(old, new):
-        todo = "use the old setting, another output folder, or delete the step"
-        raise TicError(f"{folder} was begun with {found}: {todo}")
+        solutions = "use the old setting, another output folder, or delete the step"
+        raise TicError(f"{folder} was begun with {found}: {solutions}")
 
 
 def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -306,13 +297,13 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    if start != config.init:
-        before = Path(start).parents[1]
-        if not (before / "done.json").exists():
-            if dry_run:
-                return False
-            raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
+    before = Path(start).parents[1]
+    if start != config.init and (before / "done.json").exists():
         check_run(read_finished(before)["plan"], plan)
+    elif start != config.init:
+        if dry_run:
+            return False
+        raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
     from tic_clip import weights
 
     latest = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)  # a released model is 2019.pt
@@ -325,8 +316,8 @@ def read_finished(folder: Path) -> dict[str, Any]:
     """Return a step's done.json; raise a TicError if its checkpoint was deleted."""
     facts = read_done(folder / "done.json")
     if not (folder / facts["checkpoint"]).exists():
-        todo = "put it back, or delete the step to train it again"
-        raise TicError(f"{folder / facts['checkpoint']} is missing, but the step is done: {todo}")
+        solutions = "put it back, or delete the step to train it again"
+        raise TicError(f"{folder / facts['checkpoint']} is missing, but the step is done: {solutions}")
     return facts
 
 
