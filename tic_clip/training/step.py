@@ -104,8 +104,7 @@ def run_step(request: Request, *, rank: int, world_size: int) -> bool:
         raise TicError(f"{plan['start']}, which {plan['step']} starts from, is damaged: {fault}")
     with checkpoint.alone(folder):
         write_json(begun, plan)
-        with checkpoint.tolerated(plan):
-            checkpoint.push(folder, plan, ["plan.json"])
+        checkpoint.push(folder, plan, ["plan.json"])
         train(plan, request, world_size)
         finish(plan, request, started)
     return True
@@ -215,11 +214,11 @@ def newest_checkpoint(plan: dict[str, Any], path: str, remote: bool) -> str | No
     """OpenCLIP's ``get_latest_checkpoint``: the newest that is whole."""
     from tic_clip.training import checkpoint
 
-    return checkpoint.newest(Path(path), plan)
+    return checkpoint.newest(Path(path).parent, plan)
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
-    """OpenCLIP's ``get_data``, with a progress bar, and on ``args.tic`` what keeps checkpoints and the log.
+    """OpenCLIP's ``get_data``, with on ``args.tic`` what keeps checkpoints and the log.
 
     Raises:
         TicError: another rank has another plan.
@@ -227,7 +226,7 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     from training.data import get_data as openclip_get_data
 
     from tic_clip.training.checkpoint import Keeper
-    from tic_clip.training.loader import WithProgress, gathered
+    from tic_clip.training.loader import gathered
 
     for rank, other in enumerate(gathered(plan)):
         if found := difference(other, plan):
@@ -237,7 +236,6 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     args.tic = Keeper(plan, Path(args.logs) / args.name, data["train"].dataloader, resumed)
     if args.rank == 0:
         args.tic.cut_log(epoch * plan["block"])
-    data["train"].dataloader = WithProgress(data["train"], plan)
     return data
 
 
