@@ -1,7 +1,6 @@
 """Which checkpoints of a step are written, kept, found again and copied; its log."""
 
 import json
-import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -101,38 +100,25 @@ def test_a_checkpoint_records_where_it_comes_from_and_what_was_read(tmp_path):
     assert read == {"2014": {"read": 20}, "2015": {"read": 10, "undecodable": 2}}
 
 
-def test_without_a_step_of_ours_openclips_checkpoint_is_written_as_it_asks(tmp_path):
-    hooks.save({"epoch": 1}, str(tmp_path / "epoch_1.pt"), SimpleNamespace())
-    assert torch.load(tmp_path / "epoch_1.pt") == {"epoch": 1}
-
-
-@pytest.mark.parametrize("how", ["cut", "empty", "bit"])
-def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, how):
+def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     keeper = make_keeper(tmp_path)
     train(keeper, range(1, 7))
-    last, before = tmp_path / "checkpoints/epoch_2.pt", tmp_path / "checkpoints/epoch_1.pt"
+    before, last = (tmp_path / name for name in names(60, 120))
     assert newest(tmp_path, keeper.plan) == str(last)
-    if how == "bit":
-        weights.write({"epoch": 6, "state_dict": {"w": torch.zeros(1000)}}, last)
-        content = bytearray(last.read_bytes())
-        content[len(content) // 2] ^= 1
-        last.write_bytes(content)
-    else:
-        last.write_bytes(last.read_bytes()[: 300 if how == "cut" else 0])
-    with caplog.at_level(logging.WARNING):
-        assert newest(tmp_path, keeper.plan) == str(before)
+    last.write_bytes(last.read_bytes()[:300])
+    assert newest(tmp_path, keeper.plan) == str(before)
     assert f"{last} is damaged" in caplog.text
     before.write_bytes(b"")
     assert newest(tmp_path, keeper.plan) is None
 
 
 def test_damage_is_found_wherever_a_bit_is_flipped(tmp_path):
-    """Each byte behind the data, where the zip says what is in it: the file is called damaged, or loads as it was."""
+    """From the data to the end, where the zip says what is in it: the file is called damaged, or loads as it was."""
     path = tmp_path / "epoch_1.pt"
     weights.write({"epoch": 1, "state_dict": {"w": torch.arange(3.0)}, "tic": {"step": "x"}}, path)
     data = path.read_bytes()
     faults = 0
-    for place in range(len(data) - 600, len(data)):
+    for place in range(600, len(data), 2):  # of 1,641, the weights at 724
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         if damage(path) is None:
             assert torch.equal(weights.load(str(path))["w"], torch.arange(3.0))

@@ -38,11 +38,7 @@ def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) ->
 
 
 def patch(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the step's patched model; of the first step it is the trained one.
-
-    Returns:
-        Facts for ``done.json``: the file, the coefficient, and the mean retrieval of each candidate.
-    """
+    """Write the step's patched model, of the first step the trained one, and return facts for ``done.json``."""
     from tic_clip import weights
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
