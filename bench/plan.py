@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from tic_clip.cli import Parser
-from tic_clip.training.sampling import line, worker_range
+from tic_clip.training.sampling import slices, source_ranges
 
 SHARD_SIZE = 10_000
 
@@ -20,8 +20,10 @@ def plan_worker(counts: np.ndarray) -> int:
     """Slices that one loader worker reads when a step takes every sample once."""
     sizes = np.full(int(counts.sum()) // SHARD_SIZE, SHARD_SIZE)
     batch_size, ranks, workers = 1408, 64, 8
-    batches = int(sizes.sum()) // (batch_size * ranks)
-    return sum(1 for _ in line(sizes, (0,), *worker_range(batches, batch_size, 37, 5, workers)))
+    block = int(sizes.sum()) // (batch_size * ranks)
+    plan = {"block": block, "batch_size": batch_size * ranks, "sources": [{"samples": block * batch_size * ranks}]}
+    (positions,) = source_ranges(plan, 0, 37, ranks, 5, workers)
+    return sum(1 for _ in slices(sizes, (0,), positions))
 
 
 def main() -> None:

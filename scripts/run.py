@@ -53,7 +53,7 @@ def main() -> None:
     parser = Parser(__doc__)
     for name in FIXED:
         parser.add_argument(f"--{name.lower()}", help=f"the {name.lower()}; another one in {name} is refused")
-    parser.add_argument("--script", default="scripts/run.py", help="the script's name for errors (default: scripts/run.py)")
+    parser.add_argument("--script", default="scripts/run.py", help="its name in errors (default: scripts/run.py)")
     args = vars(parser.parse_args())
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
     settings = read_environment(os.environ, KNOWN, OLD_VARIABLES)

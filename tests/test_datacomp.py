@@ -272,7 +272,7 @@ def test_tasks_that_cannot_be_are_one_line(model, tmp_path, monkeypatch):
     good, bad, none = model.split()[1], f"{tmp_path}/unsafe.pt", f"{tmp_path}/none.pt"
     cases = {
         ("cifar10", none): f"error: {none} is neither a checkpoint file nor a pretrained tag of {ARCH}",
-        ("cifar10", bad): f"error: {bad} is no checkpoint that can be loaded safely: ",
+        ("cifar10", bad): f"error: {bad} is not a checkpoint that can be loaded safely: ",
         ("mnist", good): f"error: {tmp_path}/wds_mnist_test/test/nshards.txt: No such file or directory",
         ("misc/winogavil", good): "error: ",
         ("tic/emoji/retrieval/yearly/2014", good): "error: no data for tic/emoji/retrieval/yearly/2014: ",

@@ -717,7 +717,7 @@ def test_a_malicious_checkpoint_runs_no_code(save, data, tmp_path):
     path, witness = tmp_path / "malicious.pt", tmp_path / "witness"
     save({"state_dict": Malicious(witness)}, path)
     message = refused(of(path), [task(data)], tmp_path)
-    assert message.startswith(f"{path} is no checkpoint that can be loaded safely: ")
+    assert message.startswith(f"{path} is not a checkpoint that can be loaded safely: ")
     assert not witness.exists()
     with suppress(RuntimeError):  # without the safety it would have run
         torch.load(path, weights_only=False)

@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.data.split import read_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
+from tic_clip.training import hooks
 
 ROOT = Path(__file__).parent.parent
 PATCH = (ROOT / "open_clip.patch").read_text()
@@ -57,30 +59,30 @@ def patched_run(folder, *arguments):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A CSV of 24 noise pictures with captions, OpenCLIP's simplest dataset."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A CSV of 24 noise images with captions, OpenCLIP's simplest dataset."""
+    folder = tmp_path_factory.mktemp("images")
     noise = np.random.default_rng(0)
-    with open(folder / "pictures.csv", "w") as file:
+    with open(folder / "images.csv", "w") as file:
         table = csv.writer(file, delimiter="\t")
         table.writerow(["filepath", "title"])
         for i in range(24):
             Image.fromarray(noise.integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-            table.writerow([folder / f"{i}.png", f"picture number {i}"])
-    return ["--train-data", str(folder / "pictures.csv")]
+            table.writerow([folder / f"{i}.png", f"image number {i}"])
+    return ["--train-data", str(folder / "images.csv")]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, pictures):
+def runs(tmp_path_factory, images):
     """A run of two epochs in ``first/``, stock and patched, with no flag of ours: their folder and their losses."""
     folder = tmp_path_factory.mktemp("runs")
-    arguments = (*pictures, "--name", "first")
+    arguments = (*images, "--name", "first")
     return folder, stock_run(folder, *arguments), patched_run(folder, *arguments)
 
 
 def test_the_patch_quotes_one_line_around_a_change_and_adds_few():
-    runs = re.findall(r"(?:^ .*\n)+", PATCH, re.MULTILINE)
-    assert max(block.count("\n") for block in runs) <= 2  # one after a change, one before the next
+    context = re.findall(r"(?:^ .*\n)+", PATCH, re.MULTILINE)
+    assert max(block.count("\n") for block in context) <= 2  # one after a change, one before the next
     assert len(re.findall(r"^\+(?!\+\+)", PATCH, re.MULTILINE)) < 100
 
 
@@ -101,49 +103,45 @@ def test_our_checkpoints_load_safely_and_stocks_do_not(runs):
         torch.load(folder / "stock" / checkpoint, weights_only=True)
 
 
-def test_new_run_takes_the_weights_only_and_goes_on_from_its_own(runs, pictures):
+def test_new_run_takes_the_weights_only_and_resumes_its_own(runs, images):
     folder, *_ = runs
     last = folder / "patched/first/checkpoints/epoch_2.pt"
-    new = [*pictures, "--name", "second", "--resume", last, "--new-run"]
+    new = [*images, "--name", "second", "--resume", last, "--new-run"]
     assert len(patched_run(folder, *new)) == 6  # from epoch 0, although the checkpoint says 2
     (folder / "patched/second/checkpoints/epoch_2.pt").unlink()
     assert len(patched_run(folder, *new)) == 3  # from its own epoch 1
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, pictures):
-    torch.save({"epoch": 1, "state_dict": {"logit_scale": torch.ones(3)}}, tmp_path / "other.pt")
-    with pytest.raises(TicError, match=r"other.pt is not of ViT-Tiny-8-48: "):
-        patched_run(tmp_path, *pictures, "--name", "x", "--resume", tmp_path / "other.pt", "--new-run")
-
-
-def test_checkpoints_are_saved_through_the_atomic_writer(tmp_path, monkeypatch):
-    from tic_clip.training import hooks
-
-    saved = []
-    monkeypatch.setattr(
-        hooks, "save", lambda _, path, *args: saved.append((Path(path).name, len(args))) or Path(path).touch()
-    )
-    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--save-most-recent"]
-    patched_run(tmp_path, *arguments, "--name", "run")
-    assert saved == [("epoch_1.pt", 1), ("tmp.pt", 0)]  # a step of ours decides from OpenCLIP's args
-
-
-@pytest.mark.parametrize(("flags", "fused"), [([], None), (["--fused-adamw"], True)])
-def test_the_optimizer_is_fused_on_demand(tmp_path, monkeypatch, flags, fused):
-    made = []
+def test_a_run_calls_the_hooks_that_save_log_and_name_it(tmp_path, monkeypatch):
+    """One run, with all that the hooks are given recorded, and wandb's place taken."""
+    saved, logged, named, fused = [], [], [], []
     adamw = torch.optim.AdamW
 
-    def record(*args, **options):
-        made.append(options["fused"])
-        return adamw(*args, **options)
+    def save(checkpoint, path, *args):
+        saved.append((Path(path).name, len(args)))
+        Path(path).touch()
 
-    monkeypatch.setattr(torch.optim, "AdamW", record)
-    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1"]
-    patched_run(tmp_path, *arguments, "--name", "run", *flags)
-    assert made == [fused]
+    monkeypatch.setattr(hooks, "save", save)
+    monkeypatch.setattr(hooks, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
+    monkeypatch.setattr(hooks, "wandb_options", lambda args: {"name": f"long-{args.name}", "resume": "allow"})
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda *a, **options: fused.append(options["fused"]) or adamw(*a, **options)
+    )
+    wandb = SimpleNamespace(init=lambda **options: named.append(options), save=print, finish=print)
+    wandb.log = lambda *_, **__: None
+    monkeypatch.setattr(openclip("main"), "wandb", wandb)
+    monkeypatch.setattr(openclip("train"), "wandb", wandb)
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "16", "--epochs", "1", "--save-most-recent"]
+    patched_run(tmp_path, *arguments, "--name", "run", "--report-to", "wandb", "--fused-adamw")
+    assert saved == [("epoch_1.pt", 1), ("tmp.pt", 0)]  # a step of ours decides from OpenCLIP's args
+    figures = ["batch_time", "contrastive_loss", "data_time", "loss", "lr", "samples_per_second"]
+    figures += ["samples_per_second_per_gpu", "scale"]
+    assert logged == [("run", step, [f"train/{name}" for name in figures]) for step in (0, 1)]
+    assert [(options["name"], options["resume"]) for options in named] == [("long-run", "allow")]
+    assert fused == [True]
 
 
-def test_the_end_of_a_shard_is_no_sample():
+def test_the_end_of_a_shard_is_not_a_sample():
     files = [{"fname": "a.txt", "data": b"x", "__url__": "u"}, {}, {"fname": "b.txt", "data": b"y", "__url__": "u"}]
     assert [s["__key__"] for s in openclip("data").group_by_keys_nothrow(files)] == ["a", "b"]
 
@@ -156,39 +154,16 @@ def make_shards(folder, sizes):
     return f"{folder}/{{00000000..{len(sizes) - 1:08d}}}.tar"
 
 
-def wds_args(train_data):
-    return SimpleNamespace(
-        train_data=train_data,
-        train_num_samples=None,
-        dataset_resampled=True,
-        train_data_upsampling_factors=None,
-        seed=0,
-        batch_size=1,
-        world_size=1,
-        workers=0,
-    )
-
-
 def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
     data = openclip("data")
     urls = "::".join([make_shards(tmp_path / "a", [3, 4]), make_shards(tmp_path / "b", [5, 6])])
-    assert data.get_wds_dataset(wds_args(urls), None, True).dataloader.num_samples == 18
+    args = SimpleNamespace(train_data=urls, train_num_samples=None, dataset_resampled=True, seed=0, batch_size=1)
+    args.train_data_upsampling_factors, args.world_size, args.workers = None, 1, 0
+    assert data.get_wds_dataset(args, None, True).dataloader.num_samples == 18
     (tmp_path / "b" / "sizes.json").unlink()
-    from tic_clip.data.split import read_sizes
-
     read_sizes.cache_clear()
     with pytest.raises(TicError, match=rf"{tmp_path}/b has no sizes.json"):
-        data.get_wds_dataset(wds_args(urls), None, True)
-
-
-def test_exact_sampling_is_a_dataset_type():
-    from tic_clip.training.hooks import get_exact_dataset
-
-    assert openclip("data").get_dataset_fn("plan.json", "exact") is get_exact_dataset
-    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
-    assert (args.dataset_type, args.new_run, args.fused_adamw, args.keep_optimizer) == ("exact", True, True, True)
-    args = openclip("params").parse_args([])
-    assert (args.new_run, args.fused_adamw, args.keep_optimizer) == (False, None, False)
+        data.get_wds_dataset(args, None, True)
 
 
 def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
@@ -199,37 +174,18 @@ def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
     write_json(tmp_path / "plan.json", {"sources": sources})
     urls, weights = openclip("data").expand_urls(str(tmp_path / "plan.json"))
     assert [url.removeprefix(f"{tmp_path}/") for url in urls] == [f"{n}/{i:08d}.tar" for n in "ab" for i in range(2)]
-    assert weights == [6, 6, 2, 2]
+    assert weights == [6, 6, 2, 2]  # a shard that is drawn gives all its samples: weight × 5 samples is the share
+    write_json(tmp_path / "plan.json", {"sources": [{**source, "samples": 10} for source in sources]})
+    assert openclip("data").expand_urls(str(tmp_path / "plan.json")) == (urls, None)  # in proportion to the sizes
     assert openclip("data").expand_urls("{00..02}.tar") == (["00.tar", "01.tar", "02.tar"], None)
 
 
-def test_what_is_logged_goes_to_the_step_too(tmp_path, monkeypatch):
-    from tic_clip.training import hooks
-
-    logged = []
-    monkeypatch.setattr(hooks, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
-    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "16", "--epochs", "1"]
-    patched_run(tmp_path, *arguments, "--name", "run")
-    figures = ["batch_time", "contrastive_loss", "data_time", "loss", "lr", "samples_per_second"]
-    figures += ["samples_per_second_per_gpu", "scale"]
-    assert logged == [("run", step, [f"train/{name}" for name in figures]) for step in (0, 1)]
-
-
-def test_a_run_in_wandb_has_its_own_name(tmp_path, monkeypatch):
-    from tic_clip.training import hooks
-
-    began = []
-    fake = SimpleNamespace(
-        init=lambda **options: began.append(options), save=print, log=lambda *_, **__: 0, finish=print
-    )
-    monkeypatch.setattr(openclip("main"), "wandb", fake)
-    monkeypatch.setattr(openclip("train"), "wandb", fake)
-    monkeypatch.setattr(hooks, "wandb_name", lambda args: f"long-{args.name}")
-    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--report-to", "wandb"]
-    patched_run(tmp_path, *arguments, "--name", "run")
-    assert [(options["name"], options["id"], options["resume"]) for options in began] == [
-        ("long-run", "long-run", None)
-    ]
+def test_flags_and_exact_sampling_as_a_dataset_type():
+    assert openclip("data").get_dataset_fn("plan.json", "exact") is hooks.get_exact_dataset
+    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
+    assert (args.dataset_type, args.new_run, args.fused_adamw, args.keep_optimizer) == ("exact", True, True, True)
+    args = openclip("params").parse_args([])
+    assert (args.new_run, args.fused_adamw, args.keep_optimizer) == (False, None, False)
 
 
 def test_the_learning_rate_is_a_plain_float():
@@ -239,15 +195,35 @@ def test_the_learning_rate_is_a_plain_float():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
-def test_nothing_deprecated_is_used():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        for precision in ("amp", "amp_bf16"):
-            assert openclip("precision").get_autocast(precision)
-        assert openclip("main").GradScaler is torch.amp.GradScaler
-        warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
-        for precision in ("amp", "amp_bf16"):
-            with openclip("precision").get_autocast(precision)():
-                pass
-    code = "import warnings; warnings.simplefilter('error', FutureWarning); import open_clip"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images, monkeypatch):
+    """A second group in one process fails with gloo; and on a CPU neither model has device_ids. The group is of one."""
+    folder, *_ = runs
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    teacher = [
+        "--distill-model",
+        "ViT-Tiny-8-48",
+        "--distill-pretrained",
+        folder / "patched/first/checkpoints/epoch_2.pt",
+    ]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        assert len(patched_run(folder, *images, *teacher, "--dist-backend", "gloo", "--name", "joined")) == 6
+    finally:
+        torch.distributed.destroy_process_group()
+    state = torch.load(folder / "patched/joined/checkpoints/epoch_2.pt", weights_only=True)["state_dict"]
+    assert all(name.startswith("module.") for name in state)
+    assert hooks.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]
+
+
+def test_what_the_pinned_openclip_calls_gives_no_future_warning():
+    code = """
+from tic_clip.training import hooks
+from tic_clip import models
+from training import main, train
+exec("get_autocast('amp')(); get_autocast('amp_bf16')()", vars(train))
+exec("GradScaler()", vars(main))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr

@@ -1,6 +1,7 @@
 """The models that are evaluated: a run of ours, released checkpoints, or anything that OpenCLIP can load."""
 
 import difflib
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from tic_clip import TicError, package_file
 
 HUB = "hf-hub:"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
+
+warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,7 @@ from tic_clip.storage import atomic_open
 
 
 def write(checkpoint: dict[str, Any], path: object) -> None:
-    """``torch.save``, but the file appears only when it is whole.
-
-    Raises:
-        TicError: it could not be written, because the disk is full, say.
-    """
+    """Save ``checkpoint`` with ``torch.save``, atomically; a TicError names a file that can't be written."""
     try:
         with atomic_open(path) as file:
             torch.save(checkpoint, file)
@@ -26,23 +22,23 @@ def write(checkpoint: dict[str, Any], path: object) -> None:
 
 
 def load(path: str) -> dict[str, torch.Tensor]:
-    """The weights in a training checkpoint or a bare state dict, without DDP's prefix; never runs code from the file.
+    """Return the weights in a training checkpoint or a bare state dict, without DDP's prefix; run no code of the file.
 
     Raises:
-        TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is no checkpoint.
+        TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is not a checkpoint.
     """
     return state_dict(read_safely(torch.load, path, map_location="cpu", weights_only=True), path)
 
 
 def record(path: str) -> dict[str, Any] | None:
-    """What a checkpoint of ours says of its making (``Keeper`` writes it), or None for one from elsewhere."""
+    """Return what a checkpoint of ours records of its making, or None for one from elsewhere."""
     mmap = zipfile.is_zipfile(path)  # torch's old format can't be
     checkpoint = read_safely(torch.load, path, map_location="cpu", weights_only=True, mmap=mmap)
     return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 
 def read_safely(reader: Callable, path: str, **options: Any) -> Any:
-    """Return what ``reader`` (``torch.load``, or OpenCLIP's for URLs) makes of a checkpoint; no code of it is run."""
+    """Return what ``reader`` (a ``torch.load`` that runs no code, or OpenCLIP's for URLs) makes of a checkpoint."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
@@ -51,11 +47,11 @@ def read_safely(reader: Callable, path: str, **options: Any) -> Any:
         raise TicError(f"checkpoint {path} is missing") from None
     except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ... for a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise TicError(f"{path} is no checkpoint that can be loaded safely: {reason}") from None
+        raise TicError(f"{path} is not a checkpoint that can be loaded safely: {reason}") from None
 
 
 def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
-    """The state dict in what ``torch.load`` gave, without DDP's ``module.`` prefix."""
+    """Return the state dict in what ``torch.load`` gave, without DDP's ``module.`` prefix."""
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise TicError(f"{path} holds no state dict")
@@ -63,10 +59,9 @@ def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
 
 
 def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> str | None:
-    """How ``weights`` differ from a model's state dict ``wanted`` in names or shapes, or None if they fit."""
-    for name in dict.fromkeys([*wanted, *weights]):
-        if name not in weights or name not in wanted:
-            return f"{name} is only in {'the model' if name in wanted else 'the checkpoint'}"
+    """Return how ``weights`` differ from a model's state dict ``wanted`` in names or shapes, or None if they fit."""
+    if names := [name for name in dict.fromkeys([*wanted, *weights]) if (name in weights) != (name in wanted)]:
+        return f"{names[0]} is only in {'the model' if names[0] in wanted else 'the checkpoint'}"
     for name, value in wanted.items():
         if value.shape != weights[name].shape:
             return f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
@@ -74,6 +69,6 @@ def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
 
 
 def fingerprint(path: str) -> str:
-    """The SHA-256 of a checkpoint file, as hex."""
+    """Return the SHA-256 of a checkpoint file, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
-"""All that open_clip.patch calls: data, the start from a checkpoint, saving and logging."""
+"""All that open_clip.patch calls; OpenCLIP's ``args.tic`` is the ``Keeper`` of a step, where it trains one of ours."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,21 +10,17 @@ from tic_clip import TicError, weights
 from tic_clip.data.split import dataset_size, split_sizes
 from tic_clip.runs import run_name
 from tic_clip.storage import read_json
-from tic_clip.training.loader import Loader
+from tic_clip.training.loader import ExactDataset, Loader
 
-__all__ = ["dataset_size"]  # open_clip.patch calls it
+__all__ = ["dataset_size"]
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 
 
 def get_exact_dataset(
     args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Callable | None = None
 ) -> Any:
-    """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``: the plan's samples.
-
-    OpenCLIP's epoch is a block of the plan.
-
-    Raises:
-        TicError: the plan's batch is not what ``--batch-size`` times the number of ranks makes.
-    """
+    """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
     from training.data import DataInfo, SharedEpoch
 
     assert is_train, "exact sampling is for training"
@@ -31,41 +28,33 @@ def get_exact_dataset(
     if plan["batch_size"] != args.batch_size * args.world_size:
         raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
     shared_epoch = SharedEpoch(epoch=epoch)
-    loader = Loader(plan, shared_epoch, args.rank, args.world_size, args.workers, (preprocess, tokenizer))
-    return DataInfo(dataloader=loader, shared_epoch=shared_epoch)
+    dataset = ExactDataset(plan, args.rank, args.world_size, (preprocess, tokenizer))
+    return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers), shared_epoch=shared_epoch)
 
 
 def weighted_shards(path: str) -> tuple[list[str], list[float] | None]:
-    """Return all shards and how likely each is drawn, for ``--dataset-resampled --train-data plan.json``.
+    """Return the shards for ``--dataset-resampled --train-data plan.json``, and how likely each is drawn.
 
     A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n;
-    None where all weigh the same.
+    None if all weigh the same.
     """
     sources = read_json(path)["sources"]
     shares = {entry["split"]: entry["samples"] / entry["size"] for entry in sources}
     shards = [(shard, shares[entry["split"]]) for entry in sources for shard in split_sizes(entry["split"])]
-    alike = max(shares.values()) < 1.001 * min(shares.values())  # rounding to whole samples aside
-    return [shard for shard, _ in shards], None if alike else [weight for _, weight in shards]
+    is_uniform = max(shares.values()) < 1.001 * min(shares.values())  # rounding to whole samples aside
+    return [shard for shard, _ in shards], None if is_uniform else [weight for _, weight in shards]
 
 
 def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
-    """Save what OpenCLIP saves after an epoch; in a step of ours an epoch is a block, and its ``Keeper`` decides.
-
-    Raises:
-        TicError: the file can't be written.
-    """
-    keeper = getattr(args, "tic", None)
-    if keeper:
-        keeper.save(checkpoint)
+    """Save what OpenCLIP saves after an epoch; in a step of ours that is a block, and ``args.tic`` decides."""
+    if hasattr(args, "tic"):
+        args.tic.save(checkpoint)
     else:
         weights.write(checkpoint, path)
 
 
 def start_from(args: Any, own: str | None) -> str | None:
-    """Return what to resume: this experiment's ``own`` newest checkpoint if there is one, which is not a new run.
-
-    Without ``--new-run`` it is ``own``, as in stock OpenCLIP's ``--resume latest``.
-    """
+    """Return what to resume: this experiment's ``own`` newest checkpoint, or else ``--resume`` of a new run."""
     if not args.new_run:
         return own
     args.new_run = own is None
@@ -73,13 +62,10 @@ def start_from(args: Any, own: str | None) -> str | None:
 
 
 def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """Return the checkpoint ``--resume``, whatever number of ranks saved it.
+    """Return the checkpoint ``--resume`` for ``model``, whatever number of ranks saved it; of a new run its weights.
 
-    Of a new run only its weights, and its optimizer where ``--keep-optimizer`` asks for it. What the checkpoint records
-    of its making goes to ``args.tic_record``.
-
-    Raises:
-        TicError: it can't be loaded, is of another architecture, or holds no optimizer; the message names the file.
+    With ``--keep-optimizer`` a new run also gets the optimizer. ``args.tic_record`` is what the checkpoint records of
+    its making. A checkpoint that can't be loaded, is of another architecture or lacks an optimizer raises a TicError.
     """
     from training.file_utils import pt_load
 
@@ -87,28 +73,31 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     state = {prefix + name: value for name, value in weights.state_dict(checkpoint, args.resume).items()}
-    difference = weights.mismatch(state, wanted)
-    if difference:
+    if difference := weights.mismatch(state, wanted):
         raise TicError(f"checkpoint {args.resume} is not of {args.model}: {difference}")
     args.tic_record = checkpoint.get("tic")
     if args.new_run and not args.keep_optimizer:
         return state
     if "optimizer" not in checkpoint:
-        raise TicError(f"{args.resume} holds no optimizer to go on with")
+        raise TicError(f"{args.resume} has no optimizer to resume with")
     return {**checkpoint, "state_dict": state, "epoch": 0 if args.new_run else checkpoint["epoch"]}
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:
-    """Return what DDP takes as ``device_ids``: None for a module on the CPU."""
+    """Return DDP's ``device_ids``: None for a module on the CPU."""
     return [device] if device.type == "cuda" else None
 
 
 def log(args: Any, step: int, values: dict[str, float]) -> None:
-    """Append what OpenCLIP logs after its batch ``step`` (from 0) to the log of a step of ours."""
-    if getattr(args, "tic", None):
+    """Log what OpenCLIP logs after its batch ``step`` (from 0) in a step of ours."""
+    if hasattr(args, "tic"):
         args.tic.log(step + 1, {name.removeprefix("train/"): value for name, value in values.items()})
 
 
-def wandb_name(args: Any) -> str:
-    """Return the name of a run for wandb."""
-    return run_name(args.tic.plan) if getattr(args, "tic", None) else args.name
+def wandb_options(args: Any) -> dict[str, str | None]:
+    """Return name, id and resume for ``wandb.init``; a step of ours goes on with its own run."""
+    if hasattr(args, "tic"):
+        name, resume = run_name(args.tic.plan), "allow"
+    else:
+        name, resume = args.name, "auto" if args.resume == "latest" else None
+    return {"name": name, "id": name, "resume": resume}

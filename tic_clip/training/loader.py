@@ -1,109 +1,193 @@
-"""The exact stream as a torch loader: what OpenCLIP's training loop iterates over, block by block."""
+"""Exact sampling as a torch loader: reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's loop."""
 
+import io
 import itertools
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
+import webdataset
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from tic_clip.cli import progress
+from tic_clip import TicError
+from tic_clip.data.split import split_sizes
+from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
 from tic_clip.parallel import iterate_batches
-from tic_clip.training.sampling import seed_of, sources_of, stream, turns
+from tic_clip.training import sampling
+from tic_clip.training.sampling import Slice, add_counts, derive_seed
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+SHUFFLE_SIZE, SHUFFLE_INITIAL = 5000, 1000  # samples that a loader worker holds, and reads first; OpenCLIP's figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A split as a step reads it: of each shard the first samples, ``sizes`` (S,) of them."""
+
+    name: str
+    seed: tuple[int, int]
+    shards: list[str]
+    sizes: np.ndarray
+
+
+def read_sources(plan: dict[str, Any]) -> list[Source]:
+    """Return the sources of a plan with their shards; raise a TicError if a split has another size now."""
+    sources = []
+    for entry in plan["sources"]:
+        table = split_sizes(entry["split"])
+        if sum(table.values()) != entry["size"]:
+            raise TicError(f"{entry['split']} has {sum(table.values())} samples, the plan says {entry['size']}")
+        sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
+        shards = [shard for shard, size in zip(table, sizes, strict=True) if size]
+        seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
+        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0]))
+    return sources
+
+
+class RawSample(NamedTuple):
+    """An undecoded sample; ``seed`` is its own in this pass, ``name`` says where it is."""
+
+    image: bytes | None
+    text: bytes | None
+    seed: int
+    name: str
+
+
+def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSample]:
+    """Yield the samples of a slice of the shard at ``path``; raise a TicError if it is damaged or has fewer."""
+    i = piece.start
+    with open_shard(path) as shard:
+        for sample in itertools.islice(samples(shard), piece.start, piece.stop):
+            image, text = (
+                next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)
+                for suffixes in (IMAGES, ["txt"])
+            )
+            yield RawSample(image, text, derive_seed(seed, piece.number, piece.shard, i), f"{path}:{sample.key}")
+            i += 1
+    if i < piece.stop:
+        raise TicError(f"{path} has fewer samples than its sizes.json says: count them again with add_sizes.py")
+
+
+def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[RawSample]:
+    """Yield the samples at ``positions`` of a source's line, shuffled within each pass."""
+    line = sampling.slices(source.sizes, source.seed, positions)
+    for number, pieces in itertools.groupby(line, key=lambda piece: piece.number):
+        raw = itertools.chain.from_iterable(read_slice(source.shards[p.shard], p, source.seed) for p in pieces)
+        rng = random.Random(derive_seed(source.seed, number, positions.start))
+        yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
+
+
+def decode(sample: RawSample, preprocess: Callable, tokenizer: Callable) -> tuple[Any, Any]:
+    """Return the image and the tokens of a sample, augmented by its own seed; raise one of UNUSABLE if that fails."""
+    if sample.image is None or sample.text is None:
+        raise ValueError("no image" if sample.image is None else "no text")
+    torch.default_generator.manual_seed(sample.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
+    random.seed(sample.seed)
+    np.random.seed(sample.seed & 0xFFFFFFFF)
+    image = preprocess(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+    return image, tokenizer(sample.text.decode())[0]
+
+
+def read_usable(
+    source: Source, positions: range, buffer_size: int, transforms: tuple, counts: dict[str, Counter]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the decoded samples at ``positions`` of a source's line, then those that follow, for undecodable ones.
+
+    ``counts`` gets the source's samples "read" and "undecodable". If all are, or 1,000 and more, a TicError is raised.
+    """
+    num_bad, is_usable = 0, False
+    while True:
+        for raw in read_line(source, positions, buffer_size):
+            try:
+                item = decode(raw, *transforms)
+            except UNUSABLE as error:
+                num_bad += 1
+                counts[source.name]["undecodable"] += 1
+                if num_bad == 1:
+                    logging.warning("%s is left out: %s", raw.name, error)
+            else:
+                is_usable = True
+                counts[source.name]["read"] += 1
+                yield item
+        if not is_usable and num_bad >= min(1000, source.sizes.sum()):
+            raise TicError(f"{source.name}: none of {num_bad} samples can be decoded, {raw.name} for one")
+        positions = range(positions.stop, positions.stop + len(positions))
+
+
+def read_samples(
+    sources: list[Source], ranges: list[range], transforms: tuple, counts: dict[str, Counter]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the decoded samples at ``ranges`` of the sources' lines, merged in proportion."""
+    lengths = list(map(len, ranges))
+    buffer_sizes = [max(1, SHUFFLE_SIZE * length // max(1, sum(lengths))) for length in lengths]
+    streams = [read_usable(*part, transforms, counts) for part in zip(sources, ranges, buffer_sizes, strict=True)]
+    return (next(streams[i]) for i in sampling.interleave(lengths))
 
 
 class ExactDataset(IterableDataset):
-    """Batches of one rank from block ``first`` to the end of the step, each with the tally of what it took to make it.
-
-    A batch is images (B, 3, H, W) and tokens (B, L).
-    """
+    """Batches of one rank from block ``first`` to the end of the step, with the counts of what it took to make each."""
 
     def __init__(self, plan: dict[str, Any], rank: int, world_size: int, transforms: tuple) -> None:
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
         self.first = 0
 
-    def __iter__(self) -> Iterator[tuple[Batch, dict]]:
-        """Yield the batches of this loader worker."""
-        plan, info, tally = self.plan, get_worker_info(), Counter()
+    def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], dict]]:
+        """Yield this loader worker's ((images (B, 3, H, W), tokens (B, L)), counts)."""
+        plan, info, counts = self.plan, get_worker_info(), defaultdict(Counter)
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        blocks = range(self.first, plan["iterations"] // plan["block"])
-        sources = sources_of(plan)
-        for block, place in turns(blocks, plan["block"], worker, num_workers):
-            items = stream(plan, sources, block, self.rank, self.world_size, place, num_workers, self.transforms, tally)
+        sources = read_sources(plan)
+        for block in range(self.first, plan["iterations"] // plan["block"]):
+            # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
+            place = (worker - (block - self.first) * plan["block"]) % num_workers
+            ranges = sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+            items = read_samples(sources, ranges, self.transforms, counts)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
                 images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared
-                yield (images, texts), dict(tally)
-                tally.clear()
+                yield (images, texts), add_counts(counts)
+                counts.clear()
 
 
 class Loader:
-    """The dataset behind ``workers`` processes, which go on reading while a block ends and the next begins.
+    """The dataset behind ``workers`` processes, which read on while a block ends; OpenCLIP's epoch is a block.
 
-    ``num_batches`` and ``num_samples`` are those of a block, which is OpenCLIP's epoch; ``tally`` counts what all ranks
-    have read in this process's blocks, {(source, "read" or the reason to leave out): samples}.
+    ``counts`` is what all ranks have read in this process's blocks: {source: {"read" or "undecodable": samples}}.
     """
 
-    def __init__(
-        self, plan: dict[str, Any], epoch: Any, rank: int, world_size: int, workers: int, transforms: tuple
-    ) -> None:
-        self.epoch, self.seed, self.rank = epoch, plan["seed"], rank
-        self.num_batches = plan["block"]
-        self.num_samples = self.num_batches * plan["batch_size"]
-        self.dataset = ExactDataset(plan, rank, world_size, transforms)
-        self.loader = DataLoader(
-            self.dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-        )
-        self.following: int | None = None  # the block that the open iterator stands at
+    def __init__(self, dataset: ExactDataset, epoch: Any, workers: int) -> None:
+        self.dataset, self.epoch = dataset, epoch
+        self.num_batches = dataset.plan["block"]
+        self.num_samples = self.num_batches * dataset.plan["batch_size"]
+        on_gpu = torch.cuda.is_available()
+        self.loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=on_gpu)
         self.batches: Iterator[Any] = iter(())
-        self.tally: Counter = Counter()
+        self.next_block: int | None = None  # that of self.batches
+        self.counts: dict[str, dict[str, int]] = {}
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of the current block."""
-        block, tally = self.epoch.get_value(), Counter()
-        if block != self.following:
+        block, counts = self.epoch.get_value(), {}
+        if block != self.next_block:
             self.dataset.first = block
             self.batches = iterate_batches(self.loader)
         # What the model draws must not depend on what was before the block: it may be the first of a process.
-        torch.manual_seed(seed_of(self.seed, "block", block, self.rank))
+        torch.manual_seed(derive_seed(self.dataset.plan["seed"], "block", block, self.dataset.rank))
         for batch, read in itertools.islice(self.batches, self.num_batches):
-            tally.update(read)
+            counts = add_counts(counts, read)
             yield batch
-        self.following = block + 1
-        for part in gathered(tally):
-            self.tally.update(part)
+        self.next_block = block + 1
+        self.counts = add_counts(self.counts, *gathered(counts))
 
 
 def gathered(value: Any) -> list[Any]:
-    """The ``value`` of each rank, on every rank."""
-    import torch.distributed as dist
-
+    """Return the ``value`` of each rank, on every rank."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-class WithProgress:
-    """A training loader of OpenCLIP's or ours behind a progress bar for each checkpoint interval."""
-
-    def __init__(self, info: Any, plan: dict[str, Any]) -> None:
-        self.loader, self.epoch, self.plan, self.bar = info.dataloader, info.shared_epoch, plan, None
-        self.num_batches, self.num_samples = self.loader.num_batches, self.loader.num_samples
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the current block."""
-        blocks = self.plan["iterations"] // self.plan["block"] // self.plan["checkpoints"]
-        number, block = divmod(self.epoch.get_value(), blocks)
-        if self.bar is None:
-            where = f"train {self.plan['step']}, {number + 1} of {self.plan['checkpoints']}"
-            self.bar = progress(None, where, blocks * self.num_batches, "batch", done=block * self.num_batches)
-        for batch in self.loader:
-            yield batch
-            self.bar.update()
-        if block + 1 == blocks:
-            self.bar.close()
-            self.bar = None

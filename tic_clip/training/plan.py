@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import Benchmark, cutoff, get_benchmark
+from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, read_done, versions
@@ -305,10 +305,9 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
             return False
         raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
     from tic_clip import weights
+    from tic_clip.training.checkpoint import check_cutoff
 
-    latest = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)  # a released model is 2019.pt
-    if latest and latest > plan["cutoff"]:
-        raise TicError(f"{start} has seen data up to {latest}, after those of step {plan['step']}, {plan['cutoff']}")
+    check_cutoff(weights.record(start), start, plan)
     return False
 
 

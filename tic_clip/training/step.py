@@ -80,8 +80,7 @@ def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool
         return True
     with checkpoint.alone(folder):
         write_json(folder / "plan.json", plan)
-        with checkpoint.tolerated(plan):
-            checkpoint.push(folder, plan, ["plan.json"])
+        checkpoint.push(folder, plan, ["plan.json"])
         run_open_clip(plan, config, world_size)
         finish(plan, config, started)
     return True
@@ -174,7 +173,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
     gopen_schemes.update(dict.fromkeys(("s3", "gs", "az"), open_remote))
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
-    openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path), plan)
+    openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
     arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
     if openclip_main.main(arguments) == -1:
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
@@ -183,7 +182,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
-    """Return OpenCLIP's ``get_data`` with a progress bar, and set ``args.tic``, which keeps checkpoints and the log.
+    """Return OpenCLIP's ``get_data``, and set ``args.tic``, which keeps checkpoints and the log.
 
     Raises:
         TicError: another rank has another plan.
@@ -191,7 +190,7 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     from training.data import get_data as openclip_get_data
 
     from tic_clip.training.checkpoint import Keeper
-    from tic_clip.training.loader import WithProgress, gathered
+    from tic_clip.training.loader import gathered
 
     for rank, other in enumerate(gathered(plan)):
         if found := difference(other, plan):
@@ -201,7 +200,6 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     args.tic = Keeper(plan, Path(args.logs) / args.name, data["train"].dataloader, resumed)
     if args.rank == 0:
         args.tic.cut_log(epoch * plan["block"])
-    data["train"].dataloader = WithProgress(data["train"], plan)
     return data
 
 
