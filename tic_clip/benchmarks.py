@@ -123,21 +123,20 @@ def _packed(name: str, title: str, source: str, *steps: str) -> Benchmark:
 
 _FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
 _YEARS = (_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022"))
-_EMOJI = Benchmark(
-    name="emoji",
-    title="TiC-Emoji",
-    steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
-    tasks={"retrieval": "retrieval", "emojinet": "classification"},
-    prepare_with="scripts/run_emoji_cumulative.sh",
-    dataset="emoji",
-)
 _TABLE = (
     _datacomp("datacomp", "TiC-DataComp", "yearly", _YEARS),
     _datacomp("datacomp_monthly", "TiC-DataComp (monthly)", "monthly", _single(*MONTHS)),
     _packed("yfcc15m", "TiC-YFCC15M", "yfcc15m", "2004-2008", "2009-2010", "2011-2012", "2013-2014"),
     _packed("yfcc15m_2011", "TiC-YFCC15M (2008-2011 first)", "yfcc15m", "2008-2011", "2012", "2013", "2014"),
     _packed("redcaps", "TiC-RedCaps", "redcaps", "2011-2017", "2018", "2019", "2020"),
-    _EMOJI,
+    Benchmark(
+        name="emoji",
+        title="TiC-Emoji",
+        steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
+        tasks={"retrieval": "retrieval", "emojinet": "classification"},
+        prepare_with="scripts/run_emoji_cumulative.sh",
+        dataset="emoji",
+    ),
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 

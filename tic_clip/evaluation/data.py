@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
-from tic_clip.data.uids import UID
 from tic_clip.storage import exists, list_files, list_folders, open_file, read_bytes
 
 LABEL = {"retrieval": "txt", "classification": "cls"}
@@ -175,10 +176,10 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
 
 def _count_listed_uids(folder: str) -> int | None:
     """Return how many UIDs the list of a split has; each part of a split has the whole list."""
-    for path, size in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:
+    for path, _ in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:
         with open_file(path) as file:
-            header = file.read(10)
-            return (size - 10 - int.from_bytes(header[8:10], "little")) // UID.itemsize
+            np.lib.format.read_magic(file)
+            return np.lib.format.read_array_header_1_0(file)[0][0]
     return None
 
 
@@ -227,15 +228,10 @@ def fingerprint(folder: str, kind: str) -> str:
     tables = [path for name in (SIZES, SUBSET) if exists(path := f"{folder}/{name}")]
     for path in tables:
         digest.update(read_bytes(path))
-    for path, size in [] if tables else _list_data_files(folder):
+    images = [image for files in image_folders(folder).values() for image in files]
+    shards = {} if tables or images else shard_sizes(folder)
+    for path, size in images or [file for file in list_files(folder, "**/*.tar") if file[0] in shards]:
         digest.update(f"{path.rpartition('/')[2]} {size}\n".encode())
     for texts in read_classes(folder) if kind == "classification" else ():
         digest.update("\n".join(texts).encode())
     return digest.hexdigest()
-
-
-def _list_data_files(folder: str) -> list[tuple[str, int]]:
-    """Return (path, bytes) of the images or shards of a folder."""
-    images = [image for files in image_folders(folder).values() for image in files]
-    shards = {} if images else shard_sizes(folder)
-    return images or [(path, size) for path, size in list_files(folder, "**/*.tar") if path in shards]

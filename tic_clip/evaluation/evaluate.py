@@ -99,15 +99,9 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
 def list_pending(
     models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
 ) -> list[tuple[Model, list[Task]]]:
-    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints.
-
-    A TicError says that ``output_dir`` is in a cloud, or that two models or tasks have one name.
-    """
+    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
     if is_remote(output_dir):
         raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
-    for kind, names in (("models", [model.name for model in models]), ("tasks", [task.key for task in tasks])):
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise TicError(f"two {kind} are called {repeated[0]}")
     path = Path(output_dir) / RESULTS
     latest = {}
     for result in read_results(path) if path.exists() and not settings.force else []:
@@ -182,31 +176,28 @@ class Encoder:
         self.classifier = cache(self._classifier)
 
     def encode(self, part: str, batch: Any) -> np.ndarray:
-        """Return the normalised features (B, D) of a batch of images or texts, halved if it is out of memory."""
+        """Return the normalised features (B, D) of a batch of images or texts, in halves if it is out of memory."""
         import torch
 
-        features, start, name = [], 0, PRECISIONS[self.settings.precision]
+        name = PRECISIONS[self.settings.precision]
         dtype = getattr(torch, name) if name else None
-        while start < len(batch):
-            piece = batch[start : start + self.limit].to(self.device)
-            try:
-                with torch.inference_mode(), torch.autocast(self.device_type, dtype=dtype, enabled=bool(name)):
-                    features.append(self.call[part](piece, normalize=True).float().cpu().numpy())
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise
-                if len(piece) == 1:
-                    raise TicError(f"{self.model.name}: the device is out of memory, even for one sample") from None
-                self.limit = len(piece) // 2
-                continue
-            start += len(piece)
-        return np.concatenate(features)
+        try:
+            with torch.inference_mode(), torch.autocast(self.device_type, dtype=dtype, enabled=bool(name)):
+                pieces = [self.call[part](piece.to(self.device), normalize=True) for piece in batch.split(self.limit)]
+                return torch.cat(pieces).float().cpu().numpy()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+        self.limit = min(self.limit, len(batch)) // 2
+        if not self.limit:
+            raise TicError(f"{self.model.name}: the device is out of memory, even for one sample")
+        return self.encode(part, batch)
 
     def _classifier(self, classes: Classes) -> np.ndarray:
         """Return the zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
-        tokens, size = _tokenize(self.tokenizer, classes), self.settings.batch_size
-        rows = [self.encode("texts", tokens[start : start + size]) for start in range(0, len(tokens), size)]
-        means = np.concatenate(rows).reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
+        tokens = _tokenize(self.tokenizer, classes)
+        features = np.concatenate([self.encode("texts", batch) for batch in tokens.split(self.settings.batch_size)])
+        means = features.reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
