@@ -19,9 +19,7 @@ MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
 """The metric of each kind of task that stands in the matrix."""
 
 NEAR, TIED = 1e-5, 1e-12
-"""Scores closer than NEAR in float32, wrong by up to 1e-6, are computed in float64, where they tie within TIED.
-
-Both are for features of length 1."""
+"""Scores closer than NEAR in float32, wrong by up to 1e-6, are computed in float64, where they tie within TIED."""
 ROWS, COLUMNS = 1024, 2048  # of a tile
 MAX_PAIRS = 1 / 64  # of a tile; for more of them one product in float64 is faster than pair by pair
 RESAMPLES = 1000
@@ -33,11 +31,11 @@ class Ranks:
     Counts are exact for the given features. NaN scores count as above, so a diverged model finds nothing.
     """
 
-    def __init__(self, targets: np.ndarray, own: np.ndarray, scale: float) -> None:
+    def __init__(self, targets: np.ndarray, own: np.ndarray) -> None:
         """``targets`` (Q,): the best score of each query's own keys; ``own`` (Q,): how many of these have it."""
-        self.targets, self.own, self.tolerance = targets, own, TIED * scale
+        self.targets, self.own = targets, own
         self.above, self.tied = np.zeros(len(targets), dtype=np.int64), np.zeros(len(targets), dtype=np.int64)
-        self.low, self.high = ((targets + sign * NEAR * scale).astype(np.float32) for sign in (-1, 1))
+        self.low, self.high = (targets - NEAR).astype(np.float32), (targets + NEAR).astype(np.float32)
 
     def add(self, rows: slice, scores: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> None:
         """Count a tile: float32 ``scores`` (q, k) of ``queries`` (q, D), at ``rows``, and ``keys`` (k, D).
@@ -46,17 +44,14 @@ class Ranks:
         """
         not_above, below = scores <= self.high[rows, None], scores < self.low[rows, None]
         self.above[rows] += scores.shape[1] - not_above.sum(axis=1, dtype=np.int32)
-        near, targets = not_above ^ below, self.targets[rows]
-        if np.count_nonzero(near) > near.size * MAX_PAIRS:
-            exact = queries.astype(np.float64) @ keys.astype(np.float64).T
-            difference = np.where(near, exact - targets[:, None], -np.inf)
-            self.above[rows] += (difference > self.tolerance).sum(axis=1)
-            self.tied[rows] += (np.abs(difference) <= self.tolerance).sum(axis=1)
-            return
-        row, column = _nonzero(near)
-        difference = dots(queries[row], keys[column]) - targets[row]
-        self.above[rows] += np.bincount(row[difference > self.tolerance], minlength=len(targets))
-        self.tied[rows] += np.bincount(row[np.abs(difference) <= self.tolerance], minlength=len(targets))
+        row, column = _nonzero(not_above ^ below)
+        if len(row) > scores.size * MAX_PAIRS:
+            exact = (queries.astype(np.float64) @ keys.astype(np.float64).T)[row, column]
+        else:
+            exact = dots(queries[row], keys[column])
+        difference = exact - self.targets[rows][row]
+        self.above[rows] += np.bincount(row[difference > TIED], minlength=len(queries))
+        self.tied[rows] += np.bincount(row[np.abs(difference) <= TIED], minlength=len(queries))
 
     def hits(self, k: int) -> np.ndarray:
         """Return (Q,) the chance that one of a query's own keys is in the top ``k``.
@@ -85,15 +80,13 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def rank(images: np.ndarray, texts: np.ndarray, text_image: np.ndarray) -> tuple[Ranks, Ranks]:
     """Return the ranks of each text's image, and of each image's best text; arguments as of ``retrieval``."""
-    lengths = [np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64)) for part in (images, texts)]
-    scale = float(np.prod([np.max(part, where=np.isfinite(part), initial=0.0) for part in lengths])) or 1.0
     own = np.concatenate([dots(images[text_image[part]], texts[part]) for part in _slices(len(texts), ROWS)])
     best = np.full(len(images), -np.inf)
     with np.errstate(invalid="ignore"):
         np.maximum.at(best, text_image, own)
     best[best == -np.inf] = np.nan  # an image without a text is never found
-    ties = np.bincount(text_image, weights=own >= best[text_image] - TIED * scale, minlength=len(images))
-    by_text, by_image = Ranks(own, np.ones(len(texts)), scale), Ranks(best, ties, scale)
+    ties = np.bincount(text_image, weights=own >= best[text_image] - TIED, minlength=len(images))
+    by_text, by_image = Ranks(own, np.ones(len(texts))), Ranks(best, ties)
     for rows in _slices(len(images), ROWS):
         for columns in _slices(len(texts), COLUMNS):
             scores = images[rows].astype(np.float32, copy=False) @ texts[columns].astype(np.float32, copy=False).T
@@ -128,7 +121,7 @@ def retrieval(
     found = np.bincount(text_image, weights=by_text.hits(1), minlength=len(images))
     samples = np.stack([by_image.hits(1), found, np.bincount(text_image, minlength=len(images))], axis=1)
     by_image_sum, by_text_sum, num_texts = resample(samples)
-    return recalls, _interval((by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2)
+    return recalls, interval((by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2)
 
 
 def classification(
@@ -159,7 +152,7 @@ def classification(
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
     (total,) = resample(hits[:, None])
-    return metrics, _interval(total / len(images))
+    return metrics, interval(total / len(images))
 
 
 def resample(samples: np.ndarray) -> np.ndarray:
@@ -172,9 +165,9 @@ def resample(samples: np.ndarray) -> np.ndarray:
     return (draws @ values).T
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a metric over resamples."""
+    return tuple(np.percentile(values, [2.5, 97.5]).tolist())
 
 
 def transfer(matrix: np.ndarray) -> dict[str, float]:

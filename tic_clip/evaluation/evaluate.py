@@ -214,22 +214,6 @@ def score(
     encoders: Sequence[Encoder], tasks: Sequence[Task], sets: dict[str, EvalSet]
 ) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
     """Yield (task, encoder, its part of a result); all encoders see the same batches."""
-    for folder, samples, features in _encode(encoders, {task.folder: sets[task.folder] for task in tasks}):
-        for task in (task for task in tasks if task.folder == folder):
-            if not samples:
-                raise TicError(f"{folder} holds no image that can be decoded")
-            for encoder, parts in zip(encoders, features, strict=True):
-                yield task, encoder, _score(encoder, task, sets[folder], samples, parts)
-
-
-Features = dict[str, list[np.ndarray]]
-"""The features (B, D) of each batch of "images", and of each of "texts"."""
-
-
-def _encode(
-    encoders: Sequence[Encoder], sets: dict[str, EvalSet]
-) -> Iterator[tuple[str, list[EvalSample], list[Features]]]:
-    """Yield (folder, its samples that can be decoded, the features by each encoder) of each set."""
     from torch.utils.data import DataLoader
 
     from tic_clip.parallel import iterate_batches
@@ -237,8 +221,8 @@ def _encode(
     first, settings = encoders[0], encoders[0].settings
     index: list[Batch] = [
         (folder, part, items[start : start + settings.batch_size])
-        for folder, found in sets.items()
-        for part, items in (("images", found.samples), ("texts", found.texts))
+        for folder in dict.fromkeys(task.folder for task in tasks)
+        for part, items in (("images", sets[folder].samples), ("texts", sets[folder].texts))
         for start in range(0, len(items), settings.batch_size)
     ]
     load = partial(_load, preprocess=first.preprocess, tokenizer=first.tokenizer, skip_bad=settings.skip_bad)
@@ -250,13 +234,17 @@ def _encode(
             samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
             for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
                 parts[part].append(encoder.encode(part, batch))
-        yield folder, samples, features
+        if not samples:
+            raise TicError(f"{folder} holds no image that can be decoded")
+        for task in (task for task in tasks if task.folder == folder):
+            for encoder, parts in zip(encoders, features, strict=True):
+                yield task, encoder, _score(encoder, task, sets[folder], samples, parts)
 
 
 def _score(
-    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: Features
+    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: dict[str, list]
 ) -> dict[str, Any]:
-    """Score the features of ``samples``, those of a set that can be decoded, and of all its texts."""
+    """Score a set by ``features``, (B, D) of each batch of "images", which ``samples`` are in order, and of "texts"."""
     images = np.concatenate(features["images"])
     if task.kind == "retrieval":
         index = {text: i for i, text in enumerate(found.texts)}
