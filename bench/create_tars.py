@@ -48,17 +48,20 @@ def make_inputs(folder: Path, number: int, image_bytes: int) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"\xff\xd8\xff" + key.encode() + block[: int(image_bytes * rng.uniform(0.5, 1.5))])
-    steps = [step.name for step in get_benchmark("yfcc15m").steps]
+    steps, files = [step.name for step in get_benchmark("yfcc15m").steps], {}
     (folder / "lists").mkdir(exist_ok=True)
     for kind in ("train", "test"):
         for step in steps:
             rows = islice(keys(number), steps.index(step), None, len(steps)) if kind == "train" else ()
             rows = sorted(rows, key=lambda key: make_uid(f"yfcc15m/{key}"))
-            with open(folder / f"lists/{kind}_batch_{step}.csv", "w", newline="") as file:
+            path = folder / f"lists/{kind}_batch_{step}.csv"
+            with open(path, "w", newline="") as file:
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(HEADER)
                 table.writerows((key, path_of(key), "A title. A text. a,tag", "2007-06-01T12:00:00Z") for key in rows)
-    (folder / "lists/manifest.json").write_text(json.dumps({"benchmark": "yfcc15m", "dataset": "yfcc15m"}))
+            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = {"benchmark": "yfcc15m", "dataset": "yfcc15m", "files": files}
+    (folder / "lists/manifest.json").write_text(json.dumps(manifest))
 
 
 def commands(folder: Path, jobs: int) -> dict[str, list[str]]:

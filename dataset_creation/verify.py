@@ -23,7 +23,8 @@ def main() -> int:
     print(f"{args.split}: {seen.samples} samples in {seen.shards} shards, {faults}")
     if seen.wanted is not None:
         missing = seen.wanted - seen.there
-        print(f"{args.subset}: {seen.there} UIDs there, {missing} missing (coverage {seen.coverage:.2f} %)")
+        coverage = seen.there * 10_000 // seen.wanted / 100 if seen.wanted else 100.0  # rounded down: 100 is all
+        print(f"{args.subset}: {seen.there} UIDs there, {missing} missing (coverage {coverage:.2f} %)")
     return 1 if count else 0
 
 

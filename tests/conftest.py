@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import logging
+import os
 import signal
 import tarfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,6 +58,15 @@ def write_tar(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+def tree(folder):
+    """{path: bytes, or where a link leads} of what is below a folder, without what a killed process was writing."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if (path.is_symlink() or path.is_file()) and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+    }
 
 
 @pytest.fixture

@@ -42,8 +42,3 @@ def test_an_error_is_raised_as_it_is(num_workers):
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(TicError, match=r"^a worker process died \(out of memory\?\); try fewer workers$"):
         list(map_ordered(die, range(6), 2, use_processes=True))
-
-
-def test_no_workers():
-    with pytest.raises(TicError, match="number of workers must be at least 1"):
-        list(map_ordered(str, [1], 0))

@@ -218,7 +218,7 @@ def test_the_users_shares(fake_data, tmp_path):
         ({"2016": {"2016": "all"}}, r"the share of 2016 is 'all'"),
         ({"2016": {"2014": -1, "2016": 2}}, r"the share of 2014 is -1"),
         ({"soon": {"2016": 1}}, r"unknown step 'soon'"),
-        ([1], r"must be {\"step\": {\"split\": share"),
+        ({"2016": 1}, r"must be {\"step\": {\"split\": share"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(fake_data, tmp_path, table, message):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tar import raw
 
 from tic_clip import TicError
 from tic_clip.data.reshard import find_subsets, index, part, reshard, table
@@ -76,8 +77,7 @@ def read_meta(split):
 def write_classes(path, classes):
     """Write a file of class ids from {uid: class id}."""
     rows = np.zeros(len(classes), dtype=CLASS_ROW)
-    for name in ("f0", "f1"):
-        rows[name] = parse_uids(classes)[name]
+    rows[["f0", "f1"]] = parse_uids(classes)
     rows["class_id"] = list(classes.values())
     save_uids(path, rows)
     return str(path)
@@ -116,15 +116,9 @@ def good(key, **changes):
     return [(f"{key}.{suffix}", data) for suffix, data in members.items() if data is not None]
 
 
-def special(name, kind, data=b"", **options):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, options.get("to", ""), len(data)
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
-
-
 def members_of(entries):
     """The bytes of a tar without its end: (name, data) pairs are files, bytes go in as they are."""
-    return b"".join(entry if isinstance(entry, bytes) else special(entry[0], b"0", entry[1]) for entry in entries)
+    return b"".join(entry if isinstance(entry, bytes) else raw(*entry) for entry in entries)
 
 
 def uid_of(key):
@@ -151,7 +145,7 @@ DIGITS = b'{"uid": "%s", "n": %s}'
         (good("b", json=b'{"uid": "%s", "caption": "\xff"}' % uid_of("b").encode()), {"invalid json": 1}),
         (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 5000)), {"invalid json": 1}),
         ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
-        ([*good("b", **{"s" * 57: b"x", "t" * 99: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
+        ([*good("b", **{"s" * 57: b"x", "t" * 98: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
         (good("b", json=json.dumps({"uid": uid_of("a")}).encode()), {"duplicate uid in the pool": 1}),
         ([*good("b", json=None), *good("c", txt=None), *good("d", json=None)], {"no json": 2, "no text": 1}),
     ],
@@ -171,9 +165,7 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         *good("a", **{"seg.npy": b"", "exif": b"", "s" * 56: b"1"}),
         *good("b", png=None, webp=b"w"),
         *good("c", png=None, JPEG=b"w"),
-        *(special("c.jpg", kind, to="c.png") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
-        special("folder/", tarfile.DIRTYPE),
-        special("pipe.png", tarfile.FIFOTYPE),
+        *(raw("c.jpg", b"", kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)),
         *((name, b"x") for name in ("README", ".png", "folder/.DS_Store", "folder/x")),
         *good("d", json=b'{"uid": "%s", "score": NaN, "caption": "\\ud83d"}' % uid_of("d").upper().encode()),
         *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4000)),
@@ -221,7 +213,7 @@ def test_flawed_samples_are_dropped_and_counted(tmp_path, write_uids, out):
     """A sparse member, and one of 8 GiB, which is a hole in the file."""
     big = tarfile.TarInfo("c.png")
     big.size = 1 << 33
-    start = [*good("a"), special("b.png", tarfile.GNUTYPE_SPARSE, b"data"), *good("b", png=None), big.tobuf()]
+    start = [*good("a"), raw("b.png", b"data", tarfile.GNUTYPE_SPARSE), *good("b", png=None), big.tobuf()]
     write_pool(tmp_path, members_of(start))
     with open(tmp_path / "pool/00000000.tar", "ab") as file:
         file.truncate(file.tell() + big.size)
@@ -290,35 +282,21 @@ def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
         *("sizes.json", "meta.json", "sample_ids.npy"),
     }
     for name, count in zip(names, expected, strict=True):
-        with tarfile.open(read[f"{name}.tar"]) as tar:
-            assert len(tar.getnames()) == 3 * count
         assert json.loads(read[f"{name}_stats.json"].read_text()) == {"successes": count}
     assert split_sizes(out) == {f"{out}/{i:08d}.tar": count for i, count in enumerate(expected)}
     assert read["sample_ids.npy"].read_bytes() == Path(subset).read_bytes()
+    tars = "".join(f"{tar.name} {tar.stat().st_size}\n" for tar in sorted(Path(pool.path).glob("*.tar")))
+    arguments = {
+        **{"input_dir": pool.path, "subset_file": subset, "cls_file": None, "classes": None},
+        **{"shard_size": size, "parts": 1, "part": 0, "pool": sha256(tars.encode()).hexdigest()},
+        "subset": sha256(Path(subset).read_bytes()[128:]).hexdigest(),
+    }
     assert read_meta(out) == {
         "output_shard_count": len(expected),
-        "output_count": 6,
         "output_bytes": sum(read[f"{name}.tar"].stat().st_size for name in names),
         "output_shard_format": "{:08d}.tar",
-        "subset_count": 6,
-        "processed_count": 6,
-        "kept_count": 6,
-        "dropped": {},
-        "bad_shards": {},
-        "wrong_stats": {},
-        "arguments": {
-            "input_dir": pool.path,
-            "cls_file": None,
-            "shard_size": size,
-            "parts": 1,
-            "part": 0,
-            "pool": sha256(
-                "".join(f"{t.name} {t.stat().st_size}\n" for t in sorted(Path(pool.path).glob("*.tar"))).encode()
-            ).hexdigest(),
-            "classes": None,
-            "subset_file": subset,
-            "subset": sha256(Path(subset).read_bytes()[128:]).hexdigest(),
-        },
+        **{"output_count": 6, "subset_count": 6, "processed_count": 6, "kept_count": 6},
+        **{"dropped": {}, "bad_shards": {}, "wrong_stats": {}, "arguments": arguments},
     }
 
 
@@ -403,9 +381,7 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, me
     subset, bad = write_uids(pool.uids), Path(pool.path, "00000001.tar")
     bad.write_bytes(damage(bad.read_bytes()))
     for _ in range(2):
-        with pytest.raises(
-            TicError, match=rf"can't be read: 1 \({bad}: {message}.*; repair them and give --overwrite, "
-        ):
+        with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: {message}.*; repair them and give --overwrite"):
             reshard(pool.path, out, subset, shard_size=2)
     assert indexed == [f"{i:08d}.tar" for i in (0, 1, 2, 3, 1)]  # again: whether it has been repaired
     rest = [uid for i, uid in enumerate(pool.uids) if i not in (2, 3)]
@@ -442,7 +418,7 @@ def test_a_repaired_shard_is_read_again(make_pool, write_uids, out):
         Path(out, "meta.json").unlink()
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 def test_errors_of_the_machine_are_not_bad_shards(make_pool, write_uids, out, monkeypatch, number):
     """Only what is wrong with the bytes may be left out; all else ends the run, and nothing is finished."""
     pool = make_pool((2, 2, 1))
@@ -458,14 +434,10 @@ def test_errors_of_the_machine_are_not_bad_shards(make_pool, write_uids, out, mo
     assert not Path(out, "meta.json").exists()
     monkeypatch.undo()
     assert reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)[0].num_samples == 5
-
-
-def test_a_missing_shard_is_not_a_bad_shard(make_pool, write_uids, out):
-    """The disk of the pool may be away."""
-    pool = make_pool((2, 2))
+    Path(pool.path, "00000002.tar").unlink()  # the disk of the pool may be away
     Path(pool.path, "00000002.tar").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match="00000002"):
-        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
+        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True, overwrite=True)
 
 
 # Again, over, and what is refused.
@@ -553,10 +525,8 @@ def test_what_is_refused(make_pool, write_uids, tmp_path, out):
         ((pool.path, out, subset), {"classes": subset}, f"{subset} has dtype"),
         ((pool.path, out, subset), {"shard_size": 0}, "must be at least 1"),
         ((pool.path, out, subset), {"num_workers": 0}, "must be at least 1"),
-        (("", out, subset), {}, "is empty"),
         ((pool.path, "", subset), {}, "is empty"),
         ((pool.path, out, subset), {"parts": 3}, "part None of 3: --parts must be between 1 and 2"),
-        ((pool.path, out, subset), {"parts": 0}, "--parts must be"),
         ((pool.path, out, subset), {"parts": 2, "part": 2}, "part 2 of 2: --parts must be"),
         ((pool.path, out, subset), {"part": -1}, "part -1 of 1"),
     ):

@@ -1,15 +1,7 @@
 import pytest
 
 from tic_clip import TicError
-from tic_clip.data.split import (
-    EmptySplitError,
-    dataset_size,
-    list_shards,
-    list_tars,
-    sizes_if_known,
-    split_folders,
-    split_sizes,
-)
+from tic_clip.data.split import EmptySplitError, dataset_size, list_shards, sizes_if_known, split_folders, split_sizes
 from tic_clip.storage import write_json, write_text
 
 
@@ -37,8 +29,8 @@ def test_both_layouts(folder):
     for name in ("1/00000001.tar", "1/00000000.tar", "0/00000000.tar", "1-b/00000000.tar", ".old/0.tar", "2/x.json"):
         write_text(f"{folder}/{name}", name)
     names = [("0/00000000.tar", 14), ("1/00000000.tar", 14), ("1/00000001.tar", 14), ("1-b/00000000.tar", 16)]
-    assert list_shards(folder) == list_shards(f"{folder}/") == [(f"{folder}/{name}", size) for name, size in names]
-    assert list_tars(f"{folder}/1") == [f"{folder}/1/00000000.tar", f"{folder}/1/00000001.tar"]
+    assert list_shards(folder) == list_shards(f"{folder}/") == {f"{folder}/{name}": size for name, size in names}
+    assert list(list_shards(f"{folder}/1")) == [f"{folder}/1/00000000.tar", f"{folder}/1/00000001.tar"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +52,7 @@ def test_tars_that_would_not_be_read(folder, name, message):
 def test_a_folder_called_test(folder):
     for name in ("test/0.tar", "train/0.tar"):
         write_text(f"{folder}/{name}", "")
-    assert list_tars(folder) == [f"{folder}/test/0.tar", f"{folder}/train/0.tar"]
+    assert list(list_shards(folder)) == [f"{folder}/test/0.tar", f"{folder}/train/0.tar"]
 
 
 def test_clip_benchmarks_links_are_not_a_part(tmp_path, folder):
@@ -74,10 +66,10 @@ def test_clip_benchmarks_links_are_not_a_part(tmp_path, folder):
             write_text(f"{folder}/test/{part}.tar", "")
             write_text(f"{folder}/test/nshards.txt", "2\n")
     expected = [f"{folder}/{part:05d}/00000000.tar" for part in range(2)]
-    assert list_tars(folder) == expected
+    assert list(list_shards(folder)) == expected
     assert sizes_if_known(folder) == split_sizes(folder) == dict(zip(expected, (1, 2), strict=True))
     assert split_folders(folder) == [f"{folder}/{part:05d}" for part in range(2)]
-    assert list_tars(f"{folder}/test") == [f"{folder}/test/{part}.tar" for part in range(2)]
+    assert list(list_shards(f"{folder}/test")) == [f"{folder}/test/{part}.tar" for part in range(2)]
 
 
 # --- Tables ---
@@ -139,7 +131,7 @@ def test_tables_without_samples(tmp_path, table, message):
 
 
 def test_shards_without_a_table(folder):
-    for call in (list_tars, split_sizes):
+    for call in (list_shards, split_sizes):
         with pytest.raises(TicError, match=f"{folder}/nothing is missing"):
             call(f"{folder}/nothing")
     write_text(f"{folder}/0.tar", "")

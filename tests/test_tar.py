@@ -128,24 +128,12 @@ def test_other_headers(entries, expected):
     assert as_we_read(shard) == as_tarfile_reads(shard) == [*expected, ("z.png", b"z")]
 
 
-# --- Samples ---
-
-
-def test_samples():
-    names = ["0.png", "0.JSON", "a/0", "1.png", "1.png", "1.seg.png", "a/.png", "a/b.c/1.txt", "b/c.", "./1.json", "d/"]
-    shard = tar_of([(name, str(i).encode()) for i, name in enumerate(names)])
-    assert [(one.key, {suffix: one.read(shard, suffix) for suffix in one.members}) for one in samples(shard)] == [
-        ("0", {"png": b"0", "json": b"1"}),
-        ("1", {"png": b"3"}),
-        ("1", {"png": b"4", "seg.png": b"5"}),
-        ("a/b.c/1", {"txt": b"7"}),
-        ("./1", {"json": b"9"}),
-    ]
-
-
-def test_table_by_hand():
-    names = ["0.png", "0.json", ".png", "1.JSON", "README", "2.txt", "2.png", "2.png", "c/.txt"]
-    table = read_table(tar_of([(name, b"d" * i) for i, name in enumerate(names)]))
+def test_samples_by_hand():
+    names = ["0.png", "0.json", ".png", "1.JSON", "README", "2.txt", "2.png", "2.png", "c/.txt", "d.", "e/"]
+    shard = tar_of([(name, b"d" * i) for i, name in enumerate(names)])
+    read = [(one.key, {suffix: len(one.read(shard, suffix)) for suffix in one.members}) for one in samples(shard)]
+    assert read == [("0", {"png": 0, "json": 1}), ("1", {"json": 3}), ("2", {"txt": 5, "png": 6}), ("2", {"png": 7})]
+    table = read_table(shard)
     assert table.keys == ["0", "1", "2", "2"]
     assert table.start.tolist() == [0, 2, 3, 5, 6]
     assert table.suffixes == ["png", "json", "txt"]
@@ -159,9 +147,6 @@ def test_table_by_hand():
     position, member = table.members_of(np.array([2, 0, 2, 1]))
     assert position.tolist() == [0, 0, 1, 1, 2, 2, 3]
     assert member.tolist() == [3, 4, 0, 1, 3, 4, 2]
-    part = table.take(np.array([3, 1]))
-    assert (part.keys, part.start.tolist(), part.size.tolist()) == (["2", "1"], [0, 1, 2], [7, 3])
-    assert part.find("json").tolist() == [-1, 1]
 
 
 # --- Members that are not a range of bytes ---
@@ -185,10 +170,9 @@ def test_sparse_members(tmp_path, version, holes):
     with tarfile.open(tmp_path / "x.tar") as tar:
         assert [one.issparse() for one in tar] == [True, False, False, True, False]
     with open_shard(tmp_path / "x.tar") as shard:
-        table, ours, theirs = read_table(shard), as_we_read(shard), as_tarfile_reads(shard[:])
+        ours, theirs = as_we_read(shard), as_tarfile_reads(shard[:])
         flaws = [(one.key, list(one.members), one.flaw) for one in samples(shard)]
     assert flaws == [("a", [], "sparse member"), ("b", [], "sparse member"), ("c", ["png"], None)]
-    assert table.take(np.array([2, 1])).flawed == {1: "sparse member"}
     assert [name for name, _ in ours] == [name for name, _ in theirs] == names
     assert [ours[i] for i in (1, 2, 4)] == [theirs[i] for i in (1, 2, 4)]
 
@@ -253,32 +237,13 @@ def test_many_entries():
             read_table(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :])
 
 
-def test_every_byte_of_a_header_counts():
-    shard = bytearray(tar_of([("a.png", b"1")]))
-    for i in (*range(155), *range(156, 512)):  # what follows the checksum's NUL says nothing
-        shard[i] ^= 0xFF
-        with pytest.raises(TicError, match="at byte 0"):
-            read_table(bytes(shard))
-        shard[i] ^= 0xFF
-    assert as_we_read(bytes(shard)) == [("a.png", b"1")]
-
-
-@pytest.mark.parametrize(("data", "message"), [(b"", "empty file"), (WHOLE[:1000], "truncated")])
+@pytest.mark.parametrize(("data", "message"), [(b"", ": empty"), (WHOLE[:1000], ": truncated"), (None, " is missing")])
 def test_error_names_the_shard(tmp_path, data, message):
     path = tmp_path / "00000007.tar"
-    path.write_bytes(data)
-    with pytest.raises(TicError, match=f"^{path}: {message}"), open_shard(path) as shard:
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(TicError, match=f"^{path}{message}"), open_shard(path) as shard:
         read_table(shard)
-
-
-def test_shard_in_the_cloud(tmp_path, s3):
-    for path in (f"{s3}/0.tar", tmp_path / "0.tar"):
-        write_shard(path, CONTENT)
-    with open_shard(f"{s3}/0.tar") as shard:
-        assert shard[:] == (tmp_path / "0.tar").read_bytes()
-    for path in (f"{s3}/2.tar", tmp_path / "2.tar"):
-        with pytest.raises(TicError, match=f"^{path} is missing"), open_shard(path):
-            pass
 
 
 # --- Writing ---
@@ -297,9 +262,3 @@ def test_shard_is_read_by_tarfile_and_webdataset(tmp_path):
     with pytest.raises(TicError, match="longer than 100 bytes: kkk"):
         write_shard(path, [("k" * 100, {"png": b""})])
     assert path.read_bytes() == shard
-
-
-def test_headers_are_tarfiles():
-    names, sizes = ["a.png", "größe.json", "n" * 100, "b"], [0, 1, 8**11 - 1, 512]
-    expected = [info(name, size=size)[0].tobuf(USTAR, "utf-8") for name, size in zip(names, sizes, strict=True)]
-    assert headers([name.encode() for name in names], np.array(sizes)).tobytes() == b"".join(expected)

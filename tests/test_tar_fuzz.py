@@ -1,7 +1,6 @@
 """Damaged tars: what can't be read is a ``TicError`` and never another error; what is read is what tarfile reads."""
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -69,25 +68,15 @@ def entry(draw):
 
 @st.composite
 def tar(draw):
-    """A tar of some entries, of which blocks are then removed, repeated, exchanged or overwritten, or its end."""
+    """A tar of some entries, of which blocks may be removed, repeated or overwritten, or its end cut off."""
     shard = b"".join(draw(st.lists(entry(), max_size=6))) + END
-    for change in draw(st.lists(st.sampled_from(["flip", "cut", "remove", "repeat", "exchange"]), max_size=2)):
-        blocks = [shard[i : i + BLOCK] for i in range(0, len(shard), BLOCK)] or [b""]
-        i, j = (draw(st.integers(0, len(blocks) - 1)) for _ in range(2))
-        if change == "cut":
-            shard = shard[: draw(st.integers(0, len(shard)))]
-            continue
-        if change == "flip":
-            at = draw(st.integers(0, max(len(blocks[i]) - 1, 0)))
-            blocks[i] = blocks[i][:at] + draw(st.binary(min_size=1, max_size=1)) + blocks[i][at + 1 :]
-        elif change == "remove":
-            del blocks[i]
-        elif change == "repeat":
-            blocks.insert(j, blocks[i])
-        else:
-            blocks[i], blocks[j] = blocks[j], blocks[i]
-        shard = b"".join(blocks)
-    return shard
+    for _ in range(draw(st.integers(0, 2))):
+        blocks = [shard[i : i + BLOCK] for i in range(0, len(shard), BLOCK)]
+        start, stop, at = (draw(st.integers(0, len(blocks) - 1)) for _ in range(3))
+        changed = bytearray(blocks[at])
+        changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
+        shard = b"".join([*blocks[:start], bytes(changed), *blocks[stop:]])
+    return shard[: draw(st.integers(0, len(shard)))] if draw(st.integers(0, 9)) == 0 else shard
 
 
 @FUZZ
@@ -103,11 +92,3 @@ def test_what_both_read_is_the_same(shard):
         return
     theirs = [(name.lower(), data) for name, data in as_tarfile_reads(shard)]  # it takes some damage for the end
     assert [(name.lower(), data) for name, data in as_we_read(shard)][: len(theirs)] == theirs
-
-
-@FUZZ
-@given(st.binary(max_size=3 * BLOCK))
-def test_any_bytes_at_all(data):
-    for shard in (data, sealed(data.ljust(BLOCK, b"\0")[:BLOCK]) + data):
-        with suppress(TicError):
-            assert len(read_table(shard).keys) <= len(shard) // BLOCK

@@ -10,35 +10,42 @@ import functools
 import io
 import logging
 import pickle
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path, PosixPath, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import webdataset
+from cloudpathlib import CloudPath
 
 from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
-from tic_clip.models import MODEL_CONFIGS
+from tic_clip.evaluation.evaluate import Encoder, Settings, fingerprints, read_sets, score
+from tic_clip.evaluation.tasks import task_of
+from tic_clip.models import HUB, MODEL_CONFIGS, Model, check_model
 from tic_clip.storage import read_bytes, to_path, write_json
+from tic_clip.training.sampling import apportion
 from tic_clip.training.scales import SCALES
+from tic_clip.weights import load
+
+PATHS = ("PosixPath", "PurePosixPath", "S3Path", "GSPath", "AzureBlobPath")
 
 
-def exit_on_user_error(call: Callable) -> Callable:
-    """Decorate a function to end the program in one line on an error that the user can fix."""
-
-    @functools.wraps(call)
-    def run(*arguments: Any, **options: Any) -> Any:
-        try:
-            return call(*arguments, **options)
-        except (TicError, OSError) as error:
-            logging.disable()  # torch logs more at its end, since OpenCLIP has turned all loggers on
-            sys.exit(f"error: {format_os_error(error) if isinstance(error, OSError) else error}")
-
-    return run
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the program in one line on an error that the user can fix; a context, or a decorator."""
+    try:
+        yield
+    except (TicError, OSError) as error:
+        logging.disable()  # torch logs more at its end, since OpenCLIP has turned all loggers on
+        sys.exit(f"error: {format_os_error(error) if isinstance(error, OSError) else error}")
 
 
 def scales() -> dict[str, dict[str, Any]]:
@@ -59,18 +66,20 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, help="iterations of warm-up, instead of the scale's")
 
 
-@exit_on_user_error
+@exit_on_user_error()
 def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
     """Return (the scale's configuration changed by the flags, OpenCLIP's flags for sampling and starting).
 
     The flags come after train.py's own and win. The plan of exact sampling is written to ``{exp_name}_plan.json``.
     Our architectures are added to OpenCLIP's.
     """
+    import open_clip
+
+    open_clip.add_model_config(MODEL_CONFIGS)
     overrides = {name: getattr(args, name) for name in ("train_num_samples", "warmup")}
     config = config | {name: value for name, value in overrides.items() if value is not None}
     if args.resume == "latest" and args.new_run:
         raise TicError("--new_run takes the weights of a checkpoint: give one with --resume")
-    _add_architectures()
     flags = ["--new-run"] if args.new_run else []
     if args.dataset_resampled:
         return config, [*flags, "--dataset-resampled"]
@@ -81,17 +90,10 @@ def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: i
     return config, [*flags, "--dataset-type", "exact", "--train-data", path]
 
 
-def _add_architectures() -> None:
-    import open_clip
-
-    open_clip.add_model_config(MODEL_CONFIGS)
-
-
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
     """Return an exact plan for train.py's data: a source a folder, by size or by weight."""
-    from tic_clip.training.sampling import apportion
-
-    folders = [str(to_path(folder)) for folder in _urls(args.data_dir)]
+    parts = str(args.data_dir).split("::")  # of a pathlib.Path, which has made one slash of a URL's two
+    folders = [str(to_path(re.sub("^([a-z0-9]+):/(?!/)", r"\1://", part))) for part in parts]
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
     weights = list(map(Fraction, args.data_weights.split("::"))) if args.data_weights else sizes
     batch_size, count = config["batch_size"], config["train_num_samples"]
@@ -115,61 +117,41 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     }
 
 
-def _urls(data_dir: object) -> list[str]:
-    """Return the folders that ``--data_dir`` joins with ``::``; pathlib has made one slash of a URL's two."""
-    parts = str(data_dir).split("::")
-    return [part if "://" in part else part.replace(":/", "://", 1) for part in parts]
-
-
-class _CloudPath:
-    """A cloud path as cloudpathlib pickles it, with its URL in ``_str``."""
-
-
-PATHS = {("cloudpathlib", name): _CloudPath for name in ("S3Path", "GSPath", "AzureBlobPath")}
-PATHS |= {("pathlib", "PosixPath"): PosixPath, ("pathlib", "PurePosixPath"): PurePosixPath}
-
-
 class _InfoUnpickler(pickle.Unpickler):
     """Reads containers, text, numbers and paths; it refuses everything that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if path := PATHS.get((module.partition(".")[0], name)):
-            return path
+        if module.partition(".")[0] in ("pathlib", "cloudpathlib") and name in PATHS:
+            return super().find_class(module, name)
         raise TicError(f"it holds {module}.{name}, which is not a path")
 
 
-@exit_on_user_error
+@exit_on_user_error()
 def load_info(path: Path) -> dict[str, Any]:
     """Return the content of ``info.pkl`` without running any code of it; cloud paths become text."""
     data = read_bytes(path)
     try:
         info = _InfoUnpickler(io.BytesIO(data)).load()
-        info = {name: vars(value)["_str"] if isinstance(value, _CloudPath) else value for name, value in info.items()}
+        info = {name: str(value) if isinstance(value, CloudPath) else value for name, value in info.items()}
         info["scale_config"]["model"], info["checkpoint"]
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
         raise TicError(f"{path} is not what train.py writes: {error}") from None
     return info
 
 
-@exit_on_user_error
+@exit_on_user_error()
 def evaluate_model(
     key: str, train_info: dict[str, Any], data_root: str | None, dataset_size: int | None, batch_size: int = 64
 ) -> dict[str, float]:
     """Evaluate as DataComp's ``eval_utils.main.evaluate_model`` does, and ``tic/`` tasks as tic_clip does."""
-    from tic_clip.models import HUB, check_model
-
     arch = train_info["scale_config"]["model"]
     weights = "" if arch.startswith(HUB) else str(train_info["checkpoint"])
     if not key.startswith("tic/"):
         from eval_utils.main import evaluate_model as evaluate
 
         check_model(arch, weights)
-        _add_architectures()
         _patch_packages()
         return evaluate(key, train_info, data_root, dataset_size, batch_size=batch_size)
-    from tic_clip.evaluation.evaluate import Settings, fingerprints, read_sets, score
-    from tic_clip.evaluation.tasks import task_of
-
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
     fingerprints([task])  # raises if the data are missing
     ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_sets([task], settings))
@@ -184,55 +166,46 @@ def _patch_packages() -> None:
     2.4 refuses to make a float of an array of one element; checkpoints are loaded safely.
     """
     import datasets
-    import torch
-    import webdataset
+    import open_clip
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-    from open_clip import factory
-
-    from tic_clip.weights import load
 
     amp = torch.cuda.is_available()
     classifier = functools.partial(zeroshot_classification.zero_shot_classifier, amp=amp)
     zeroshot_classification.zero_shot_classifier = classifier
     zeroshot_classification.float = lambda value: np.asarray(value).item()
     zeroshot_retrieval.evaluate = functools.partial(zeroshot_retrieval.evaluate, amp=amp)
-    factory.load_state_dict = lambda path, map_location="cpu": load(str(path))
-    webdataset.WebDataset = _make_old_webdataset(webdataset)
+    open_clip.add_model_config(MODEL_CONFIGS)
+    open_clip.factory.load_state_dict = lambda path, map_location="cpu": load(str(path))
+    webdataset.WebDataset = _OldWebDataset
     datasets.load_dataset = functools.partial(_load_dataset, datasets.load_dataset)
 
 
-def _make_old_webdataset(webdataset: Any) -> type:
-    """Return ``WebDataset`` with the stages of 0.2.31, of which eval_utils takes the fifth for the decoder.
+class _OldWebDataset(webdataset.WebDataset):
+    """The stages of version 0.2.31, of which eval_utils takes the fifth for the decoder.
 
     Stages are added in place, and workers without a shard are fine.
     """
 
-    class WebDataset(webdataset.WebDataset):
-        def __init__(self, urls: str, **options: Any) -> None:
-            super().__init__(urls, **options)
-            self.pipeline[3:] = [webdataset.tarfile_to_samples()]
+    def __init__(self, urls: str, **options: Any) -> None:
+        super().__init__(urls, **options)
+        self.pipeline[3:] = [webdataset.tarfile_to_samples()]
 
-        def compose(self, *stages: Any) -> Any:
-            self.pipeline.extend(stages)
-            return self
-
-    return WebDataset
+    def compose(self, *stages: Any) -> Any:
+        self.pipeline.extend(stages)
+        return self
 
 
-def _load_dataset(load: Callable, name: str, **options: Any) -> Any:
+def _load_dataset(load_dataset: Callable, name: str, **options: Any) -> Any:
     """Load a dataset of the hub; where it is a script, which datasets no longer runs, the hub's Parquet copy of it."""
     try:
-        return load(name, **options)
+        return load_dataset(name, **options)
     except RuntimeError:
-        return load(name, revision="refs/convert/parquet", **options)
+        return load_dataset(name, revision="refs/convert/parquet", **options)
 
 
 @functools.cache
-def _encoder(arch: str, weights: str, settings: Any) -> Any:
+def _encoder(arch: str, weights: str, settings: Settings) -> Encoder:
     """Load the model, once for all tasks."""
-    from tic_clip.evaluation.evaluate import Encoder
-    from tic_clip.models import Model
-
     return Encoder(Model(name=f"{arch} {weights}", arch=arch, weights=weights), settings)
 
 
@@ -242,7 +215,7 @@ def add_class_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--cls-file", type=_check_classes, help=text)
 
 
-@exit_on_user_error
+@exit_on_user_error()
 def _check_classes(path: str) -> str:
     """Return the path of a table of classes, once it is known to be one and sorted."""
     fingerprint(path, CLASS_ROW)
@@ -260,23 +233,3 @@ def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
         return {"cls": b"%d" % table["class_id"][first[0]]} if found[0] else {}
 
     return look_up
-
-
-@exit_on_user_error
-def remove_files(folder: Path, *, input_dir: Path, dry_run: bool, **_: Any) -> None:
-    """Remove the files in resharder.py's output folder; its own removal can't pickle what its processes should do."""
-    if folder.resolve() == input_dir.resolve():
-        raise TicError(f"{folder} is the pool: give another output folder")
-    for path in list(folder.iterdir()):
-        if path.is_file() and not dry_run:
-            path.unlink()
-
-
-class BoundingBoxBlurrer:
-    """img2dataset's, imported with the first image to blur: it does not install with current packages."""
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Blur as img2dataset does."""
-        from img2dataset.blurrer import BoundingBoxBlurrer
-
-        return BoundingBoxBlurrer()(*arguments)

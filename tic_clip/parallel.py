@@ -81,9 +81,7 @@ def map_on_ray(
     """Yield ``work(job)`` for each job as it ends, on a Ray cluster; jobs of a lost machine run again on others.
 
     ``address``: that of the cluster, "auto" for one that this machine belongs to; else RAY_ADDRESS or one started here.
-
-    Raises:
-        TicError: Ray is not installed or there is no cluster. An error of a job is raised as it is.
+    Raises a TicError if Ray is not installed or there is no cluster, and an error of a job as it is.
     """
     try:
         import ray

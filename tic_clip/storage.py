@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from textwrap import shorten
 from typing import IO, Any
@@ -92,16 +93,14 @@ def _request(url: object, method: str, *arguments: object, **options: object) ->
 
 def _retry(url: str, call: Callable[[], Any]) -> Any:
     """Return ``call()``, tried again with growing pauses after all errors but lasting ones."""
-    for attempt in range(ATTEMPTS):
-        if attempt:  # not all workers at the same moment
-            time.sleep(BACKOFF * 2**attempt * random.uniform(0.25, 0.5))
+    for attempt in count(1):
         try:
             return call()
         except Exception as error:
-            final = _final_error(url, error, is_last=attempt + 1 == ATTEMPTS)
+            final = _final_error(url, error, is_last=attempt == ATTEMPTS)
             if final:
                 raise final from error
-    return None
+        time.sleep(BACKOFF * 2**attempt * random.uniform(0.25, 0.5))  # not all workers at the same moment
 
 
 def _final_error(url: str, error: Any, is_last: bool) -> OSError | None:
@@ -188,18 +187,13 @@ def read_bytes(path: object) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_json(path: object) -> Any:
-    """Return the JSON value in ``path``; raise a ``TicError`` if it is missing or not valid JSON."""
+def read_json(path: object) -> dict[str, Any]:
+    """Return the JSON object in ``path``; raise a ``TicError`` if it is missing or something else."""
     data = read_bytes(path)
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except ValueError as error:
         raise TicError(f"{path} is not valid JSON: {error}") from None
-
-
-def read_json_object(path: object) -> dict[str, Any]:
-    """Return the JSON object in ``path``; raise a ``TicError`` if it is missing or something else."""
-    value = read_json(path)
     if not isinstance(value, dict):
         raise TicError(f"{path} is not a JSON object")
     return value
@@ -217,7 +211,6 @@ def download(url: object, local: Path) -> None:
 
 def upload(local: Path, url: object) -> None:
     """Upload a local file, or copy it to a local path; it appears under its name when it is complete."""
-    size(local)  # a missing local file is not an error of the store
     if is_remote(url):
         _request(url, "put_file", str(local))
     else:

@@ -8,9 +8,6 @@ tic-datacompnet_year2uids.json. HF_ENDPOINT sets a mirror of the hub, HF_TOKEN a
 by hand go into the same folder: also months as {year}/{YYYYMM}.npy, and symbolic links.
 """
 
-import os
-
-from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.released import LISTS, YEARS, download_lists
 
@@ -21,10 +18,7 @@ def main() -> None:
     parser.add_argument("--output-path", required=True, help="folder of the lists; generate_*.py take it as --lists")
     parser.add_argument("--lists", nargs="+", choices=LISTS, default=LISTS, help="which lists (default: all)")
     parser.add_argument("--years", nargs="+", choices=YEARS, default=YEARS, help="of which years (default: all)")
-    args = parser.parse_args()
-    if "LISTS_URL" in os.environ:
-        raise TicError("LISTS_URL is not read any more: unset it, and set HF_ENDPOINT to use a mirror of the hub")
-    for line in download_lists(**vars(args)):
+    for line in download_lists(**vars(parser.parse_args())):
         print(line, flush=True)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tic_clip
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.clip_benchmark import CLASSNAMES, imagenet_texts
-from tic_clip.storage import read_json_object, write_json
+from tic_clip.storage import read_json, write_json
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder to write to")
     folder = parser.parse_args().output_path
-    groups = read_json_object(Path(tic_clip.__file__).with_name("imagenet_groups.json"))
+    groups = read_json(Path(tic_clip.__file__).with_name("imagenet_groups.json"))
     names = imagenet_texts()[CLASSNAMES]
     named = {group: [names[i] for i in ids] for group, ids in groups.items()}
     write_json(f"{folder}/imagenet_restricted_classes.json", groups)

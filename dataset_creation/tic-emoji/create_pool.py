@@ -90,15 +90,14 @@ def draw_images() -> tuple[list[Image], int]:
     return sorted(images), len(files) - len(images)
 
 
-def find_class(caption: str) -> int | None:
-    """Return the first class of emojinet.json whose pattern ``caption`` matches."""
-    return next((i for i, entry in enumerate(EMOJINET["classes"]) if re.search(entry["pattern"], caption)), None)
-
-
 def find_classes(images: list[Image]) -> dict[str, int]:
-    """Return the class of each UID that has one; images drawn alike for two classes ("cook", "man cook") have none."""
-    classes, meanings = {image.uid: find_class(image.caption) for image in images}, defaultdict(set)
+    """Return the class of each UID that has one, the first of emojinet.json whose pattern its caption matches.
+
+    Images drawn alike for two classes ("cook", "man cook") have none.
+    """
+    patterns, classes, meanings = [entry["pattern"] for entry in EMOJINET["classes"]], {}, defaultdict(set)
     for image in images:
+        classes[image.uid] = next((i for i, pattern in enumerate(patterns) if re.search(pattern, image.caption)), None)
         meanings[image.png].add(classes[image.uid])
     clear = (image.uid for image in images if len(meanings[image.png]) == 1)
     return {uid: classes[uid] for uid in clear if classes[uid] is not None}
@@ -136,9 +135,8 @@ def write_uids(folder: Path, images: list[Image]) -> dict[str, dict[str, int]]:
             save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
         counts[step] = {name.removeprefix("eval/"): len(chosen) for name, chosen in splits.items()}
         labelled += emojinet
-    rows, uids = np.empty(len(labelled), CLASS_ROW), parse_uids(labelled)
-    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], [classes[uid] for uid in labelled]
-    save_uids(folder / "classes.npy", rows)
+    rows = [(*words, classes[uid]) for words, uid in zip(parse_uids(labelled).tolist(), labelled, strict=True)]
+    save_uids(folder / "classes.npy", np.array(rows, CLASS_ROW))
     return counts
 
 
@@ -158,8 +156,6 @@ def write_texts(folder: Path) -> None:
 
 def is_done(folder: Path) -> bool:
     """Return whether ``folder`` holds the pool of the installed versions; TicError if it holds something else."""
-    if folder.is_file():
-        raise TicError(f"{folder} is a file, not a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return False
     done = folder / "pool/done.json"

@@ -8,22 +8,14 @@ a caption is as it is given, on one line. One in a hundred is held out, by a has
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.pairs import create_splits, format_table
+from tic_clip.data import pairs
 
 
 def main() -> None:
     """Parse the flags, cut, and print a table of the lists."""
-    parser = Parser(__doc__)
-    flag = parser.add_argument
-    flag("--annotations-path", dest="input_path", metavar="DIR", required=True, help="{subreddit}_{year}.json")
-    flag("--output-path", required=True, help="folder of the lists")
-    flag("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
-    flag("--test-share", type=float, default=0.01, help="fraction that is held out (default: 0.01)")
-    flag("--seed", type=int, default=0, help="which samples are held out (default: 0)")
-    flag("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
-    flag("--overwrite", action="store_true", help="make the lists again")
-    args = parser.parse_args()
-    print(format_table(args.output_path, *create_splits("redcaps", **vars(args))))
+    parser, text = Parser(__doc__), "{subreddit}_{year}.json"
+    parser.add_argument("--annotations-path", dest="input_path", metavar="DIR", required=True, help=text)
+    pairs.main(parser, "redcaps")
 
 
 if __name__ == "__main__":

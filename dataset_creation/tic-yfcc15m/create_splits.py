@@ -9,23 +9,16 @@ One in a hundred is held out, by a hash of the key, so the same in both benchmar
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.pairs import create_splits, format_table
+from tic_clip.data import pairs
 
 
 def main() -> None:
     """Parse the flags, cut, and print a table of the lists."""
     parser = Parser(__doc__)
     parser.add_argument("--csv-path", dest="input_path", metavar="CSV", required=True, help="the table, yfcc15m.csv")
-    parser.add_argument("--output-path", required=True, help="folder of the lists")
     choices = ("yfcc15m", "yfcc15m_2011")
     parser.add_argument("--benchmark", choices=choices, default="yfcc15m", help="which steps (default: yfcc15m)")
-    parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
-    parser.add_argument("--test-share", type=float, default=0.01, help="fraction that is held out (default: 0.01)")
-    parser.add_argument("--seed", type=int, default=0, help="which samples are held out (default: 0)")
-    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
-    parser.add_argument("--overwrite", action="store_true", help="make the lists again")
-    args = parser.parse_args()
-    print(format_table(args.output_path, *create_splits("yfcc15m", **vars(args))))
+    pairs.main(parser, "yfcc15m")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,6 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
 
     Adds ``dataset_type.txt``, class names and prompt templates, ``test/{0,1,...}.tar`` and, last, ``test/nshards.txt``;
     existing files stay. Yields (split, number of shards); nothing is added to a split without a sample.
-
-    Raises:
-        TicError: not a split, or an unfinished one, of the other kind, or with a file where a link must be.
     """
     if is_remote(path):
         raise TicError(f"{path} is not local; clip_benchmark reads links, which a cloud does not have")
@@ -62,8 +59,11 @@ def _convert_split(split: Path, kind: str) -> int:
         sample = next(iter(samples(shard)), None)
         if sample is None or suffix not in sample.members:
             raise TicError(f"{tars[0]} is not for {kind}: its first sample has no {suffix}")
-    if _read_or_write(split / "dataset_type.txt", kind) != kind:
-        raise TicError(f"{split}/dataset_type.txt says it is not for {kind}; delete it if that is wrong")
+    written = split / "dataset_type.txt"
+    if not written.exists():
+        write_text(written, f"{kind}\n")
+    if written.read_text().strip() != kind:
+        raise TicError(f"{written} says it is not for {kind}; delete it if that is wrong")
     for name in (CLASSNAMES, TEMPLATES) if kind == "classification" else ():
         if (split.parent / name).is_file() and not (split / name).exists():
             _symlink(f"../{name}", split / name)
@@ -77,16 +77,10 @@ def _convert_split(split: Path, kind: str) -> int:
     for link in test.glob("[0-9]*.tar"):
         if link.is_symlink() and link.name not in links:
             link.unlink()  # of a split that had more shards
-    if _read_or_write(test / "nshards.txt", str(len(tars))) != str(len(tars)):
-        write_text(test / "nshards.txt", f"{len(tars)}\n")
+    nshards = test / "nshards.txt"
+    if not nshards.exists() or nshards.read_text().strip() != str(len(tars)):
+        write_text(nshards, f"{len(tars)}\n")
     return len(tars)
-
-
-def _read_or_write(path: Path, text: str) -> str:
-    """Return the line in ``path``, written with ``text`` if the file is missing."""
-    if not path.exists():
-        write_text(path, f"{text}\n")
-    return path.read_text().strip()
 
 
 def _symlink(target: str, link: Path) -> None:

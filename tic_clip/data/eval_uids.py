@@ -17,7 +17,7 @@ from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
 from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, table_path, year_list
 from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
-from tic_clip.storage import read_json_object, write_json
+from tic_clip.storage import read_json, write_json
 
 INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
@@ -28,9 +28,6 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
 
     A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
     evaluation sets. 2023 has no yearly evaluation, so its months have one only if the tables have that year.
-
-    Raises:
-        TicError: a table is missing or damaged, a list is not sorted, or a folder is not local.
     """
     lists, folder = local_folder(lists), local_folder(output_path) / "uids"
     eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
@@ -72,7 +69,7 @@ def _write_month(
     """
     month, train = source.stem, folder / f"train/{source.name}"
     inputs = {"list": fingerprint(source), "tables": tables}
-    done = read_json_object(folder / INPUTS) if (folder / INPUTS).exists() else {}
+    done = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
     if done.get(month) == inputs and train.exists():
         yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
         return
@@ -119,9 +116,6 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
     """Return the class of each UID of a year as sorted rows of ``CLASS_ROW``, and how many UIDs have several.
 
     A UID of several synsets gets the lowest of their class ids.
-
-    Raises:
-        TicError: unknown synset, or not a UID.
     """
     if unknown := set(uids_of) - set(synsets):
         raise TicError(f"{min(unknown)} is not one of ImageNet's {len(synsets)} synsets")
@@ -134,11 +128,7 @@ def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[n
 
 
 def write_classes(lists: str, output_path: str) -> Iterator[str]:
-    """Write ``classes/`` below ``output_path``: of each year, and of each month that has DataCompNet UIDs in ``uids/``.
-
-    Raises:
-        TicError: the table is missing or damaged, or has an unknown synset.
-    """
+    """Write ``classes/`` below ``output_path``: of each year, and each month with DataCompNet UIDs in ``uids/``."""
     folder, synsets = local_folder(output_path), imagenet_synsets()
     for year, uids_of in read_table(local_folder(lists), "datacompnet").items():
         rows, several = class_rows(uids_of, synsets)

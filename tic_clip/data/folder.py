@@ -32,10 +32,7 @@ def load_finished(
     """Return the ``meta.json`` of a folder that was finished with the same arguments and is complete, else None.
 
     ``compared``: the arguments that the output depends on. ``unfinished``: those of an interrupted run, if the caller
-    knows that the shards there are such a run's.
-
-    Raises:
-        TicError: without ``overwrite``, the folder was made with other arguments, or holds shards of something else.
+    knows that the shards there are such a run's. Other arguments or shards are a TicError without ``overwrite``.
     """
     path = to_path(folder)
     try:

@@ -23,9 +23,8 @@ _SPELLINGS = [spelling for suffix in SUFFIXES for spelling in (suffix, suffix.up
 
 ZIP_MEMBER = np.dtype([*UID.descr, ("zip", "<u4"), ("start", "<u8"), ("size", "<u8"), ("crc", "<u4")])
 """An image in a zip: its UID, the zip's number, its header's first byte, its compressed bytes, and its CRC."""
-FORMATS = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
+FORMATS = re.compile(rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)", re.DOTALL)
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
-_PATTERNS = {kind: re.compile(start, re.DOTALL) for kind, start in {**FORMATS, **OTHERS}.items()}
 
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
@@ -41,7 +40,7 @@ def read_file(folder: str, image: str) -> bytes | None:
     """
     for path in _paths(folder, image):
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
@@ -106,7 +105,7 @@ def detect_format(data: bytes) -> str:
         raise UnusableImage("empty file")
     if len(data) <= 4096 and hashlib.md5(data, usedforsecurity=False).hexdigest() in PLACEHOLDERS:
         raise UnusableImage("placeholder of a removed image")
-    kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.match(data)), None)
-    if kind not in FORMATS:
-        raise UnusableImage(f"not an image but {kind}" if kind else "not an image")
-    return kind
+    if found := FORMATS.match(data):
+        return found.lastgroup
+    kind = next((f" but {kind}" for kind, start in OTHERS.items() if re.match(start, data)), "")
+    raise UnusableImage(f"not an image{kind}")

@@ -27,9 +27,9 @@ from tic_clip.data.pairs import MANIFEST, file_digest, list_name, read_rows
 from tic_clip.data.reshard import SplitSummary
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
-from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids, unique_uids
+from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, lock_folder, read_json_object, remove, temporary_folder, write_json
+from tic_clip.storage import is_remote, lock_folder, read_json, remove, temporary_folder, write_json
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
@@ -70,7 +70,7 @@ def create_tars(
         raise TicError(f"{image_path} is not a folder of images")
     if not (Path(csv_path) / MANIFEST).exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_json_object(f"{csv_path}/{MANIFEST}")
+    manifest = read_json(f"{csv_path}/{MANIFEST}")
     benchmark = get_benchmark(manifest["benchmark"])
     names = [(split, step.name) for step in benchmark.steps for split in FOLDERS]
     arguments = {"image_path": image_path, "shard_size": shard_size}
@@ -101,9 +101,8 @@ def create_tars(
 
 
 def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> SplitSummary:
-    count, shards, size = (meta[f"output_{name}"] for name in ("count", "shard_count", "bytes"))
-    counts = {"wanted": len(output.uids), "num_samples": count, "num_shards": shards, "num_bytes": size}
-    return SplitSummary(name=output.name, path=output.path, **counts, reused=reused)
+    counts = (meta[name] for name in ("subset_count", "output_count", "output_shard_count", "output_bytes"))
+    return SplitSummary(output.name, output.path, *counts, reused=reused)
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
@@ -112,7 +111,7 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
     file_name = list_name(split, step)
     path, data, starts = f"{csv_path}/{file_name}", bytearray(), []
     digest = file_digest(path)
-    if digest != manifest.get("files", {}).get(file_name, digest):
+    if digest != manifest.get("files", {}).get(file_name):
         raise TicError(f"{path} is not as create_splits.py made it; run that again with --overwrite")
     for number, (first, (key, *_)) in enumerate(read_rows(path)):
         if number % arguments["shard_size"] == 0:
@@ -126,22 +125,19 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
 def _load_finished(output: Output) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a split that was finished from the same list, or None if it must be made."""
     journal = Path(output.path) / JOURNAL
-    unfinished = read_json_object(journal) if journal.exists() else None
+    unfinished = read_json(journal) if journal.exists() else None
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 
 def _begin(output: Output, overwrite: bool, dry_run: bool, stack: ExitStack) -> dict[int, dict[str, Any]]:
     """Lock a split's folder until ``stack`` ends, and clear it; return the stats of the shards that can stay."""
-    if not np.array_equal(output.uids, unique_uids(output.uids)):
-        csv = output.arguments["csv"]
-        raise TicError(f"{csv} is not sorted by UID, or has a key twice; run create_splits.py with --overwrite")
     if dry_run:
         return {}
     done = {}
     stack.enter_context(lock_folder(Path(output.path)))
     for number in range(0 if overwrite else len(output.starts)):
         with suppress(TicError, FileNotFoundError):  # also of a machine that went off: the shard is made again
-            stats = read_json_object(f"{output.path}/{STATS.format(number)}")
+            stats = read_json(f"{output.path}/{STATS.format(number)}")
             same = all(stats.get(name) == output.arguments[name] for name in COMPARED)
             if same and os.path.getsize(f"{output.path}/{SHARD_FORMAT.format(number)}") == stats.get("bytes"):
                 done[number] = stats

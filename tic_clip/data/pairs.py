@@ -22,11 +22,11 @@ from typing import Any
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.cli import progress
+from tic_clip.cli import Parser, progress
 from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, list_files, lock_folder, read_json_object, remove, write_json
+from tic_clip.storage import is_remote, list_files, lock_folder, read_json, remove, write_json
 
 MANIFEST, WORK = "manifest.json", ".buckets.tmp"
 HEADER = b"key,image,caption,date\n"
@@ -34,6 +34,25 @@ SPLITS = ("train", "test")
 CHUNK = 2000  # rows that a process captions at a time
 OUTSIDE, NO_CAPTION = "outside the steps", "no caption"
 SOURCES = {"yfcc15m": (read_yfcc15m, yfcc_caption), "redcaps": (read_redcaps, redcaps_caption)}
+
+
+def main(parser: Parser, dataset: str) -> None:
+    """Parse a script's own flags and those of both create_splits.py, cut, and print how many samples the lists have."""
+    flag = parser.add_argument
+    flag("--output-path", required=True, help="folder of the lists")
+    flag("-j", "--num-workers", type=int, default=1, help="processes that make captions (default: 1)")
+    flag("--test-share", type=float, default=0.01, help="fraction that is held out (default: 0.01)")
+    flag("--seed", type=int, default=0, help="which samples are held out (default: 0)")
+    flag("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
+    flag("--overwrite", action="store_true", help="make the lists again")
+    args = parser.parse_args()
+    manifest, reused = create_splits(dataset, **vars(args))
+    print(f"{args.output_path}{': already there' if reused else ''}\n\n{'step':<9}  {'train':>11}  {'test':>9}")
+    counts = {**manifest["counts"], "all": sum(map(Counter, manifest["counts"].values()), Counter())}
+    for step, count in counts.items():
+        print(f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}")
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items()) or "none"
+    print(f"\n{manifest['read']:,} rows read; dropped: {dropped}")
 
 
 def create_splits(
@@ -58,7 +77,8 @@ def create_splits(
         raise TicError(f"{remote} is not local; lists are made from and in local folders")
     settings = {"benchmark": benchmark or dataset, "dataset": dataset, "seed": seed, "test_share": test_share}
     steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]
-    inputs, folder = _list_inputs(input_path), Path(output_path)
+    folder, is_folder = Path(output_path), Path(input_path).is_dir()
+    inputs = [path for path, _ in list_files(input_path, "*.json")] if is_folder else [input_path]
     if folder.resolve() == Path(input_path).resolve():  # its manifest would be taken for annotations
         raise TicError(f"{folder} holds the input; give another output folder")
     with ExitStack() as stack:
@@ -141,15 +161,6 @@ def _write_lists(work: Path, steps: list[str], dropped: Counter[str], reject: Ca
     return {"counts": counts, "read": read, "dropped": dict(sorted(dropped.items())), "files": files}
 
 
-def format_table(path: str, manifest: dict[str, Any], reused: bool) -> str:
-    """Return the lists as text: how many samples each has, and how many rows were dropped, by reason."""
-    counts = {**manifest["counts"], "all": sum(map(Counter, manifest["counts"].values()), Counter())}
-    lines = [f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}" for step, count in counts.items()]
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    head = [f"{path}{': already there' if reused else ''}", "", f"{'step':<9}  {'train':>11}  {'test':>9}"]
-    return "\n".join([*head, *lines, "", f"{manifest['read']:,} rows read; dropped: {dropped}"])
-
-
 def list_name(split: str, step: str) -> str:
     """Return the file name of a list."""
     return f"{split}_batch_{step}.csv"
@@ -171,19 +182,11 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _list_inputs(path: str) -> list[str]:
-    """Return the files to read: ``path``, or the annotation files in it, sorted by name."""
-    paths = [file for file, _ in list_files(path, "*.json")] if Path(path).is_dir() else [path]
-    if not paths:
-        raise TicError(f"{path} has no annotation file ({{subreddit}}_{{year}}.json)")
-    return paths
-
-
 def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Return the manifest of lists of the same input and settings; TicError if they are of another."""
     if overwrite or not (folder / MANIFEST).exists():
         return None
-    manifest = read_json_object(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     changed = [name for name, value in made_from.items() if manifest.get(name) != value]
     if changed:
         raise TicError(f"{folder} has another {' and another '.join(changed)}; give --overwrite to replace it")

@@ -70,8 +70,7 @@ def table_path(lists: Path, task: str) -> Path:
 def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterable[str] = YEARS) -> Iterator[str]:
     """Download the lists that ``output_path`` lacks and check all that were asked for; yield a line for each file.
 
-    Raises:
-        TicError: a file is not a list (a new one is removed), or the hub lacks it or can't be reached.
+    A new file that is not a list is removed; the first that is none ends in a TicError, after all others.
     """
     folder = local_folder(output_path)
     checks = {table_path(folder, task): partial(read_table, folder, task) for task in TABLES if "eval" in lists}
@@ -86,9 +85,8 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
             check()
             yield f"{path}: {'downloaded' if path in missing else 'already there'}"
         except TicError as error:
-            errors.append(
-                f"{error} ({'run the same command' if path in missing else 'delete it'} to download it again)"
-            )
+            advice = "run the same command" if path in missing else "delete it"
+            errors.append(f"{error} ({advice} to download it again)")
             if path in missing:
                 path.unlink()
     if errors:
@@ -96,15 +94,11 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
 
 
 def download_models(output_dir: str, model: str | None = None, years: Iterable[str] = ()) -> Iterator[Path]:
-    """Download checkpoints that ``output_dir`` lacks and yield the path of each; no model or years means all of them.
-
-    Raises:
-        TicError: unknown model or year, or the hub can't be reached.
-    """
+    """Download checkpoints that ``output_dir`` lacks and yield the path of each; no model or years means all."""
     folder = local_folder(output_dir)
     for name in [model] if model else MODELS:
         repository = lookup(MODELS, "model", name)
-        files = _retry(repository, lambda repository=repository: HfApi().list_repo_files(repository))
+        files = _retry(repository, HfApi().list_repo_files, repository)
         known = {file[12:16]: file for file in sorted(files) if re.fullmatch(r"checkpoints/\d{4}\.pt", file)}
         names = [lookup(known, f"year of {repository}", year, "years") for year in sorted(set(years) or known)]
         target = folder / repository.partition("/")[2]
@@ -114,19 +108,15 @@ def download_models(output_dir: str, model: str | None = None, years: Iterable[s
 
 def _download(repository: str, names: Iterable[str], folder: Path, repo_type: str) -> None:
     """Download files of a repository into ``folder``, except those that are there and have not changed on the hub."""
-    options = {"repo_type": repo_type, "local_dir": folder}
-
-    def download(name: str) -> str:
-        return _retry(f"{repository}/{name}", lambda: hf_hub_download(repository, name, **options))
-
-    list(map_ordered(download, names, num_workers=4))
+    download = partial(hf_hub_download, repository, repo_type=repo_type, local_dir=folder)
+    list(map_ordered(lambda name: _retry(f"{repository}/{name}", download, name), names, num_workers=4))
 
 
-def _retry(name: str, request: Callable[[], Any]) -> Any:
-    """Return ``request()``, tried up to ``ATTEMPTS`` times: huggingface_hub does not repeat a GET that fails."""
+def _retry(name: str, request: Callable[[str], Any], argument: str) -> Any:
+    """Return ``request(argument)``, tried up to ``ATTEMPTS`` times: huggingface_hub repeats no GET that fails."""
     for attempt in range(ATTEMPTS):
         try:
-            return request()
+            return request(argument)
         except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: hf_xet; ValueError: not JSON
             if getattr(error, "errno", None):
                 raise  # of the disk
@@ -141,11 +131,7 @@ def _retry(name: str, request: Callable[[], Any]) -> Any:
 
 
 def read_table(lists: Path, task: str) -> dict[str, Any]:
-    """Return a table of evaluation UIDs: year -> [uid] for retrieval, year -> synset -> [uid] for datacompnet.
-
-    Raises:
-        TicError: the file is missing, or not such a table.
-    """
+    """Return a table of evaluation UIDs: year -> [uid] for retrieval, year -> synset -> [uid] for datacompnet."""
     path = table_path(lists, task)
     if not path.exists():
         raise TicError(f"{lists} has no {path.name}; to download it: {DOWNLOAD} {lists} --lists eval")

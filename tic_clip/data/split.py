@@ -19,11 +19,13 @@ from tic_clip.data.tar import open_shard, read_table
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import NotFoundError
 
-SIZES, META, STARTED, SUBSET = "sizes.json", "meta.json", "started.json", "sample_ids.npy"
+SIZES, META, SUBSET = "sizes.json", "meta.json", "sample_ids.npy"
 STATS = "{:08d}_stats.json"
 CLIP_BENCHMARK_DIR = "test"  # where clip_benchmark looks for shards: links to the split's own, or copies of them
 HOW_TO_MAKE = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 SCRIPTS = "dataset_creation/tic-datacomp"
+ADD_SIZES = f"{SCRIPTS}/add_sizes.py --url {{0}}"
+NO_SIZES = f"{{0}} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {ADD_SIZES}"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Stats = msgspec.defstruct("Stats", [("successes", Count)])
@@ -33,23 +35,23 @@ class EmptySplitError(TicError):
     """A split that holds no sample."""
 
 
-def list_shards(path: object) -> list[tuple[str, int]]:
-    """Return (path, size in bytes) of the tars of a pool or a split, sorted, without clip_benchmark's links.
+def list_shards(path: object) -> dict[str, int]:
+    """Return path -> size in bytes of the tars of a pool or a split, sorted, without clip_benchmark's links.
 
     Tars that would not be read, as they lie deeper than others or end in .TAR, are a TicError.
     """
     try:
-        shards = storage.list_files(path, "**/*.[tT][aA][rR]")
+        files = storage.list_files(path, "**/*.[tT][aA][rR]")
     except NotFoundError as error:
         raise NotFoundError(f"{error}: {HOW_TO_MAKE}") from None
     root = os.path.dirname(f"{storage.to_path(path)}/")
-    shards = [(tar if "/" in tar else f"./{tar}", size) for tar, size in shards]
-    links = set(filter(_holds_links, {os.path.dirname(tar) for tar, _ in shards} - {root}))
-    shards = [(tar, size) for tar, size in shards if os.path.dirname(tar) not in links]
+    shards = {tar if "/" in tar else f"./{tar}": size for tar, size in files}
+    links = set(filter(_holds_links, set(map(os.path.dirname, shards)) - {root}))
+    shards = {tar: size for tar, size in shards.items() if os.path.dirname(tar) not in links}
     if not shards:
         raise TicError(f"{path} holds no .tar file: {HOW_TO_MAKE}")
-    first = shards[0][0]
-    for tar, _ in shards:
+    first = next(iter(shards))
+    for tar in shards:
         if not tar.endswith(".tar"):
             raise TicError(f"{tar} would not be read: rename it to end in .tar")
         if tar.count("/") != first.count("/"):
@@ -66,32 +68,21 @@ def _holds_links(folder: str) -> bool:
     return are_links or storage.exists(f"{folder}/nshards.txt")
 
 
-def list_tars(path: object) -> list[str]:
-    """Return the paths of ``list_shards``."""
-    return [shard for shard, _ in list_shards(path)]
-
-
 @cache
 def read_sizes(folder: str) -> dict[str, int]:
     """Return the table of a folder of shards, name -> samples, cached; raise a TicError if there is no valid one."""
     try:
         return msgspec.json.decode(storage.read_bytes(f"{folder}/{SIZES}"), type=dict[str, Count])
     except NotFoundError:
-        raise NotFoundError(missing_sizes_message(folder)) from None
+        raise NotFoundError(NO_SIZES.format(folder)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TicError(f"{folder}/{SIZES} is not a JSON object of shard name -> number of samples: {error}") from None
-
-
-def missing_sizes_message(folder: object) -> str:
-    """Return the error message for a folder of shards without a ``sizes.json``."""
-    command = f"{SCRIPTS}/add_sizes.py --url {folder}"
-    return f"{folder} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {command}"
 
 
 def read_meta(folder: str) -> dict[str, Any] | None:
     """Return the ``meta.json`` that reshard writes last into a folder of shards, or None."""
     with suppress(NotFoundError):
-        return storage.read_json_object(f"{folder}/{META}")
+        return storage.read_json(f"{folder}/{META}")
 
 
 def split_folders(split: object) -> list[str]:
@@ -106,7 +97,7 @@ def split_folders(split: object) -> list[str]:
     has_sizes = dict(zip(folders, map_ordered(_has_sizes, folders, 16), strict=True))
     parts = [part for part in folders if has_sizes[part]]
     if not parts:
-        raise TicError(missing_sizes_message(split))
+        raise TicError(NO_SIZES.format(split))
     arguments = [(meta or {}).get("arguments") or {} for meta in map_ordered(read_meta, parts, 16)]
     numbers, totals = ({each.get(name) for each in arguments} - {None} for name in ("part", "parts"))
     if len(totals) > 1 or (totals and len(numbers) < max(totals)):
@@ -124,9 +115,6 @@ def _has_sizes(folder: str) -> bool:
     return False
 
 
-# --- How many samples they hold ---
-
-
 def split_sizes(split: object) -> dict[str, int]:
     """Return path -> samples of the shards of a split that hold some, in order; an EmptySplitError if none does."""
     tables = {folder: read_sizes(folder) for folder in split_folders(split)}
@@ -139,7 +127,7 @@ def split_sizes(split: object) -> dict[str, int]:
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
     """Return ``split_sizes``, or every shard with None for its samples where there is no table."""
     has_parts = not storage.list_files(split, "*.tar") and storage.list_files(split, f"*/{SIZES}")
-    return split_sizes(split) if has_parts or storage.list_files(split, SIZES) else dict.fromkeys(list_tars(split))
+    return split_sizes(split) if has_parts or storage.list_files(split, SIZES) else dict.fromkeys(list_shards(split))
 
 
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
@@ -174,7 +162,7 @@ def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tupl
 
     ``overwrite`` counts shards with stats again, and keeps their other keys. Damaged shards are a TicError at the end.
     """
-    tars = list_tars(url)
+    tars = list_shards(url)
     existing = {path for path, _ in storage.list_files(url, "**/*.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar).removeprefix("./") not in existing]
     results = progress(map_ordered(_write_stats, todo, num_proc, use_processes=True), "count", len(todo), "shard")
@@ -193,13 +181,13 @@ def _write_stats(tar: str) -> str | None:
         return str(error)
     stats = {}
     with suppress(TicError):
-        stats = storage.read_json_object(stats_path(tar))
+        stats = storage.read_json(stats_path(tar))
     storage.write_json(stats_path(tar), {**stats, "successes": count}, sync=False)
 
 
 def add_sizes(url: str, num_proc: int = 1) -> dict[str, int]:
     """Write ``sizes.json`` from the stats into each folder of shards of a pool or split; return folder -> samples."""
-    tars, tables = list_tars(url), defaultdict(dict)
+    tars, tables = list_shards(url), defaultdict(dict)
     counts = progress(map_ordered(read_stats, tars, num_proc), "read stats", len(tars), "shard")
     for tar, count in zip(tars, counts, strict=True):
         tables[os.path.dirname(tar)][os.path.basename(tar)] = count

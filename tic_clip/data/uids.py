@@ -33,11 +33,6 @@ def make_uid(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def is_uid(text: object) -> bool:
-    """Return whether ``text`` is 32 hex digits, of either case."""
-    return isinstance(text, str) and _HEX.fullmatch(text) is not None
-
-
 def read_uid(data: bytes) -> str | None:
     """Return the UID in a sample's JSON as lower-case hex, or None; raise a ValueError if ``json`` can't read it."""
     try:
@@ -51,7 +46,7 @@ def read_uid(data: bytes) -> str | None:
         except RecursionError:
             raise ValueError("nested too deeply") from None
         uid = record.get("uid") if isinstance(record, dict) else None
-    return uid.lower() if is_uid(uid) else None
+    return uid.lower() if isinstance(uid, str) and _HEX.fullmatch(uid) else None
 
 
 def parse_uids(texts: Iterable[str]) -> np.ndarray:
@@ -62,7 +57,7 @@ def parse_uids(texts: Iterable[str]) -> np.ndarray:
     except (ValueError, TypeError):
         data = b""
     if len(data) != 16 * len(texts) or any(len(text) != 32 for text in texts):
-        wrong = next(text for text in texts if not is_uid(text))
+        wrong = next(text for text in texts if not _HEX.fullmatch(str(text)))
         raise TicError(f"{wrong!r} is not a UID (32 hex digits)")
     return np.frombuffer(data, ">u8,>u8").astype(UID)
 

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import uids
-from tic_clip.data.split import META, SIZES, SUBSET, list_tars, read_meta, read_sizes, read_stats, split_folders
+from tic_clip.data.split import META, SIZES, SUBSET, list_shards, read_meta, read_sizes, read_stats, split_folders
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import exists, is_remote, list_files, local_copy, temporary_folder
@@ -34,11 +35,6 @@ class VerifyReport:
     wanted: int | None = None
     there: int = 0
 
-    @property
-    def coverage(self) -> float:
-        """Return the per cent of the wanted UIDs that are there, rounded down to hundredths."""
-        return self.there * 10_000 // self.wanted / 100 if self.wanted else 100.0
-
 
 def verify(
     split: str, subset: str | None = None, num_workers: int = 1, seen: VerifyReport | None = None
@@ -48,33 +44,28 @@ def verify(
     ``subset``: the ``.npy`` of the UIDs it was made for. A UID that stands there n times must have the copies 0…n-1;
     missing UIDs are counted, not a fault. Keys are compared over all parts of a split.
     """
-    seen = seen if seen is not None else VerifyReport()
+    seen = seen or VerifyReport()
     read_sizes.cache_clear()
-    folders, table_faults = [], []
     try:
-        folders = split_folders(split)
+        folders, table_faults = split_folders(split), []
     except TicError as error:
-        table_faults = [str(error)]
-    tars = list_tars(split) if not folders or list_files(split, "**/*.tar") else []
+        folders, table_faults = [], [str(error)]
+    tars = list(list_shards(split)) if not folders or list_files(split, "**/*.tar") else []
     counts = {folder: {} for folder in sorted({*folders, *map(os.path.dirname, tars)})}
+    may_be_pool = not any(exists(f"{folder}/{META}") for folder in counts)
     with temporary_folder() as temporary:
-        listed = subset and local_copy(subset, temporary)
-        if listed:
-            uids.fingerprint(listed)  # raises if it is not sorted
-        keys = _KeyCheck(uids.open_uids(listed) if listed else None)
+        keys = _KeyCheck(local_copy(subset, temporary) if subset else None)
         results = map_ordered(_check_shard, tars, num_workers, use_processes=True)
         for tar, (count, faults, rows) in zip(tars, progress(results, "verify", len(tars), "shard"), strict=True):
-            if tar == tars[0] and count and not len(rows) and not any(exists(f"{folder}/{META}") for folder in counts):
-                raise TicError(
-                    f"{split} is a pool, not a split: no key in {os.path.basename(tar)} is {{uid}}-{{copy}}, and there "
-                    f"is no {META}. generate_stats.py --overwrite counts and checks a pool's shards"
-                )
+            if may_be_pool and tar == tars[0] and count and not len(rows):
+                advice = "generate_stats.py --overwrite counts and checks a pool's shards"
+                raise TicError(f"{split} is a pool, not a split: no {META}, no key {{uid}}-{{copy}} in {tar}. {advice}")
             counts[os.path.dirname(tar)][os.path.basename(tar)] = count
             seen.shards, seen.samples = seen.shards + 1, seen.samples + (count or 0)
             yield from faults
             yield from keys.add(tar, rows)
         yield from keys.finish()
-        if listed:
+        if subset:
             seen.wanted, seen.there = len(keys.found), int(keys.found.sum())
     yield from table_faults
     for folder, table in counts.items():
@@ -166,14 +157,16 @@ def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 
 class _KeyCheck:
-    """Compares keys with the sorted UIDs of a subset (M,), or without one with each other.
+    """Compares keys with the sorted UIDs (M,) of a file, or without one with each other.
 
-    ``found`` (M,) says which rows of the subset are there; of n equal ones, the copies 0…n-1.
+    ``found`` (M,) says which rows of the file are there; of n equal ones, the copies 0…n-1.
     """
 
-    def __init__(self, subset: np.ndarray | None) -> None:
-        self.subset = subset
-        self.found = np.zeros(0 if subset is None else len(subset), bool)
+    def __init__(self, subset: Path | None) -> None:
+        if subset:
+            uids.fingerprint(subset)  # raises if it is not sorted
+        self.subset = uids.open_uids(subset) if subset else None
+        self.found = np.zeros(len(self.subset) if subset else 0, bool)
         self.keys = [np.empty(0, KEY)]  # without a subset
         self.totals: Counter[str] = Counter()
 

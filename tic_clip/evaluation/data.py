@@ -15,7 +15,7 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
-from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_tars, sizes_if_known
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_shards, sizes_if_known
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
 from tic_clip.storage import exists, list_files, list_folders, open_file, read_bytes
 
@@ -164,7 +164,7 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
     is_split = any(list_files(folder, pattern) for pattern in ("*.tar", "[0-9]*/*.tar"))
     if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not is_split:
         folder = f"{folder}/{CLIP_BENCHMARK_DIR}"
-        count, table = len(list_tars(folder)), f"{folder}/nshards.txt"
+        count, table = len(list_shards(folder)), f"{folder}/nshards.txt"
         expected = read_bytes(table).decode().strip() if exists(table) else str(count)
         if str(count) != expected:
             raise TicError(f"{folder} has {count} shards, its nshards.txt says {expected}")

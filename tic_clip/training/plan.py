@@ -301,7 +301,7 @@ def _weights(request: Request, benchmark: Benchmark, t: int) -> dict[str, Fracti
             are no numbers from 0 or do not sum to 1.
     """
     table = read_json(request.weights)
-    if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+    if not all(isinstance(row, dict) for row in table.values()):
         raise TicError(f'{request.weights} must be {{"step": {{"split": share, …}}, …}}')
     for name in table:
         benchmark.step_index(name)

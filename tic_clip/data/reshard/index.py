@@ -17,7 +17,7 @@ from tic_clip.storage import is_remote, local_copy
 LONGEST_SUFFIX = 56  # bytes that a tar's 100 for a name leave after "{uid}-{copy}."
 
 ROW = np.dtype([("sample", "<i8"), ("entry", "<i8"), ("copy", "<i8"), ("class_id", "<i4")])
-"""What a split takes of a shard, for each entry of its list: the sample, the number of its copy, its class or -1."""
+"""What a split takes of a shard, for each entry of its list: the usable sample, its copy, its class or -1."""
 
 
 class ShardCounts(msgspec.Struct, kw_only=True):
@@ -36,11 +36,12 @@ class ShardCounts(msgspec.Struct, kw_only=True):
 
 
 class Index(NamedTuple):
-    """The ``table`` and ``uids`` (N,) of the samples that some split takes; ``rows``: (R,) of ``ROW`` of each split."""
+    """A shard's ``table``, its usable ``samples`` (U,), their ``uids`` (U,), and each split's ``rows`` of them (R,)."""
 
     counts: ShardCounts
     rows: list[np.ndarray]
     table: Table | None = None
+    samples: np.ndarray | None = None
     uids: np.ndarray | None = None
 
 
@@ -67,10 +68,8 @@ def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> I
     first, count = np.empty((2, len(files), len(found)), np.int64)
     for split, (subset, _) in enumerate(files):
         first[split, order], count[split, order] = uids.find_uids(uids.open_uids(subset), found[order])
-    taken = np.flatnonzero(count.any(axis=0))
-    found = found[taken]
-    rows = [_rows(found, first[i, taken], count[i, taken], classes) for i, (_, classes) in enumerate(files)]
-    return Index(counts, rows, table.take(samples[taken]), found)
+    rows = [_rows(found, first[i], count[i], classes) for i, (_, classes) in enumerate(files)]
+    return Index(counts, rows, table, samples, found)
 
 
 def _read_uids(shard: Buffer, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -94,7 +94,7 @@ def reshard(
         raise TicError("the path of the pool, the output or the subsets is empty")
     if min(shard_size, num_workers) < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
-    shards, files, root = list_shards(pool), find_subsets(subsets), to_path(output_dir)
+    shards, files, root = list(list_shards(pool).items()), find_subsets(subsets), to_path(output_dir)
     if not 0 <= (part or 0) < parts <= len(shards):
         most = f"--parts must be between 1 and {len(shards)} (the pool's shards), --part between 0 and one less"
         raise TicError(f"part {part} of {parts}: {most}")

@@ -16,7 +16,7 @@ from tic_clip.data import uids
 from tic_clip.data.folder import SHARD_FORMAT
 from tic_clip.data.reshard.index import Index, ShardCounts
 from tic_clip.data.split import STATS
-from tic_clip.data.tar import BLOCK, END, Table, headers
+from tic_clip.data.tar import BLOCK, END, headers
 from tic_clip.storage import is_remote, to_path, upload, write_json
 
 WINDOW = 1 << 19  # bytes put together before they are written: large for the kernel, small for the processor's cache
@@ -70,7 +70,7 @@ class SplitWriter:
             number, used = divmod(self.rows, self.shard_size)
             first, rows = np.split(rows, [self.shard_size - used])
             if number >= self.num_complete:
-                piece = arrange(index.table, index.uids, first)
+                piece = arrange(index, first)
                 append_piece(tar, Path(f"{self.work}-{number}"), *piece)
                 self.size += piece[0]
             self.rows += len(first)
@@ -98,13 +98,14 @@ class SplitWriter:
         self.written[number] = size
 
 
-def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+def arrange(index: Index, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Return (length, ranges, places, blocks) of the members of some rows under their new names.
 
     Of ``length`` bytes, (begin, end, source) of ``ranges`` (3, R) are copied from the pool shard's byte source on; then
     ``blocks`` (B, 512) are laid over the bytes ``places`` (B,): headers, and class ids in place of a sample's own.
     """
-    row, member = table.members_of(rows["sample"])
+    table = index.table
+    row, member = table.members_of(index.samples[rows["sample"]])
     has_class = rows["class_id"] >= 0
     is_class = np.array([suffix == "cls" for suffix in table.suffixes])
     is_kept = ~(is_class[table.suffix[member]] & has_class[row])
@@ -117,7 +118,7 @@ def arrange(table: Table, found: np.ndarray, rows: np.ndarray) -> tuple[int, np.
     size = np.append(table.size, 0)[member]
     size[is_new] = np.char.str_len(class_ids)
     suffix = np.append(table.suffix, len(table.suffixes))[member]
-    texts = zip(uids.format_uids(found[rows["sample"]]), rows["copy"].tolist(), strict=True)
+    texts = zip(uids.format_uids(index.uids[rows["sample"]]), rows["copy"].tolist(), strict=True)
     keys = [f"{text}-{copy}.".encode() for text, copy in texts]
     suffixes = [*(text.encode(errors="surrogateescape") for text in table.suffixes), b"cls"]
     names = [keys[i] + suffixes[code] for i, code in zip(row.tolist(), suffix.tolist(), strict=True)]
