@@ -45,7 +45,7 @@ def main() -> None:
             models.append(named_model(f"{args.model} {folder}/{number}.pt", "emoji"))
         for precision in ("fp32", "amp", "amp_bf16"):
             for count in (1, 4):
-                settings = Settings(device=device, precision=precision, workers=args.workers, together=count)
+                settings = Settings(device=device, precision=precision, workers=args.workers, models_at_once=count)
                 for name in ("warm", "data"):
                     start = time.perf_counter()
                     evaluate(

@@ -5,17 +5,18 @@
         --data_dir data --output_dir results/existing
     python scripts/evaluate.py --released data/models/TiC-CLIP-basic-cumulative --data_dir data --output_dir results/tic
 
-A model is "ARCH FILE", "ARCH TAG" or "hf-hub:OWNER/NAME". A task list is a YAML file, task key -> what there is to say:
+A model is "ARCH FILE", "ARCH TAG" or "hf-hub:OWNER/NAME". A task list is a YAML file, task key -> its fields:
 
     tic/datacomp/retrieval/yearly:             # all its periods; or one: tic/datacomp/retrieval/yearly/2014
     imagenet1k:                                # data in DATA_DIR/wds_imagenet1k_test, as DataComp has them
       size: 50000
-    sketches: {folder: /data/sketches}         # a webdataset of clip_benchmark's, or folders of pictures, one a class
+    sketches: {folder: /data/sketches}         # a webdataset of clip_benchmark's, or folders of images, one a class
 
-Appends one line a model and task to eval_results.jsonl in the output folder (by default the run's own); what is there
-already, of the same weights, data, precision and metric version, is skipped.
+Appends one line a model and task to eval_results.jsonl in the output folder (by default the run's own); a result that
+is there, of the same weights, data, precision and metric version, is skipped.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -25,66 +26,72 @@ from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.released import released_models
-from tic_clip.evaluation.evaluate import PRECISIONS, RESULTS, Settings, evaluate, fingerprints, missing
+from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
+from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
 from tic_clip.models import Model, named_model
 from tic_clip.runs import models_of
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, evaluate, and say what was done and what to know of it."""
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags."""
     parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
     which.add_argument("--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load")
-    which.add_argument("--check", action="store_true", help="no model: see that the tasks and their data are there")
+    which.add_argument("--check", action="store_true", help="no model: check that all tasks have data that can be used")
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
-    parser.add_argument("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    parser.add_argument(
-        "--benchmark", help=f"for --use_model and --check: one of {', '.join(BENCHMARKS)} (default: datacomp)"
-    )
-    parser.add_argument("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
-    parser.add_argument("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
-    parser.add_argument("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
-    parser.add_argument("--all_checkpoints", action="store_true", help="of a run: also those inside its steps")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: the GPU where there is one)")
-    parser.add_argument("--batch_size", type=int, default=256, help="images encoded at a time (default: 256)")
-    parser.add_argument("--workers", type=int, default=_workers(), help="loader processes (default: cores - 1)")
-    parser.add_argument("--together", type=int, default=8, help="models of a run in memory at a time (default: 8)")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
-    parser.add_argument("--force", action="store_true", help="evaluate also what is there already")
-    dry_run = os.environ.get("DRY_RUN", "0") != "0"
-    parser.add_argument(
-        "--dry_run", action="store_true", default=dry_run, help="print what is missing, evaluate nothing"
-    )
-    args = parser.parse_args(argv)
-    if args.check:
-        fingerprints(_tasks(args, "datacomp"))
-        return
-    models, output_dir = _models(args)
-    tasks = _tasks(args, models[0].about["benchmark"])
-    names = ("batch_size", "workers", "precision", "device", "together", "skip_bad", "force")
+    add = parser.add_argument
+    add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
+    add("--benchmark", help=f"for --use_model and --check: one of {', '.join(BENCHMARKS)} (default: datacomp)")
+    add("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
+    add("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
+    add("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
+    add("--all_checkpoints", action="store_true", help="of a run: also those inside its steps")
+    add("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    add("--device", help="cpu, cuda, cuda:1, … (default: the GPU if there is one)")
+    add("--batch_size", type=int, default=256, help="images encoded at a time (default: 256)")
+    workers = min(len(os.sched_getaffinity(0)) - 1, 16)
+    add("--workers", type=int, default=workers, help="loader processes (default: cores - 1)")
+    add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
+    add(
+        "--together", dest="models_at_once", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )  # its old name
+    add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
+    add("--force", action="store_true", help="evaluate again what has a result")
+    add("--dry_run", action="store_true", help="print what is missing, evaluate nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate; print how many results are new, and warn about those with samples left out or NaN features."""
+    args = parse_args(argv)
+    names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad", "force")
     settings = Settings(**{name: getattr(args, name) for name in names})
-    if args.dry_run:
-        for model, _, some in missing(models, tasks, fingerprints(tasks), output_dir, settings):
-            print(f"{model.name}: {model.arch} {model.weights}".rstrip())
-            print(*(f"  {task.key}  {task.folder}" for task in some), sep="\n")
+    if args.check:
+        check_tasks(select_tasks(args, "datacomp"), settings)
         return
-    found = evaluate(models, tasks, output_dir, settings)
-    for result in found:
-        _remark(result)
-    there = len(models) * len(tasks) - len(found)
-    already = f", {there} were there already" if there else ""
-    print(f"{len(found)} results appended to {output_dir}/{RESULTS}{already}")
+    models, output_dir = select_models(args)
+    tasks = select_tasks(args, models[0].about["benchmark"])
+    if args.dry_run:
+        for model, pending in list_pending(models, tasks, fingerprints(tasks), output_dir, settings):
+            print(f"{model.name}: {model.arch} {model.weights}".rstrip())
+            print(*(f"  {task.key}  {task.folder}" for task in pending), sep="\n")
+        return
+    results = evaluate(models, tasks, output_dir, settings)
+    for result in results:
+        warnings = [f"{count} samples left out: {reason}" for reason, count in result["dropped"].items()]
+        if result["nonfinite"]:
+            warnings.append(f"{result['nonfinite']} features of the model are NaN or infinite and find nothing")
+        if warnings:
+            print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(warnings)}", file=sys.stderr)
+    skipped = len(models) * len(tasks) - len(results)
+    already = f", {skipped} were there already" if skipped else ""
+    print(f"{len(results)} results appended to {output_dir}/{RESULTS}{already}")
 
 
-def _workers() -> int:
-    return min(len(os.sched_getaffinity(0)) - 1, 16)
-
-
-def _models(args: Any) -> tuple[list[Model], str]:
-    """The models that the flags name, and the folder for their results."""
+def select_models(args: Any) -> tuple[list[Model], str]:
+    """Return the models that the flags name, and the folder for their results."""
     if args.train_output_dir:
         models = models_of(args.train_output_dir, every=args.all_checkpoints)
         return models, args.output_dir or args.train_output_dir
@@ -96,23 +103,14 @@ def _models(args: Any) -> tuple[list[Model], str]:
     return [named_model(text, benchmark.name) for text in args.use_model], args.output_dir
 
 
-def _tasks(args: Any, benchmark: str) -> list[Task]:
-    """The tasks that the flags name."""
+def select_tasks(args: Any, benchmark: str) -> list[Task]:
+    """Return the tasks that the flags name."""
     benchmark = get_benchmark(args.benchmark or benchmark)
     tasks = read_tasklist(args.tasklist, args.data_dir) if args.tasklist else tasks_of(benchmark, args.data_dir)
     if args.imagenet_val:
         entry = {"name": "ImageNet 1k", "folder": os.path.abspath(args.imagenet_val)}
         tasks.append(static_task("imagenet1k", entry, args.data_dir))
     return tasks
-
-
-def _remark(result: dict[str, Any]) -> None:
-    """Say what makes a result one to look at again."""
-    what = [f"{count} samples left out: {reason}" for reason, count in result["dropped"].items()]
-    if result["nonfinite"]:
-        what.append(f"{result['nonfinite']} features of the model are no numbers and find nothing")
-    if what:
-        print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(what)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -152,9 +152,10 @@ def check_evaluation(data, wanted=SPLITS):
         assert len(list(Path(task.folder, "test").glob("*.tar"))) == len(list_shards(task.folder))
         ours = read_set(task.folder, [task.kind])
         if task.kind == "classification":
-            assert sorted(ours.labels) == sorted(CLASSES[name].values())
+            assert sorted(sample.label for sample in ours.samples) == sorted(CLASSES[name].values())
         else:
-            assert sorted(ours.captions) == sorted([f"picture {number} of pool"] for number in numbers)
+            captions = sorted(sample.captions for sample in ours.samples)
+            assert captions == sorted([f"picture {number} of pool"] for number in numbers)
 
 
 def test_everything_and_again(tmp_path, pool, uid, build, data):

@@ -276,7 +276,7 @@ def test_tasks_that_cannot_be_are_one_line(model, tmp_path, monkeypatch):
         ("mnist", good): f"error: {tmp_path}/wds_mnist_test/test/nshards.txt: No such file or directory",
         ("misc/winogavil", good): "error: ",
         ("tic/emoji/retrieval/yearly/2014", good): "error: no data for tic/emoji/retrieval/yearly/2014: ",
-        ("tic/emoji/retrieval/yearly/1999", good): "error: unknown task 'tic/emoji/retrieval/yearly/1999'; keys are ",
+        ("tic/emoji/retrieval/yearly/1999", good): "error: unknown evaluation task 'tic/emoji/retrieval/yearly/1999'",
     }
     printed = run("-c", TRIED.format(cases=list(cases), arch=ARCH, data=str(tmp_path)))
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]

@@ -1,13 +1,12 @@
 import pytest
 
-from tic_clip import TicError, models
+from tic_clip import models
 from tic_clip.training import plan as plan_module
 
 
 def by_hand(width, patches, layers, mlp=4):
     """MACs of a transformer's matrix products on ``patches`` tokens: q, k, v, out; scores and sums; the MLP."""
-    each = patches * width * width * (4 + 2 * mlp)
-    return layers * (each + 2 * patches * patches * width)
+    return layers * (patches * width * width * (4 + 2 * mlp) + 2 * patches * patches * width)
 
 
 def test_the_embedded_models_macs_by_hand():
@@ -37,10 +36,3 @@ def test_architectures_are_known_as_openclip_knows_them():
 
     for model in (*open_clip.list_models(), "ViT-Tiny-8-48"):
         models.check_architecture(model)
-
-
-def test_an_unknown_model_is_one_line():
-    with pytest.raises(TicError, match=r"OpenCLIP has no model 'ViT-X'"):
-        models.macs_per_sample("ViT-X")
-    with pytest.raises(TicError, match=r"^OpenCLIP has no model 'ViT-b-16'; similar ones are ViT-B-16,"):
-        models.check_architecture("ViT-b-16")

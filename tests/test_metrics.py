@@ -11,7 +11,7 @@ from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from tic_clip import metrics as metrics_module
-from tic_clip.metrics import KS, RESAMPLES, _rank_both, classification, rank, resampled, retrieval, transfer
+from tic_clip.metrics import KS, RESAMPLES, classification, rank, resample, retrieval, transfer
 
 
 def features(rng, count, dim=8):
@@ -32,12 +32,12 @@ def peer_recalls(images, texts, text_image):
     return recalls
 
 
-@pytest.mark.parametrize("texts_per_image", [1, 3])
+@pytest.mark.parametrize("texts_per_image", [[1], [3], [1, 2, 3, 4]])
 @pytest.mark.parametrize("seed", range(3))
 def test_recall_is_that_of_clip_benchmark(seed, texts_per_image):
     rng = np.random.default_rng(seed)
-    text_image = np.repeat(np.arange(50), texts_per_image)
-    images = features(rng, 50)
+    text_image = rng.permutation(np.repeat(np.arange(48), texts_per_image * (48 // len(texts_per_image))))
+    images = features(rng, 48)
     texts = images[text_image] + features(rng, len(text_image))
     ours, _ = retrieval(images, texts, text_image)
     mean = ours.pop("mean_recall@1")
@@ -46,66 +46,29 @@ def test_recall_is_that_of_clip_benchmark(seed, texts_per_image):
     assert 0.05 < mean < 0.95, "features on which nothing or everything is found show nothing"
 
 
-def test_texts_in_any_order():
-    rng = np.random.default_rng(3)
-    text_image = rng.permutation(np.repeat(np.arange(20), [1, 2, 3, 4] * 5))
-    images, texts = features(rng, 20), features(rng, 50)
-    ours, _ = retrieval(images, texts, text_image)
-    del ours["mean_recall@1"]
-    assert ours == pytest.approx(peer_recalls(images, texts, text_image), abs=1e-6)
-
-
 def test_hand_worked_similarities():
-    # Queries are the rows of the identity, so keys.T is the similarity matrix itself.
+    # Texts are the rows of the identity, so the transposed images are the similarity matrix itself.
     similarities = np.array(
         [
             [0.9, 0.1, 0.2, 0.3],  # its own (0) is first
             [0.5, 0.4, 0.6, 0.1],  # two are above its own (1)
             [0.9, 0.8, 0.1, 0.7],  # all are above its own (2)
-            [0.1, 0.3, 0.2, 0.2],  # one is above its own (3); key 2 ties with it
+            [0.1, 0.3, 0.2, 0.2],  # one is above its own (3); image 2 ties with it
         ]
     )
-    ranks = rank(np.eye(4), similarities.T, np.arange(4))
-    assert ranks.above.tolist() == [0, 2, 3, 1]
-    assert ranks.tied.tolist() == [0, 0, 0, 1]
-    assert [ranks.hits(k).tolist() for k in (1, 2, 3, 4)] == [
+    by_text, by_image = rank(similarities.T, np.eye(4), np.arange(4))
+    assert (by_text.above.tolist(), by_text.tied.tolist()) == ([0, 2, 3, 1], [0, 0, 0, 1])
+    assert [by_text.hits(k).tolist() for k in (1, 2, 3, 4)] == [
         [1, 0, 0, 0],
         [1, 0, 0, 0.5],  # the second place is one of the two that tie
         [1, 1, 0, 1],
         [1, 1, 1, 1],
     ]
     # By column: image 0 ties with text 2, image 1 has 0.8 above 0.4, image 2 is below three and image 3 below two.
-    ranks = rank(similarities.T, np.eye(4), np.arange(4))
-    assert (ranks.above.tolist(), ranks.tied.tolist()) == ([0, 1, 3, 2], [1, 0, 0, 0])
+    assert (by_image.above.tolist(), by_image.tied.tolist()) == ([0, 1, 3, 2], [1, 0, 0, 0])
     metrics, _ = retrieval(images=similarities.T, texts=np.eye(4))
-    assert metrics["image_retrieval_recall@1"] == 1 / 4
-    assert metrics["image_retrieval_recall@5"] == 1
-    assert metrics["text_retrieval_recall@1"] == 1 / 8
-    assert metrics["mean_recall@1"] == 3 / 16
-
-
-def test_of_several_texts_the_best_counts():
-    images = np.eye(2)
-    texts = np.array([[0.1, 0.2], [0.9, 0.1], [0.5, 0.4], [0.3, 0.3]])  # texts 0 and 1 are of image 0, 2 and 3 of 1
-    metrics, _ = retrieval(images, texts, np.array([0, 0, 1, 1]))
-    assert metrics["text_retrieval_recall@1"] == 1  # text 1 is image 0's best, text 2 is image 1's
-    assert metrics["image_retrieval_recall@1"] == 1.5 / 4  # text 1 finds its image, text 3's two images tie
-
-
-def test_own_texts_that_tie_help_each_other():
-    """Image 0 has 0.5 with two of its own three texts, and with three of image 1's; nothing is above."""
-    texts = np.array([[0.5, 0], [0.5, 0], [0.1, 0], [0.5, 0.9], [0.5, 0.9], [0.5, 0.2]])
-    metrics, _ = retrieval(np.eye(2), texts, np.array([0, 0, 0, 1, 1, 1]))
-    assert metrics["text_retrieval_recall@1"] == pytest.approx((2 / 5 + 1) / 2)
-    assert metrics["text_retrieval_recall@5"] == 1
-    _, by_image = _rank_both(np.eye(2), texts, np.array([0, 0, 0, 1, 1, 1]))
-    assert by_image.hits(3)[0] == pytest.approx(1 - 3 / 5 * 2 / 4 * 1 / 3)  # all three drawn are of image 1
-
-
-def test_an_image_without_a_text_is_not_found():
-    metrics, _ = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))
-    assert metrics["text_retrieval_recall@10"] == pytest.approx(2 / 3)
-    assert metrics["image_retrieval_recall@1"] == 1
+    assert (metrics["image_retrieval_recall@1"], metrics["image_retrieval_recall@5"]) == (1 / 4, 1)
+    assert (metrics["text_retrieval_recall@1"], metrics["mean_recall@1"]) == (1 / 8, 3 / 16)
 
 
 def slow_hits(scores, own, k):
@@ -133,33 +96,26 @@ def test_ties_count_as_the_mean_over_all_orders(seed):
 
 def test_a_model_that_tells_nothing_apart_is_chance():
     same = np.tile(features(np.random.default_rng(0), 1), (40, 1))
-    metrics, _ = retrieval(same, same)
-    assert metrics["mean_recall@1"] == pytest.approx(1 / 40)
-    assert metrics["text_retrieval_recall@10"] == pytest.approx(10 / 40)
+    assert retrieval(same, same)[0]["mean_recall@1"] == pytest.approx(1 / 40)
     metrics, _ = classification(same, same[:8], np.arange(40) % 8)
     assert metrics == pytest.approx({"acc1": 1 / 8, "acc5": 5 / 8, "mean_per_class_recall": 1 / 8})
 
 
-def slow_ranks(queries, keys, targets):
-    """(above, tied) from scores in float64, all at once."""
-    scores = queries.astype(np.float64) @ keys.astype(np.float64).T
-    own = np.take_along_axis(scores, targets[:, None], axis=1)
-    others = np.arange(len(keys)) != targets[:, None]
-    return (scores > own + 1e-12).sum(axis=1), ((np.abs(scores - own) <= 1e-12) & others).sum(axis=1)
-
-
 @pytest.mark.parametrize("distance", [0, 1e-7, 1e-3])
 def test_ranks_are_exact_where_float32_can_not_tell(distance, monkeypatch):
-    """Many keys lie next to each other: equal, nearer than float32's error, or apart."""
+    """Many keys are next to each other: equal, nearer than float32's error, or apart."""
     rng = np.random.default_rng(2)
     keys = np.repeat(features(rng, 30, 64), 4, axis=0)
     keys = (keys + distance * rng.normal(size=keys.shape)).astype(np.float32)
     queries, targets = features(rng, 70, 64), rng.integers(0, len(keys), size=70)
-    above, tied = slow_ranks(queries, keys, targets)
+    scores = queries.astype(np.float64) @ keys.astype(np.float64).T
+    own = np.take_along_axis(scores, targets[:, None], axis=1)
+    above = (scores > own + 1e-12).sum(axis=1)
+    tied = ((np.abs(scores - own) <= 1e-12) & (np.arange(len(keys)) != targets[:, None])).sum(axis=1)
     for rows, share in ((1024, 64), (7, 64), (1024, 1), (7, 10**9)):  # also by a product in float64, and never by one
         monkeypatch.setattr(metrics_module, "ROWS", rows)
-        monkeypatch.setattr(metrics_module, "MANY", 1 / share)
-        found = rank(queries, keys, targets)
+        monkeypatch.setattr(metrics_module, "MAX_PAIRS", 1 / share)
+        found, _ = rank(keys, queries, targets)
         assert (found.above.tolist(), found.tied.tolist()) == (above.tolist(), tied.tolist())
     assert (tied == 3).all() if distance == 0 else not tied.any()
 
@@ -180,20 +136,18 @@ def test_tiles_and_order_change_nothing(rows, columns, monkeypatch):
     assert interval == pytest.approx(usual[1])
 
 
-def test_a_model_that_diverged_finds_nothing():
+def test_what_is_not_a_number_finds_nothing():
     broken = np.full((12, 4), np.nan, dtype=np.float32)
     assert set(retrieval(broken, broken)[0].values()) == {0.0}
     assert set(classification(broken, broken, np.arange(12))[0].values()) == {0.0}
     assert set(retrieval(broken[:3], broken[:3])[0].values()) == {0.0}  # also with fewer keys than places
-
-
-def test_a_broken_key_stands_above_all_others():
-    images, texts = np.eye(4), np.eye(4)
-    images[2] = np.nan
-    metrics, _ = retrieval(images, texts)
-    assert metrics["image_retrieval_recall@1"] == 0
-    assert metrics["image_retrieval_recall@5"] == 3 / 4
+    images = np.eye(4)
+    images[2] = np.nan  # it stands above all others
+    metrics, _ = retrieval(images, np.eye(4))
+    assert (metrics["image_retrieval_recall@1"], metrics["image_retrieval_recall@5"]) == (0, 3 / 4)
     assert metrics["text_retrieval_recall@1"] == 3 / 4
+    metrics, _ = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))  # an image without a text
+    assert metrics["text_retrieval_recall@10"] == pytest.approx(2 / 3)
 
 
 def test_memory_does_not_grow_with_all_pairs():
@@ -212,44 +166,34 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < 250_000, f"{grown} kB more"
 
 
-# The interval.
+# --- The interval ---
 
 
 def test_the_interval_is_that_of_drawing_one_by_one():
     rng = np.random.default_rng(1)
     values = rng.choice([0, 0.25, 1], size=(60, 1), p=[0.5, 0.2, 0.3])
     slow = [values[rng.integers(0, 60, size=60)].sum() for _ in range(20_000)]
-    (ours,) = resampled(values)
+    (ours,) = resample(values)
     assert len(ours) == RESAMPLES
     assert ours.mean() == pytest.approx(np.mean(slow), abs=0.5)
     assert ours.std() == pytest.approx(np.std(slow), rel=0.1)
     assert np.percentile(ours, [2.5, 97.5]) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=1)
-    assert (resampled(values) == resampled(values[::-1])).all()
-
-
-def test_the_interval_of_an_accuracy():
-    rng = np.random.default_rng(5)
-    labels = rng.integers(0, 10, size=400)
-    wrong = rng.random(400) < 0.3
-    images = np.eye(10)[(labels + wrong) % 10]
-    metrics, (low, high) = classification(images, np.eye(10), labels)
-    wald = 1.96 * np.sqrt(metrics["acc1"] * (1 - metrics["acc1"]) / 400)
-    assert (low, high) == pytest.approx((metrics["acc1"] - wald, metrics["acc1"] + wald), abs=0.01)
+    assert (resample(values) == resample(values[::-1])).all()
 
 
 def test_the_interval_of_retrieval_keeps_an_image_and_its_texts_together():
     """Image 0 has nine of ten texts: whether it is drawn decides over nearly all of them."""
-    rng = np.random.default_rng(6)
     text_image = np.array([0] * 9 + [1])
-    images, texts = np.eye(2), np.array([[1.0, 0]] * 9 + [[1.0, 0]])  # image 1's text finds image 0
-    metrics, (low, high) = retrieval(images, texts, text_image)
-    drawn = rng.integers(0, 2, size=(20_000, 2))
-    zeros = (drawn == 0).sum(axis=1)
+    metrics, (low, high) = retrieval(np.eye(2), np.array([[1.0, 0]] * 10), text_image)  # image 1's text finds image 0
+    zeros = (np.random.default_rng(6).integers(0, 2, size=(20_000, 2)) == 0).sum(axis=1)
     by_text = 9 * zeros / (9 * zeros + (2 - zeros))
     by_image = (zeros * 9 / 10 + (2 - zeros) / 10) / 2  # each image has one score with all ten texts
     slow = (by_image + by_text) / 2
     assert (low, high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
     assert metrics["image_retrieval_recall@1"] == 0.9
+
+
+# --- Accuracy and transfer ---
 
 
 def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
@@ -266,56 +210,27 @@ def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
     assert ours == pytest.approx({"acc1": acc1, "acc5": acc5, "mean_per_class_recall": recall}, abs=1e-6)
     assert ours["acc5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=np.arange(10)))
     assert 0.3 < ours["acc1"] < ours["acc5"] < 1
-
-
-def test_mean_per_class_recall_leaves_out_classes_without_samples():
-    classifier = np.eye(6)
-    images, labels = np.eye(6)[[0, 0, 0, 1, 2]], np.array([0, 0, 0, 1, 1])  # class 0: 3 of 3, class 1: 1 of 2
-    metrics, _ = classification(images, classifier, labels)
-    assert metrics["acc1"] == pytest.approx(4 / 5)
-    assert metrics["mean_per_class_recall"] == pytest.approx((1 + 1 / 2) / 2)
-
-
-def test_fewer_than_five_classes_have_no_acc5():
-    assert classification(np.eye(4), np.eye(4), np.arange(4))[0] == {"acc1": 1.0, "mean_per_class_recall": 1.0}
-    assert classification(np.eye(5), np.eye(5), np.arange(5))[0]["acc5"] == 1.0
+    assert "acc5" not in classification(np.eye(4), np.eye(4), np.arange(4))[0]
 
 
 def test_the_accuracy_of_a_group_is_a_choice_within_it():
-    classifier = np.eye(6)
     # Three samples of class 1: two look most like class 5, and of these one more like 1 than like 2.
     images = np.array(
         [[0, 0.8, 0.1, 0, 0, 0.2], [0, 0.5, 0.1, 0, 0, 0.9], [0, 0.1, 0.5, 0, 0, 0.9], [0, 0, 0, 1, 0, 0]]
     )
     groups = {"first": [2, 1], "last": [3, 4, 5], "none": [0]}
-    metrics, _ = classification(images, classifier, np.array([1, 1, 1, 3]), groups)
-    assert metrics["acc1"] == pytest.approx(2 / 4)
-    assert metrics["acc1/first"] == pytest.approx(2 / 3)
-    assert metrics["acc1/last"] == 1
+    metrics, _ = classification(images, np.eye(6), np.array([1, 1, 1, 3]), groups)
+    assert (metrics["acc1"], metrics["acc1/first"], metrics["acc1/last"]) == pytest.approx((2 / 4, 2 / 3, 1))
     assert "acc1/none" not in metrics
 
 
 def test_transfer_by_hand():
-    matrix = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 12]])
+    matrix = np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 12]])
     assert transfer(matrix) == {"id": 6.0, "backward": pytest.approx(19 / 3), "forward": pytest.approx(11 / 3)}
-
-
-def test_a_missing_cell_makes_its_figure_missing():
-    matrix = np.ones((3, 3))
-    matrix[2, 0] = np.nan
-    figures = transfer(matrix)
-    assert math.isnan(figures["backward"])
-    assert (figures["id"], figures["forward"]) == (1, 1)
-
-
-def test_one_step_has_no_transfer():
-    figures = transfer(np.array([[0.5]]))
-    assert figures["id"] == 0.5
-    assert math.isnan(figures["backward"])
-    assert math.isnan(figures["forward"])
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (4,), (2, 2, 2)])
-def test_only_a_square_matrix_has_transfer(shape):
+    matrix[2, 0] = np.nan  # a missing cell
+    assert math.isnan(transfer(matrix)["backward"])
+    assert (transfer(matrix)["id"], transfer(matrix)["forward"]) == (6, pytest.approx(11 / 3))
+    one = transfer(np.array([[0.5]]))
+    assert (one["id"], math.isnan(one["backward"]), math.isnan(one["forward"])) == (0.5, True, True)
     with pytest.raises(ValueError, match="square"):
-        transfer(np.zeros(shape))
+        transfer(np.zeros((2, 3)))

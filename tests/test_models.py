@@ -18,21 +18,21 @@ def finish(run, step, checkpoint="checkpoints/epoch_2.pt", **plan):
 
 
 def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):
+    (tmp_path / "2019").mkdir()  # begun and not finished
+    with pytest.raises(TicError, match=r"no STEP/done.json"):
+        models_of(str(tmp_path))
     months = {"benchmark": "datacomp", "model": "ViT-B-16"}
     for step in ("2018", "2014-2016"):  # from before plans had MACs
         finish(tmp_path, step, **months)
     finish(tmp_path, "2017", macs_seen=123, **months)
-    (tmp_path / "2019").mkdir()  # begun and not finished
-    models = models_of(str(tmp_path))
-    assert [model.name for model in models] == ["oracle 2014-2016", "oracle 2017", "oracle 2018"]
-    assert models[1].weights == str(tmp_path / "2017" / "checkpoints" / "epoch_2.pt")
-    assert models[1].arch == "ViT-B-16"
-    about = {"method": "oracle", "scale": "tic_tiny", "step": "2017", "samples_seen": 64, "seed": None, "filter": None}
-    settings = models[1].about.pop("settings")
-    assert models[1].about == {"benchmark": "datacomp", **about, "macs_seen": 123}
-    assert models[0].about == {"benchmark": "datacomp", **about, "macs_seen": None, "step": "2014-2016"} | {
-        "settings": settings
-    }
+    first, second, third = models_of(str(tmp_path))
+    assert [first.name, second.name, third.name] == ["oracle 2014-2016", "oracle 2017", "oracle 2018"]
+    assert second.weights == str(tmp_path / "2017" / "checkpoints" / "epoch_2.pt")
+    assert second.arch == "ViT-B-16"
+    about = {"benchmark": "datacomp", "method": "oracle", "scale": "tic_tiny", "samples_seen": 64, "seed": None}
+    about |= {"filter": None, "settings": second.about["settings"]}
+    assert second.about == {**about, "step": "2017", "macs_seen": 123}
+    assert first.about == {**about, "step": "2014-2016", "macs_seen": None}
 
 
 def test_runs_that_differ_in_the_seed_only_have_the_same_settings(tmp_path):
@@ -58,38 +58,26 @@ def test_the_checkpoints_inside_a_step(tmp_path):
     assert models_of(str(tmp_path)) == [last]
 
 
-def test_a_run_without_a_finished_step(tmp_path):
-    (tmp_path / "2014").mkdir()
-    with pytest.raises(TicError, match=r"no STEP/done.json"):
-        models_of(str(tmp_path))
-
-
-def released(folder, *years):
-    for year in years:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / f"checkpoints/{year}.pt").touch()
-    return str(folder)
-
-
 def test_released_models(tmp_path):
-    folder = released(tmp_path / "TiC-CLIP-bestpool-oracle", 2022, 2016, 2019)
-    models = released_models(folder + "/")
+    folder = tmp_path / "TiC-CLIP-bestpool-oracle"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("TiC-CLIP-basic", "basic-oracle", "run"):
+        with pytest.raises(TicError, match="is not called as a released model; they are TiC-CLIP-basic-cumulative, "):
+            released_models(str(tmp_path / name))
+    with pytest.raises(TicError, match="has no checkpoints"):
+        released_models(str(folder))
+    for year in (2022, 2016, 2019):
+        (folder / f"checkpoints/{year}.pt").touch()
+    models = released_models(f"{folder}/")
     steps = ["2014-2016", "2019", "2022"]
     assert [model.name for model in models] == [f"bestpool-oracle {step}" for step in steps]
     about = {"benchmark": "datacomp", "method": "oracle", "filter": "bestpool", "scale": "released"}
     assert [model.about for model in models] == [{**about, "step": step} for step in steps]
     assert models[0].weights == f"{folder}/checkpoints/2016.pt"
     assert {model.arch for model in models} == {"ViT-B-16"}
-
-
-def test_folders_that_hold_no_released_model(tmp_path):
-    for name in ("TiC-CLIP-basic", "basic-oracle", "run"):
-        with pytest.raises(TicError, match="is not called as a released model; they are TiC-CLIP-basic-cumulative, "):
-            released_models(str(tmp_path / name))
-    with pytest.raises(TicError, match="has no checkpoints"):
-        released_models(str(tmp_path / "TiC-CLIP-basic-oracle"))
+    (folder / "checkpoints/last.pt").touch()
     with pytest.raises(TicError, match=r"has last\.pt, which is of no year"):
-        released_models(released(tmp_path / "TiC-CLIP-basic-oracle", 2016, "last"))
+        released_models(str(folder))
 
 
 def test_models_by_name(tmp_path):
@@ -113,10 +101,8 @@ def test_models_by_name(tmp_path):
         ("ViT-B-16", "a model is"),
         ("hf-hub:apple", "a model is"),
         ("ViT-Z openai", "OpenCLIP has no model 'ViT-Z'"),
-        (
-            "RN50 laion2b",
-            r"neither a checkpoint file nor a pretrained tag of RN50 \(openai, yfcc15m, cc12m\)",
-        ),
+        ("ViT-b-16 openai", "OpenCLIP has no model 'ViT-b-16'; similar ones are ViT-B-16,"),
+        ("RN50 laion2b", r"neither a checkpoint file nor a pretrained tag of RN50 \(openai, yfcc15m, cc12m\)"),
         ("hf-hub:apple/x openai", "hf-hub:apple/x has its own weights"),
     ],
 )

@@ -41,12 +41,12 @@ class Benchmark:
     """
 
     name: str
-    dataset: str
-    cadence: str
     title: str
     steps: tuple[Step, ...]
     tasks: dict[str, str]
     prepare_with: str
+    dataset: str
+    cadence: str = "yearly"
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
 
     def __post_init__(self) -> None:
@@ -71,11 +71,7 @@ class Benchmark:
         return f"{folder} is missing: run {script}, or set DATA_DIR (now {data_dir}) to the folder of {self.root}/"
 
     def step_index(self, name: str) -> int:
-        """Return the index of the step called ``name``.
-
-        Raises:
-            TicError: unknown step; the message lists the valid ones.
-        """
+        """Return the index of the step called ``name``; the TicError for an unknown one lists the valid names."""
         names = [step.name for step in self.steps]
         if name not in names:
             raise TicError(f"unknown step {name!r} of {self.name}; the steps are {', '.join(names)}")
@@ -100,73 +96,49 @@ MONTHS = tuple(
 )
 """The 102 months of TiC-DataComp. They are crawl dumps, so some calendar months do not exist."""
 
-_FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
-_DATACOMP_FILTERS = {"basic": "train", "bestpool": "train_bestpool"}
-_BUILD = "dataset_creation/tic-datacomp/build_tic_datacomp.sh"
-_PACK = "dataset_creation/tic-{}/create_splits.py and dataset_creation/create_tars.py"
-_DATACOMP_TASKS = {"retrieval": "retrieval", "datacompnet": "classification"}
 
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            name="datacomp",
-            dataset="datacomp",
-            cadence="yearly",
-            title="TiC-DataComp",
-            steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
-            tasks=_DATACOMP_TASKS,
-            filters=_DATACOMP_FILTERS,
-            prepare_with=_BUILD,
-        ),
-        Benchmark(
-            name="datacomp_monthly",
-            dataset="datacomp",
-            cadence="monthly",
-            title="TiC-DataComp (monthly)",
-            steps=_single(*MONTHS),
-            tasks=_DATACOMP_TASKS,
-            filters=_DATACOMP_FILTERS,
-            prepare_with=_BUILD,
-        ),
-        Benchmark(
-            name="yfcc15m",
-            dataset="yfcc15m",
-            prepare_with=_PACK.format("yfcc15m"),
-            cadence="yearly",
-            title="TiC-YFCC15M",
-            steps=_single("2004-2008", "2009-2010", "2011-2012", "2013-2014"),
-            tasks={"retrieval": "retrieval"},
-        ),
-        Benchmark(
-            name="yfcc15m_2011",
-            dataset="yfcc15m_2011",
-            prepare_with=_PACK.format("yfcc15m"),
-            cadence="yearly",
-            title="TiC-YFCC15M (2008-2011 first)",
-            steps=_single("2008-2011", "2012", "2013", "2014"),
-            tasks={"retrieval": "retrieval"},
-        ),
-        Benchmark(
-            name="redcaps",
-            dataset="redcaps",
-            prepare_with=_PACK.format("redcaps"),
-            cadence="yearly",
-            title="TiC-RedCaps",
-            steps=_single("2011-2017", "2018", "2019", "2020"),
-            tasks={"retrieval": "retrieval"},
-        ),
-        Benchmark(
-            name="emoji",
-            dataset="emoji",
-            prepare_with="scripts/run_emoji_cumulative.sh",
-            cadence="yearly",
-            title="TiC-Emoji",
-            steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
-            tasks={"retrieval": "retrieval", "emojinet": "classification"},
-        ),
+def _datacomp(name: str, title: str, cadence: str, steps: tuple[Step, ...]) -> Benchmark:
+    return Benchmark(
+        name=name,
+        title=title,
+        steps=steps,
+        tasks={"retrieval": "retrieval", "datacompnet": "classification"},
+        prepare_with="dataset_creation/tic-datacomp/build_tic_datacomp.sh",
+        dataset="datacomp",
+        cadence=cadence,
+        filters={"basic": "train", "bestpool": "train_bestpool"},
     )
-}
+
+
+def _packed(name: str, title: str, source: str, *steps: str) -> Benchmark:
+    return Benchmark(
+        name=name,
+        title=title,
+        steps=_single(*steps),
+        tasks={"retrieval": "retrieval"},
+        prepare_with=f"dataset_creation/tic-{source}/create_splits.py and dataset_creation/create_tars.py",
+        dataset=name,
+    )
+
+
+_FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
+_YEARS = (_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022"))
+_TABLE = (
+    _datacomp("datacomp", "TiC-DataComp", "yearly", _YEARS),
+    _datacomp("datacomp_monthly", "TiC-DataComp (monthly)", "monthly", _single(*MONTHS)),
+    _packed("yfcc15m", "TiC-YFCC15M", "yfcc15m", "2004-2008", "2009-2010", "2011-2012", "2013-2014"),
+    _packed("yfcc15m_2011", "TiC-YFCC15M (2008-2011 first)", "yfcc15m", "2008-2011", "2012", "2013", "2014"),
+    _packed("redcaps", "TiC-RedCaps", "redcaps", "2011-2017", "2018", "2019", "2020"),
+    Benchmark(
+        name="emoji",
+        title="TiC-Emoji",
+        steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
+        tasks={"retrieval": "retrieval", "emojinet": "classification"},
+        prepare_with="scripts/run_emoji_cumulative.sh",
+        dataset="emoji",
+    ),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 
 
 def get_benchmark(name: str) -> Benchmark:

@@ -1,9 +1,9 @@
-"""The models that are evaluated: a run of ours, released checkpoints, or anything that OpenCLIP can load."""
+"""Models that OpenCLIP can make: their names, weights and cost, and how to load them."""
 
 import difflib
 import warnings
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +27,33 @@ class Model:
     weights: str
     about: dict[str, Any] = field(default_factory=dict)  # goes into each result: benchmark, method, step, …
 
+    @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the checkpoint file, or the architecture and the tag."""
+        """Return the SHA-256 of the checkpoint file, or the architecture and the tag."""
         from tic_clip.weights import fingerprint
 
         return fingerprint(self.weights) if Path(self.weights).is_file() else f"{self.arch} {self.weights}".strip()
 
 
 def named_model(text: str, benchmark: str) -> Model:
-    """The model that ``--use_model`` names: ``ARCH FILE``, ``ARCH TAG``, or ``hf-hub:OWNER/NAME``.
+    """Return the model called ``ARCH FILE``, ``ARCH TAG`` or ``hf-hub:OWNER/NAME``; a TicError if there is none.
 
     Its family in figures is its tag up to the first ``_`` (openai, laion2b), the hub's owner, or the architecture.
-
-    Raises:
-        TicError: there is no such architecture, file or tag.
     """
-    arch, _, weights = text.strip().partition(" ")
+    arch, weights = [*text.split(maxsplit=1), "", ""][:2]
     weights = weights.strip()
     if not weights and not (arch.startswith(HUB) and "/" in arch):
         kinds = '"ARCH FILE", "ARCH TAG" as in "ViT-B-16 openai", or "hf-hub:OWNER/NAME"'
         raise TicError(f"a model is {kinds}, not {text!r}")
     check_model(arch, weights)
-    family = weights.partition("_")[0] if not Path(weights).is_file() else arch
+    family = arch if Path(weights).is_file() else weights.partition("_")[0]
     if not weights:
         family = arch.removeprefix(HUB).partition("/")[0]
     return Model(name=text.strip(), arch=arch, weights=weights, about={"benchmark": benchmark, "family": family})
 
 
 def check_model(arch: str, weights: str) -> None:
-    """Whether OpenCLIP has such a model, without loading it.
-
-    Raises:
-        TicError: it has no such architecture, or ``weights`` is neither a file nor a tag of it.
-    """
+    """Raise a TicError if OpenCLIP has no such architecture, or ``weights`` is neither a file nor a tag of it."""
     if arch.startswith(HUB):
         if weights:
             raise TicError(f"{arch} has its own weights, so there is nothing to load from {weights}")
@@ -75,12 +69,9 @@ def check_model(arch: str, weights: str) -> None:
 
 
 def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
-    """(model in evaluation mode, image transform, tokenizer) of an architecture with a checkpoint file, a tag, or "".
+    """Return what ``make_model`` does, with the weights of a checkpoint file, of a tag, or "" for a model of the hub.
 
-    No code of a checkpoint is run: files are loaded by ``weights.load``, and torch's own safety stays on for the rest.
-
-    Raises:
-        TicError: OpenCLIP knows neither, the weights can't be fetched, or the file does not fit the architecture.
+    No code of a checkpoint is run. A TicError says that it can't be fetched or does not fit the architecture.
     """
     from tic_clip.weights import load, mismatch
 
@@ -89,8 +80,7 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
         return make_model(arch, device, tag=weights or None)
     model, *rest = make_model(arch, device)
     state = load(weights)
-    difference = mismatch(state, model.state_dict())
-    if difference:
+    if difference := mismatch(state, model.state_dict()):
         raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
     model.load_state_dict(state)
     return model, *rest
@@ -98,18 +88,14 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
 
 @cache
 def _get_tokenizer(arch: str) -> Any:
-    """The tokenizer of an architecture, one for all models of it."""
+    """Return the tokenizer of an architecture, one for all models of it."""
     import open_clip
 
     return open_clip.get_tokenizer(arch)
 
 
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
-    """(model in evaluation mode, image transform, tokenizer) of an architecture, random or with a pretrained tag.
-
-    Raises:
-        TicError: it can't be made, or its weights can't be fetched.
-    """
+    """Return (model in evaluation mode, image transform, tokenizer), with random weights or those of a tag."""
     import open_clip
 
     open_clip.add_model_config(MODEL_CONFIGS)
@@ -122,27 +108,18 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
 
 
 def check_architecture(model: str) -> None:
-    """Whether OpenCLIP has such an architecture; nothing of it is imported, its list is that of its files.
-
-    Raises:
-        TicError: it has none; the message names those with a similar name.
-    """
+    """Raise a TicError, with similar names, if OpenCLIP has no such architecture; imports nothing of it."""
     folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
-    names = sorted(path.stem for folder in folders for path in folder.glob("*.json"))
-    if model not in names:
-        lower = {name.lower(): name for name in names}
-        close = [lower[name] for name in difflib.get_close_matches(model.lower(), lower)]
+    names = {path.stem.lower(): path.stem for folder in folders for path in sorted(folder.glob("*.json"))}
+    if model not in names.values():
+        close = [names[name] for name in difflib.get_close_matches(model.lower(), names)]
         hint = f"similar ones are {', '.join(close)}" if close else "ViT-B-16 is one that it has"
         raise TicError(f"OpenCLIP has no model {model!r}; {hint}, `open_clip.list_models()` names all")
 
 
 @cache
 def macs_per_sample(model: str) -> int:
-    """MACs of one forward pass of an OpenCLIP architecture on one image and one text.
-
-    Raises:
-        TicError: OpenCLIP has no such model.
-    """
+    """Return the MACs of one forward pass of an OpenCLIP architecture on one image and one text."""
     check_architecture(model)
     import open_clip
     import torch

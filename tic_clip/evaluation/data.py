@@ -1,330 +1,237 @@
 """The samples of an evaluation set: where each image lies, its class or captions, and the names of the classes.
 
-Three layouts are read: splits of ours, clip_benchmark's webdatasets (``test/{0,1,...}.tar``), and pictures in folders,
-a class each, as ImageNet has them. A webdataset's captions are the lines of a sample's text.
+Three layouts are read: splits of ours, clip_benchmark's webdatasets (``test/{0,1,...}.tar``), and folders of images,
+one a class, as ImageNet has them. A webdataset's captions are the lines of a sample's text.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_shards, sizes_if_known
-from tic_clip.data.tar import IMAGES, Sample, open_shard, samples
-from tic_clip.data.uids import UID
-from tic_clip.storage import NotFoundError, exists, is_dir, list_files, list_folders, open_file, read_bytes
+from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
+from tic_clip.storage import exists, list_files, list_folders, open_file, read_bytes
 
-BAD_IMAGE = "bad image"
 LABEL = {"retrieval": "txt", "classification": "cls"}
 """The member of a sample that a kind of task needs beside the image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(NamedTuple):
     """The class names and prompt templates of a classification task; ``{c}`` stands for the name."""
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
 
 
+class EvalSample(NamedTuple):
+    """An image, ``size`` bytes at ``offset`` of the file ``path``, with its class id and its captions, if asked for."""
+
+    path: str
+    name: str  # in messages
+    offset: int
+    size: int
+    label: int = -1
+    captions: Sequence[str] = ()
+
+
 @dataclass(kw_only=True)
 class EvalSet:
-    """N samples: sample i's image is ``size[i]`` bytes at ``offset[i]`` of ``files[file[i]]``.
+    """The samples of a folder; ``dropped`` counts those left out, by reason.
 
-    ``labels`` (N,) are class ids, ``captions`` the texts of each image; each is there if it was asked for. ``dropped``
-    counts the samples that are left out, by reason; ``coverage`` is the share of the split's UID list that is there, or
-    None where no list is.
+    ``coverage``: the share of the split's UID list that is in its shards, or None without a list.
     """
 
-    files: list[str]
-    file: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    labels: np.ndarray | None = None
-    captions: list[list[str]] | None = None
+    samples: list[EvalSample]
     classes: Classes | None = None
     coverage: float | None = None
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return len(self.file)
+        return len(self.samples)
 
-    @cached_property
+    @property
     def texts(self) -> list[str]:
-        """The different captions, each once: equal captions have equal features then, to the last bit."""
-        return list(dict.fromkeys(caption for some in self.captions or () for caption in some))
-
-    @property
-    def text_image(self) -> np.ndarray:
-        """(M,) the image of each caption."""
-        return np.repeat(np.arange(len(self)), [len(some) for some in self.captions])
-
-    @property
-    def text_of(self) -> np.ndarray:
-        """(M,) where each caption stands in ``texts``."""
-        place = {text: i for i, text in enumerate(self.texts)}
-        return np.array([place[caption] for some in self.captions for caption in some], dtype=np.int64)
-
-    def without(self, bad: list[int]) -> "EvalSet":
-        """The set without some images, which are counted; ``texts`` stays as it is."""
-        if not bad:
-            return self
-        keep = np.delete(np.arange(len(self)), bad)
-        rest = replace(
-            self,
-            file=self.file[keep],
-            offset=self.offset[keep],
-            size=self.size[keep],
-            labels=self.labels[keep] if self.labels is not None else None,
-            captions=[self.captions[i] for i in keep] if self.captions is not None else None,
-            dropped=self.dropped + Counter({BAD_IMAGE: len(bad)}),
-        )
-        rest.texts = self.texts
-        return rest
-
-    def images(self, start: int, stop: int) -> Iterator[bytes]:
-        """The images of samples ``start`` to ``stop``, as they lie in their files; one read for those side by side."""
-        for number, run in groupby(range(start, stop), key=self.file.__getitem__):
-            which = list(run)
-            first, last = self.offset[which].min(), (self.offset + self.size)[which[0] : which[-1] + 1].max()
-            with open_file(self.files[number]) as file:
-                file.seek(int(first))
-                data = file.read(int(last - first))
-            for i in which:
-                begin = int(self.offset[i] - first)
-                yield data[begin : begin + int(self.size[i])]
-
-    def name(self, i: int) -> str:
-        """What to call sample ``i`` in a message: its shard and key, or its file."""
-        path = self.files[self.file[i]]
-        if not path.endswith(".tar"):
-            return path
-        with open_shard(path) as shard:
-            inside = (one.key for one in samples(shard) if (self.offset[i], self.size[i]) in one.members.values())
-            return f"{path}: sample {next(inside)}"
+        """Return the different captions: each is encoded once, so equal ones have equal features to the last bit."""
+        return list(dict.fromkeys(caption for sample in self.samples for caption in sample.captions))
 
 
-def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False) -> EvalSet:
-    """The samples of a task's folder, with what tasks of ``kinds`` (of ``LABEL``) need.
+def read_images(samples: Sequence[EvalSample]) -> Iterator[bytes]:
+    """Yield the image of each sample; those side by side in a shard in a cloud are one request."""
+    for path, group in groupby(samples, key=lambda sample: sample.path):
+        run = list(group)
+        with open_file(path, block_size=max(run[-1].offset + run[-1].size - run[0].offset, 1)) as file:
+            for sample in run:
+                file.seek(sample.offset)
+                yield file.read(sample.size)
+
+
+class UnusableSample(TicError):
+    """A sample that lacks what a task needs; ``args``: the reason to count it under, and details."""
+
+
+def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, first_only: bool = False) -> EvalSet:
+    """Return the samples of a folder, with what tasks of ``kinds`` (of ``LABEL``) need.
+
+    ``first_only``: of the first shard alone that has some, as a check.
 
     Raises:
         TicError: it has no sample, not as many as its table says, no class names, or a sample without what is needed;
             with ``skip_bad`` such a sample is counted in ``dropped`` instead.
     """
-    classes = read_classes(folder) if "classification" in kinds else None
-    reader = _Reader(kinds, classes, skip_bad)
-    if not is_pictures(folder):
-        sizes = shard_sizes(folder)
-        for path, wanted in sizes.items():
-            reader.add_shard(path, wanted)
-    elif "retrieval" in kinds:
-        raise TicError(f"{folder} has folders of pictures, which is a layout for classes: there are no captions")
-    else:
-        for label, path in enumerate(list_folders(folder)):
-            reader.add_pictures(path, label)
-    found = reader.result()
-    if not len(found):
+    found = EvalSet(samples=[], classes=read_classes(folder) if "classification" in kinds else None)
+    images = image_folders(folder)
+    if images and "retrieval" in kinds:
+        raise TicError(f"{folder} has a folder of images for each class, and no captions")
+    for label, files in enumerate(images.values()):
+        found.samples += [EvalSample(path, path, 0, size, label) for path, size in files]
+    for path, count in () if images else shard_sizes(folder).items():
+        if not (first_only and found.samples):
+            _read_shard(path, count, kinds, found, skip_bad)
+    if not found.samples:
         raise TicError(f"{folder} holds no sample" + (" that can be used" if found.dropped else ""))
-    listed = _listed_uids(folder)
+    listed = _count_listed_uids(folder)
     found.coverage = (len(found) + found.dropped.total()) / listed if listed else None
     return found
 
 
-class _Reader:
-    """Gathers the samples of an ``EvalSet``."""
+def _read_shard(path: str, count: int | None, kinds: Collection[str], found: EvalSet, skip_bad: bool) -> None:
+    """Add the samples of a tar, which must be ``count`` in number if that is known."""
+    with open_shard(path) as shard:
+        members = list(samples(shard))
+        if count is not None and len(members) != count:
+            raise TicError(f"{path} holds {len(members)} samples, its {SIZES} says {count}")
+        for sample in members:
+            name = f"{path}: sample {sample.key}"
+            try:
+                image, *labels = _parse(sample, shard, kinds, found.classes)
+                found.samples.append(EvalSample(path, name, *sample.members[image], *labels))
+            except UnusableSample as error:
+                if not skip_bad:
+                    raise TicError(f"{name}: {': '.join(error.args)} (--skip_bad leaves it out)") from None
+                found.dropped[error.args[0]] += 1
 
-    def __init__(self, kinds: Collection[str], classes: Classes | None, skip_bad: bool) -> None:
-        self.kinds, self.classes, self.skip_bad = kinds, classes, skip_bad
-        self.files: list[str] = []
-        self.places: list[tuple[int, int, int]] = []
-        self.labels: list[int] = []
-        self.captions: list[list[str]] = []
-        self.dropped: Counter = Counter()
 
-    def add_shard(self, path: str, wanted: int | None) -> None:
-        """Add the samples of a tar, which must be ``wanted`` in number if that is known."""
-        self.files.append(path)
-        with open_shard(path) as shard:
-            found = list(samples(shard))
-            if wanted is not None and len(found) != wanted:
-                raise TicError(f"{path} holds {len(found)} samples, its {SIZES} says {wanted}")
-            for sample in found:
-                reason = self._add(sample, shard)
-                if reason:
-                    self.drop(f"{path}: sample {sample.key}", *reason)
-
-    def _add(self, sample: Sample, shard: Any) -> tuple[str, str] | None:
-        """Add a sample of a shard, or say (reason to count it under, what is wrong)."""
-        image = next((suffix for suffix in IMAGES if suffix in sample.members), "image")
-        for suffix in (image, *(LABEL[kind] for kind in self.kinds)):
-            if suffix not in sample.members:
-                return f"no {suffix}", f"has no {suffix}"
-        label, captions = -1, []
+def _parse(
+    sample: Sample, shard: Buffer, kinds: Collection[str], classes: Classes | None
+) -> tuple[str, int, list[str]]:
+    """Return the suffix of a sample's image, its class id and its captions; raise an ``UnusableSample``."""
+    image = next((suffix for suffix in IMAGES if suffix in sample.members), "image")
+    label, captions = -1, []
+    for suffix in (image, *(LABEL[kind] for kind in kinds)):
+        if suffix not in sample.members:
+            raise UnusableSample(f"no {suffix}")
         try:
-            if "classification" in self.kinds:
-                label = int(sample.read(shard, "cls"))
-            if "retrieval" in self.kinds:
-                captions = [line for line in sample.read(shard, "txt").decode().splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            return "bad txt", f"has a bad txt: {error}"
+            if suffix == "cls":
+                label = int(sample.read(shard, suffix))
+            elif suffix == "txt":
+                captions = [line for line in sample.read(shard, suffix).decode().splitlines() if line.strip()]
         except ValueError as error:
-            return "bad cls", f"has a bad cls: {error}"
-        if "retrieval" in self.kinds and not captions:
-            return "empty caption", "has an empty caption"
-        if self.classes and not 0 <= label < len(self.classes.names):
-            return "unknown class id", f"has class id {label}, there are {len(self.classes.names)} class names"
-        self.places.append((len(self.files) - 1, *sample.members[image]))
-        self.labels.append(label)
-        self.captions.append(captions)
-        return None
-
-    def add_pictures(self, folder: str, label: int) -> None:
-        """Add the pictures of a class."""
-        for path, size in _pictures(folder):
-            self.files.append(path)
-            self.places.append((len(self.files) - 1, 0, size))
-            self.labels.append(label)
-
-    def drop(self, name: str, reason: str, message: str) -> None:
-        """Count a sample that can't be used, or refuse it."""
-        if not self.skip_bad:
-            raise TicError(f"{name} {message} (--skip_bad leaves such samples out)")
-        self.dropped[reason] += 1
-
-    def result(self) -> EvalSet:
-        """All that was added."""
-        places = np.array(self.places, dtype=np.int64).reshape(-1, 3)
-        return EvalSet(
-            files=self.files,
-            file=places[:, 0],
-            offset=places[:, 1],
-            size=places[:, 2],
-            labels=np.array(self.labels, dtype=np.int64) if "classification" in self.kinds else None,
-            captions=self.captions if "retrieval" in self.kinds else None,
-            classes=self.classes,
-            dropped=self.dropped,
-        )
+            raise UnusableSample(f"bad {suffix}", str(error)) from None
+    if "retrieval" in kinds and not captions:
+        raise UnusableSample("empty caption")
+    if classes and not 0 <= label < len(classes.names):
+        raise UnusableSample("unknown class id", f"{label}, there are {len(classes.names)} class names")
+    return image, label, captions
 
 
-# Where the samples are.
+# --- Where the samples are ---
 
 
-def is_pictures(folder: str) -> bool:
-    """Whether a folder has no shards, but folders of pictures."""
+def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
+    """Return the folders of images in ``folder`` -> (path, bytes) of each image; {} if it is a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):
-        return False
-    return any(_pictures(path) for path in list_folders(folder)[:3])
-
-
-def _pictures(folder: str) -> list[tuple[str, int]]:
-    return [(path, size) for path, size in list_files(folder) if path.rpartition(".")[2].lower() in IMAGES]
+        return {}
+    images = [(path, size) for path, size in list_files(folder, "*/*") if path.rpartition(".")[2].lower() in IMAGES]
+    folders = {path: [] for path in list_folders(folder)} if images else {}
+    for path, size in images:
+        folders[path.rpartition("/")[0]].append((path, size))
+    return folders
 
 
 def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
-    """The shards of a split, or of clip_benchmark's ``test/`` in it, with their samples where a table counts them.
+    """Return the shards of a split, or of clip_benchmark's ``test/`` in it -> their samples, None without a table.
 
     Raises:
         TicError: there are none, or not as many as ``nshards.txt`` says.
     """
-    own = any(list_files(folder, f"{at}*.tar") for at in ("", "[0-9]*/"))
-    if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not own:
+    is_split = any(list_files(folder, pattern) for pattern in ("*.tar", "[0-9]*/*.tar"))
+    if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not is_split:
         folder = f"{folder}/{CLIP_BENCHMARK_DIR}"
-        found, there = len(list_shards(folder)), exists(f"{folder}/nshards.txt")
-        wanted = read_bytes(f"{folder}/nshards.txt").decode().strip() if there else str(found)
-        if str(found) != wanted:
-            raise TicError(f"{folder} has {found} shards, its nshards.txt says {wanted}")
+        count, table = len(list_shards(folder)), f"{folder}/nshards.txt"
+        expected = read_bytes(table).decode().strip() if exists(table) else str(count)
+        if str(count) != expected:
+            raise TicError(f"{folder} has {count} shards, its nshards.txt says {expected}")
     try:
         return sizes_if_known(folder)
     except EmptySplitError:
         return {}
 
 
-def _listed_uids(folder: str) -> int | None:
-    """How many UIDs the list of a split has; each part of a split has the whole list."""
-    for path, size in [entry for at in ("", "*/") for entry in list_files(folder, f"{at}{SUBSET}")][:1]:
+def _count_listed_uids(folder: str) -> int | None:
+    """Return how many UIDs the list of a split has; each part of a split has the whole list."""
+    for path, _ in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:
         with open_file(path) as file:
-            header = file.read(10)
-            return (size - 10 - int.from_bytes(header[8:10], "little")) // UID.itemsize
+            np.lib.format.read_magic(file)
+            return np.lib.format.read_array_header_1_0(file)[0][0]
     return None
 
 
 def read_classes(folder: str) -> Classes:
-    """The class names and templates of a task: its own, those of the folder above, or for pictures ImageNet's.
+    """Return the class names and templates of a task: its own, those of the folder above, or for images ImageNet's.
 
-    Folders of pictures that have ImageNet's synsets for names have its class names, others are called as their folder.
-
-    Raises:
-        TicError: there are none, or not a name for each folder of pictures.
+    Folders of images that have ImageNet's synsets for names have its class names, others are called as their folder.
+    A TicError says that there are none, or not a name for each folder of images.
     """
-    pictures = [path.rpartition("/")[2] for path in list_folders(folder)] if is_pictures(folder) else []
-    names = _lines(folder, CLASSNAMES)
-    templates = _lines(folder, TEMPLATES)
-    if pictures:
-        names, templates = names or _names_of(pictures), templates or imagenet_classes().templates
-        if len(names) != len(pictures):
-            raise TicError(f"{folder} has {len(pictures)} folders of pictures and {len(names)} class names")
-    for name, found in ((CLASSNAMES, names), (TEMPLATES, templates)):
-        if not found:
+    folders = [path.rpartition("/")[2] for path in image_folders(folder)]
+    names, templates = _read_lines(folder, CLASSNAMES), _read_lines(folder, TEMPLATES)
+    if folders:
+        from tic_clip.data.eval_uids import imagenet_synsets
+
+        known = dict(zip(imagenet_synsets(), imagenet_classes().names, strict=True))
+        names = names or [known.get(name, name.replace("_", " ")) for name in folders]
+        templates = templates or imagenet_classes().templates
+        if len(names) != len(folders):
+            raise TicError(f"{folder} has {len(folders)} folders of images and {len(names)} class names")
+    for name, lines in ((CLASSNAMES, names), (TEMPLATES, templates)):
+        if not lines:
             raise TicError(f"{folder} has no {name}, and neither has the folder above it")
-    return Classes(names=tuple(names), templates=tuple(templates))
+    return Classes(tuple(names), tuple(templates))
 
 
 def imagenet_classes() -> Classes:
-    """ImageNet's class names and prompt templates, as OpenCLIP has them."""
+    """Return ImageNet's class names and prompt templates, as OpenCLIP has them."""
     texts = imagenet_texts()
-    return Classes(names=tuple(texts[CLASSNAMES]), templates=tuple(texts[TEMPLATES]))
+    return Classes(tuple(texts[CLASSNAMES]), tuple(texts[TEMPLATES]))
 
 
-def _names_of(folders: list[str]) -> list[str]:
-    """The class names of folders of pictures."""
-    from tic_clip.data.eval_uids import imagenet_synsets
-
-    names = dict(zip(imagenet_synsets(), imagenet_classes().names, strict=True))
-    return [names.get(folder, folder.replace("_", " ")) for folder in folders]
-
-
-def _lines(folder: str, name: str) -> list[str]:
-    """The lines of a task's text file, in its folder or (one for all periods) in the folder above it."""
-    for place in (folder, folder.rstrip("/").rpartition("/")[0]):
-        if exists(f"{place}/{name}"):
-            return [line.strip() for line in read_bytes(f"{place}/{name}").decode().strip().splitlines()]
+def _read_lines(folder: str, name: str) -> list[str]:
+    """Return the lines of a task's text file, in its folder or (one for all periods) in the folder above it."""
+    for parent in (folder, folder.rstrip("/").rpartition("/")[0]):
+        if exists(f"{parent}/{name}"):
+            return [line.strip() for line in read_bytes(f"{parent}/{name}").decode().strip().splitlines()]
     return []
 
 
 def fingerprint(folder: str, kind: str) -> str:
-    """The SHA-256 of what a task is made of: its UIDs, its shards' sizes, its class names and templates.
+    """Return the SHA-256 of what a task is made of: its UIDs, its shards' sizes, its class names and templates.
 
-    Where there is neither a table of sizes nor one of UIDs, each file's name and bytes in all stand for them.
-
-    Raises:
-        TicError: there are no data.
+    Where there is neither a table of sizes nor one of UIDs, the names and bytes of its files stand for them.
     """
-    if not is_dir(folder):
-        raise NotFoundError(f"{folder} is missing")
     digest = hashlib.sha256()
     tables = [path for name in (SIZES, SUBSET) if exists(path := f"{folder}/{name}")]
     for path in tables:
         digest.update(read_bytes(path))
-    for path, size in [] if tables else _data_files(folder):
+    images = [image for files in image_folders(folder).values() for image in files]
+    shards = {} if tables or images else shard_sizes(folder)
+    for path, size in images or [file for file in list_files(folder, "**/*.tar") if file[0] in shards]:
         digest.update(f"{path.rpartition('/')[2]} {size}\n".encode())
-    classes = read_classes(folder) if kind == "classification" else None
-    for texts in (classes.names, classes.templates) if classes else ():
+    for texts in read_classes(folder) if kind == "classification" else ():
         digest.update("\n".join(texts).encode())
     return digest.hexdigest()
-
-
-def _data_files(folder: str) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of the files that hold a task's samples."""
-    if is_pictures(folder):
-        for path in list_folders(folder):
-            yield from _pictures(path)
-        return
-    shards = shard_sizes(folder)
-    yield from ((path, size) for path, size in list_files(folder, "**/*.tar") if path in shards)

@@ -1,15 +1,15 @@
-"""Models on tasks: a model is loaded once, the images and the different texts of a folder are encoded once by each.
+"""Evaluate models on tasks: each model encodes the images and the different texts of a folder once.
 
-Results are appended to ``eval_results.jsonl`` one by one. A task whose last line there is of the same weights, data,
-precision and metric version is skipped. Loader processes decode the next batches, of the next task as well, while a
-batch is encoded; models of one architecture, such as the steps of a run, share what is decoded.
+Results are appended to ``eval_results.jsonl`` one by one; a task whose last line there has the same weights, data,
+precision and metric version is skipped. Loader processes decode the next batches while one is encoded, and models of
+one architecture, such as the steps of a run, share what is decoded.
 """
 
 import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,33 @@ import numpy as np
 from tic_clip import TicError, lookup, metrics
 from tic_clip.cli import progress
 from tic_clip.data.tar import UNUSABLE
-from tic_clip.evaluation.data import Classes, EvalSet, fingerprint, imagenet_classes, read_set
+from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
 from tic_clip.evaluation.results import RESULTS, append_result, read_results
-from tic_clip.evaluation.tasks import Task, without_data
+from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
 from tic_clip.runs import versions
-from tic_clip.storage import NotFoundError, is_remote, read_json
+from tic_clip.storage import is_dir, is_remote, read_json
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
-"""What OpenCLIP calls them: weights in float32, and what autocast computes in."""
+"""OpenCLIP's names for them: weights in float32, and what autocast computes in."""
 GROUPS = Path(__file__).parents[1] / "imagenet_groups.json"
 """Group -> ids of ImageNet's classes, by WordNet 3.0; frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to evaluate; none of it but ``precision`` and, to the last bits, ``batch_size`` has a part in the numbers."""
+    """How to evaluate; only ``precision`` and, to the last bits, ``batch_size`` change the numbers."""
 
     batch_size: int = 256
     workers: int = 0
     precision: str = "fp32"
-    device: str | None = None  # the GPU where there is one
-    force: bool = False  # also what is there already
-    together: int = 8  # models of one architecture that are in memory at a time, for which a batch is decoded once
-    skip_bad: bool = False  # count samples that can't be used in place of an error
+    device: str | None = None  # the GPU if there is one
+    force: bool = False  # also what has a result
+    models_at_once: int = 8  # in memory, of one architecture: a batch is decoded once for them
+    skip_bad: bool = False  # count unusable samples in place of an error
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("together", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("models_at_once", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise TicError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
         lookup(PRECISIONS, "precision", self.precision)
@@ -54,207 +54,156 @@ class Settings:
 def evaluate(
     models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings = Settings()
 ) -> list[dict[str, Any]]:
-    """Score every model on every task and append the results; returns those that are new.
-
-    Raises:
-        TicError: a task's data are missing or not as many as they should be, or a checkpoint does not fit.
-    """
+    """Score every model on every task and append the results; return the new ones."""
     data = fingerprints(tasks)
-    todo = missing(models, tasks, data, output_dir, settings)
-    sets = read_sets({task for _, _, some in todo for task in some}, settings)
-    found = []
-    for together in _together(todo, settings):
-        sha = {model.name: fingerprint for model, fingerprint, _ in together}
-        encoders = [Encoder(model, settings) for model, _, _ in together]
-        for task, encoder, numbers in score(encoders, together[0][2], sets):
+    pending = list_pending(models, tasks, data, output_dir, settings)
+    sets = read_sets({task for _, tasks in pending for task in tasks}, settings)
+    results = []
+    for group, some in _share_images(pending, settings.models_at_once):
+        encoders = [Encoder(model, settings) for model in group]
+        for task, encoder, numbers in score(encoders, some, sets):
             model = encoder.model
             result = {
                 "key": task.key,
                 "dataset": task.name,
                 **numbers,
                 **model.about,
-                "model": {"name": model.name, "arch": model.arch, "sha256": sha[model.name]},
+                "model": {"name": model.name, "arch": model.arch, "sha256": model.fingerprint},
                 "data": data[task.key],
-                **encoder.about(),
+                "precision": settings.precision,
+                "device": encoder.device_type,
+                "batch_size": encoder.limit,
                 "metric_version": metrics.METRIC_VERSION,
                 "pins": versions(),
             }
             append_result(Path(output_dir) / RESULTS, result)
-            found.append(result)
-    return found
+            results.append(result)
+    return results
 
 
-Todo = tuple[Model, str, list[Task]]
-"""A model, its fingerprint, and the tasks on which it has no result."""
-
-
-def _together(todo: list[Todo], settings: Settings) -> Iterator[list[Todo]]:
-    """Yield the models that can share what is decoded: they have one architecture, files for weights, and one to-do."""
-    for _, group in groupby(enumerate(todo), key=_shared):
-        entries = [entry for _, entry in group]
-        yield from (entries[i : i + settings.together] for i in range(0, len(entries), settings.together))
-
-
-def _shared(item: tuple[int, Todo]) -> tuple:
-    number, (model, _, tasks) = item
-    alone = number if not Path(model.weights).is_file() else None  # a tag can have its own image transform
-    return model.arch, alone, [task.key for task in tasks]
+def check_tasks(tasks: Sequence[Task], settings: Settings = Settings()) -> None:
+    """Raise a TicError if a task has no data or no classes, or none of the first samples has captions or a class id."""
+    fingerprints(tasks)
+    for task in tasks:
+        read_set(task.folder, {task.kind}, skip_bad=settings.skip_bad, first_only=True)
 
 
 def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
-    """What each task's data are, by key.
-
-    Raises:
-        TicError: there are none.
-    """
-    found = {}
+    """Return the fingerprint of each task's data by key; raise a TicError if there are none."""
     for task in tasks:
-        try:
-            found[task.key] = fingerprint(task.folder, task.kind)
-        except NotFoundError:
-            raise TicError(f"no data for {task.key}: {without_data(task)}") from None
-    return found
+        if not is_dir(task.folder):
+            raise TicError(f"no data for {task.key}: {task.missing_message}")
+    return {task.key: fingerprint(task.folder, task.kind) for task in tasks}
 
 
-def missing(
+def list_pending(
     models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
-) -> list[Todo]:
-    """What there is to do, for each model that lacks a result.
-
-    Args:
-        data: as ``fingerprints`` gives it.
-
-    Raises:
-        TicError: ``output_dir`` is in a cloud, or two models have one name.
-    """
+) -> list[tuple[Model, list[Task]]]:
+    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
     if is_remote(output_dir):
         raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
-    for what, names in (("models", [model.name for model in models]), ("tasks", [task.key for task in tasks])):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise TicError(f"two {what} are called {twice[0]}")
     path = Path(output_dir) / RESULTS
-    known = read_results(path) if path.exists() and not settings.force else []
-    latest = {(line["model"]["name"], line["key"]): _state(line, line["model"]["sha256"]) for line in known}
-    todo = []
-    for model in models:
-        sha = model.fingerprint()
-        wanted = {"precision": settings.precision, "metric_version": metrics.METRIC_VERSION}
-        some = [
-            task
-            for task in tasks
-            if latest.get((model.name, task.key)) != _state({**wanted, "data": data[task.key]}, sha)
-        ]
-        todo += [(model, sha, some)] if some else []
-    return todo
+    latest = {}
+    for result in read_results(path) if path.exists() and not settings.force else []:
+        state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
+        latest[result["model"]["name"], result["key"]] = state
+
+    def is_pending(model: Model, task: Task) -> bool:
+        state = model.fingerprint, data[task.key], settings.precision, metrics.METRIC_VERSION
+        return latest.get((model.name, task.key)) != state
+
+    pending = [(model, [task for task in tasks if is_pending(model, task)]) for model in models]
+    return [(model, subset) for model, subset in pending if subset]
 
 
-def _state(line: dict[str, Any], sha: str) -> tuple:
-    """What a result depends on."""
-    return sha, line["data"], line.get("precision"), line.get("metric_version")
+def _share_images(pending: list[tuple[Model, list[Task]]], size: int) -> Iterator[tuple[list[Model], list[Task]]]:
+    """Group up to ``size`` models that can share decoded images: same architecture, local weights, same tasks."""
+
+    def shared(entry: tuple[Model, list[Task]]) -> tuple:
+        own = "" if Path(entry[0].weights).is_file() else entry[0].name  # a tag can have its own image transform
+        return entry[0].arch, own, entry[1]
+
+    for (_, _, tasks), group in groupby(pending, key=shared):
+        models = [model for model, _ in group]
+        yield from ((models[i : i + size], tasks) for i in range(0, len(models), size))
 
 
 def read_sets(tasks: Collection[Task], settings: Settings) -> dict[str, EvalSet]:
-    """The samples of each task's folder, with what all its tasks need.
-
-    Raises:
-        TicError: as ``read_set``, or a folder has another number of samples than the list of tasks says.
-    """
-    kinds: dict[str, set[str]] = {}
+    """Return the samples of each task's folder, with what all its tasks need; a TicError if not ``size`` of them."""
+    folders = sorted({task.folder for task in tasks})
+    kinds = {folder: {task.kind for task in tasks if task.folder == folder} for folder in folders}
+    sets = {folder: read_set(folder, kinds[folder], skip_bad=settings.skip_bad) for folder in folders}
     for task in tasks:
-        kinds.setdefault(task.folder, set()).add(task.kind)
-    sets = {folder: read_set(folder, kinds[folder], skip_bad=settings.skip_bad) for folder in sorted(kinds)}
-    for task in tasks:
-        there = len(sets[task.folder]) + sets[task.folder].dropped.total()
-        if task.size not in (None, there):
-            raise TicError(f"{task.folder} has {there} samples, the list of tasks says {task.size}")
+        count = len(sets[task.folder]) + sets[task.folder].dropped.total()
+        if task.size not in (None, count):
+            raise TicError(f"{task.folder} has {count} samples, the list of tasks says {task.size}")
     return sets
 
 
-class Batches:
-    """Batches of images and of texts of several sets, for a torch loader; ``places`` says what each is."""
+Batch = tuple[str, str, list]
+"""A folder, "images" or "texts", and which of its samples or captions."""
 
-    def __init__(self, sets: dict[str, EvalSet], preprocess: Any, tokenizer: Any, settings: Settings) -> None:
-        self.sets, self.preprocess, self.tokenizer, self.skip_bad = sets, preprocess, tokenizer, settings.skip_bad
-        self.places = [
-            (folder, part, range(start, min(start + settings.batch_size, total)))
-            for folder, found in sets.items()
-            for part, total in (("images", len(found)), ("texts", len(found.texts)))
-            for start in range(0, total, settings.batch_size)
-        ]
 
-    def __len__(self) -> int:
-        return len(self.places)
+def _load(batch: Batch, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> tuple[Any, list[int]]:
+    """Return (images (B, 3, H, W) or tokens (B, L), the positions of samples that can't be decoded)."""
+    import torch
 
-    def __getitem__(self, number: int) -> tuple[Any, list[int]]:
-        """(images (B, 3, H, W) or tokens (B, L), the samples that are not in it as they can't be decoded)."""
-        import torch
-
-        folder, part, which = self.places[number]
-        found = self.sets[folder]
-        if part == "texts":
-            return self.tokenizer(found.texts[which.start : which.stop]), []
-        images, bad = [], []
-        for i, data in zip(which, found.images(which.start, which.stop), strict=True):
-            try:
-                images.append(self.preprocess(decode(data)))
-            except UNUSABLE as error:
-                if not self.skip_bad:
-                    raise TicError(f"{found.name(i)} has a bad image: {error} (--skip_bad leaves it out)") from None
-                bad.append(i)
-        return torch.stack(images) if images else torch.empty(0), bad
+    _, part, items = batch
+    if part == "texts":
+        return tokenizer(items), []
+    images, bad = [], []
+    for i, (sample, data) in enumerate(zip(items, read_images(items), strict=True)):
+        try:
+            images.append(preprocess(decode(data)))
+        except UNUSABLE as error:
+            if not skip_bad:
+                raise TicError(f"{sample.name}: bad image: {error} (--skip_bad leaves it out)") from None
+            bad.append(i)
+    return torch.stack(images) if images else torch.empty(0), bad
 
 
 class Encoder:
-    """A loaded model: turns images and texts into features."""
+    """A loaded model, which turns images and texts into features."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
+        import torch
+
         self.model, self.settings, self.limit = model, settings, settings.batch_size
-        self.device = find_device(settings.device)
-        self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, str(self.device))
+        self.device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, self.device)
+        self.device_type = torch.device(self.device).type
         self.call = {"images": self.net.encode_image, "texts": self.net.encode_text}
         self.classifier = cache(self._classifier)
 
-    def about(self) -> dict[str, Any]:
-        """How it computes; the batch size is what the memory allowed."""
-        return {"precision": self.settings.precision, "device": self.device.type, "batch_size": self.limit}
-
     def encode(self, part: str, batch: Any) -> np.ndarray:
-        """The normalised features (B, D) of a batch of images or texts, in halves where the memory is too small."""
+        """Return the normalised features (B, D) of a batch of images or texts, in halves if it is out of memory."""
         import torch
 
-        parts, start, kind = [], 0, PRECISIONS[self.settings.precision]
-        dtype = getattr(torch, kind) if kind else None
-        while start < len(batch):
-            some = batch[start : start + self.limit].to(self.device)
-            try:
-                with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=kind is not None):
-                    parts.append(self.call[part](some, normalize=True).float().cpu().numpy())
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                if len(some) == 1:
-                    raise TicError(f"{self.model.name}: the device is out of memory, even for one sample") from None
-                self.limit = len(some) // 2
-                continue
-            start += len(some)
-        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+        name = PRECISIONS[self.settings.precision]
+        dtype = getattr(torch, name) if name else None
+        try:
+            with torch.inference_mode(), torch.autocast(self.device_type, dtype=dtype, enabled=bool(name)):
+                pieces = [self.call[part](piece.to(self.device), normalize=True) for piece in batch.split(self.limit)]
+                return torch.cat(pieces).float().cpu().numpy()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+        self.limit = min(self.limit, len(batch)) // 2
+        if not self.limit:
+            raise TicError(f"{self.model.name}: the device is out of memory, even for one sample")
+        return self.encode(part, batch)
 
     def _classifier(self, classes: Classes) -> np.ndarray:
-        """The zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
-        tokens, size = _prompts(self.tokenizer, classes), self.settings.batch_size
-        rows = [self.encode("texts", tokens[start : start + size]) for start in range(0, len(tokens), size)]
-        means = np.concatenate(rows).reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
+        """Return the zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
+        tokens = _tokenize(self.tokenizer, classes)
+        features = np.concatenate([self.encode("texts", batch) for batch in tokens.split(self.settings.batch_size)])
+        means = features.reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 @lru_cache(maxsize=1)
-def _prompts(tokenizer: Any, classes: Classes) -> Any:
-    """The tokens (C · T, L) of each class name in each template, which models of one architecture share.
-
-    Raises:
-        TicError: a template takes no name.
-    """
+def _tokenize(tokenizer: Any, classes: Classes) -> Any:
+    """Return the tokens (C · T, L) of each class name in each template, once for all models of an architecture."""
     try:
         return tokenizer([template.format(c=name) for name in classes.names for template in classes.templates])
     except (LookupError, ValueError) as error:
@@ -264,97 +213,70 @@ def _prompts(tokenizer: Any, classes: Classes) -> Any:
 def score(
     encoders: Sequence[Encoder], tasks: Sequence[Task], sets: dict[str, EvalSet]
 ) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
-    """Yield (task, encoder, its metrics and counts as they stand in a result); all encoders see the same batches."""
-    wanted = {task.folder: sets[task.folder] for task in tasks}
-    for folder, features, bad in _encode_all(encoders, wanted):
-        found = wanted[folder].without(bad)
-        for task in tasks:
-            if task.folder == folder:
-                for encoder, part in zip(encoders, features, strict=True):
-                    yield task, encoder, _score(encoder, task, found, part)
-
-
-Features = dict[str, list[np.ndarray]]
-"""The features (B, D) of each batch of images, and of each of texts."""
-
-
-def _encode_all(
-    encoders: Sequence[Encoder], sets: dict[str, EvalSet]
-) -> Iterator[tuple[str, list[Features], list[int]]]:
-    """Yield (folder, its features by each encoder, the images that could not be decoded) of each set."""
+    """Yield (task, encoder, its part of a result); all encoders see the same batches."""
     from torch.utils.data import DataLoader
 
     from tic_clip.parallel import iterate_batches
 
-    first = encoders[0]
-    data = Batches(sets, first.preprocess, first.tokenizer, first.settings)
-    loader = iterate_batches(DataLoader(data, batch_size=None, num_workers=first.settings.workers))
-    batches = zip(data.places, progress(loader, "evaluate", len(data), "batch"), strict=True)
+    first, settings = encoders[0], encoders[0].settings
+    index: list[Batch] = [
+        (folder, part, items[start : start + settings.batch_size])
+        for folder in dict.fromkeys(task.folder for task in tasks)
+        for part, items in (("images", sets[folder].samples), ("texts", sets[folder].texts))
+        for start in range(0, len(items), settings.batch_size)
+    ]
+    load = partial(_load, preprocess=first.preprocess, tokenizer=first.tokenizer, skip_bad=settings.skip_bad)
+    loader = iterate_batches(DataLoader(index, batch_size=None, collate_fn=load, num_workers=settings.workers))
+    batches = zip(index, progress(loader, "evaluate", len(index), "batch"), strict=True)
     for folder, group in groupby(batches, key=lambda item: item[0][0]):
-        features: list[Features] = [{"images": [], "texts": []} for _ in encoders]
-        bad = []
-        for (_, part, _), (batch, missed) in group:
-            bad += missed
-            for encoder, found in zip(encoders, features, strict=True):
-                found[part].append(encoder.encode(part, batch))
-        yield folder, features, bad
+        samples, features = [], [{"images": [], "texts": []} for _ in encoders]
+        for (_, part, items), (batch, bad) in group:
+            samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
+            for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
+                parts[part].append(encoder.encode(part, batch))
+        if not samples:
+            raise TicError(f"{folder} holds no image that can be decoded")
+        for task in (task for task in tasks if task.folder == folder):
+            for encoder, parts in zip(encoders, features, strict=True):
+                yield task, encoder, _score(encoder, task, sets[folder], samples, parts)
 
 
-def _score(encoder: Encoder, task: Task, found: EvalSet, features: Features) -> dict[str, Any]:
+def _score(
+    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: dict[str, list]
+) -> dict[str, Any]:
+    """Score a set by ``features``, (B, D) of each batch of "images", which ``samples`` are in order, and of "texts"."""
     images = np.concatenate(features["images"])
-    if len(found) != len(images):
-        raise TicError(f"{task.key}: {len(images)} images were encoded, not {len(found)}")
-    if not len(images):
-        raise TicError(f"{task.folder} holds no image that can be decoded")
     if task.kind == "retrieval":
-        keys = np.concatenate(features["texts"])[found.text_of]
-        numbers, interval = metrics.retrieval(images, keys, found.text_image)
+        index = {text: i for i, text in enumerate(found.texts)}
+        which = [index[caption] for sample in samples for caption in sample.captions]
+        text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
+        keys = np.concatenate(features["texts"])[which]
+        numbers, interval = metrics.retrieval(images, keys, text_image)
     else:
-        keys = encoder.classifier(found.classes)
-        numbers, interval = metrics.classification(images, keys, found.labels, _groups(found.classes))
+        keys, labels = encoder.classifier(found.classes), np.array([sample.label for sample in samples])
+        numbers, interval = metrics.classification(images, keys, labels, _groups(found.classes))
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
-    main = task.main_metric == metrics.MAIN_METRIC[task.kind]
+    is_main = task.main_metric == metrics.MAIN_METRIC[task.kind]
+    bad = Counter({"bad image": len(found) - len(samples)})
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
-        "ci95": list(interval) if main else None,
+        "ci95": list(interval) if is_main else None,
         "num_samples": len(images),
         "coverage": found.coverage,
-        "dropped": dict(found.dropped),
+        "dropped": dict(found.dropped + bad),
         "nonfinite": sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in (images, keys)),
     }
 
 
-def find_device(name: str | None) -> Any:
-    """The torch device called ``name``, by default the GPU where there is one.
-
-    Raises:
-        TicError: it is not there.
-    """
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by its build
-        raise TicError(f"device {name} can't be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
 def decode(data: bytes) -> Any:
-    """The picture in the bytes of a file."""
+    """Return the image in the bytes of a file."""
     from PIL import Image
 
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 @cache
 def _groups(classes: Classes) -> dict[str, list[int]] | None:
-    """The groups of classes whose accuracy is told by itself, where the classes are ImageNet's."""
+    """Return the groups of classes with an accuracy of their own, if the classes are ImageNet's."""
     return read_json(GROUPS) if classes.names == imagenet_classes().names else None

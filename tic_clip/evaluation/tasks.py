@@ -2,10 +2,10 @@
 
 Keys are ``tic/{dataset}/{task}/{cadence}/{period}``, with data in
 ``{data_dir}/tic/{dataset}/{cadence}/eval/{task}/{period}/``. Any other key is a static task: as in DataComp's
-``tasklist.yml``, its data lie in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its line names.
+``tasklist.yml``, its data are in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its entry names.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ METRICS = {
 """Kinds of tasks, and what can be the main metric of each."""
 
 FIELDS = ("folder", "kind", "main_metric", "name", "num_classes", "random_score", "size", "tags", "time")
-"""What a line of a task list may say; the last five are DataComp's, of which ``size`` is checked here."""
+"""What an entry of a task list may have; the last five are DataComp's, of which ``size`` is checked here."""
 
 DATACOMP_GROUPS = tuple(
     f"tic/datacomp/{task}/{cadence}" for cadence in ("yearly", "monthly") for task in ("retrieval", "datacompnet")
@@ -32,9 +32,9 @@ DATACOMP_GROUPS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One evaluation set: its key, its name in the tables, its kind (of ``METRICS``), its folder and main metric.
+    """One evaluation set; ``name`` stands in the tables, ``kind`` is one of ``METRICS``.
 
-    ``size`` is how many samples it must have, where a task list says so.
+    ``size``: how many samples it must have, if a task list says so.
     """
 
     key: str
@@ -43,56 +43,51 @@ class Task:
     folder: str
     main_metric: str
     size: int | None = None
+    missing_message: str = ""  # the error if the folder does not exist
 
-
-def task_of(key: str, data_dir: str) -> Task:
-    """The task of a benchmark with a key.
-
-    Raises:
-        TicError: no benchmark has it.
-    """
-    for benchmark in BENCHMARKS.values():
-        for task in tasks_of(benchmark, data_dir):
-            if key == task.key:
-                return task
-    raise TicError(f"unknown task {key!r}; keys are tic/{{dataset}}/{{task}}/{{cadence}}/{{period}}")
+    @property
+    def group(self) -> str:
+        """Return the key without the period."""
+        return self.key.rpartition("/")[0]
 
 
 def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
-    """All tasks of a benchmark: each of its kinds on each of its periods."""
-    return [
-        _task(benchmark, task, kind, period, data_dir)
-        for task, kind in benchmark.tasks.items()
-        for period in benchmark.periods
-    ]
+    """Return all tasks of a benchmark: each of its kinds on each of its periods."""
+    title, tasks = benchmark.title.split(" ")[0], []
+    for task, kind in benchmark.tasks.items():
+        label = f"{title}Net" if kind == "classification" else f"{title}-Retrieval"
+        for period in benchmark.periods:
+            folder = f"{data_dir.rstrip('/')}/{benchmark.root}/eval/{task}/{period}"
+            missing = benchmark.missing_data_message(folder, data_dir.rstrip("/") or "/")
+            key, name = task_key(benchmark, task, period), f"{label}-{benchmark.cadence.capitalize()}-{period}"
+            fields = {"key": key, "name": name, "kind": kind, "folder": folder, "main_metric": MAIN_METRIC[kind]}
+            tasks.append(Task(**fields, missing_message=missing))
+    return tasks
 
 
-def _task(benchmark: Benchmark, task: str, kind: str, period: str, data_dir: str) -> Task:
-    title = benchmark.title.split(" ")[0]
-    label = f"{title}Net" if kind == "classification" else f"{title}-Retrieval"
-    return Task(
-        key=task_key(benchmark, task, period),
-        name=f"{label}-{benchmark.cadence.capitalize()}-{period}",
-        kind=kind,
-        folder=f"{data_dir.rstrip('/')}/{benchmark.root}/eval/{task}/{period}",
-        main_metric=MAIN_METRIC[kind],
-    )
+def find_tasks(name: object, data_dir: str) -> list[Task]:
+    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``."""
+    tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, data_dir)]
+    matches = [task for task in tasks if name in (task.key, task.group)]
+    if not matches:
+        known = ", ".join(dict.fromkeys(task.group for task in tasks))
+        raise TicError(f"unknown evaluation task {name!r}; the groups are {known}, a key adds /PERIOD to one")
+    return matches
 
 
-def without_data(task: Task) -> str:
-    """What to say of a task whose folder is missing."""
-    for benchmark in BENCHMARKS.values():
-        data_dir, found, _ = task.folder.partition(f"/{benchmark.root}/eval/")
-        if found and task.key.startswith("tic/"):
-            return benchmark.missing_data_message(task.folder, data_dir or "/")
-    return f"{task.folder} is missing: it must be a webdataset of clip_benchmark's, or a folder of pictures a class"
+def task_of(key: str, data_dir: str) -> Task:
+    """Return the benchmark's task with a key; raise a TicError if there is none."""
+    first, *others = find_tasks(key, data_dir)
+    if others:
+        raise TicError(f"{key} is a group of tasks: add a period, as in {first.key}")
+    return first
 
 
 def read_tasklist(path: str, data_dir: str) -> list[Task]:
-    """The tasks of a YAML file, task key -> what there is to say of it; a key may also name all periods of a task.
+    """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task.
 
     Raises:
-        TicError: it is missing, is no such file, or says what can't be.
+        TicError: the file is missing or not a task list, or an entry is not valid.
     """
     import yaml
 
@@ -103,89 +98,57 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(entries, dict) or not entries:
-        raise TicError(f"{path} is no list of tasks: its top level must have task keys")
+        raise TicError(f"{path} is not a list of tasks: its top level must have task keys")
+    tasks = []
     try:
-        return [task for key, entry in entries.items() for task in _listed(key, entry, data_dir)]
+        for key, entry in entries.items():
+            is_static = isinstance(key, str) and not key.startswith("tic/")
+            tasks += [static_task(key, entry or {}, data_dir)] if is_static else find_tasks(key, data_dir)
     except TicError as error:
         raise TicError(f"{path}: {error}") from None
-
-
-def _listed(key: Any, entry: Any, data_dir: str) -> Iterator[Task]:
-    """The tasks that a line of a task list stands for."""
-    if not isinstance(key, str) or not isinstance(entry, dict | None):
-        raise TicError(f"unknown task {key!r}; a line is a key, such as imagenet1k, and a table of what to say of it")
-    if not key.startswith("tic/"):
-        yield static_task(key, entry or {}, data_dir)
-        return
-    group = [
-        task
-        for benchmark in BENCHMARKS.values()
-        for task in tasks_of(benchmark, data_dir)
-        if task.key.rpartition("/")[0] == key
-    ]
-    yield from group or [task_of(key, data_dir)]
+    return tasks
 
 
 def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
-    """A task that is of no benchmark: a webdataset as clip_benchmark has them, or pictures in a folder a class.
+    """Return a task of no benchmark: a webdataset as clip_benchmark has them, or a folder of images for each class.
 
     Raises:
-        TicError: ``entry`` says what it can't, or wants a metric that is only DataComp's.
+        TicError: a field of ``entry`` is unknown or not valid, or its metric is one that only DataComp has.
     """
-    unknown = [field for field in entry if field not in FIELDS]
-    if unknown:
+    if not isinstance(entry, dict):
+        raise TicError(f"task {key} has {entry!r} in place of fields ({', '.join(FIELDS)})")
+    if unknown := [field for field in entry if field not in FIELDS]:
         raise TicError(f"task {key} has {unknown[0]!r}; a task may have {', '.join(FIELDS)}")
     kind = entry.get("kind", "retrieval" if key.startswith("retrieval/") else "classification")
     if kind not in METRICS:
         raise TicError(f"task {key} is of kind {kind!r}; the kinds are {', '.join(METRICS)}")
-    metric = entry.get("main_metric", MAIN_METRIC[kind])
+    metric, size = entry.get("main_metric", MAIN_METRIC[kind]), entry.get("size")
     if metric not in METRICS[kind] or key.startswith(("wilds/", "fairness/", "misc/")):
         known = ", ".join(METRICS[kind])
         raise TicError(f"task {key} needs DataComp's own evaluate.py; a {kind} task here has {known}")
-    if entry.get("size") is not None and type(entry["size"]) is not int:
-        raise TicError(f"task {key} has a size of {entry['size']!r}, which is no number of samples")
+    if size is not None and type(size) is not int:
+        raise TicError(f"task {key} has a size of {size!r}, which is not a number of samples")
     folder = str(entry.get("folder", f"wds_{key.replace('/', '-')}_test"))
     if not is_remote(folder) and not folder.startswith("/"):
         folder = f"{data_dir.rstrip('/')}/{folder}"
-    return Task(
-        key=key,
-        name=str(entry.get("name", key)),
-        kind=kind,
-        folder=folder,
-        main_metric=metric,
-        size=entry.get("size"),
-    )
+    missing = f"{folder} is missing: it must be a webdataset of clip_benchmark's, or have a folder of images a class"
+    fields = {"key": key, "name": str(entry.get("name", key)), "kind": kind, "folder": folder, "main_metric": metric}
+    return Task(**fields, size=size, missing_message=missing)
 
 
 def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False) -> dict[str, dict[str, Any]]:
     """Return a ``tasklist.yml`` as DataComp's evaluate.py reads it: task key -> name, main metric, number of classes.
 
-    Args:
-        groups: groups such as ``tic/datacomp/retrieval/yearly``, or keys of single tasks, of any benchmark.
-        sample: only the first task of each group.
+    ``groups`` are groups or keys of tasks; ``sample``: only the first task of each. ``size`` is left out, as it depends
+    on how much of the pool exists.
 
     Raises:
         TicError: unknown group or task.
     """
-    tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, "")]
     entries = {}
-    for name in groups:
-        chosen = [task for task in tasks if name in (task.key, _group(task))]
-        if not chosen:
-            known = ", ".join(dict.fromkeys(map(_group, tasks)))
-            raise TicError(f"unknown evaluation task {name!r}; the groups are {known}")
-        entries |= {task.key: _entry(task) for task in chosen[: 1 if sample else None]}
+    for task in (task for name in groups for task in find_tasks(name, "")[: 1 if sample else None]):
+        entry = entries[task.key] = {"name": task.name, "main_metric": task.main_metric}
+        if "/datacompnet/" in task.key:
+            entry |= {"num_classes": 1000, "random_score": 0.001}
+        entry["tags"] = ["tic", "retrieval"] if task.kind == "retrieval" else ["tic"]
     return entries
-
-
-def _group(task: Task) -> str:
-    return task.key.rpartition("/")[0]
-
-
-def _entry(task: Task) -> dict[str, Any]:
-    """Return what DataComp reads of a task; ``size`` is left out, as it depends on how much of the pool exists."""
-    entry = {"name": task.name, "main_metric": MAIN_METRIC[task.kind]}
-    if task.kind == "retrieval":
-        return {**entry, "tags": ["tic", "retrieval"]}
-    classes = {"num_classes": 1000, "random_score": 0.001} if "/datacompnet/" in task.key else {}
-    return {**entry, **classes, "tags": ["tic"]}
