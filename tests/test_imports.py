@@ -35,6 +35,12 @@ def test_data_imports_only_itself_and_the_ground_floor():
         assert not above, f"{path.relative_to(ROOT)} imports {above}"
 
 
+def test_the_report_knows_only_results():
+    for path in ROOT.glob("tic_clip/report/*.py"):
+        above = {name for name in ours(path) - GROUND if not name.startswith("tic_clip.report")}
+        assert above <= {"tic_clip.results", "tic_clip.metrics"}, f"{path.relative_to(ROOT)} imports {above}"
+
+
 @pytest.mark.parametrize("module", sorted(GROUND))
 def test_the_ground_floor_imports_only_itself(module):
     path = ROOT / f"{module.replace('.', '/')}.py"
