@@ -16,9 +16,7 @@ robustness and training as .png and .svg, those that have something to show; pri
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
-from tic_clip.markup import to_text
 from tic_clip.report import report
-from tic_clip.tables import headline, read_published
 
 
 def main() -> None:
@@ -31,9 +29,8 @@ def main() -> None:
     if args.out is None and len(args.runs) > 1:
         raise TicError("--out DIR is needed to compare several runs")
     output = args.out or args.runs[0]
-    found, files = report(args.runs, output, args.reference)
-    published = read_published(args.reference, found) if args.reference else None
-    print(to_text(headline(found, published)))
+    tables, files = report(args.runs, output, args.reference)
+    print(tables)
     print(f"\n{', '.join(files[:-1])} and {files[-1]} are in {output}")
 
 

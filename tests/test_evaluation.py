@@ -740,10 +740,11 @@ def test_released_models_make_one_table(content, net, data, tmp_path, monkeypatc
             torch.save(state, tmp_path / f"models/{name}/checkpoints/{year}.pt")
         outputs.append(tmp_path / name)
         assert evaluate(released.released_models(str(tmp_path / "models" / name)), tasks, outputs[-1]) == 2 * 9
-    found, _ = report(outputs, tmp_path / "out")
-    matrix = found.runs["TiC-CLIP-basic-oracle"]["tasks"]["retrieval"]["matrix"]
+    report(outputs, tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    matrix = summary["runs"]["TiC-CLIP-basic-oracle"]["tasks"]["retrieval"]["matrix"]
     assert [sum(value is not None for value in row) for row in matrix] == [7, 7, 0, 0, 0, 0, 0]
-    assert "| TiC-CLIP-basic-sequential | sequential | – |" in (tmp_path / "out/table.md").read_text()
+    assert "| TiC-CLIP-basic-sequential | sequential | – | 18 of 63 |" in (tmp_path / "out/table.md").read_text()
 
 
 # The script, as a process.
