@@ -13,20 +13,9 @@ import re
 
 import jinja2
 
-from tic_clip.report.figures import draw_figures
+from tic_clip.report import tables
+from tic_clip.report.figures import FORMATS, draw_figures
 from tic_clip.report.frame import load_results, summarize
-from tic_clip.report.tables import (
-    compare,
-    comparison_csv,
-    data_tables,
-    headline_tables,
-    matrix_csv,
-    matrix_tables,
-    metric_notes,
-    powers,
-    thousands,
-    to_text,
-)
 from tic_clip.storage import atomic_open, remove, to_path, write_json, write_text
 
 LATEX = str.maketrans(
@@ -37,13 +26,9 @@ LATEX = str.maketrans(
 
 
 def report(folders: list, output_dir: object, reference: str | None = None) -> tuple[str, list[str]]:
-    """Write every table and figure on the runs and models in ``folders`` into ``output_dir``.
+    """Write all tables and figures of ``folders`` into ``output_dir``; return the text for a terminal, and file names.
 
-    Args:
-        reference: a CSV with published numbers to set beside ours.
-
-    Returns:
-        The tables as text for a terminal, and the names of the files.
+    ``reference``: a CSV with published numbers to set beside ours.
 
     Raises:
         TicError: a folder has no results that can be reported, or two are not comparable.
@@ -52,45 +37,43 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
     summaries = {one.name: summarize(one) for one in results.subjects}
     parts = {"runs": results.runs, "models": results.models}
     summary = {kind: {one.name: summaries[one.name] for one in part} for kind, part in parts.items() if part}
-    headline, data = headline_tables(results, reference), data_tables(results, summaries)
-    figures, output = draw_figures(results), to_path(output_dir)
-    tables = {"results": results, "headline": headline, "data": data}
+    compared, figures, output = tables.compare(results), draw_figures(results), to_path(output_dir)
+    headline = tables.headline_tables(results, compared, reference)
+    values = {"results": results, "headline": headline, "data": tables.data_tables(results, summaries)}
     page = {
         "subjects": summaries,
-        "notes": metric_notes(results),
-        "matrices": {run.name: matrix_tables(run) for run in results.runs if not results.single},
+        "notes": tables.metric_notes(results),
+        "matrices": {run.name: tables.matrix_tables(run) for run in results.runs if not results.single},
         "sources": {name: base64.b64encode(drawn["png"]).decode() for name, drawn in figures.items() if drawn},
     }
     texts = {
-        "matrix.csv": matrix_csv(results),
-        "table.csv": comparison_csv(compare(results)),
-        "table.md": _render("table.md.j2", **tables),
-        "table.tex": _render("table.tex.j2", **tables),
-        "report.html": _render("report.html.j2", **tables, **page),
+        "matrix.csv": tables.matrix_csv(results),
+        "table.csv": tables.comparison_csv(compared),
+        "table.md": _render("table.md.j2", **values),
+        "table.tex": _render("table.tex.j2", **values),
+        "report.html": _render("report.html.j2", **values, **page),
     }
     write_json(output / "summary.json", summaries[results.single.name] if results.single else summary)
     for name, text in texts.items():
         write_text(output / name, text)
-    for name in (f"{name}.{kind}" for name, drawn in figures.items() if not drawn for kind in ("png", "svg")):
-        remove(output / name)
-    images = {f"{name}.{kind}": data for name, drawn in figures.items() for kind, data in drawn.items()}
-    for name, image in images.items():
-        with atomic_open(output / name) as file:
-            file.write(image)
-    return "\n\n".join(map(to_text, headline)), ["summary.json", *texts, *images]
+    for name, drawn in figures.items():
+        for kind in FORMATS:
+            if not drawn:
+                remove(output / f"{name}.{kind}")
+                continue
+            with atomic_open(output / f"{name}.{kind}") as file:
+                file.write(drawn[kind])
+    images = [f"{name}.{kind}" for name, drawn in figures.items() for kind in drawn]
+    return "\n\n".join(map(tables.to_text, headline)), ["summary.json", *texts, *images]
 
 
 def _render(template: str, **values: object) -> str:
     """Return a template of this folder filled in; only HTML is escaped by jinja2, the others by their filters."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tic_clip.report", "."),
-        autoescape="html" in template,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"md": _escape_markdown, "tex": _escape_latex, "thousands": thousands, "powers": powers}
+    loader = jinja2.PackageLoader("tic_clip.report", ".")
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(loader=loader, autoescape="html" in template, **blocks)
+    environment.filters |= {"md": _escape_markdown, "tex": _escape_latex}
+    environment.filters |= {"thousands": tables.thousands, "powers": tables.powers}
     return environment.get_template(template).render(**values)
 
 

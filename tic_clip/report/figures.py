@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -28,24 +29,7 @@ SERIES = cycler(
     linestyle=[("-", "--", ":", "-.")[i % 4] for i in SHIFTED],
 )
 """64 series, each with a colour, marker and line of its own."""
-STYLE = {
-    "axes.labelsize": 9,
-    "axes.prop_cycle": SERIES,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 150,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.title_fontsize": 8,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "savefig.dpi": 150,
-    "svg.hashsalt": "tic-clip",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
+STYLE = Path(__file__).with_name("report.mplstyle")
 UNIT = 5.0e18
 """MACs of a step of TiC-DataComp-large, C in the paper's figure."""
 FIGURE_1 = {
@@ -60,7 +44,7 @@ def draw_figures(results: Results) -> dict[str, dict[str, bytes]]:
     """Return the PNG and SVG of each figure, {} for one that has nothing to show; equal results give equal bytes."""
     drawings = {"heatmap": draw_heatmap, "curves": draw_curves, "compute": draw_compute}
     drawings |= {"robustness": draw_robustness, "training": draw_training}
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({"axes.prop_cycle": SERIES}, fname=STYLE):
         figures = {name: draw(results) for name, draw in drawings.items()}
         return {name: {kind: _save(figure, kind) for kind in FORMATS if figure} for name, figure in figures.items()}
 

@@ -33,23 +33,14 @@ class Subject:
     name: str
     folder: object
     benchmark: Benchmark
+    is_run: bool
     steps: list[str]  # [""] of a model
+    last_step: str  # with any result
+    tasks: list[str]  # with a value
     frame: pd.DataFrame
     about: pd.Series
-    tasks: list[str]  # those with a value
     static: pd.DataFrame
     spent: pd.DataFrame
-
-    @property
-    def is_run(self) -> bool:
-        """Return whether it has steps."""
-        return self.steps != [""]
-
-    @property
-    def last_step(self) -> str:
-        """Return the last step that has any result, the first without any."""
-        finished = set(self.frame["step"][self.frame["value"].notna() | self.frame["samples_seen"].notna()])
-        return next((step for step in reversed(self.steps) if step in finished), self.steps[0])
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
         """Return the (steps, periods) table of a task."""
@@ -67,31 +58,15 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All results of a report, of one benchmark."""
+    """All results of a report, of one benchmark: runs, then models that are not runs."""
 
     benchmark: Benchmark
+    subjects: list[Subject]
     runs: list[Subject]
     models: list[Subject]
-
-    @property
-    def subjects(self) -> list[Subject]:
-        """Return runs, then models."""
-        return self.runs + self.models
-
-    @property
-    def single(self) -> Subject | None:
-        """Return the only run, if there is nothing else."""
-        return self.runs[0] if len(self.subjects) == len(self.runs) == 1 else None
-
-    @property
-    def tasks(self) -> list[str]:
-        """Return the tasks that any has a value of, in the benchmark's order."""
-        return [task for task in self.benchmark.tasks if any(task in one.tasks for one in self.subjects)]
-
-    @property
-    def static_keys(self) -> list[str]:
-        """Return the static tasks of any."""
-        return list(dict.fromkeys(key for one in self.subjects for key in one.static))
+    single: Subject | None  # the only run, if there is nothing else
+    tasks: list[str]  # with a value, in the benchmark's order
+    static_keys: list[str]
 
 
 def load_results(folders: list) -> Results:
@@ -116,13 +91,20 @@ def load_results(folders: list) -> Results:
         versions |= {line.get("metric_version") or 1: path for part in parts.values() for line in part}
     if len(versions) > 1:
         listed = ", ".join(f"{version} in {path}" for version, path in sorted(versions.items()))
-        message = f"results of several metric versions can't be compared ({listed}): run scripts/evaluate.py again"
-        raise TicError(message)
-    benchmarks = sorted({one.benchmark.name for one in subjects.values()})
-    if len(benchmarks) > 1:
+        message = "results of several metric versions can't be compared ({}): run scripts/evaluate.py again"
+        raise TicError(message.format(listed))
+    if len(benchmarks := sorted({one.benchmark.name for one in subjects.values()})) > 1:
         raise TicError(f"cannot compare runs of different benchmarks: {', '.join(benchmarks)}")
     runs, models = ([one for one in subjects.values() if one.is_run == is_run] for is_run in (True, False))
-    return Results(benchmark=benchmark, runs=runs, models=models)
+    return Results(
+        benchmark=benchmark,
+        subjects=runs + models,
+        runs=runs,
+        models=models,
+        single=runs[0] if len(subjects) == len(runs) == 1 else None,
+        tasks=[task for task in benchmark.tasks if any(task in one.tasks for one in subjects.values())],
+        static_keys=list(dict.fromkeys(key for one in runs + models for key in one.static)),
+    )
 
 
 def name_runs(folders: list) -> list[str]:
@@ -170,15 +152,18 @@ def _make_subject(name: str, folder: object, lines: list[dict[str, Any]], benchm
     columns = ["step", "task", "period", "value", "low", "high", *ABOUT, *SPENT, *DATA, *VERSIONS]
     frame = pd.DataFrame(rows, columns=columns, dtype=object).astype({"value": float, "low": float, "high": float})
     evaluated = set(frame["task"][frame["value"].notna()])
+    finished = set(frame["step"][frame["value"].notna() | frame["samples_seen"].notna()])
     steps = [each.name for each in benchmark.steps] if rows[0][0] else [""]
     return Subject(
         name=name,
         folder=folder,
         benchmark=benchmark,
+        is_run=steps != [""],
         steps=steps,
+        last_step=[step for step in steps if step in finished or step == steps[0]][-1],
+        tasks=[task for task in benchmark.tasks if task in evaluated],
         frame=frame,
         about=frame.iloc[0],
-        tasks=[task for task in benchmark.tasks if task in evaluated],
         static=_pivot(frame, STATIC, "value").reindex(steps),
         spent=frame.drop_duplicates("step", keep="last").set_index("step")[list(SPENT)].reindex(steps),
     )

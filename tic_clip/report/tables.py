@@ -29,8 +29,12 @@ class Table:
     cells: pd.DataFrame
     legend: str
     marked: np.ndarray | None = None
-    wide: bool = False
     text: int = 1  # so many columns at the left are words
+
+    @property
+    def wide(self) -> bool:
+        """Return whether it is a matrix that is too wide for a terminal."""
+        return self.text == 1 and self.cells.shape[1] > MAX_NUMBERED + 1
 
     @property
     def rows(self) -> list[list[tuple[str, bool]]]:
@@ -74,12 +78,11 @@ def to_text(table: Table) -> str:
     return "\n".join([table.title, "", *aligned, "", legend])
 
 
-def headline_tables(results: Results, reference: str | None = None) -> list[Table]:
+def headline_tables(results: Results, compared: "Comparison", reference: str | None = None) -> list[Table]:
     """Return the matrices of a single run, else the comparison of runs and models; then what stands beside it.
 
     ``reference``: a CSV of published numbers, in per cent; its columns are ``method`` and some of the comparison's.
     """
-    compared = compare(results)
     tables = matrix_tables(results.single) if results.single else []
     if not tables and len(compared.about):
         tables = [comparison_table(results, compared)]
@@ -97,37 +100,28 @@ def metric_notes(results: Results) -> list[str]:
 
 def matrix_tables(run: Subject) -> list[Table]:
     """Return the matrix of each task of a run, its own periods marked."""
-    return [_matrix_table(run, task) for task in run.tasks]
-
-
-def _matrix_table(run: Subject, task: str) -> Table:
-    benchmark, values, transfers = run.benchmark, run.matrix(task), run.transfer(task)
-    legend = ", ".join(f"{TRANSFERS[key]} {percent(transfers[key])}" for key in ("id", "backward", "forward"))
-    legend += " ({mark}: a step's model on the step's own periods)"
-    width = (run.matrix(task, "high") - run.matrix(task, "low")).stack().mean()
-    legend += f"; a cell is good to ± {50 * width:.1f} on average (95 %)" if np.isfinite(width) else ""
-    found = int(values.notna().sum(axis=None))
-    legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
-    title = f"{benchmark.title}, {run.about['method']}: {task}, {MAIN_METRIC[benchmark.tasks[task]]} in per cent"
-    return Table(
-        title=title,
-        cells=values.map(percent).reset_index(names="trained up to"),
-        marked=np.array([[period in step.periods for period in benchmark.periods] for step in benchmark.steps]),
-        legend=legend,
-        wide=values.shape[1] > MAX_NUMBERED,
-    )
+    benchmark, tables = run.benchmark, []
+    for task in run.tasks:
+        values, transfers = run.matrix(task), run.transfer(task)
+        legend = ", ".join(f"{TRANSFERS[key]} {percent(transfers[key])}" for key in ("id", "backward", "forward"))
+        legend += " ({mark}: a step's model on the step's own periods)"
+        width = (run.matrix(task, "high") - run.matrix(task, "low")).stack().mean()
+        legend += f"; a cell is good to ± {50 * width:.1f} on average (95 %)" if np.isfinite(width) else ""
+        found = int(values.notna().sum(axis=None))
+        legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
+        title = f"{benchmark.title}, {run.about['method']}: {task}, {MAIN_METRIC[benchmark.tasks[task]]} in per cent"
+        marked = np.array([[period in step.periods for period in benchmark.periods] for step in benchmark.steps])
+        cells = values.map(percent).reset_index(names="trained up to")
+        tables.append(Table(title=title, cells=cells, marked=marked, legend=legend))
+    return tables
 
 
 def matrix_csv(results: Results) -> str:
     """Return every cell of every task in full precision; empty where there is no result."""
-    keys = ["task", "step"] if results.single else ["run", "task", "step"]
-    parts = [
-        one.matrix(task).rename_axis("step").reset_index().assign(run=one.name, task=task)
-        for one in results.subjects
-        for task in one.tasks
-    ]
-    columns = [*keys, *results.benchmark.periods]
-    return pd.concat([pd.DataFrame(columns=columns), *parts])[columns].to_csv(index=False, lineterminator="\n")
+    parts = {(one.name, task): one.matrix(task) for one in results.subjects for task in one.tasks}
+    parts = parts or {("", ""): pd.DataFrame(columns=results.benchmark.periods)}
+    table = pd.concat(parts, names=["run", "task", "step"])
+    return (table.droplevel("run") if results.single else table).to_csv(lineterminator="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +237,7 @@ def reference_table(compared: Comparison, path: str) -> Table:
     try:
         published = pd.read_csv(path, index_col="method", skipinitialspace=True, encoding="utf-8-sig")
         published = published.rename(columns=str.strip, index=str.strip).astype(float)
-    except (ValueError, TypeError) as error:  # not CSV, without a column "method", or with a cell that is text
+    except (ValueError, KeyError) as error:  # not CSV, no column "method", a cell too many or a text
         raise TicError(f"{path} is not a table of method and numbers in per cent: {error}") from None
     valid_methods = dict.fromkeys([*methods, *ours.index])
     for kind, used, valid in (("column", published.columns, ours.columns), ("method", published.index, valid_methods)):
@@ -275,7 +269,7 @@ def static_table(results: Results, compared: Comparison) -> Table:
         cells.index, legend = means.index, "of a run, the model of its last step"
     cells = cells.reset_index(names="task", allow_duplicates=True)
     title = "Static tasks, main metric in per cent"
-    return Table(title=title, cells=cells, legend=legend, wide=cells.shape[1] > MAX_NUMBERED + 1)
+    return Table(title=title, cells=cells, legend=legend)
 
 
 def models_table(results: Results) -> Table:
@@ -323,13 +317,13 @@ def data_tables(results: Results, summaries: dict[str, dict]) -> list[Table]:
     cells, tasks = pd.DataFrame(list(groups), columns=["task", *periods, "left out"]), [task for task, *_ in groups]
     labels = [task if tasks.count(task) == 1 else f"{task}: {shorten(names)}" for (task, *_), names in groups.items()]
     cells["task"] = labels
-    legend = "not all were scored on the same samples" if labels != tasks else ""
+    legend = "not all were scored on the same samples" if len({row[:-1] for row in groups}) > len(set(tasks)) else ""
     if (cells["left out"] == "0").all():
         cells, legend = cells.drop(columns="left out"), legend or "no sample was left out"
     title = "Evaluation data: samples that were scored"
     if any("%" in text for row in groups for text in row[1:-1]):
         title += ", and the share of the list of UIDs that is there"
-    return [Table(title=title, cells=cells, legend=legend, wide=len(periods) > MAX_NUMBERED)]
+    return [Table(title=title, cells=cells, legend=legend)]
 
 
 def _write_amount(facts: dict) -> str:
