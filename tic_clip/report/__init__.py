@@ -72,8 +72,7 @@ def _render(template: str, **values: object) -> str:
     loader = jinja2.PackageLoader("tic_clip.report", ".")
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape="html" in template, **blocks)
-    environment.filters |= {"md": _escape_markdown, "tex": _escape_latex}
-    environment.filters |= {"thousands": tables.thousands, "powers": tables.powers}
+    environment.filters |= {"md": _escape_markdown, "tex": _escape_latex, "number": tables.number}
     return environment.get_template(template).render(**values)
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 from tic_clip.evaluation.results import read_log
 from tic_clip.metrics import MAIN_METRIC
 from tic_clip.report.frame import Results, Subject
-from tic_clip.report.tables import IMAGENET, MAX_NUMBERED, MISSING, SHIFTS, mean_over, old_and_new, span
+from tic_clip.report.tables import IMAGENET, MAX_NUMBERED, MISSING, SHIFTS, mean_over, old_and_new
 
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """File types, and what is left out of them so that equal figures are equal bytes."""
@@ -191,7 +191,7 @@ def draw_robustness(results: Results) -> Figure | None:
     spans = old_and_new(results.benchmark)
     series: dict[tuple[bool, str], list[np.ndarray]] = {}
     for one in results.subjects:
-        points = 100 * np.stack([mean_over(one, task, periods) for periods in spans], axis=1)
+        points = 100 * np.stack([mean_over(one, task, periods) for periods in spans.values()], axis=1)
         label = one.name if one.is_run else one.about["family"] or one.name
         series.setdefault((one.is_run, label), []).extend(points[np.isfinite(points).all(axis=1)])
     series = {key: points for key, points in series.items() if points}
@@ -210,7 +210,7 @@ def draw_robustness(results: Results) -> Figure | None:
             x, y = np.sort(x), np.polyval(np.polyfit(x, y, 1), np.sort(x))
         if is_run or np.ptp(x) > 0:
             panel.plot(x, y, **style | {"marker": "none"}, linewidth=0.9)
-    old, new = map(span, spans)
+    old, *_, new = spans
     panel.set(xlabel=f"{task} on {old} (%)", ylabel=f"{task} on {new} (%)")
     across, up = panel.get_xlim(), panel.get_ylim()
     dashes = {"color": "0.7", "linewidth": 0.9, "dashes": (4, 4), "zorder": 0, "marker": "none"}

@@ -77,7 +77,7 @@ def load_results(folders: list) -> Results:
     """
     subjects: dict[str, Subject] = {}
     versions = {}
-    for name, folder in zip(name_runs(folders), folders, strict=True):
+    for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         lines = [line for line in read_results(path) if line.get("final", True) or not line.get("step")]
         try:
@@ -107,12 +107,11 @@ def load_results(folders: list) -> Results:
     )
 
 
-def name_runs(folders: list) -> list[str]:
-    """Return a name for each run: its folder's, or parent/name where two folders have the same name."""
+def _name_runs(folders: list) -> list[str]:
     paths = [to_path(folder).absolute() if "://" not in str(folder) else to_path(folder) for folder in folders]
-    short = [path.name for path in paths]
+    short = [path.name for path in paths]  # or parent/name where two folders have the same name
     names = [n if short.count(n) == 1 else f"{p.parent.name}/{n}" for n, p in zip(short, paths, strict=True)]
-    if not names or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise TicError(f"runs to compare need different names (folder, or parent/folder), not {', '.join(names)}")
     return names
 

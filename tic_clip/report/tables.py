@@ -51,14 +51,9 @@ def percent(value: float, deviation: float = np.nan) -> str:
     return MISSING if np.isnan(value) else f"{100 * value:.1f}{around}"
 
 
-def thousands(count: int | None) -> str:
-    """Return a count with separators."""
-    return MISSING if pd.isna(count) else f"{count:,}"
-
-
-def powers(count: float | None) -> str:
-    """Return a large count with two digits."""
-    return MISSING if pd.isna(count) else f"{count:.1e}".replace("e+", "e")
+def number(count: float | None, form: str = ",") -> str:
+    """Return a count with separators, or as ``form`` says."""
+    return MISSING if pd.isna(count) else format(count, form).replace("e+", "e")
 
 
 def to_text(table: Table) -> str:
@@ -126,16 +121,12 @@ def matrix_csv(results: Results) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row a run, or a group of runs that differ in their seed only; then models that have static results.
+    """Runs, or groups of runs that differ in their seed only; then models that have static results."""
 
-    ``about`` says what a row is. ``means`` has a column a row, with its figures and static tasks as shares of 1;
-    ``spreads`` the standard deviations over seeds.
-    """
-
-    about: pd.DataFrame
-    means: pd.DataFrame
-    spreads: pd.DataFrame
-    heads: list[str]  # of means that are not static tasks, in the order of the paper's table
+    about: pd.DataFrame  # a row each
+    means: pd.DataFrame  # a column each: figures and static tasks, shares of 1
+    spreads: pd.DataFrame  # standard deviations over seeds
+    heads: list[str]  # of the figures, in the order of the paper's table
 
 
 def compare(results: Results) -> Comparison:
@@ -206,14 +197,14 @@ def comparison_table(results: Results, compared: Comparison) -> Table:
     """Return the comparison in per cent; the best figure of each column is marked."""
     about, texts = compared.about, compared.means.loc[compared.heads].T.map(percent)
     best = texts.eq(compared.means.loc[compared.heads].max(axis=1).map(percent)) & texts.ne(MISSING)
-    cells = {"run": about.index, "method": about["method"], "samples\nseen": about["samples seen"].map(thousands)}
+    cells = {"run": about.index, "method": about["method"], "samples\nseen": about["samples seen"].map(number)}
     notes = ["{mark}: the best of its column"]
     if any(head.startswith("shifts (") for head in compared.heads):
         notes.append(f"shifts: mean of {', '.join(SHIFTS)}")
     if results.static_keys:
         notes.append("average: mean of all static tasks")
     if about["MACs"].notna().any():
-        cells["MACs"] = about["MACs"].map(powers)
+        cells["MACs"] = [number(count, ".1e") for count in about["MACs"]]
         notes.append("MACs are those of the forward passes")
     if sizes := sorted(set(about["runs"]) - {1}):
         notes.append(f"±: standard deviation over n = {' or '.join(map(str, sizes))} runs with different seeds")
@@ -274,8 +265,7 @@ def static_table(results: Results, compared: Comparison) -> Table:
 
 def models_table(results: Results) -> Table:
     """Return models that are not runs of ours, on old and new data."""
-    old, new = old_and_new(results.benchmark)
-    spans = {span(old): old, span(new): new, "all": results.benchmark.periods}
+    spans = old_and_new(results.benchmark) | {"all": results.benchmark.periods}
     counts = [_count_results(results, [one]) for one in results.models]
     cells = {"model": [one.name for one in results.models]}
     cells["family"] = [one.about["family"] or MISSING for one in results.models]
@@ -288,14 +278,10 @@ def models_table(results: Results) -> Table:
     return Table(title=title, cells=pd.DataFrame(cells), legend=legend, text=2)
 
 
-def old_and_new(benchmark: Benchmark) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def old_and_new(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
     """Return the periods of the first step, and the last two: 2014 to 2016, 2021 and 2022 of TiC-DataComp."""
-    return benchmark.steps[0].periods, benchmark.periods[-2:]
-
-
-def span(periods: tuple[str, ...]) -> str:
-    """Return periods in words."""
-    return periods[0] if len(periods) == 1 else f"{periods[0]} to {periods[-1]}"
+    spans = (benchmark.steps[0].periods, benchmark.periods[-2:])
+    return {span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}": span for span in spans}
 
 
 def mean_over(one: Subject, task: str, periods: tuple[str, ...]) -> np.ndarray:
@@ -315,7 +301,8 @@ def data_tables(results: Results, summaries: dict[str, dict]) -> list[Table]:
     if not groups:
         return []
     cells, tasks = pd.DataFrame(list(groups), columns=["task", *periods, "left out"]), [task for task, *_ in groups]
-    labels = [task if tasks.count(task) == 1 else f"{task}: {shorten(names)}" for (task, *_), names in groups.items()]
+    few = [", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) for names in groups.values()]
+    labels = [task if tasks.count(task) == 1 else f"{task}: {names}" for task, names in zip(tasks, few, strict=True)]
     cells["task"] = labels
     legend = "not all were scored on the same samples" if len({row[:-1] for row in groups}) > len(set(tasks)) else ""
     if (cells["left out"] == "0").all():
@@ -329,7 +316,7 @@ def data_tables(results: Results, summaries: dict[str, dict]) -> list[Table]:
 def _write_amount(facts: dict) -> str:
     """Return the samples, and the share in per cent, rounded down, if it is not all."""
     share = facts.get("coverage", 1)
-    return thousands(facts.get("num_samples")) + (f" ({int(1000 * share + 1e-6) / 10:g} %)" if share < 1 else "")
+    return number(facts.get("num_samples")) + (f" ({int(1000 * share + 1e-6) / 10:g} %)" if share < 1 else "")
 
 
 def _count_left_out(data: dict[str, dict], task: str) -> str:
@@ -340,8 +327,3 @@ def _count_left_out(data: dict[str, dict], task: str) -> str:
         counts = {**facts.get("dropped", {}), "features not finite": facts.get("nonfinite", 0)}
         reasons.update({f"{reason}{of}": count for reason, count in counts.items() if count})
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "0"
-
-
-def shorten(names: list[str], most: int = 4) -> str:
-    """Return ``names`` as a list of at most ``most``, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
