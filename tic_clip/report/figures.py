@@ -155,23 +155,22 @@ def draw_compute(results: Results) -> Figure | None:
     Accuracy is the mean of ImageNet and its shifts where a run has them, beside the paper's points; else the mean of
     the first task over all periods.
     """
-    task, periods = (results.tasks or list(results.benchmark.tasks))[0], results.benchmark.periods
-    accuracy = {
-        run.name: run.static.reindex(columns=[IMAGENET, *SHIFTS]).to_numpy().mean(axis=1) for run in results.runs
-    }
+    task, keys = (results.tasks or list(results.benchmark.tasks))[0], [IMAGENET, *SHIFTS]
+    accuracy = {run.name: run.static.reindex(columns=keys).to_numpy().mean(axis=1) for run in results.runs}
     has_static = any(np.isfinite(values).any() for values in accuracy.values())
     if not has_static:
-        accuracy = {run.name: mean_over(run, task, periods) for run in results.runs}
-    spent = {run.name: run.spent["macs_seen"].to_numpy(dtype=float) for run in results.runs}
-    known = {name: np.isfinite(spent[name]) & np.isfinite(values) for name, values in accuracy.items()}
-    if not any(one.any() for one in known.values()):
+        accuracy = {run.name: mean_over(run, task, results.benchmark.periods) for run in results.runs}
+    macs = {run.name: run.spent["macs_seen"].to_numpy(dtype=float) for run in results.runs}
+    points = {
+        name: np.stack([macs[name], 100 * accuracy[name]])[:, np.isfinite(macs[name] + accuracy[name])] for name in macs
+    }
+    if not any(one.size for one in points.values()):
         return None
     figure = Figure(figsize=(7.4, 4.6))
     panel = figure.subplots()
-    for name, has_both in known.items():
-        if has_both.any():
-            size = 5 if has_both.sum() <= MAX_NUMBERED else 2.5
-            panel.plot(spent[name][has_both], 100 * accuracy[name][has_both], markersize=size, label=_escape(name))
+    for name, one in points.items():
+        if one.size:
+            panel.plot(*one, markersize=5 if one.shape[1] <= MAX_NUMBERED else 2.5, label=_escape(name))
     for line, (name, points) in zip((":", "--"), FIGURE_1.items() if has_static else (), strict=False):
         x, y = np.array(points).T
         label = f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)"

@@ -126,13 +126,14 @@ class Comparison:
     about: pd.DataFrame  # a row each
     means: pd.DataFrame  # a column each: figures and static tasks, shares of 1
     spreads: pd.DataFrame  # standard deviations over seeds
+    texts: pd.DataFrame  # both, in per cent
     heads: list[str]  # of the figures, in the order of the paper's table
 
 
 def compare(results: Results) -> Comparison:
     """Return the comparison of all runs, and of models with static results."""
     figures = pd.DataFrame({one.name: _read_figures(results, one) for one in results.subjects}, dtype=float)
-    about, means, spreads = {}, {}, {}
+    about, means, spreads, texts = {}, {}, {}, {}
     for label, group in _group_seeds(results).items():
         spent = [group[0].spent[column].dropna().max() for column in SPENT]
         method = group[0].about["method"] or group[0].about["family"] or MISSING
@@ -140,11 +141,13 @@ def compare(results: Results) -> Comparison:
         values = figures[[one.name for one in group]].to_numpy()
         means[label] = [row.mean() for row in values]
         spreads[label] = [row.std(ddof=1) if len(row) > 1 else np.nan for row in values]
+        texts[label] = list(map(percent, means[label], spreads[label]))
     columns = ["method", "runs", "samples seen", "MACs", "results"]
     return Comparison(
         about=pd.DataFrame.from_dict(about, orient="index", columns=columns, dtype=object),
         means=pd.DataFrame(means, index=figures.index, dtype=float),
         spreads=pd.DataFrame(spreads, index=figures.index, dtype=float),
+        texts=pd.DataFrame(texts, index=figures.index, dtype=object),
         heads=[head for head in figures.index if head not in results.static_keys],
     )
 
@@ -210,9 +213,7 @@ def comparison_table(results: Results, compared: Comparison) -> Table:
         notes.append(f"±: standard deviation over n = {' or '.join(map(str, sizes))} runs with different seeds")
     if (about["results"] != "all").any():
         cells["results"] = about["results"]
-    for head in compared.heads:
-        pairs = zip(compared.means.loc[head], compared.spreads.loc[head], strict=True)
-        cells["\n".join(head.rsplit(" ", 1))] = [percent(*pair) for pair in pairs]
+    cells |= {"\n".join(head.rsplit(" ", 1)): compared.texts.loc[head] for head in compared.heads}
     title = f"{results.benchmark.title}: {', '.join([*metric_notes(results), 'in per cent'])}"
     cells = pd.DataFrame({head: list(column) for head, column in cells.items()})
     return Table(title=title, cells=cells, marked=best.to_numpy(), legend="; ".join(notes), text=2)
@@ -240,10 +241,9 @@ def reference_table(compared: Comparison, path: str) -> Table:
     cells = {"run": [name for name, _ in rows], "method": [row for _, row in rows]}
     for head in published:
         pairs = [(ours.loc[name, head], published.loc[row, head]) for name, row in rows]
-        cells[f"{head}\nours"] = [percent(value / 100) for value, _ in pairs]
-        cells[f"{head}\npublished"] = [percent(value / 100) for _, value in pairs]
-        differences = [f"{value - other:+.1f}".replace("-", "\u2212") for value, other in pairs]
-        cells[f"{head}\ndifference"] = [MISSING if "nan" in text else text for text in differences]
+        cells[f"{head}\nours"] = [number(value, ".1f") for value, _ in pairs]
+        cells[f"{head}\npublished"] = [number(value, ".1f") for _, value in pairs]
+        cells[f"{head}\ndifference"] = [number(a - b, "+.1f").replace("-", "\u2212") for a, b in pairs]
     title = f"Beside the numbers of {Path(path).name}, in per cent"
     return Table(title=title, cells=pd.DataFrame(cells), legend="differences are ours - published, in points", text=2)
 
@@ -253,14 +253,10 @@ def static_table(results: Results, compared: Comparison) -> Table:
     if results.single:
         cells, legend = results.single.static.map(percent).T, "of each step's model"
     else:
-        means = compared.means.loc[results.static_keys].dropna(axis="columns", how="all")
-        cells = pd.DataFrame(
-            {name: list(map(percent, means[name], compared.spreads[name][means.index])) for name in means}
-        )
-        cells.index, legend = means.index, "of a run, the model of its last step"
+        names = compared.means.loc[results.static_keys].dropna(axis="columns", how="all").columns
+        cells, legend = compared.texts.loc[results.static_keys, names], "of a run, the model of its last step"
     cells = cells.reset_index(names="task", allow_duplicates=True)
-    title = "Static tasks, main metric in per cent"
-    return Table(title=title, cells=cells, legend=legend)
+    return Table(title="Static tasks, main metric in per cent", cells=cells, legend=legend)
 
 
 def models_table(results: Results) -> Table:
