@@ -130,9 +130,9 @@ def draw_curves(results: Results) -> Figure | None:
         if run:
             lines = {step: run.matrix(task).loc[step] for step in run.steps[:: math.ceil(len(run.steps) / 8)]}
         else:
-            lines = {
-                _name_last(one): one.matrix(task).loc[one.last_step] for one in results.subjects if task in one.tasks
-            }
+            last = [(one, one.last_step) for one in results.subjects if task in one.tasks]
+            names = [one.name + (f" (up to {step})" if step != one.steps[-1] else "") for one, step in last]
+            lines = {name: one.matrix(task).loc[step] for name, (one, step) in zip(names, last, strict=True)}
         for label, values in lines.items():
             size = {} if len(periods) <= MAX_NUMBERED else {"markersize": 0}
             panel.plot(range(len(periods)), 100 * values.to_numpy(), label=_escape(label), **size)
@@ -142,11 +142,6 @@ def draw_curves(results: Results) -> Figure | None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", title="trained up to" if run else None)
     return figure
-
-
-def _name_last(one: Subject) -> str:
-    """Return the name of a run or model, with its last step if it is not the benchmark's."""
-    return one.name if one.last_step == one.steps[-1] else f"{one.name} (up to {one.last_step})"
 
 
 def draw_compute(results: Results) -> Figure | None:
