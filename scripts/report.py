@@ -18,9 +18,7 @@ from collections.abc import Sequence
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
-from tic_clip.markup import to_text
 from tic_clip.report import report
-from tic_clip.tables import headline, read_published
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is None and len(args.runs) > 1:
         raise TicError("--out DIR is needed to compare several runs")
     output = args.out or args.runs[0]
-    found, files = report(args.runs, output, args.reference)
-    published = read_published(args.reference, found) if args.reference else None
-    print(to_text(headline(found, published)))
+    tables, files = report(args.runs, output, args.reference)
+    print(tables)
     print(f"\n{', '.join(files[:-1])} and {files[-1]} are in {output}")
 
 

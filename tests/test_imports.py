@@ -28,7 +28,10 @@ def ours(path):
     return {name for name in imported_modules(path) if name.split(".")[0] == "tic_clip"}
 
 
-@pytest.mark.parametrize(("wing", "below"), [("data", ()), ("training", ("data",)), ("evaluation", ("data",))])
+WINGS = [("data", ()), ("training", ("data",)), ("evaluation", ("data",)), ("report", ("evaluation.results",))]
+
+
+@pytest.mark.parametrize(("wing", "below"), WINGS)
 def test_a_wing_imports_only_itself_and_what_is_below(wing, below):
     files = list(ROOT.glob(f"tic_clip/{wing}/**/*.py"))
     assert len(files) >= 4

@@ -1,150 +1,139 @@
-import base64
 import csv
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image
 
 from tic_clip import TicError
 from tic_clip import report as report_module
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.evaluation.results import RESULTS, read_log, task_key
-from tic_clip.figure import heatmap, to_bytes
-from tic_clip.markup import to_latex, to_markdown, to_text
-from tic_clip.paper import FIGURE_1, FLICKR, IMAGENET, SHIFTS
-from tic_clip.plots import COLOURS, compute, over_time, robustness, styles, training
-from tic_clip.summary import read_all, restore
-from tic_clip.tables import comparison, headline, tables
+from tic_clip.evaluation.results import RESULTS, task_key
+from tic_clip.report import figures
+from tic_clip.report.frame import load_results
+from tic_clip.report.tables import FLICKR, IMAGENET, SHIFTS
 
 TEXTS = {"summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"}
-FIGURES = {f"{name}.{kind}" for name in ("heatmap", "curves", "robustness") for kind in ("png", "svg")}
-FILES = TEXTS | FIGURES
+FILES = TEXTS | {f"{name}.{kind}" for name in ("heatmap", "curves", "robustness") for kind in ("png", "svg")}
 STEPS = ["2004-2008", "2009-2010", "2011-2012", "2013-2014"]
 CUMULATIVE = [[0.5, 0.1, 0.1, 0.1], [0.4, 0.5, 0.1, 0.1], [0.4, 0.4, 0.5, 0.1], [0.4, 0.4, 0.4, 0.7]]
 """ID (0.5 + 0.5 + 0.5 + 0.7) / 4 = 0.55, backward 0.4, forward 0.1."""
 SEQUENTIAL = [[0.5, 0.2, 0.2, 0.2], [0.3, 0.5, 0.2, 0.2], [0.2, 0.3, 0.5, 0.2], [0.1, 0.2, 0.3, 0.5]]
 """ID 0.5, backward (3 * 0.3 + 2 * 0.2 + 0.1) / 6 = 0.2333…, forward 0.2."""
+SQUARE = [[0.5] * 7] * 7
+STATIC = {IMAGENET: 0.5, **{key: 0.1 * i for i, key in enumerate(SHIFTS)}, FLICKR: 0.6, "vtab/x": 0.8}
+RUN = {"benchmark": "yfcc15m", "method": "cumulative", "scale": "tic_tiny"}
 
 
-def write_run(folder, values, benchmark="yfcc15m", method="cumulative", task="retrieval", **fields):
-    """Write the results of a (num_steps, num_periods) matrix; None where there is none."""
-    table = get_benchmark(benchmark)
+def write_lines(folder, entries, **common):
+    """Append results given as (key, value, fields)."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = {"benchmark": benchmark, "method": method, "scale": "tic_tiny", "pins": {"torch": "2.15.0"}}
     with open(folder / RESULTS, "a") as file:
-        for i, row in enumerate(values):
-            for period, value in zip(table.periods, row, strict=True):
-                if value is not None:
-                    line = {"key": task_key(table, task, period), "metrics": {"main_metric": value}, **common}
-                    line |= {"step": table.steps[i].name, "samples_seen": 10_000 * (i + 1), **fields}
-                    file.write(json.dumps(line) + "\n")
+        for key, value, fields in entries:
+            file.write(json.dumps({"key": key, "metrics": {"main_metric": value}, **common, **fields}) + "\n")
     return folder
 
 
-def report(folders, output, reference=None):
-    """The content of summary.json."""
-    return report_module.report(folders, output, reference)[0].content()
-
-
-def text_of(content):
-    return to_text(headline(restore(content)))
-
-
-@pytest.fixture
-def two_runs(tmp_path):
-    return [
-        write_run(tmp_path / "cumulative", CUMULATIVE),
-        write_run(tmp_path / "sequential", SEQUENTIAL, method="sequential"),
+def write_run(folder, values, benchmark="yfcc15m", task="retrieval", **fields):
+    """Write the results of a (num_steps, num_periods) matrix; None where there is none."""
+    table = get_benchmark(benchmark)
+    entries = [
+        (task_key(table, task, period), value, {"step": step.name, "samples_seen": 10_000 * (i + 1), **fields})
+        for i, (step, row) in enumerate(zip(table.steps, values, strict=False))
+        for period, value in zip(table.periods, row, strict=True)
+        if value is not None
     ]
+    return write_lines(folder, entries, **RUN | {"benchmark": benchmark, "pins": {"torch": "2.15.0"}})
 
 
-def test_summary_of_one_run(tmp_path, two_runs):
-    summary = report(two_runs[:1], tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
-    task = summary.pop("tasks").pop("retrieval")
-    assert summary == {
-        "benchmark": "yfcc15m",
-        "method": "cumulative",
-        "scale": "tic_tiny",
+def write_static(folder, values=STATIC, step="2013-2014", **fields):
+    entries = [(key, value, {"step": step, "macs_seen": 2e18, **fields}) for key, value in values.items()]
+    return write_lines(folder, entries, **RUN)
+
+
+def write_models(folder):
+    """Two models of one family and two of others, on the four periods."""
+    rows = {
+        "a one": [0.3, 0.0, 0.1, 0.3],
+        "a two": [0.5, 0.0, 0.3, 0.5],
+        "b": [0.5, 0.0, 0.7, 0.9],
+        "c": [0.5, 0.0, 0.0],
+    }
+    table = get_benchmark("yfcc15m")
+    for name, row in rows.items():
+        entries = [(task_key(table, "retrieval", period), value, {}) for period, value in zip(STEPS, row, strict=False)]
+        write_lines(folder, entries, benchmark="yfcc15m", family=name[0], model={"name": name})
+    return folder
+
+
+def write_log(folder, lines, tail=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    common = {"lr": 1e-3, "samples_per_second": 300.0}
+    entries = [json.dumps({"samples_seen": seen, "loss": loss, **common}) + "\n" for seen, loss in lines]
+    (folder / "train.log.jsonl").write_text("".join(entries) + tail)
+
+
+def report(folders, out, reference=None):
+    """Write a report and return what is in it."""
+    text, files = report_module.report(folders, out, reference)
+    assert {path.name for path in out.iterdir()} - {RESULTS} == set(files)
+    names = {"md": "table.md", "tex": "table.tex", "html": "report.html", "matrix": "matrix.csv", "csv": "table.csv"}
+    texts = {key: (out / name).read_text() for key, name in names.items()}
+    return SimpleNamespace(text=text, files=set(files), summary=json.loads((out / "summary.json").read_text()), **texts)
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "sequential", SEQUENTIAL, method="sequential")
+    return [write_run(folder / "cumulative", CUMULATIVE), folder / "sequential"]
+
+
+@pytest.fixture(scope="module")
+def one(runs, tmp_path_factory):
+    return report(runs[:1], tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(runs, tmp_path_factory):
+    return report(runs, tmp_path_factory.mktemp("two"))
+
+
+def test_summary_of_one_run(one):
+    assert one.files == FILES
+    assert one.summary == {
+        **RUN,
         "steps": STEPS,
+        "tasks": {
+            "retrieval": {
+                "metric": "mean_recall@1",
+                "matrix": CUMULATIVE,
+                "id": pytest.approx(0.55),
+                "backward": pytest.approx(0.4),
+                "forward": pytest.approx(0.1),
+            }
+        },
         "samples_seen": [10_000, 20_000, 30_000, 40_000],
         "macs_seen": [None] * 4,
         "pins": {"torch": "2.15.0"},
     }
-    assert task == {
-        "metric": "mean_recall@1",
-        "matrix": CUMULATIVE,
-        "id": pytest.approx(0.55),
-        "backward": pytest.approx(0.4),
-        "forward": pytest.approx(0.1),
-    }
 
 
-def test_summary_of_two_runs(tmp_path, two_runs):
-    runs = report(two_runs, tmp_path / "out")["runs"]
-    assert list(runs) == ["cumulative", "sequential"]
-    assert runs["sequential"]["tasks"]["retrieval"]["backward"] == pytest.approx(1.4 / 6)
-    assert report(two_runs[1:], tmp_path / "one") == runs["sequential"]
-
-
-def test_periods_are_reduced_to_steps_and_kept(tmp_path):
-    values = (np.arange(63).reshape(7, 9) / 100).tolist()
-    task = report([write_run(tmp_path / "run", values, "datacomp")], tmp_path / "out")["tasks"]["retrieval"]
-    assert task["periods_matrix"] == values
-    assert np.shape(task["matrix"]) == (7, 7)
-    assert task["matrix"][0][:2] == [pytest.approx(0.01), 0.03]  # mean of 0.00, 0.01, 0.02; then 2017
-    rows = list(csv.reader(io.StringIO((tmp_path / "out" / "matrix.csv").read_text())))
-    assert len(rows[0]) == 2 + 9
-    assert "| 2014-2016 | **0.0** | **1.0** | **2.0** | 3.0 |" in (tmp_path / "out" / "table.md").read_text()
-
-
-def test_csv_has_full_precision_and_empty_cells(tmp_path):
-    values = [[1 / 3, None, 0.1, 0.1], *CUMULATIVE[1:]]
-    run = write_run(tmp_path / "run", values)
-    report([run], tmp_path / "out")
-    lines = (tmp_path / "out" / "matrix.csv").read_text().splitlines()
-    assert lines[0] == "task,step,2004-2008,2009-2010,2011-2012,2013-2014"
-    assert lines[1] == "retrieval,2004-2008,0.3333333333333333,,0.1,0.1"
-    report([run, write_run(tmp_path / "other", CUMULATIVE)], tmp_path / "both")
-    lines = (tmp_path / "both" / "matrix.csv").read_text().splitlines()
-    assert lines[0].startswith("run,task,step,")
-    assert lines[1].startswith("run,retrieval,2004-2008,0.3333333333333333,,")
-    assert len(lines) == 1 + 2 * 4
-
-
-def test_missing_cells_are_shown_as_missing(tmp_path):
-    values = [row[:] for row in CUMULATIVE]
-    values[3][0] = None
-    summary = report([write_run(tmp_path / "run", values)], tmp_path / "out")
-    task = summary["tasks"]["retrieval"]
-    assert task["matrix"][3][0] is None
-    assert task["backward"] is None
-    assert task["id"] == pytest.approx(0.55)
-    assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
-    assert "| 2013-2014 | – | 40.0 | 40.0 | **70.0** |" in (tmp_path / "out" / "table.md").read_text()
-    assert "2013-2014 & -- & 40.0 & 40.0 & \\textbf{70.0} \\\\" in (tmp_path / "out" / "table.tex").read_text()
-    assert "ID 55.0, backward –, forward 10.0" in text_of(summary)
-
-
-def test_run_that_is_not_finished(tmp_path):
-    summary = report([write_run(tmp_path / "run", CUMULATIVE[:2])], tmp_path / "out")
-    assert summary["samples_seen"] == [10_000, 20_000, None, None]
-    assert summary["tasks"]["retrieval"]["id"] is None
-    assert "20,000, after 2 of 4 steps" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_text_of_one_run(tmp_path, two_runs):
-    assert text_of(report(two_runs[:1], tmp_path)).splitlines() == [
+def test_text_of_one_run(one):
+    assert one.text.splitlines() == [
         "TiC-YFCC15M, cumulative: retrieval, mean_recall@1 in per cent",
         "",
         "trained up to  2004-2008  2009-2010  2011-2012  2013-2014",
@@ -157,671 +146,425 @@ def test_text_of_one_run(tmp_path, two_runs):
     ]
 
 
-def test_comparison_marks_the_best(tmp_path, two_runs):
-    text = text_of(report(two_runs, tmp_path)).splitlines()
-    assert text[-4:-2] == [
+def test_comparison_marks_the_best(two):
+    assert list(two.summary["runs"]) == ["cumulative", "sequential"]
+    assert two.summary["runs"]["sequential"]["tasks"]["retrieval"]["backward"] == pytest.approx(1.4 / 6)
+    assert two.text.splitlines()[-4:-2] == [
         "cumulative  cumulative   40,000       40.0*      55.0*      10.0",
         "sequential  sequential   40,000       23.3       50.0       20.0*",
     ]
-    markdown = (tmp_path / "table.md").read_text()
-    assert "| cumulative | cumulative | 40,000 | **40.0** | **55.0** | 10.0 |" in markdown
-    assert "| sequential | sequential | 40,000 | 23.3 | 50.0 | **20.0** |" in markdown
+    assert "| cumulative | cumulative | 40,000 | **40.0** | **55.0** | 10.0 |" in two.md
+    assert r"sequential & sequential & 40,000 & 23.3 & 50.0 & \textbf{20.0} \\" in two.tex
+    assert two.matrix.splitlines()[:2] == [
+        "run,task,step," + ",".join(STEPS),
+        "cumulative,retrieval,2004-2008,0.5,0.1,0.1,0.1",
+    ]
 
 
-def test_equal_figures_are_equally_good(tmp_path):
+def test_figures_that_read_the_same_are_equally_good(tmp_path):
     almost = [[value - 1e-6 for value in row] for row in CUMULATIVE]
     runs = [write_run(tmp_path / name, values) for name, values in (("a", CUMULATIVE), ("b", almost))]
-    report(runs, tmp_path)
-    assert (tmp_path / "table.md").read_text().count("**55.0**") == 2
+    assert report(runs, tmp_path / "out").md.count("**55.0**") == 2
+
+
+def test_periods_are_reduced_to_steps_and_kept(tmp_path):
+    values = (np.arange(63).reshape(7, 9) / 100).tolist()
+    found = report([write_run(tmp_path / "run", values, "datacomp")], tmp_path / "out")
+    task = found.summary["tasks"]["retrieval"]
+    assert task["periods_matrix"] == values
+    assert np.shape(task["matrix"]) == (7, 7)
+    assert task["matrix"][0][:2] == [pytest.approx(0.01), 0.03]  # mean of 0.00, 0.01, 0.02; then 2017
+    assert "| 2014-2016 | **0.0** | **1.0** | **2.0** | 3.0 |" in found.md
+
+
+def test_missing_cells_are_missing_in_all_files(tmp_path):
+    values = [[1 / 3, float("inf"), float("nan"), 0.1], *CUMULATIVE[1:3], [None, *CUMULATIVE[3][1:]]]
+    found = report([write_run(tmp_path / "run", values)], tmp_path / "out")
+    task = found.summary["tasks"]["retrieval"]
+    assert task["matrix"][0] == [1 / 3, None, None, 0.1]
+    assert (task["backward"], task["forward"]) == (None, None)
+    assert not re.search("Infinity|NaN", (tmp_path / "out/summary.json").read_text())
+    assert found.matrix.splitlines()[1] == "retrieval,2004-2008,0.3333333333333333,,,0.1"
+    assert "| 2013-2014 | – | 40.0 | 40.0 | **70.0** |" in found.md
+    assert r"2013-2014 & -- & 40.0 & 40.0 & \textbf{70.0} \\" in found.tex
+    assert "backward –, forward –" in found.text
+    assert all("results 13 of 16" in text for text in (found.text, found.md, found.html))
+
+
+def test_run_that_is_not_finished_beside_one_that_is(tmp_path, runs):
+    half = write_run(tmp_path / "half", CUMULATIVE[:2])
+    found = report([half, runs[1]], tmp_path / "out")
+    assert found.summary["runs"]["half"]["samples_seen"] == [10_000, 20_000, None, None]
+    assert "20,000, after 2 of 4 steps" in found.html
+    assert "| half | cumulative | 20,000 | 8 of 16 | – | – | – |" in found.md
+    assert "| sequential | cumulative |" not in found.md
+    assert "half (up to 2009-2010)" in labels(figures.draw_curves(load_results([half, runs[1]])))
 
 
 def test_task_that_one_run_lacks(tmp_path):
-    square = [[0.5] * 7] * 7
-    both = write_run(write_run(tmp_path / "both", square, "emoji"), square, "emoji", task="emojinet")
-    one = write_run(tmp_path / "one", square, "emoji")
-    summary = report([one, both], tmp_path)
-    assert list(summary["runs"]["one"]["tasks"]) == ["retrieval"]
-    assert summary["runs"]["both"]["tasks"]["emojinet"]["metric"] == "acc1"
-    assert "| one | cumulative | 70,000 | **50.0** | **50.0** | **50.0** | – | – | – |" in (
-        (tmp_path / "table.md").read_text()
-    )
+    both = write_run(write_run(tmp_path / "both", SQUARE, "emoji"), SQUARE, "emoji", task="emojinet")
+    found = report([write_run(tmp_path / "one", SQUARE, "emoji"), both], tmp_path / "out")
+    assert list(found.summary["runs"]["one"]["tasks"]) == ["retrieval"]
+    assert found.summary["runs"]["both"]["tasks"]["emojinet"]["metric"] == "acc1"
+    assert "| one | cumulative | 70,000 | 49 of 98 | **50.0** | **50.0** | **50.0** | – | – | – |" in found.md
 
 
-def test_a_second_version_of_a_package_is_not_hidden(tmp_path):
-    run = write_run(tmp_path / "run", CUMULATIVE[:1])
-    write_run(run, [[None] * 4, CUMULATIVE[1]], pins={"torch": "2.16.0"})
-    assert report([run], tmp_path)["pins"] == {"torch": "2.15.0, 2.16.0"}
+def test_intervals_macs_and_versions(tmp_path, runs, two):
+    assert "MACs" not in two.md
+    more = {"method": "oracle", "macs_seen": 3.16e11, "ci95": [0.4, 0.48]}
+    run = write_run(tmp_path / "oracle", CUMULATIVE, **more)
+    write_run(run, CUMULATIVE[:1], **more, pins={"torch": "2.16.0"})  # the last line of a step and task counts
+    found = report([*runs, run], tmp_path / "out")
+    assert found.summary["runs"]["oracle"]["macs_seen"] == [3.16e11] * 4
+    assert found.summary["runs"]["oracle"]["pins"] == {"torch": "2.16.0, 2.15.0"}
+    assert found.summary["runs"]["oracle"]["tasks"]["retrieval"]["ci95"] == [[[0.4, 0.48]] * 4] * 4
+    assert "a cell is good to ± 4.0 on average (95 %)" in found.html
+    assert "| oracle | oracle | 40,000 | 3.2e11 | **40.0** |" in found.md
+    assert r"40,000 & $3.2 \times 10^{11}$ & \textbf{40.0}" in found.tex
 
 
-def test_same_results_give_same_bytes(tmp_path, two_runs):
-    for runs in (two_runs, two_runs[:1]):
-        report(runs, tmp_path / "a")
-        report(runs, tmp_path / "b")
-        assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in FILES)
-
-
-@pytest.mark.parametrize("benchmark", ["yfcc15m", "datacomp", "datacomp_monthly"])
-def test_heatmap_is_a_picture_of_sensible_size(tmp_path, benchmark):
-    table = get_benchmark(benchmark)
-    values = np.linspace(0, 1, len(table.steps) * len(table.periods)).reshape(len(table.steps), -1).tolist()
-    report([write_run(tmp_path / "run", values, benchmark)], tmp_path)
-    with Image.open(tmp_path / "heatmap.png") as image:
-        image.load()
-        assert image.format == "PNG"
-        assert not image.text  # no date, no version
-        assert all(500 < side < 3000 for side in image.size)
-        assert len(image.getcolors(1 << 20)) > 50
-
-
-def test_heatmap_of_five_runs_and_of_equal_values(tmp_path):
-    runs = [write_run(tmp_path / str(i), [[0.0] * 4] * 4) for i in range(5)]
-    with Image.open(io.BytesIO(to_bytes(heatmap(read_all(runs)), "png"))) as image:
-        assert image.width > image.height > 900  # three and two beside each other
-
-
-class Page(HTMLParser):
-    """The tags, attributes and table cells of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.cells, self.in_cell = [], [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        self.in_cell = tag in ("td", "th")
-
-    def handle_data(self, data):
-        if self.in_cell:
-            self.cells.append(data)
-            self.in_cell = False
-
-
-def test_page_is_self_contained_and_has_the_table(tmp_path, two_runs):
-    report(two_runs[:1], tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    page = Page(text)
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    sources = [value for name, value in page.attributes if name in ("src", "href")]
-    assert len(sources) == 3
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in re.sub('base64,[^"]*', "", text)
-    assert page.cells[:10] == ["trained up to", *STEPS, "2004-2008", "50.0", "10.0", "10.0", "10.0"]
-    assert all(word in text for word in ("tic_tiny", "40,000", "torch 2.15.0", "Backward transfer"))
-
-
-def test_what_comes_from_files_is_escaped(tmp_path):
-    evil = '<script>"&</script>|_%'
-    runs = [write_run(tmp_path / name, CUMULATIVE, method=evil, scale=evil, pins={evil: evil}) for name in ("a", "b")]
-    for chosen in (runs, runs[:1]):
-        report(chosen, tmp_path)
-        text = (tmp_path / "report.html").read_text()
-        assert "script" not in Page(text).tags
-        assert "&lt;script&gt;&quot;&amp;&lt;/script&gt;|_%" in text
-        markdown = (tmp_path / "table.md").read_text()
-        assert "<script>" not in markdown
-        assert "&lt;/script&gt;\\|_%" in markdown
-        latex = '\\textless{}script\\textgreater{}"\\&\\textless{}/script\\textgreater{}\\textbar{}\\_\\%'
-        assert latex in (tmp_path / "table.tex").read_text()
-
-
-def test_latex_and_markdown_of_nothing():
-    assert to_latex([]) == to_markdown([]) == ""
+def test_checkpoints_inside_a_step_are_in_no_matrix(tmp_path, one):
+    run = write_run(write_run(tmp_path / "cumulative", CUMULATIVE), SEQUENTIAL, final=False)
+    assert report([run], tmp_path / "out").summary == one.summary
 
 
 def test_wide_matrix_stays_out_of_the_terminal(tmp_path):
-    values = (np.ones((102, 102)) / 2).tolist()
-    text = text_of(report([write_run(tmp_path / "run", values, "datacomp_monthly")], tmp_path))
+    run = write_run(tmp_path / "run", np.full((102, 102), 0.5).tolist(), "datacomp_monthly")
+    text = report([run], tmp_path / "out").text
     assert "102 columns: see matrix.csv" in text
     assert max(map(len, text.splitlines())) < 100
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
     runs = [write_run(tmp_path / seed / "run", CUMULATIVE) for seed in ("seed0", "seed1")]
-    assert list(report(runs, tmp_path)["runs"]) == ["seed0/run", "seed1/run"]
+    assert list(report(runs, tmp_path / "out").summary["runs"]) == ["seed0/run", "seed1/run"]
     with pytest.raises(TicError, match="different names"):
-        report([runs[0], runs[0]], tmp_path)
+        report([runs[0], runs[0]], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("second", "message"),
     [
-        ({"method": None}, "one method, these are of none"),
+        ({"method": "sequential"}, "eval_results.jsonl: .* of several: cumulative, sequential"),
+        ({"benchmark": "emoji"}, "of several: emoji, yfcc15m"),
+        ({"metric_version": 2}, r"can't be compared \(1 in .*, 2 in .*again"),
+        ({"step": "1999"}, "unknown step '1999'"),
+        ({"key": "tic/yfcc15m/retrieval/yearly/1999"}, "1999 is not of a period"),
     ],
 )
-def test_results_that_cannot_be_reported(tmp_path, change, message):
-    run = write_run(tmp_path / "run", CUMULATIVE, **change)
-    with pytest.raises(TicError, match=message) as error:
+def test_results_that_cannot_be_reported(tmp_path, second, message):
+    run = write_run(tmp_path / "run", CUMULATIVE)
+    write_lines(run, [(IMAGENET, 0.5, {})], **RUN | {"step": STEPS[0]} | second)
+    with pytest.raises(TicError, match=message):
         report([run], tmp_path / "out")
-    assert str(run / RESULTS) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_an_unknown_benchmark(tmp_path):
-    results = write_run(tmp_path, CUMULATIVE) / RESULTS
-    results.write_text(results.read_text().replace('"yfcc15m"', '"nope"'))
-    with pytest.raises(TicError, match="unknown benchmark 'nope'"):
-        report([tmp_path], tmp_path)
-
-
-def test_one_folder_with_two_methods(tmp_path):
-    run = write_run(write_run(tmp_path / "run", CUMULATIVE), SEQUENTIAL, method="sequential")
-    with pytest.raises(TicError, match="of several: cumulative, sequential"):
-        report([run], tmp_path)
-
-
-def test_run_without_results(tmp_path):
+def test_folders_that_cannot_be_reported(tmp_path, runs):
     with pytest.raises(TicError, match=r"eval_results.jsonl is missing: run scripts/evaluate.py first"):
-        report([tmp_path], tmp_path)
-
-
-def test_empty_results(tmp_path):
-    (tmp_path / RESULTS).touch()
+        report([tmp_path], tmp_path / "out")
     with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
-        report([tmp_path], tmp_path)
-
-
-def test_different_benchmarks_are_not_compared(tmp_path, two_runs):
-    other = write_run(tmp_path / "emoji", [[0.5] * 7] * 7, "emoji")
+        report([write_lines(tmp_path / "empty", [])], tmp_path / "out")
     with pytest.raises(TicError, match="different benchmarks: emoji, yfcc15m"):
-        report([two_runs[0], other], tmp_path)
+        report([runs[0], write_run(tmp_path / "emoji", SQUARE, "emoji")], tmp_path / "out")
+    with pytest.raises(TicError, match="one method, these are of none"):
+        report([write_run(tmp_path / "none", CUMULATIVE, method=None)], tmp_path / "out")
+    with pytest.raises(TicError, match="unknown benchmark 'nope'"):
+        report([write_lines(tmp_path / "nope", [("x", 0.1, {})], benchmark="nope")], tmp_path / "out")
 
 
-def script(*arguments):
-    path = Path(__file__).parent.parent / "scripts" / "report.py"
-    return subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True)
+# The command and the page.
 
 
-def test_script_writes_beside_the_results(tmp_path, two_runs):
-    done = script(two_runs[0])
-    assert done.returncode == 0, done.stderr
-    assert "ID 55.0, backward 40.0, forward 10.0" in done.stdout
-    assert {path.name for path in two_runs[0].iterdir()} == FILES | {RESULTS}
+def script(*arguments, **environment):
+    command = [sys.executable, Path(__file__).parent.parent / "scripts" / "report.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_script_compares(tmp_path, two_runs):
-    refused = script(*two_runs)
+def test_command_writes_equal_bytes_each_time(tmp_path, runs):
+    folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    write_static(folders[0])
+    write_log(folders[0] / STEPS[0], [(100, 4.0), (200, 3.0)])
+    (tmp_path / "paper.csv").write_text("method,retrieval ID\nsequential,51\n")
+    refused = script(*folders)
     assert (refused.returncode, refused.stderr) == (1, "error: --out DIR is needed to compare several runs\n")
-    assert script(*two_runs, "--out", tmp_path / "out").returncode == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    for out in ("a", "b"):
+        arguments = [*folders, write_models(tmp_path / out / "models"), "--reference", tmp_path / "paper.csv"]
+        done = script(*arguments, "--out", tmp_path / out / "report", PYTHONHASHSEED=str(len(out)))
+        assert done.returncode == 0, done.stderr
+        assert "differences are ours - published" in done.stdout
+        shutil.rmtree(tmp_path / out / "models")
+    names = {path.name for path in (tmp_path / "a/report").iterdir()}
+    assert names == set(re.findall(r"[\w.]+\.(?:json|csv|md|tex|html|png|svg)", done.stdout.splitlines()[-1]))
+    assert len(names) == 16
+    assert all(
+        (tmp_path / "a/report" / name).read_bytes() == (tmp_path / "b/report" / name).read_bytes() for name in names
+    )
+
+
+def test_page_is_self_contained_and_has_the_table(one, two):
+    assert not {"script", "link", "iframe"} & set(re.findall(r"<(\w+)", one.html))
+    sources = re.findall(r'(?:src|href)="(.{,22})', one.html)
+    assert sources == ["data:image/png;base64,"] * 3
+    assert "http" not in re.sub('base64,[^"]*', "", one.html)
+    assert re.findall(r"<t[dh][^>]*>([^<]+)", one.html)[:10] == [
+        "trained up to",
+        *STEPS,
+        "2004-2008",
+        "50.0",
+        "10.0",
+        "10.0",
+        "10.0",
+    ]
+    assert all(word in one.html for word in ("tic_tiny", "40,000", "torch 2.15.0", "Backward transfer"))
+    parts = ["Results", "Step by period", "Over time", "Robustness over time", "The matrices in numbers"]
+    assert re.findall("<h2>(.*?)</h2>", two.html) == [*parts, "How to read this", "What was run"]
+    assert two.html.count("<details>") == 2
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_page_in_a_browser_fits_a_phone(tmp_path, two_runs):
-    """The page as it is, but for a script that tells the window's width, the content's, and that of each picture."""
-    report(two_runs, tmp_path)
+def test_page_in_a_browser_fits_a_phone(tmp_path, two):
+    """The page as it is, but for a script that tells the window's width, the content's, and that of each image."""
     page = tmp_path / "probe.html"
     widths = "[innerWidth, document.documentElement.scrollWidth, ...[...document.images].map(one => one.naturalWidth)]"
-    probe = f"<script>document.title = {widths}</script></body>"
-    page.write_text((tmp_path / "report.html").read_text().replace("</body>", probe))
+    page.write_text(two.html.replace("</body>", f"<script>document.title = {widths}</script></body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--enable-logging=stderr"]
     command = ["chromium", *flags, f"--user-data-dir={tmp_path}/user", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    window, content, *pictures = map(int, re.search(r"<title>([\d,]+)<", done.stdout)[1].split(","))
+    window, content, *images = map(int, re.search(r"<title>([\d,]+)<", done.stdout)[1].split(","))
     assert content <= window <= 500
-    assert len(pictures) == 3
-    assert min(pictures) > 500
-    assert '<td class="mark">55.0</td>' in done.stdout
+    assert len(images) == 3
+    assert min(images) > 500
     assert ":CONSOLE" not in done.stderr
 
 
-def write_log(folder, lines, tail=""):
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = [
-        {"step": i + 1, "samples_seen": seen, "loss": loss, "lr": 1e-3, "samples_per_second": 300.0, "data_wait": 0.01}
-        for i, (seen, loss) in enumerate(lines)
-    ]
-    (folder / "train.log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + tail)
+def test_what_comes_from_files_is_escaped(tmp_path):
+    evil = '<script>"&</script>|_%'
+    runs = [write_run(tmp_path / name, CUMULATIVE, method=evil, scale=evil, pins={evil: evil}) for name in ("a", "b")]
+    for chosen in (runs, runs[:1]):
+        found = report(chosen, tmp_path / "out")
+        assert "<script" not in found.html
+        assert "&lt;script&gt;&#34;&amp;&lt;/script&gt;|_%" in found.html
+        assert "<script>" not in found.md
+        assert "&lt;/script&gt;\\|_%" in found.md
+        assert '\\textless{}script\\textgreater{}"\\&\\textless{}/script\\textgreater{}\\textbar{}\\_\\%' in found.tex
 
 
-def test_macs_stand_in_the_comparison_where_a_run_has_them(tmp_path, two_runs):
-    assert "MACs" not in to_markdown(tables(read_all(two_runs)))
-    write_run(tmp_path / "oracle", CUMULATIVE, method="oracle", macs_seen=3.16e11)
-    summary = report([*two_runs, tmp_path / "oracle"], tmp_path / "out")
-    assert summary["runs"]["oracle"]["macs_seen"] == [3.16e11] * 4
-    rows = [
-        line.split(" | ")[:5] for line in to_markdown(tables(restore(summary))).splitlines() if line.startswith("| ")
-    ]
-    assert rows[0] == ["| run", "method", "samples seen", "MACs", "retrieval backward"]
-    assert [row[3] for row in rows[2:]] == ["–", "–", "3.2e11"]
-    assert rows[2][4] == "**40.0**"  # the marks are in their columns
-    assert "3.2e11" in (tmp_path / "out/report.html").read_text()
-    latex = (tmp_path / "out/table.tex").read_text()
-    assert "40,000 & -- &" in latex
-    assert r"40,000 & $3.2 \times 10^{11}$ & \textbf{40.0}" in latex
+# Several seeds, static tasks, other models, published numbers, evaluation data.
 
 
-def test_a_summary_recorded_without_macs_is_still_a_table(tmp_path, two_runs):
-    summary = report(two_runs, tmp_path / "out")
-    for run in summary["runs"].values():
-        del run["macs_seen"]
-    assert "| cumulative | cumulative | 40,000 |" in to_markdown(tables(restore(summary)))
-
-
-def test_the_log_of_training_is_read_step_after_step(tmp_path):
-    write_log(tmp_path / "2009-2010", [(200, 2.0)])
-    write_log(tmp_path / "2004-2008", [(100, 4.0), (150, 3.0)], tail='{"step": 3, "sam')
-    logs = read_log(tmp_path, STEPS)
-    assert [[(line["samples_seen"], line["loss"]) for line in step] for step in logs] == [
-        [(100, 4.0), (150, 3.0)],
-        [(200, 2.0)],
-        [],
-        [],
-    ]
-
-
-def test_training_is_drawn_where_there_is_a_log_and_taken_away_where_there_is_none(tmp_path, two_runs):
-    out = tmp_path / "out"
-    report(two_runs, out)
-    page = (out / "report.html").read_text()
-    assert not (out / "training.png").exists()
-    write_log(two_runs[0] / "2004-2008", [(100, 4.0), (200, 3.0)])
-    for runs in (two_runs[:1], two_runs):
-        report(runs, out)
-        picture = (out / "training.png").read_bytes()
-        assert Image.open(io.BytesIO(picture)).size == (1500, 960)
-        assert base64.b64encode(picture).decode() in (out / "report.html").read_text()
-        report(runs, out)
-        assert (out / "training.png").read_bytes() == picture
-    shutil.rmtree(two_runs[0] / "2004-2008")
-    report(two_runs, out)
-    assert not (out / "training.png").exists()
-    assert (out / "report.html").read_text() == page
-
-
-def drawn(logs):
-    return to_bytes(training(logs), "png")
-
-
-def test_curves_show_what_was_logged():
-    """Another loss is another picture, and so is another run; of nothing there is none."""
-    line = {"samples_seen": 100, "loss": 4.0, "lr": 1e-3, "samples_per_second": 300.0}
-    later = {**line, "samples_seen": 200}
-    pictures = {
-        drawn({"a": [[line], [later]]}),
-        drawn({"a": [[line], [{**later, "loss": 3.0}]]}),
-        drawn({"a": [[line], [{**later, "lr": 1e-4}]]}),
-        drawn({"a": [[line, later]]}),  # one step
-        drawn({"a": [[line], [later]], "b": [[line], [later]]}),
-    }
-    assert len(pictures) == 5
-    assert training({"a": [[], []]}) is None
-
-
-def test_eight_runs_have_eight_colours():
-    """Found by their hue in the picture; each run's curve has a height of its own."""
-    lines = [{"samples_seen": 100 * i, "lr": 1e-3, "samples_per_second": 300.0} for i in range(1, 9)]
-    logs = {f"run {k}": [[{**line, "loss": float(k)} for line in lines]] for k in range(8)}
-    with Image.open(io.BytesIO(drawn(logs))) as image:
-        found = {colour[:3] for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    assert len({ImageColor.getrgb(colour) for colour in COLOURS} & found) == len(logs)
-
-
-# Several seeds, static tasks, other models, published numbers, coverage.
-
-
-def write_lines(folder, *entries, **common):
-    """Append results given as (key, value, fields)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / RESULTS, "a") as file:
-        for key, value, fields in entries:
-            file.write(json.dumps({"key": key, "metrics": {"main_metric": value}, **common, **fields}) + "\n")
-    return folder
-
-
-def seeds(tmp_path, **changes):
-    """Two runs of CUMULATIVE, one of them 0.2 lower, that differ in the seed and in ``changes`` of the second."""
-    lower = [[value - 0.1 for value in row] for row in CUMULATIVE]
-    one = write_run(tmp_path / "one", CUMULATIVE, seed=0, settings="x")
-    return [one, write_run(tmp_path / "two", lower, **{"seed": 1, "settings": "x", **changes})]
+def write_seeds(tmp_path, values=CUMULATIVE, **changes):
+    """Two runs of CUMULATIVE, one of them 0.1 lower, that differ in the seed and in ``changes`` of the second."""
+    lower = [[value if value is None else value - 0.1 for value in row] for row in values]
+    first = write_run(tmp_path / "one", CUMULATIVE, seed=0, settings="x")
+    return [first, write_run(tmp_path / "two", lower, **{"seed": 1, "settings": "x", **changes})]
 
 
 def test_runs_with_different_seeds_are_one_row(tmp_path):
-    report(seeds(tmp_path), tmp_path / "out")
-    deviation = 0.1 / 2**0.5
-    rows = (tmp_path / "out/table.md").read_text().splitlines()
-    assert "| one and 1 more | cumulative | 40,000 | **35.0 ± 7.1** | **50.0 ± 7.1** | **5.0 ± 7.1** |" in rows
-    assert "±: standard deviation over n = 2 runs with different seeds" in (tmp_path / "out/table.md").read_text()
-    head, row = csv.reader(io.StringIO((tmp_path / "out/table.csv").read_text()))
-    assert (head[2], row[2]) == ("runs", "2")
-    assert head[5:7] == ["retrieval backward", "retrieval backward sd"]
-    assert [float(cell) for cell in row[5:9]] == pytest.approx([0.35, deviation, 0.5, deviation])
+    found, deviation = report(write_seeds(tmp_path), tmp_path / "out"), 0.1 / 2**0.5
+    row = "| one and 1 more | cumulative | 40,000 | **35.0 ± 7.1** | **50.0 ± 7.1** | **5.0 ± 7.1** |"
+    assert row in found.md
+    assert "±: standard deviation over n = 2 runs with different seeds" in found.md
+    assert "35.0 $\\pm$ 7.1" in found.tex
+    head, row = csv.reader(io.StringIO(found.csv))
+    assert head[2:7] == ["runs", "samples seen", "MACs", "retrieval backward", "retrieval backward sd"]
+    assert (row[2], [float(cell) for cell in row[5:9]]) == ("2", pytest.approx([0.35, deviation, 0.5, deviation]))
+
+
+def test_a_figure_that_one_seed_lacks_is_missing(tmp_path):
+    found = report(write_seeds(tmp_path, [*CUMULATIVE[:3], [*CUMULATIVE[3][:3], None]]), tmp_path / "out")
+    assert "| 40,000 | 31 of 32 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in found.md
 
 
 @pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
 def test_runs_that_differ_in_more_are_rows_of_their_own(change, tmp_path):
-    report(seeds(tmp_path, **change), tmp_path / "out")
-    text = (tmp_path / "out/table.md").read_text()
+    text = report(write_seeds(tmp_path, **change), tmp_path / "out").md
     assert "±" not in text
     assert "| one | cumulative |" in text
     assert "| two | cumulative |" in text
 
 
-def test_a_figure_that_one_seed_lacks_is_missing(tmp_path):
-    runs = seeds(tmp_path)
-    lines = (runs[1] / RESULTS).read_text().splitlines(keepends=True)
-    (runs[1] / RESULTS).write_text("".join(lines[:-1]))
-    report(runs, tmp_path / "out")
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| 40,000 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in markdown
-    assert "| two | retrieval, 2013-2014 on 2013-2014 | 1 |" in markdown
-    assert "35.0 $\\pm$ 7.1" in (tmp_path / "out/table.tex").read_text()
+AVERAGE = f"**{100 * (0.5 + 1.5 + 0.6 + 0.8) / 9:.1f}**"  # the shifts are 0, 0.1, … 0.5
+WITHOUT_SHIFT = {key: value for key, value in STATIC.items() if key != "imagenet-r"}
 
 
-STATIC = {IMAGENET: 0.5, **{key: 0.1 * i for i, key in enumerate(SHIFTS)}, FLICKR: 0.6, "vtab/x": 0.8}
+@pytest.mark.parametrize(
+    ("earlier", "last", "expected"),
+    [
+        ({}, STATIC, ["**50.0**", "**25.0**", "**60.0**", AVERAGE]),
+        ({}, WITHOUT_SHIFT, ["**50.0**", "–", "**60.0**"]),  # a missing shift is not averaged over
+        ({IMAGENET: 0.9, FLICKR: 0.5}, {IMAGENET: 0.3}, ["**30.0**", "–", "–"]),
+        (STATIC, {IMAGENET: 0.55, "imagenet-a": 0.3}, ["**55.0**", "–", "–", "–"]),
+    ],
+)
+def test_static_tasks_are_those_of_the_last_step_and_complete(earlier, last, expected, tmp_path, runs):
+    run = write_static(write_run(tmp_path / "run", CUMULATIVE), earlier, step="2011-2012")
+    found = report([write_static(run, last), runs[1]], tmp_path / "out")
+    header, _, row, other = map(cells_of, found.md.splitlines()[2:6])
+    first = header.index("ImageNet")
+    assert row[first : first + len(expected)] == expected
+    assert other[first] == "–"
+    assert found.summary["runs"]["run"]["static"][IMAGENET] == [None, None, earlier.get(IMAGENET), last[IMAGENET]]
+    assert f"| imagenet1k | {100 * last[IMAGENET]:.1f} |" in found.md
 
 
-def with_static(folder, values=STATIC, step="2013-2014", **fields):
-    lines = [(key, value, {"step": step, "macs_seen": 2e18, **fields}) for key, value in values.items()]
-    return write_lines(folder, *lines, benchmark="yfcc15m", method="cumulative", scale="tic_tiny")
-
-
-def test_static_tasks_stand_in_the_comparison_as_in_the_paper(tmp_path, two_runs):
-    with_static(two_runs[0])
-    summary = report(two_runs, tmp_path / "out")
-    assert summary["runs"]["cumulative"]["static"]["vtab/x"] == [None, None, None, 0.8]
-    header, _, row, other = (tmp_path / "out/table.md").read_text().splitlines()[2:6]
-    heads = ["ImageNet", "shifts (6)", "Flickr30k", "average (9)", "retrieval backward"]
-    assert [cell.strip() for cell in header.split("|")[5:10]] == heads
-    average = (0.5 + 1.5 + 0.6 + 0.8) / 9  # the shifts are 0, 0.1, … 0.5
-    assert [cell.strip() for cell in row.split("|")[5:9]] == [
-        "**50.0**",
-        "**25.0**",
-        "**60.0**",
-        f"**{100 * average:.1f}**",
-    ]
-    assert [cell.strip() for cell in other.split("|")[4:9]] == ["–"] * 5
-    assert "| vtab/x | 80.0 |" in (tmp_path / "out/table.md").read_text()
-
-
-def test_a_shift_that_is_missing_is_not_averaged_over(tmp_path, two_runs):
-    with_static(two_runs[0], {key: value for key, value in STATIC.items() if key != "imagenet-r"})
-    report(two_runs, tmp_path / "out")
-    row = (tmp_path / "out/table.md").read_text().splitlines()[4]
-    assert [cell.strip() for cell in row.split("|")[5:8]] == ["**50.0**", "–", "**60.0**"]
-
-
-def test_static_results_of_two_steps_are_not_mixed(tmp_path, two_runs):
-    with_static(two_runs[0], {IMAGENET: 0.9, FLICKR: 0.5}, step="2009-2010")
-    with_static(two_runs[0], {IMAGENET: 0.3})
-    report(two_runs, tmp_path / "out")
-    row = (tmp_path / "out/table.md").read_text().splitlines()[4]
-    assert [cell.strip() for cell in row.split("|")[5:8]] == ["**30.0**", "–", "–"]
-    assert "| retrieval/flickr_1k_test_image_text_retrieval | – |" in (tmp_path / "out/table.md").read_text()
-
-
-def test_static_tasks_of_an_earlier_step_do_not_stand_in_for_the_last_ones(tmp_path, two_runs):
-    """ImageNet of the last step and shifts of the one before are no pair."""
-    with_static(two_runs[0], step="2011-2012")
-    with_static(two_runs[0], {IMAGENET: 0.55, "imagenet-a": 0.3})
-    report(two_runs, tmp_path / "out")
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert [cell.strip() for cell in markdown.splitlines()[4].split("|")[5:9]] == ["**55.0**", "–", "–", "–"]
-    shifts = "imagenetv2, imagenet-r, imagenet_sketch, imagenet-o, objectnet"
-    assert f"| cumulative | static tasks of 2013-2014: {shifts}, {FLICKR} and 1 more | 7 |" in markdown
+def test_static_results_alone(tmp_path):
+    run = write_static(tmp_path / "run")
+    model = write_lines(tmp_path / "m", [(IMAGENET, 0.6, {})], benchmark="yfcc15m", family="f", model={"name": "b"})
+    for chosen, names in (([run], ["run"]), ([model], ["b"]), ([run, model], ["run", "b"])):
+        lines = report(chosen, tmp_path / "out").md.splitlines()
+        assert lines[0] == "**TiC-YFCC15M: in per cent**"
+        assert [cells_of(line)[0] for line in lines[4 : 4 + len(names)]] == names
 
 
 def labels(figure):
     return [line.get_label() for line in figure.axes[0].lines]
 
 
-def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, two_runs):
-    assert compute(read_all(two_runs)) is None  # no MACs
-    with_static(two_runs[0])
-    figure = compute(read_all(two_runs))
-    run, *paper = figure.axes[0].lines
-    assert (run.get_label(), run.get_xdata().tolist()) == ("cumulative", [2e18])
-    assert run.get_ydata() == pytest.approx([100 * (0.5 + 1.5) / 7])
-    assert [line.get_label() for line in paper] == [
-        f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)" for name in FIGURE_1
-    ]
-    assert (paper[1].get_xdata()[-1], paper[1].get_ydata()[-1]) == (10.5 * 5e18, 45.6)
+def test_models_that_are_not_runs(tmp_path, runs):
+    folder = write_models(tmp_path / "models")
+    report(runs, tmp_path / "out")
+    found = report([folder], tmp_path / "out")  # a figure that has nothing to show any more is removed
+    assert found.files == FILES - {"heatmap.png", "heatmap.svg"}
+    assert list(found.summary) == ["models"]
+    assert found.summary["models"]["b"]["tasks"]["retrieval"]["periods"]["2013-2014"] == 0.9
+    assert "| b | b | all | 50.0 | 80.0 | 52.5 |" in found.md
+    assert "| c | c | 3 of 4 | 50.0 | – | – |" in found.md
+    assert found.matrix.splitlines()[-1] == "c,retrieval,,0.5,0.0,0.0,"
+    write_lines(folder, [(IMAGENET, 0.6, {})], benchmark="yfcc15m", family="b", model={"name": "b"})
+    found = report([folder, *runs], tmp_path / "out")
+    assert (list(found.summary["runs"]), len(found.summary["models"])) == (["cumulative", "sequential"], 4)
+    assert "| b | b | – | **60.0** | **60.0** | – | – | – |" in found.md
 
 
-def test_compute_without_imagenet_is_the_mean_over_all_periods(tmp_path):
-    run = write_run(tmp_path / "run", CUMULATIVE, macs_seen=4.0)
-    (line,) = compute(read_all([run])).axes[0].lines
-    assert (line.get_xdata().tolist(), line.get_ydata()) == ([4.0] * 4, pytest.approx([20, 27.5, 35, 47.5]))
-
-
-def models(folder):
-    """Two models of one family and one of another, on the four periods."""
-    table = get_benchmark("yfcc15m")
-    values = {"a one": [0.3, 0, 0.1, 0.3], "a two": [0.5, 0, 0.3, 0.5], "b": [0.5, 0, 0.7, 0.9], "c": [0.5, 0, 0, None]}
-    for name, row in values.items():
-        entries = [
-            (task_key(table, "retrieval", period), value, {}) for period, value in zip(table.periods, row, strict=True)
-        ]
-        about = {"benchmark": "yfcc15m", "family": name[0], "model": {"name": name}}
-        write_lines(folder, *(entry for entry in entries if entry[1] is not None), **about)
-    return folder
-
-
-def test_models_that_are_no_run(tmp_path, two_runs):
-    summary = report([models(tmp_path / "models")], tmp_path / "out")
-    assert list(summary) == ["models"]
-    assert summary["models"]["b"]["tasks"]["retrieval"]["periods"]["2013-2014"] == 0.9
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| b | b | 50.0 | 80.0 | 52.5 |" in markdown
-    assert "| c | c | 50.0 | – | – |" in markdown
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"heatmap.png", "heatmap.svg"}
-    summary = report([tmp_path / "models", *two_runs], tmp_path / "out")
-    assert (list(summary["runs"]), len(summary["models"])) == (["cumulative", "sequential"], 4)
-    table = comparison(read_all([tmp_path / "models", *two_runs]))
-    assert [row[0] for row in table.rows] == ["cumulative", "sequential"]
-    write_lines(tmp_path / "models", (IMAGENET, 0.6, {}), benchmark="yfcc15m", family="b", model={"name": "b"})
-    table = comparison(read_all([tmp_path / "models", *two_runs]))
-    assert [row[:5] for row in table.rows][2] == ["b", "b", "–", "60.0", "60.0"]
-    lines = (tmp_path / "out/matrix.csv").read_text().splitlines()
-    assert lines[-1] == "c,retrieval,,0.5,0,0,"
-    assert restore(summary).content() == summary
-
-
-def test_robustness_has_a_fitted_line_for_each_family_and_joins_the_steps_of_a_run(tmp_path, two_runs):
-    figure = robustness(read_all([models(tmp_path / "models"), two_runs[0]]))
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert lines["a"].get_xydata().tolist() == [pytest.approx([30, 20]), pytest.approx([50, 40])]
-    assert lines["b"].get_xydata().tolist() == [pytest.approx([50, 80])]
-    assert "c" not in lines  # lacks a new period
-    assert lines["cumulative"].get_xydata()[3].tolist() == pytest.approx([40, 55])
-    drawn_lines = [line.get_xydata() for line in figure.axes[0].lines if str(line.get_label()).startswith("_child")]
-    assert len(drawn_lines) == 2  # the run's steps, and family a's; b has one model
-    assert drawn_lines[1] == pytest.approx(np.array([[30, 20], [50, 40]]))
-
-
-def test_over_time_is_of_the_steps_of_one_run_or_of_the_last_models(tmp_path, two_runs):
-    assert labels(over_time(read_all(two_runs[:1]))) == STEPS
-    write_run(two_runs[0], CUMULATIVE[:2])
-    figure = over_time(read_all([*two_runs, models(tmp_path / "models")]))
-    assert labels(figure) == ["cumulative", "sequential", "a one", "a two", "b", "c"]
-    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([40, 40, 40, 70])
-
-
-def test_published_numbers_stand_beside_ours(tmp_path, two_runs):
-    paper = tmp_path / "paper.csv"
-    paper.write_text("method,retrieval ID,retrieval forward\ncumulative, 54.3 ,\nsequential,51,20.0\n")
-    report(two_runs, tmp_path / "out", str(paper))
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| cumulative | cumulative | 55.0 | 54.3 | +0.7 | 10.0 | – | – |" in markdown
-    assert "| sequential | sequential | 50.0 | 51.0 | −1.0 | 20.0 | 20.0 | +0.0 |" in markdown
-    assert "Beside the numbers of paper.csv" in (tmp_path / "out/report.html").read_text()
+def test_published_numbers_stand_beside_ours(tmp_path, runs):
+    (tmp_path / "paper.csv").write_text(
+        "method,retrieval ID,retrieval forward\ncumulative, 54.3 ,\n\nsequential,51,20.0\n"
+    )
+    found = report(runs, tmp_path / "out", str(tmp_path / "paper.csv"))
+    assert "| cumulative | cumulative | 55.0 | 54.3 | +0.7 | 10.0 | – | – |" in found.md
+    assert "| sequential | sequential | 50.0 | 51.0 | −1.0 | 20.0 | 20.0 | +0.0 |" in found.md
+    assert "Beside the numbers of paper.csv" in found.html
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the first line must be method and columns, of: retrieval backward, retrieval ID, retrieval forward"),
-        ("retrieval ID\n1\n", "the first line must be method"),
-        ("method,ID\n", "no column 'ID' to compare with, or twice; the columns are retrieval backward, "),
-        (
-            "method,retrieval ID\nreplay,1\n",
-            "line 2: no method 'replay' to compare with, or twice; there are cumulative",
-        ),
-        ("method,retrieval ID\ncumulative,1\ncumulative,2\n", "line 3: no method 'cumulative'"),
-        ("method,retrieval ID\n\ncumulative,high\n", "line 3: 'high' is no number in per cent, from 0 to 100"),
-        ("method,retrieval ID\ncumulative,101\n", "line 2: '101' is no number"),
-        ("method,retrieval ID\ncumulative,1,2\n", "line 2 has 3 cells, the first line has 2"),
+        ("", "is not a table of method and numbers in per cent"),
+        ("retrieval ID\n1\n", "is not a table of method"),
+        ("method,ID\ncumulative,1\n", "unknown or repeated column 'ID'; there are: retrieval backward, retrieval ID"),
+        ("method,retrieval ID\nreplay,1\n", "unknown or repeated method 'replay'; there are: cumulative, sequential"),
+        ("method,retrieval ID\ncumulative,1\ncumulative,2\n", "repeated method 'cumulative'"),
+        ("method,retrieval ID\ncumulative,high\n", "is not a table of method and numbers"),
+        ("method,retrieval ID\ncumulative,101\n", "a number is not in per cent, from 0 to 100"),
+        ("method,retrieval ID\ncumulative,1,2\n", "paper.csv"),
     ],
 )
-def test_published_numbers_that_cannot_be(text, message, tmp_path, two_runs):
+def test_published_numbers_that_are_wrong(text, message, tmp_path, runs):
     (tmp_path / "paper.csv").write_text(text)
-    with pytest.raises(TicError, match=re.escape(message)) as error:
-        report(two_runs, tmp_path / "out", str(tmp_path / "paper.csv"))
-    assert str(error.value).startswith(str(tmp_path / "paper.csv"))
+    with pytest.raises(TicError, match=re.escape(message)):
+        report(runs, tmp_path / "out", str(tmp_path / "paper.csv"))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_data_are_and_what_is_missing_of_the_results(tmp_path):
-    values = [[*row[:3], None] if i < 2 else row for i, row in enumerate(CUMULATIVE)]
-    run = write_run(tmp_path / "run", values, num_samples=1500, coverage=0.93, dropped={"bad image": 2}, nonfinite=0)
-    summary = report([run], tmp_path / "out")
-    facts = {"num_samples": 1500, "coverage": 0.93, "dropped": {"bad image": 2}}
-    assert summary["data"]["retrieval"]["2009-2010"] == facts
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| retrieval | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) | 1,500 (93 %) |" in markdown
-    missing = "retrieval, 2004-2008 on 2013-2014; retrieval, 2009-2010 on 2013-2014"
-    assert f"| run | {missing} | 2 |" in markdown
-    assert "retrieval 2004-2008, 2009-2010, 2011-2012, 2013-2014: 8 samples left out (bad image)" in markdown
-    assert missing in (tmp_path / "out/report.html").read_text()
+def test_evaluation_data_and_what_was_left_out(tmp_path, runs):
+    about = {"num_samples": 1500, "coverage": 0.9999, "dropped": {"bad image": 2}, "nonfinite": 7}
+    part = write_run(tmp_path / "part", CUMULATIVE, **about)
+    rest = [write_run(tmp_path / name, CUMULATIVE, num_samples=1503, coverage=1.0) for name in ("all", "too")]
+    found = report([part, *rest], tmp_path / "out")
+    assert found.summary["runs"]["part"]["data"]["retrieval"]["2009-2010"] == about
+    cells = " | ".join(["1,500 (99.9 %)"] * 4)
+    assert f"| retrieval: part | {cells} | 8 bad image, 28 features not finite |" in found.md
+    assert "| retrieval: all, too | 1,503 | 1,503 | 1,503 | 1,503 | 0 |" in found.md
+    assert "not all were scored on the same samples" in found.md
+    assert (
+        "| retrieval | 1,503 | 1,503 | 1,503 | 1,503 |\n\nno sample was left out" in report(rest, tmp_path / "out").md
+    )
+    found = report([write_static(tmp_path / "static", {IMAGENET: 0.5}, nonfinite=3)], tmp_path / "out")
+    assert found.summary["data"] == {"static": {IMAGENET: {"nonfinite": 3}}}
+    assert "| static | – | – | – | – | 3 features not finite of imagenet1k |" in found.md
 
 
-def test_runs_that_were_scored_on_different_data_are_told_apart(tmp_path):
-    """The later, complete data do not hide what an earlier run has left out."""
-    about = {"num_samples": 1500, "coverage": 0.9999, "dropped": {"bad image": 3}}
-    runs = [write_run(tmp_path / "part", CUMULATIVE, **about)]
-    runs += [write_run(tmp_path / name, CUMULATIVE, num_samples=1503, coverage=1.0) for name in ("all", "too")]
-    report(runs, tmp_path / "out")
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| retrieval: part | 1,500 (99.9 %) | 1,500 (99.9 %) |" in markdown
-    assert "| retrieval: all, too | 1,503 | 1,503 |" in markdown
-    assert "2013-2014 of part: 12 samples left out (bad image)" in markdown
-    assert "not all were scored on the same samples" in markdown
+# The figures.
 
 
-def test_what_an_unfinished_run_lacks_beside_a_finished_one(tmp_path):
-    square = [[0.5] * 7] * 7
-    whole = write_run(write_run(tmp_path / "whole", square, "emoji"), square, "emoji", task="emojinet")
-    half = write_run(tmp_path / "half", [*square[:2], [0.5, *[None] * 6]], "emoji")
-    report([whole, half], tmp_path / "out")
-    years = "2015, 2016, 2017-2018, 2019 and 2 more"
-    lacks = f"retrieval, 2016 on {years}; retrieval, all of 2017-2018, 2019, 2020, 2021-2025; all of emojinet"
-    assert f"| half | {lacks} | {6 + 4 * 7 + 7 * 7} |" in (tmp_path / "out/table.md").read_text()
+@pytest.mark.parametrize("benchmark", ["yfcc15m", "datacomp", "datacomp_monthly"])
+def test_heatmap_is_an_image_of_sensible_size(tmp_path, benchmark):
+    table = get_benchmark(benchmark)
+    values = np.linspace(0, 1, len(table.steps) * len(table.periods)).reshape(len(table.steps), -1).tolist()
+    drawn = figures.draw_figures(load_results([write_run(tmp_path / "run", values, benchmark)]))
+    with Image.open(io.BytesIO(drawn["heatmap"]["png"])) as image:
+        assert not image.text  # no date, no version
+        assert all(500 < side < 3000 for side in image.size)
+        assert len(image.getcolors(1 << 20)) > 50
 
 
-def test_a_static_task_with_features_that_are_no_numbers_is_told(tmp_path, two_runs):
-    with_static(two_runs[0], {IMAGENET: 0.5}, nonfinite=3)
-    summary = report(two_runs, tmp_path / "out")
-    assert summary["runs"]["cumulative"]["data"] == {"static": {IMAGENET: {"nonfinite": 3}}}
-    assert "static imagenet1k: 3 features of a model are no numbers" in (tmp_path / "out/table.md").read_text()
+def test_heatmap_of_five_runs_of_equal_values(tmp_path):
+    results = load_results([write_run(tmp_path / str(i), [[0.0] * 4] * 4) for i in range(5)])
+    width, height = figures.draw_heatmap(results).get_size_inches()
+    assert width > height > 6  # three and two beside each other
 
 
-def test_features_that_are_no_numbers_are_told(tmp_path):
-    run = write_run(tmp_path / "run", CUMULATIVE, num_samples=9, coverage=None, nonfinite=7)
-    report([run], tmp_path / "out")
-    words = "retrieval 2004-2008, 2009-2010, 2011-2012, 2013-2014: 28 features of a model are no numbers"
-    assert words in (tmp_path / "out/table.md").read_text()
-    whole = write_run(tmp_path / "whole", CUMULATIVE, num_samples=9, coverage=1.0)
-    report([whole], tmp_path / "out")
-    markdown = (tmp_path / "out/table.md").read_text()
-    assert "| retrieval | 9 | 9 | 9 | 9 |\n\nno sample was left out" in markdown
-    assert "Missing results" not in markdown
+def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, runs):
+    assert figures.draw_compute(load_results(runs)) is None  # no MACs
+    run = write_static(write_run(tmp_path / "run", CUMULATIVE))
+    line, *paper = figures.draw_compute(load_results([run, runs[1]])).axes[0].lines
+    assert (line.get_label(), line.get_xdata().tolist()) == ("run", [2e18])
+    assert line.get_ydata() == pytest.approx([100 * (0.5 + 1.5) / 7])
+    names = [f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)" for name in figures.FIGURE_1]
+    assert [each.get_label() for each in paper] == names
+    assert (paper[1].get_xdata()[-1], paper[1].get_ydata()[-1]) == (10.5 * 5e18, 45.6)
 
 
-def test_intervals_are_in_the_summary_and_told_of_the_matrix(tmp_path):
-    run = write_run(tmp_path / "run", CUMULATIVE, ci95=[0.4, 0.48])
-    summary = report([run], tmp_path / "out")
-    assert summary["tasks"]["retrieval"]["ci95"] == [[[0.4, 0.48]] * 4] * 4
-    assert "a cell is good to ± 4.0 on average (95 %)" in (tmp_path / "out/table.md").read_text()
+def test_compute_without_imagenet_is_the_mean_over_all_periods(tmp_path):
+    run = write_run(tmp_path / "run", CUMULATIVE, macs_seen=4.0)
+    (line,) = figures.draw_compute(load_results([run])).axes[0].lines
+    assert (line.get_xdata().tolist(), line.get_ydata()) == ([4.0] * 4, pytest.approx([20, 27.5, 35, 47.5]))
 
 
-def test_checkpoints_inside_a_step_are_in_no_matrix(tmp_path):
+def test_robustness_has_a_fitted_line_for_each_family_and_joins_the_steps_of_a_run(tmp_path, runs):
+    figure = figures.draw_robustness(load_results([write_models(tmp_path / "models"), runs[0]]))
+    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    assert lines["a"].tolist() == [pytest.approx([30, 20]), pytest.approx([50, 40])]
+    assert lines["b"].tolist() == [pytest.approx([50, 80])]
+    assert "c" not in lines  # lacks a new period
+    assert lines["cumulative"][3].tolist() == pytest.approx([40, 55])
+    drawn = [points for label, points in lines.items() if label.startswith("_child")]
+    assert len(drawn) == 2  # the run's steps, and family a's; b has one model
+    assert drawn[1] == pytest.approx(np.array([[30, 20], [50, 40]]))
+
+
+def test_curves_are_of_the_steps_of_one_run_or_of_the_last_models(tmp_path, runs):
+    assert labels(figures.draw_curves(load_results(runs[:1]))) == STEPS
+    figure = figures.draw_curves(load_results([*runs, write_models(tmp_path / "models")]))
+    assert labels(figure) == ["cumulative", "sequential", "a one", "a two", "b", "c"]
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([40, 40, 40, 70])
+
+
+def test_training_shows_the_log_of_each_step(tmp_path):
     run = write_run(tmp_path / "run", CUMULATIVE)
-    before = report([run], tmp_path / "out")
-    write_run(run, SEQUENTIAL, final=False)
-    assert report([run], tmp_path / "out") == before
-
-
-def test_results_of_two_metric_versions_are_not_compared(tmp_path, two_runs):
-    write_run(two_runs[0], CUMULATIVE[:2], metric_version=2)
-    for chosen in (two_runs[:1], two_runs):
-        with pytest.raises(TicError, match=r"several metric versions can't be compared \(1 in .*, 2 in .*again"):
-            report(chosen, tmp_path / "out")
-    write_run(two_runs[0], CUMULATIVE, metric_version=2)  # all of it again: the last line counts
-    report(two_runs[:1], tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_figures_have_the_same_bytes_each_time(kind, tmp_path, two_runs):
-    for out in ("a", "b"):
-        report([*two_runs, models(tmp_path / f"models_{out}" / "models")], tmp_path / out)
-    names = sorted(path.name for path in (tmp_path / "a").glob(f"*.{kind}"))
-    assert len(names) == 3
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    write_log(run / "2009-2010", [(200, 2.0)])
+    write_log(run / "2004-2008", [(100, 4.0), (150, 3.0)], tail='{"step": 3, "sam')
+    found = report([run], tmp_path / "out")
+    assert {"training.png", "training.svg"} < found.files
+    with Image.open(tmp_path / "out/training.png") as image:
+        assert image.size == (1500, 960)
+    line, *borders = figures.draw_training(load_results([run])).axes[0].lines
+    assert line.get_xydata().tolist() == [[100, 4], [150, 3], [200, 2]]
+    assert [border.get_xdata()[0] for border in borders] == [150, 200]
+    shutil.rmtree(run / "2004-2008"), shutil.rmtree(run / "2009-2010")
+    assert "training.png" not in report([run], tmp_path / "out").files
 
 
 @pytest.mark.parametrize("name", ["_x", "a$b$c", r"$\foo$", "a&<|_"])
-def test_a_name_is_what_it_is_in_the_figures(name, tmp_path, two_runs):
-    """No formula, and not left out of the legend."""
-    runs = [two_runs[0].rename(tmp_path / name), two_runs[1]]
-    report(runs, tmp_path / "out")
-    texts = over_time(read_all(runs)).legends[0].get_texts()
+def test_a_name_is_shown_as_it_is_in_the_figures(name, tmp_path, runs):
+    """Not as a formula, and not left out of the legend."""
+    results = load_results([write_run(tmp_path / name, CUMULATIVE), runs[1]])
+    assert set(figures.draw_figures(results)) == {"heatmap", "curves", "compute", "robustness", "training"}
+    texts = figures.draw_curves(results).legends[0].get_texts()
     assert [text.get_text().replace(r"\$", "$").strip() for text in texts] == [name, "sequential"]
 
 
 def test_twenty_runs_are_told_apart_by_colour_and_marker():
-    looks = [(style["color"], style["marker"]) for style in itertools.islice(styles(), 20)]
-    assert len(set(looks)) == 20
-
-
-def test_infinity_is_missing(tmp_path):
-    values = [[float("inf"), 0.1, 0.1, float("nan")], *CUMULATIVE[1:]]
-    summary = report([write_run(tmp_path / "run", values)], tmp_path / "out")
-    assert summary["tasks"]["retrieval"]["matrix"][0] == [None, 0.1, 0.1, None]
-    assert summary["tasks"]["retrieval"]["id"] is None
-    assert not re.search("Infinity|NaN", (tmp_path / "out/summary.json").read_text())
-
-
-def test_a_figure_that_has_nothing_to_show_any_more_is_taken_away(tmp_path, two_runs):
-    report(two_runs, tmp_path / "out")
-    report([models(tmp_path / "models")], tmp_path / "out")
-    assert not list((tmp_path / "out").glob("heatmap.*"))
-
-
-def test_the_script_takes_published_numbers(tmp_path, two_runs):
-    (tmp_path / "paper.csv").write_text("method,retrieval ID\nsequential,51\n")
-    done = script(*two_runs, "--out", tmp_path / "out", "--reference", tmp_path / "paper.csv")
-    assert done.returncode == 0, done.stderr
-    assert "differences are ours - published" in done.stdout
-    names = re.findall(r"[\w.]+\.(?:json|csv|md|tex|html|png|svg)", done.stdout.splitlines()[-1])
-    assert set(names) == {path.name for path in (tmp_path / "out").iterdir()}
-
-
-def test_static_results_alone(tmp_path):
-    run = with_static(tmp_path / "run")
-    model = write_lines(tmp_path / "m", (IMAGENET, 0.6, {}), benchmark="yfcc15m", family="b", model={"name": "b"})
-    for chosen in ([run], [model], [run, model]):
-        report(chosen, tmp_path / "out")
-        table = comparison(read_all(chosen))
-        assert table.title == "TiC-YFCC15M: in per cent"
-        assert [row[0] for row in table.rows] == [name for name, path in (("run", run), ("b", model)) if path in chosen]
-
-
-def test_what_stands_on_the_page_and_in_which_order(tmp_path, two_runs):
-    write_run(tmp_path / "half", CUMULATIVE[:2], method="restart")
-    report([*two_runs, tmp_path / "half"], tmp_path / "out")
-    text = (tmp_path / "out/report.html").read_text()
-    parts = ["Results", "Step by period", "Over time", "Robustness over time", "The matrices in numbers"]
-    parts += ["Evaluation data and missing results", "How to read this", "What was run"]
-    assert re.findall("<h2>(.*?)</h2>", text) == parts
-    assert text.count("<details>") == 3
-    assert re.search('<details><summary>half</summary>.*?<td class="mark">50.0</td>', text, re.DOTALL)
-    assert "half (up to 2009-2010)" in labels(over_time(read_all([*two_runs, tmp_path / "half"])))
-
-
-def test_runs_that_lack_the_same_are_one_line(tmp_path):
-    runs = [write_run(tmp_path / name, CUMULATIVE[:3]) for name in "abcdef"]
-    report(runs, tmp_path / "out")
-    assert "| a, b, c, d and 2 more | retrieval, all of 2013-2014 | 4 |" in (tmp_path / "out/table.md").read_text()
+    assert len({(style["color"], style["marker"]) for style in itertools.islice(figures.SERIES, 20)}) == 20
