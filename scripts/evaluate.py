@@ -33,8 +33,8 @@ from tic_clip.models import Model, named_model
 from tic_clip.runs import models_of
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the flags."""
+def make_parser() -> Parser:
+    """Return the parser of the flags."""
     parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
@@ -54,18 +54,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     workers = min(len(os.sched_getaffinity(0)) - 1, 16)
     add("--workers", type=int, default=workers, help="loader processes (default: cores - 1)")
     add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
-    add(
-        "--together", dest="models_at_once", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )  # its old name
+    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    add("--together", dest="models_at_once", type=int, **hidden)  # its old name
     add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
     add("--force", action="store_true", help="evaluate again what has a result")
     add("--dry_run", action="store_true", help="print what is missing, evaluate nothing")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate; print how many results are new, and warn about those with samples left out or NaN features."""
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
     names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad", "force")
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.check:

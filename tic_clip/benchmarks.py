@@ -6,7 +6,7 @@ A benchmark's data are in ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{spli
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tic_clip import TicError, lookup
 from tic_clip.cli import Parser, run_main
@@ -97,19 +97,6 @@ MONTHS = tuple(
 """The 102 months of TiC-DataComp. They are crawl dumps, so some calendar months do not exist."""
 
 
-def _datacomp(name: str, title: str, cadence: str, steps: tuple[Step, ...]) -> Benchmark:
-    return Benchmark(
-        name=name,
-        title=title,
-        steps=steps,
-        tasks={"retrieval": "retrieval", "datacompnet": "classification"},
-        prepare_with="dataset_creation/tic-datacomp/build_tic_datacomp.sh",
-        dataset="datacomp",
-        cadence=cadence,
-        filters={"basic": "train", "bestpool": "train_bestpool"},
-    )
-
-
 def _packed(name: str, title: str, source: str, *steps: str) -> Benchmark:
     return Benchmark(
         name=name,
@@ -122,10 +109,19 @@ def _packed(name: str, title: str, source: str, *steps: str) -> Benchmark:
 
 
 _FIRST = Step(name="2014-2016", splits=("2014", "2015", "2016"), periods=("2014", "2015", "2016"))
-_YEARS = (_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022"))
+_DATACOMP = Benchmark(
+    name="datacomp",
+    title="TiC-DataComp",
+    steps=(_FIRST, *_single("2017", "2018", "2019", "2020", "2021", "2022")),
+    tasks={"retrieval": "retrieval", "datacompnet": "classification"},
+    prepare_with="dataset_creation/tic-datacomp/build_tic_datacomp.sh",
+    dataset="datacomp",
+    filters={"basic": "train", "bestpool": "train_bestpool"},
+)
+_MONTHLY = {"name": "datacomp_monthly", "title": "TiC-DataComp (monthly)", "cadence": "monthly"}
 _TABLE = (
-    _datacomp("datacomp", "TiC-DataComp", "yearly", _YEARS),
-    _datacomp("datacomp_monthly", "TiC-DataComp (monthly)", "monthly", _single(*MONTHS)),
+    _DATACOMP,
+    replace(_DATACOMP, **_MONTHLY, steps=_single(*MONTHS)),
     _packed("yfcc15m", "TiC-YFCC15M", "yfcc15m", "2004-2008", "2009-2010", "2011-2012", "2013-2014"),
     _packed("yfcc15m_2011", "TiC-YFCC15M (2008-2011 first)", "yfcc15m", "2008-2011", "2012", "2013", "2014"),
     _packed("redcaps", "TiC-RedCaps", "redcaps", "2011-2017", "2018", "2019", "2020"),

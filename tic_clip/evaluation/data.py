@@ -77,13 +77,10 @@ class UnusableSample(TicError):
 
 
 def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, first_only: bool = False) -> EvalSet:
-    """Return the samples of a folder, with what tasks of ``kinds`` (of ``LABEL``) need.
+    """Return the samples of a folder, with what tasks of ``kinds`` (of ``LABEL``) need; a TicError if it has none.
 
-    ``first_only``: of the first shard alone that has some, as a check.
-
-    Raises:
-        TicError: it has no sample, not as many as its table says, no class names, or a sample without what is needed;
-            with ``skip_bad`` such a sample is counted in ``dropped`` instead.
+    A sample without what is needed is a TicError, or with ``skip_bad`` counted in ``dropped``. ``first_only``: as a
+    check, read only the first shard that has samples.
     """
     found = EvalSet(samples=[], classes=read_classes(folder) if "classification" in kinds else None)
     images = image_folders(folder)
@@ -156,11 +153,7 @@ def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
-    """Return the shards of a split, or of clip_benchmark's ``test/`` in it -> their samples, None without a table.
-
-    Raises:
-        TicError: there are none, or not as many as ``nshards.txt`` says.
-    """
+    """Return the shards of a split, or of clip_benchmark's ``test/`` in it -> their samples, None without a table."""
     is_split = any(list_files(folder, pattern) for pattern in ("*.tar", "[0-9]*/*.tar"))
     if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not is_split:
         folder = f"{folder}/{CLIP_BENCHMARK_DIR}"

@@ -82,7 +82,7 @@ def evaluate(
 
 
 def check_tasks(tasks: Sequence[Task], settings: Settings = Settings()) -> None:
-    """Raise a TicError if a task has no data or no classes, or none of the first samples has captions or a class id."""
+    """Raise a TicError if a task has no data, no classes, or no sample with an image and a caption or a class id."""
     fingerprints(tasks)
     for task in tasks:
         read_set(task.folder, {task.kind}, skip_bad=settings.skip_bad, first_only=True)
@@ -140,12 +140,11 @@ def read_sets(tasks: Collection[Task], settings: Settings) -> dict[str, EvalSet]
     return sets
 
 
-Batch = tuple[str, str, list]
-"""A folder, "images" or "texts", and which of its samples or captions."""
+def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> tuple[Any, list[int]]:
+    """Return (images (B, 3, H, W) or tokens (B, L), the positions of samples that can't be decoded).
 
-
-def _load(batch: Batch, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> tuple[Any, list[int]]:
-    """Return (images (B, 3, H, W) or tokens (B, L), the positions of samples that can't be decoded)."""
+    ``batch``: a folder, "images" or "texts", and which of its samples or captions.
+    """
     import torch
 
     _, part, items = batch
@@ -219,7 +218,7 @@ def score(
     from tic_clip.parallel import iterate_batches
 
     first, settings = encoders[0], encoders[0].settings
-    index: list[Batch] = [
+    index = [
         (folder, part, items[start : start + settings.batch_size])
         for folder in dict.fromkeys(task.folder for task in tasks)
         for part, items in (("images", sets[folder].samples), ("texts", sets[folder].texts))

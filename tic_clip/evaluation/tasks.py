@@ -84,11 +84,7 @@ def task_of(key: str, data_dir: str) -> Task:
 
 
 def read_tasklist(path: str, data_dir: str) -> list[Task]:
-    """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task.
-
-    Raises:
-        TicError: the file is missing or not a task list, or an entry is not valid.
-    """
+    """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task."""
     import yaml
 
     if not Path(path).exists():
@@ -110,11 +106,7 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
 
 
 def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
-    """Return a task of no benchmark: a webdataset as clip_benchmark has them, or a folder of images for each class.
-
-    Raises:
-        TicError: a field of ``entry`` is unknown or not valid, or its metric is one that only DataComp has.
-    """
+    """Return a task of no benchmark: a webdataset as clip_benchmark has them, or a folder of images for each class."""
     if not isinstance(entry, dict):
         raise TicError(f"task {key} has {entry!r} in place of fields ({', '.join(FIELDS)})")
     if unknown := [field for field in entry if field not in FIELDS]:
@@ -141,9 +133,6 @@ def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False)
 
     ``groups`` are groups or keys of tasks; ``sample``: only the first task of each. ``size`` is left out, as it depends
     on how much of the pool exists.
-
-    Raises:
-        TicError: unknown group or task.
     """
     entries = {}
     for task in (task for name in groups for task in find_tasks(name, "")[: 1 if sample else None]):
