@@ -33,15 +33,7 @@ EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
 FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
 PACKING = ("TEST_SHARE", "OVERWRITE")
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-OTHERS = (
-    "DRY_RUN",
-    "SKIP_BAD",
-    "METHODS",
-    "RESULTS",
-    "MODELS",
-    "MODELS_DIR",
-    "DEVICE",
-)
+OTHERS = ("DRY_RUN", "SKIP_BAD", "METHODS", "RESULTS", "MODELS", "MODELS_DIR", "DEVICE")
 KNOWN = dict.fromkeys((*TRAINING, *EVALUATION, *FOLDERS, *PACKING, *PROCESSES, *OTHERS))
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
@@ -69,7 +61,9 @@ def main() -> None:
 def run(settings: dict[str, str]) -> None:
     """Make the data, train, evaluate and report."""
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
-    benchmark = get_benchmark(settings.get("BENCHMARK", "datacomp"))
+    if "POLICY" in settings:
+        print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
+    benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
     dataset = benchmark.name.split("_")[0]
     for name, table in (("METHOD", METHODS), ("SCALE", SCALES)):
         if settings.get(name) not in table:
@@ -77,11 +71,12 @@ def run(settings: dict[str, str]) -> None:
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
     out = locate_output(settings, dataset)
     launch = make_launcher(settings)
+    flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
+    train.parse_args(flags)  # a wrong value shows before hours of packing
     if dataset == "emoji":
         make_emoji(data_dir)
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
-    flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
     evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
     if dry_run:
         train.main([*flags, "--dry_run"], launch.world_size)
@@ -214,8 +209,14 @@ def create(script: str, *flags: str, stdout: int | None = None) -> None:
 
 
 def start(command: list[str | Path], stdout: int | None = None) -> None:
-    """Run a command that tells of its own errors, and exit as it does if it fails."""
-    code = subprocess.run(command, stdout=stdout).returncode
+    """Run a command that reports its own errors, and exit as it does if it fails; an interruption ends it, too."""
+    process = subprocess.Popen(command, stdout=stdout)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()  # torchrun then ends its processes
+        process.wait()
+        raise
     if code:
         sys.exit(code if code > 0 else 128 - code)
 

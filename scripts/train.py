@@ -10,6 +10,7 @@ was cut off resumes from its own newest checkpoint. With --dry_run it prints the
 of all steps.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -24,13 +25,18 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
 
 
-def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
-    """Train the steps, or print or check plans for ``world_size`` ranks (default: those of this run)."""
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags."""
     parser = Parser(__doc__)
     add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     parser.add_argument("--check", action="store_true", help="make the plan and stop")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
+    """Train the steps, or print or check plans for ``world_size`` ranks (default: those of this run)."""
+    args = parse_args(argv)
     config = config_from(args)
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     if args.dry_run:
