@@ -303,7 +303,7 @@ def test_a_step_is_checked_before_it_is_trained(config, tmp_path):
             check_step(config(**changes), make_plan(config(**changes)))
     (tmp_path / "out/2015/checkpoints/epoch_2.pt").unlink()
     for each in (now, done):
-        with pytest.raises(TicError, match=r"out/2015/checkpoints/epoch_2.pt is missing, but the step is done"):
+        with pytest.raises(TicError, match=r"out/2015/checkpoints/epoch_2.pt is missing, but its step is done"):
             check_step(each, make_plan(each), dry_run=True)
 
 

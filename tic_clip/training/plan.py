@@ -314,9 +314,9 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
 def read_finished(folder: Path) -> dict[str, Any]:
     """Return a step's done.json; raise a TicError if its checkpoint was deleted."""
     facts = read_done(folder / "done.json")
-    if not (folder / facts["checkpoint"]).exists():
-        solutions = "put it back, or delete the step to train it again"
-        raise TicError(f"{folder / facts['checkpoint']} is missing, but the step is done: {solutions}")
+    checkpoint = folder / facts["checkpoint"]
+    if not checkpoint.exists():
+        raise TicError(f"{checkpoint} is missing, but its step is done: restore it or delete the step")
     return facts
 
 
@@ -327,8 +327,8 @@ def describe(plans: Sequence[dict[str, Any]]) -> str:
     facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
     facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
     facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
-    rows = [("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")]
-    rows += map(describe_step, plans)
+    columns = ("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")
+    rows = [columns, *map(describe_step, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
 
