@@ -247,7 +247,7 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
     [
         ({"method": "sequential"}, "eval_results.jsonl: .* of several: cumulative, sequential"),
         ({"benchmark": "emoji"}, "of several: emoji, yfcc15m"),
-        ({"metric_version": 2}, r"can't be compared \(1 in .*, 2 in .*again"),
+        ({"metric_version": 2}, r"metric versions \(1 in .*, 2 in .*again"),
         ({"step": "1999"}, "unknown step '1999'"),
         ({"key": "tic/yfcc15m/retrieval/yearly/1999"}, "1999 is not of a period"),
     ],

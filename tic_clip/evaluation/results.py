@@ -42,11 +42,7 @@ def append_result(path: object, result: dict) -> None:
 
 
 def read_results(path: object) -> list[dict]:
-    """Return the results in ``path`` in the order of writing; other lines are skipped with a warning.
-
-    Raises:
-        TicError: the file is missing.
-    """
+    """Return the results in ``path`` in the order of writing; other lines are skipped with a warning."""
     try:
         lines = to_path(path).read_bytes().split(b"\n")
     except FileNotFoundError:

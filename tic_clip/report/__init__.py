@@ -28,10 +28,7 @@ LATEX = str.maketrans(
 def report(folders: list, output_dir: object, reference: str | None = None) -> tuple[str, list[str]]:
     """Write all tables and figures of ``folders`` into ``output_dir``; return the text for a terminal, and file names.
 
-    ``reference``: a CSV with published numbers to set beside ours.
-
-    Raises:
-        TicError: a folder has no results that can be reported, or two are not comparable.
+    ``reference``: a CSV of published numbers in per cent; its columns are ``method`` and some of the comparison's.
     """
     results = load_results(folders)
     summaries = {one.name: summarize(one) for one in results.subjects}

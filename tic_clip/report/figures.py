@@ -67,10 +67,7 @@ def _set_periods(panel: Axes, periods: tuple[str, ...]) -> None:
 
 
 def draw_heatmap(results: Results) -> Figure | None:
-    """Draw the matrix of each task and run, all of one task on one colour scale.
-
-    One run: its tasks side by side. Several: the runs side by side, at most four in a row, one block of rows a task.
-    """
+    """Draw the matrix of each task and run: of one run, its tasks side by side; of several, four runs in a row."""
     runs = results.runs
     tasks = [task for task in results.tasks if any(task in run.tasks for run in runs)]
     if not tasks:
@@ -147,8 +144,7 @@ def draw_curves(results: Results) -> Figure | None:
 def draw_compute(results: Results) -> Figure | None:
     """Draw accuracy against total compute: a line a run, a point a step.
 
-    Accuracy is the mean of ImageNet and its shifts where a run has them, beside the paper's points; else the mean of
-    the first task over all periods.
+    It is the mean of ImageNet and its shifts, beside the paper's points, or without them the first task's mean.
     """
     task, keys = (results.tasks or list(results.benchmark.tasks))[0], [IMAGENET, *SHIFTS]
     accuracy = {run.name: run.static.reindex(columns=keys).to_numpy().mean(axis=1) for run in results.runs}
@@ -177,10 +173,7 @@ def draw_compute(results: Results) -> Figure | None:
 
 
 def draw_robustness(results: Results) -> Figure | None:
-    """Draw retrieval on new data against retrieval on old data: a point a model; y = x is dashed.
-
-    The steps of a run are joined in their order; a family of models has a fitted line.
-    """
+    """Draw retrieval on new against old data: a point a model, joined in a run, with a fitted line in a family."""
     task = next(task for task, kind in results.benchmark.tasks.items() if kind == "retrieval")
     spans = old_and_new(results.benchmark)
     series: dict[tuple[bool, str], list[np.ndarray]] = {}

@@ -70,13 +70,8 @@ class Results:
 
 
 def load_results(folders: list) -> Results:
-    """Read ``eval_results.jsonl`` of each folder.
-
-    Raises:
-        TicError: a folder has no results that can be reported, or they are not comparable.
-    """
-    subjects: dict[str, Subject] = {}
-    versions = {}
+    """Read ``eval_results.jsonl`` of each folder; raise a TicError if there is none or they are not comparable."""
+    subjects, versions = {}, {}
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         lines = [line for line in read_results(path) if line.get("final", True) or not line.get("step")]
@@ -91,8 +86,7 @@ def load_results(folders: list) -> Results:
         versions |= {line.get("metric_version") or 1: path for part in parts.values() for line in part}
     if len(versions) > 1:
         listed = ", ".join(f"{version} in {path}" for version, path in sorted(versions.items()))
-        message = "results of several metric versions can't be compared ({}): run scripts/evaluate.py again"
-        raise TicError(message.format(listed))
+        raise TicError(f"can't compare results of several metric versions ({listed}): run scripts/evaluate.py again")
     if len(benchmarks := sorted({one.benchmark.name for one in subjects.values()})) > 1:
         raise TicError(f"cannot compare runs of different benchmarks: {', '.join(benchmarks)}")
     runs, models = ([one for one in subjects.values() if one.is_run == is_run] for is_run in (True, False))
@@ -209,14 +203,12 @@ def _summarize_task(one: Subject, task: str) -> dict[str, Any]:
 
 
 def _collect_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return ``DATA`` by task and period, of the last step, with the largest ``nonfinite``; of static tasks, only what
-    was left out.
-    """
+    """Return ``DATA`` by task and period, with the largest ``nonfinite``; of static tasks, only what was left out."""
     data: dict[str, dict[str, Any]] = {}
     for task, period, *values in frame[["task", "period", *DATA]].itertuples(index=False):
-        facts = {key: value for key, value in zip(DATA, values, strict=True) if value is not None and value != {}}
-        facts["nonfinite"] = max(facts.get("nonfinite", 0), data.get(task, {}).get(period, {}).get("nonfinite", 0))
-        facts = {key: value for key, value in facts.items() if key != "nonfinite" or value}
+        facts = {key: value for key, value in zip(DATA, values, strict=True) if value}
+        worst = max(facts.get("nonfinite", 0), data.get(task, {}).get(period, {}).get("nonfinite", 0))
+        facts |= {"nonfinite": worst} if worst else {}
         if {"dropped", "nonfinite"} & set(facts) or (facts and task != STATIC):
             data.setdefault(task, {})[period] = facts
     return data

@@ -74,10 +74,7 @@ def to_text(table: Table) -> str:
 
 
 def headline_tables(results: Results, compared: "Comparison", reference: str | None = None) -> list[Table]:
-    """Return the matrices of a single run, else the comparison of runs and models; then what stands beside it.
-
-    ``reference``: a CSV of published numbers, in per cent; its columns are ``method`` and some of the comparison's.
-    """
+    """Return the matrices of a single run, else the comparison of runs and models; then what stands beside it."""
     tables = matrix_tables(results.single) if results.single else []
     if not tables and len(compared.about):
         tables = [comparison_table(results, compared)]
@@ -220,11 +217,7 @@ def comparison_table(results: Results, compared: Comparison) -> Table:
 
 
 def reference_table(compared: Comparison, path: str) -> Table:
-    """Return ours, published, and the difference in points, of the rows and columns that the CSV ``path`` has.
-
-    Raises:
-        TicError: a column or method matches nothing, or a cell is not a number in per cent.
-    """
+    """Return ours, published, and the difference in points, of what the CSV ``path`` has; in per cent."""
     ours, methods = 100 * compared.means.loc[compared.heads].T, compared.about["method"]
     try:
         published = pd.read_csv(path, index_col="method", skipinitialspace=True, encoding="utf-8-sig")
@@ -296,10 +289,10 @@ def data_tables(results: Results, summaries: dict[str, dict]) -> list[Table]:
                 groups.setdefault((task, *amounts, _count_left_out(facts, task)), []).append(name)
     if not groups:
         return []
-    cells, tasks = pd.DataFrame(list(groups), columns=["task", *periods, "left out"]), [task for task, *_ in groups]
+    tasks = [task for task, *_ in groups]
     few = [", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) for names in groups.values()]
     labels = [task if tasks.count(task) == 1 else f"{task}: {names}" for task, names in zip(tasks, few, strict=True)]
-    cells["task"] = labels
+    cells = pd.DataFrame(list(groups), columns=["task", *periods, "left out"]).assign(task=labels)
     legend = "not all were scored on the same samples" if len({row[:-1] for row in groups}) > len(set(tasks)) else ""
     if (cells["left out"] == "0").all():
         cells, legend = cells.drop(columns="left out"), legend or "no sample was left out"
