@@ -21,7 +21,7 @@ POOL=${POOL:-}
 DATA_DIR=${DATA_DIR:-${checkout}data}
 LISTS=${LISTS:-${checkout}data/lists}
 CADENCE=${CADENCE:-}
-NUM_WORKERS=${NUM_WORKERS:-$(getconf _NPROCESSORS_ONLN)}
+NUM_WORKERS=${NUM_WORKERS:-$(nproc)}
 read -ra flags <<< "-j $NUM_WORKERS ${FLAGS:-}"
 
 [ -n "$POOL" ] || fail "POOL is not set: the folder of the pool's tars, or its URL"
