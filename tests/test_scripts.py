@@ -71,6 +71,7 @@ def calls(checkout, *command, **settings):
 @pytest.fixture
 def run(checkout, monkeypatch):
     """Run a script: bash as it is, run.py in this process."""
+    forget_scripts()
 
     def call(script, **settings):
         [(words, environment)] = calls(checkout, f"scripts/{script}", **settings)
@@ -80,13 +81,18 @@ def run(checkout, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-        for name in ("train", "evaluate", "report"):  # DataComp has scripts of these names, too
-            monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
         return ended.value.code
 
-    return call
+    yield call
+    forget_scripts()
+
+
+def forget_scripts():
+    """DataComp and bench/ have scripts of the same names."""
+    for name in ("train", "evaluate", "report"):
+        sys.modules.pop(name, None)
 
 
 CUMULATIVE, ORACLE = "run_medium_basic_cumulative.sh", "run_medium_basic_oracle.sh"
