@@ -29,6 +29,7 @@ from tic_clip.data.uids import UID
 from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.data import read_classes
 from tic_clip.evaluation.evaluate import RESULTS, Settings, decode
+from tic_clip.evaluation.results import read_results
 from tic_clip.evaluation.tasks import static_task, task_of, tasks_of, without_data
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
@@ -256,7 +257,7 @@ def test_it_goes_on_where_it_was(model, data, tmp_path):
     whole = (tmp_path / RESULTS).read_text()
     (tmp_path / RESULTS).write_text(whole[:-100])  # killed while it wrote the second line
     assert evaluate([model], both(data), tmp_path) == 1
-    assert (tmp_path / RESULTS).read_text() == whole
+    assert read_results(tmp_path / RESULTS) == [json.loads(line) for line in whole.splitlines()]
 
 
 def test_another_checkpoint_is_evaluated(net, model, data, tmp_path):
