@@ -6,8 +6,10 @@
 there is one. Missing UIDs of the subset are counted, not a fault: links die. Writes nothing.
 """
 
+from collections import Counter
+
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.verify import VerifyReport, verify
+from tic_clip.data.verify import verify
 
 
 def main() -> int:
@@ -16,15 +18,15 @@ def main() -> int:
     parser.add_argument("split", help="a folder of .tar shards, or of parts that hold them; local or a URL")
     parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
-    args, seen, count = parser.parse_args(), VerifyReport(), 0
+    args, seen, count = parser.parse_args(), Counter(), 0
     for count, fault in enumerate(verify(**vars(args), seen=seen), 1):  # noqa: B007
         print(fault)
     faults = f"{count or 'no'} fault{'s' * (count != 1)}"
-    print(f"{args.split}: {seen.samples} samples in {seen.shards} shards, {faults}")
-    if seen.wanted is not None:
-        missing = seen.wanted - seen.there
-        coverage = seen.there * 10_000 // seen.wanted / 100 if seen.wanted else 100.0  # rounded down: 100 is all
-        print(f"{args.subset}: {seen.there} UIDs there, {missing} missing (coverage {coverage:.2f} %)")
+    print(f"{args.split}: {seen['samples']} samples in {seen['shards']} shards, {faults}")
+    if args.subset:
+        wanted, there = seen["wanted"], seen["there"]
+        coverage = there * 10_000 // wanted / 100 if wanted else 100.0  # rounded down: 100 is all
+        print(f"{args.subset}: {there} UIDs there, {wanted - there} missing (coverage {coverage:.2f} %)")
     return 1 if count else 0
 
 

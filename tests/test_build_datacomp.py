@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tic_clip.data.released import MONTHLY, TABLES, YEARLY
 from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.data.uids import parse_uids, save_uids
-from tic_clip.data.verify import VerifyReport, verify
+from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.evaluation.tasks import tasks_of
 
@@ -128,9 +129,9 @@ def check_splits(data, pool, uid, lists, wanted=SPLITS):
         ids = {key: str(CLASSES[name][number]).encode() if name in CLASSES else None for key, number in keys.items()}
         assert classes == ids
         assert sum(split_sizes(data / name).values()) == len(numbers)
-        seen = VerifyReport()
+        seen = Counter()
         assert list(verify(str(data / name), str(lists / f"uids/{name}.npy"), seen=seen)) == []
-        assert (seen.samples, seen.there, seen.wanted) == (len(numbers), len(numbers), total)
+        assert (seen["samples"], seen["there"], seen["wanted"]) == (len(numbers), len(numbers), total)
 
 
 def check_table(lines, data, wanted=SPLITS):

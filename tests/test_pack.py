@@ -25,7 +25,7 @@ from tic_clip.data import images as image_files
 from tic_clip.data.pack import create_tars
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import make_uid
-from tic_clip.data.verify import VerifyReport, verify
+from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.storage import lock_folder
 
@@ -127,8 +127,7 @@ def test_a_split_by_hand(tmp_path, images, make):
     assert json.loads((split(tmp_path) / "sizes.json").read_text()) == sizes
     assert meta(split(tmp_path))["output_count"] == 20
     for folder in ("train/2018", "eval/retrieval/2018"):
-        seen = VerifyReport()
-        assert list(verify(str(split(tmp_path, folder=folder)), None, 1, seen)) == []
+        assert list(verify(str(split(tmp_path, folder=folder)))) == []
     assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"})) == 3
     assert (split(tmp_path, folder="eval/retrieval/2018") / "test/0.tar").is_symlink()
 
@@ -209,7 +208,7 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
     make("last", shard_size=8)
     assert list(split_sizes(split(tmp_path, "last")).values()) == [8, 8]
     assert len(list(split(tmp_path, "last").glob("*_stats.json"))) == 2
-    assert list(verify(str(split(tmp_path, "last")), None, 1, VerifyReport())) == []
+    assert list(verify(str(split(tmp_path, "last")))) == []
     for key in order[8:16]:
         save(images, key, GIF)
     for key in order[16:]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tar import raw
@@ -26,7 +27,6 @@ from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
 SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
-UID = "0123456789abcdef0123456789abcdef"
 
 
 def read_tars(folder):
@@ -59,10 +59,6 @@ def slow_reshard(pool, uids, classes=None):
             cls = {"cls": str(classes[uid]).encode()} if classes and uid in classes else {}
             found.append((f"{uid}-{number}", members | cls))
     return found
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def identities(folder):
@@ -146,6 +142,7 @@ DIGITS = b'{"uid": "%s", "n": %s}'
         (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 5000)), {"invalid json": 1}),
         ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
         ([*good("b", **{"s" * 57: b"x", "t" * 98: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
+        ([raw("b.png", b"data", tarfile.GNUTYPE_SPARSE), *good("b", png=None)], {"sparse member": 1}),
         (good("b", json=json.dumps({"uid": uid_of("a")}).encode()), {"duplicate uid in the pool": 1}),
         ([*good("b", json=None), *good("c", txt=None), *good("d", json=None)], {"no json": 2, "no text": 1}),
     ],
@@ -207,21 +204,6 @@ def test_a_uid_twice_in_the_pool_is_taken_once(make_pool, write_uids, out, flags
     if "parts" not in flags:
         assert (split.num_samples, split.wanted) == (4, 6)
         assert read_meta(out)["dropped"] == {"duplicate uid in the pool": 3, "not in the subset": 2}
-
-
-def test_flawed_samples_are_dropped_and_counted(tmp_path, write_uids, out):
-    """A sparse member, and one of 8 GiB, which is a hole in the file."""
-    big = tarfile.TarInfo("c.png")
-    big.size = 1 << 33
-    start = [*good("a"), raw("b.png", b"data", tarfile.GNUTYPE_SPARSE), *good("b", png=None), big.tobuf()]
-    write_pool(tmp_path, members_of(start))
-    with open(tmp_path / "pool/00000000.tar", "ab") as file:
-        file.truncate(file.tell() + big.size)
-        file.seek(0, os.SEEK_END)
-        file.write(members_of([*good("c", png=None), *good("d")]) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcd")))
-    assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "ad"]
-    assert read_meta(out)["dropped"] == {"member of 8 GiB or more": 1, "sparse member": 1}
 
 
 def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out):

@@ -315,8 +315,8 @@ def start_holder(block, **environment):
 
 def test_one_process_holds_a_folder(tmp_path):
     holder = start_holder(f"storage.lock_folder(Path({str(tmp_path / 'x')!r}))")
-    lock = partial(storage.lock_folder, tmp_path / "x", label="the split")
-    with pytest.raises(TicError, match=r"^another process is writing the split; wait for it or end it$"), lock():
+    lock = partial(storage.lock_folder, tmp_path / "x")
+    with pytest.raises(TicError, match=rf"^another process is writing {tmp_path}/x; wait for it or end it$"), lock():
         pass
     threading.Timer(0.2, holder.kill).start()
     with lock(timeout=10):

@@ -48,14 +48,14 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
         try:
             sys.exit(main())
         finally:
+            for bar in list(getattr(tqdm, "_instances", [])):  # cut off; an error's line starts on a line of its own
+                bar.close()
             sys.stdout.flush()
     except (TicError, OSError) as error:
-        _end_progress()
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
             os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
     except (KeyboardInterrupt, Terminated) as error:
-        _end_progress()
         if is_rank_zero():
             print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr, flush=True)
         os._exit(143 if isinstance(error, Terminated) else 130)  # no tracebacks of threads and workers
@@ -70,12 +70,6 @@ def _is_stdout_closed() -> bool:
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _end_progress() -> None:
-    """Close the bars that an error has cut off, so that its line starts on a line of its own."""
-    for bar in list(getattr(tqdm, "_instances", [])):
-        bar.close()
 
 
 def format_os_error(error: OSError) -> str:

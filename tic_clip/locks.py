@@ -14,10 +14,10 @@ from tic_clip import TicError
 
 
 @contextmanager
-def lock_folder(folder: Path, timeout: float = 0.0, label: object = None) -> Iterator[None]:
+def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     """Hold an exclusive lock on a local folder, creating it if needed; wait ``timeout`` seconds for another process.
 
-    ``label`` is what the error calls the folder. Where the file system has no locks (some NFS, Lustre), warn and go on.
+    Where the file system has no locks (some NFS, Lustre), warn and go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + timeout
@@ -25,7 +25,7 @@ def lock_folder(folder: Path, timeout: float = 0.0, label: object = None) -> Ite
         try:
             while not _lock(folder, stack):
                 if time.monotonic() >= end:
-                    raise TicError(f"another process is writing {label or folder}; wait for it or end it")
+                    raise TicError(f"another process is writing {folder}; wait for it or end it")
                 time.sleep(0.5)
         except OSError as error:
             note = f"no lock ({error.strerror}); do not start two processes for this folder"
@@ -56,12 +56,9 @@ def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
 
 def _lock(folder: Path, stack: ExitStack) -> bool:
     """Lock a folder until ``stack`` is closed; return False if another process has it locked."""
-    with ExitStack() as opened:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        opened.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        stack.enter_context(opened.pop_all())
-    return True
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, descriptor)
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -116,11 +116,7 @@ def map_on_ray(
 
 
 def iterate_batches(loader: Iterable[Job]) -> Iterator[Job]:
-    """Yield the batches of a torch ``DataLoader``; a user's error in a worker comes without the worker's traceback.
-
-    Raises:
-        TicError: the dataset raised a TicError or an OSError.
-    """
+    """Yield the batches of a torch ``DataLoader``; a TicError or OSError in it becomes a TicError without traceback."""
     try:
         yield from loader
     except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last

@@ -183,8 +183,8 @@ def read_bytes(path: object) -> bytes:
     """Return the content of a file or an object, or raise a ``NotFoundError``."""
     if is_remote(path):
         return _request(path, "cat_file")
-    size(path)
-    return Path(path).read_bytes()
+    with open_file(path) as file:
+        return file.read()
 
 
 def read_json(path: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tic_clip import TicError, package_file
-from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, EmptySplitError, sizes_if_known
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, sizes_if_known
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.storage import is_remote, write_text
 
@@ -50,9 +50,8 @@ def _is_split(folder: Path) -> bool:
 def _convert_split(split: Path, kind: str) -> int:
     if fnmatch(split.name, PARTS):
         raise TicError(f"{split} is a part of a split; give the folder that holds all parts")
-    try:
-        tars = list(sizes_if_known(split))
-    except EmptySplitError:
+    tars = list(sizes_if_known(split))
+    if not tars:
         return 0
     suffix = {"retrieval": "txt", "classification": "cls"}[kind]
     with open_shard(tars[0]) as shard:

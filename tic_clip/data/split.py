@@ -24,15 +24,11 @@ STATS = "{:08d}_stats.json"
 CLIP_BENCHMARK_DIR = "test"  # where clip_benchmark looks for shards: links to the split's own, or copies of them
 HOW_TO_MAKE = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 SCRIPTS = "dataset_creation/tic-datacomp"
-ADD_SIZES = f"{SCRIPTS}/add_sizes.py --url {{0}}"
-NO_SIZES = f"{{0}} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {ADD_SIZES}"
+COUNT = f"count shards from elsewhere with {SCRIPTS}/add_sizes.py --url {{0}}"
+NO_SIZES = f"{{0}} has no {SIZES}: finish reshard.py, or {COUNT}"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Stats = msgspec.defstruct("Stats", [("successes", Count)])
-
-
-class EmptySplitError(TicError):
-    """A split that holds no sample."""
 
 
 def list_shards(path: object) -> dict[str, int]:
@@ -115,19 +111,21 @@ def _has_sizes(folder: str) -> bool:
     return False
 
 
-def split_sizes(split: object) -> dict[str, int]:
-    """Return path -> samples of the shards of a split that hold some, in order; an EmptySplitError if none does."""
+def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
+    """Return path -> samples of the shards of a split that hold some, in order; a TicError if it must not be empty."""
     tables = {folder: read_sizes(folder) for folder in split_folders(split)}
     sizes = {f"{folder}/{name}": n for folder, table in tables.items() for name, n in sorted(table.items()) if n}
-    if not sizes:
-        raise EmptySplitError(f"{split} holds no sample")
+    if not sizes and not allow_empty:
+        raise TicError(f"{split} holds no sample")
     return sizes
 
 
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
-    """Return ``split_sizes``, or every shard with None for its samples where there is no table."""
+    """Return ``split_sizes``, also {}, or every shard with None for its samples where there is no table."""
     has_parts = not storage.list_files(split, "*.tar") and storage.list_files(split, f"*/{SIZES}")
-    return split_sizes(split) if has_parts or storage.list_files(split, SIZES) else dict.fromkeys(list_shards(split))
+    if has_parts or storage.list_files(split, SIZES):
+        return split_sizes(split, allow_empty=True)
+    return dict.fromkeys(list_shards(split))
 
 
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:

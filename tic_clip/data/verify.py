@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import uids
+from tic_clip.data.folder import SHARD_FORMAT
 from tic_clip.data.split import META, SIZES, SUBSET, list_shards, read_meta, read_sizes, read_stats, split_folders
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
 from tic_clip.parallel import map_ordered
@@ -26,25 +27,16 @@ INCOMPLETE = "is there, but other copies of it are missing"
 _KEY = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})")
 
 
-@dataclass
-class VerifyReport:
-    """What ``verify`` has seen: ``wanted`` counts the subset's UIDs (None without one), ``there`` those found."""
-
-    shards: int = 0
-    samples: int = 0
-    wanted: int | None = None
-    there: int = 0
-
-
 def verify(
-    split: str, subset: str | None = None, num_workers: int = 1, seen: VerifyReport | None = None
+    split: str, subset: str | None = None, num_workers: int = 1, seen: Counter[str] | None = None
 ) -> Iterator[str]:
-    """Yield the faults of a split, one line each, and count in ``seen``; a pool is a TicError.
+    """Yield the faults of a split, one line each; a pool is a TicError.
 
     ``subset``: the ``.npy`` of the UIDs it was made for. A UID that stands there n times must have the copies 0…n-1;
-    missing UIDs are counted, not a fault. Keys are compared over all parts of a split.
+    missing UIDs are not a fault. Keys are compared over all parts of a split. ``seen`` counts the "shards", the
+    "samples", the UIDs "wanted" by the subset, and those that are "there".
     """
-    seen = seen or VerifyReport()
+    seen = Counter() if seen is None else seen
     read_sizes.cache_clear()
     try:
         folders, table_faults = split_folders(split), []
@@ -61,15 +53,18 @@ def verify(
                 advice = "generate_stats.py --overwrite counts and checks a pool's shards"
                 raise TicError(f"{split} is a pool, not a split: no {META}, no key {{uid}}-{{copy}} in {tar}. {advice}")
             counts[os.path.dirname(tar)][os.path.basename(tar)] = count
-            seen.shards, seen.samples = seen.shards + 1, seen.samples + (count or 0)
+            seen.update(shards=1, samples=count or 0)
             yield from faults
             yield from keys.add(tar, rows)
         yield from keys.finish()
         if subset:
-            seen.wanted, seen.there = len(keys.found), int(keys.found.sum())
+            seen.update(wanted=len(keys.found), there=int(keys.found.sum()))
     yield from table_faults
-    for folder, table in counts.items():
-        yield from _check_folder(folder, table)
+    for folder, check in product(counts, (_check_sizes, _check_meta)):
+        try:
+            yield from check(folder, counts[folder])
+        except TicError as error:
+            yield str(error)
 
 
 def _check_shard(tar: str) -> tuple[int | None, list[str], np.ndarray]:
@@ -115,23 +110,11 @@ def _find_faults(shard: Buffer, sample: Sample) -> Iterator[str]:
             yield "key with another uid than its json"
 
 
-def _check_folder(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
-    """Yield what is wrong with a folder of shards with ``counts`` of samples (None: damaged), and with its tables."""
-    is_numbered = re.compile(r"[0-9]{8}\.tar").fullmatch
-    yield from (f"{folder}/{name} is not named like 00000000.tar" for name in counts if not is_numbered(name))
-    numbers = {int(name[:8]) for name in counts if is_numbered(name)}
-    missing = max(numbers, default=-1) + 1 - len(numbers)
-    if missing:
-        first = next(number for number in range(missing + len(numbers)) if number not in numbers)
-        yield f"{folder}: {missing} shards before {max(numbers):08d}.tar are missing, first {first:08d}.tar"
-    for check in (_check_sizes, _check_meta):
-        try:
-            yield from check(folder, counts)
-        except TicError as error:
-            yield str(error)
-
-
 def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
+    """Yield what is wrong with a folder's shards, ``counts`` of samples (None: damaged), and their ``sizes.json``."""
+    missing = [name for name in map(SHARD_FORMAT.format, range(len(counts))) if name not in counts]
+    if missing:
+        yield f"{folder} has {len(counts)} shards, but no {missing[0]}: they are not numbered without a gap"
     sizes = read_sizes(folder)
     for name in sorted({*sizes, *counts}):
         if name not in counts:

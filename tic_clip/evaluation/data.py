@@ -15,7 +15,7 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
-from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, EmptySplitError, list_shards, sizes_if_known
+from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, list_shards, sizes_if_known
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
 from tic_clip.storage import exists, list_files, list_folders, open_file, read_bytes
 
@@ -161,10 +161,7 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
         expected = read_bytes(table).decode().strip() if exists(table) else str(count)
         if str(count) != expected:
             raise TicError(f"{folder} has {count} shards, its nshards.txt says {expected}")
-    try:
-        return sizes_if_known(folder)
-    except EmptySplitError:
-        return {}
+    return sizes_if_known(folder)
 
 
 def _count_listed_uids(folder: str) -> int | None:

@@ -17,7 +17,7 @@ from tic_clip.data.reshard.part import Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
 from tic_clip.data.split import META, SUBSET, list_shards
 from tic_clip.parallel import map_on_ray
-from tic_clip.storage import exists, is_dir, is_remote, list_files, list_folders, local_copy, temporary_folder, to_path
+from tic_clip.storage import exists, is_dir, list_files, list_folders, local_copy, temporary_folder, to_path
 
 ENGINES = ("local", "ray")
 LISTS = (
@@ -123,15 +123,11 @@ def reshard(
 
 def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -> None:
     """Raise a ``TicError`` if a split would lie in the pool, or hold it."""
-    folders = [f"{_resolve(path)}/" for path in {pool, *(os.path.dirname(tar) for tar, _ in shards)}]
+    folders = [f"{Path(path).resolve()}/" for path in {pool, *(os.path.dirname(tar) for tar, _ in shards)}]
     for split in splits:
-        output = f"{_resolve(split)}/"
+        output = f"{Path(split).resolve()}/"  # of a URL too, for the comparison alone
         if any(output.startswith(folder) or folder.startswith(output) for folder in folders):
             raise TicError(f"{split} lies in the pool or holds it; give another output folder")
-
-
-def _resolve(path: str) -> str:
-    return path.rstrip("/") if is_remote(path) else str(Path(path).resolve())
 
 
 def _describe_inputs(pool: str, files: dict[str, str], classes: str | None, lists: Path) -> dict[str, dict[str, Any]]:
