@@ -62,7 +62,7 @@ def test_released_models(tmp_path):
     folder = tmp_path / "TiC-CLIP-bestpool-oracle"
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("TiC-CLIP-basic", "basic-oracle", "run"):
-        with pytest.raises(TicError, match="is not called as a released model; they are TiC-CLIP-basic-cumulative, "):
+        with pytest.raises(TicError, match="the released models are TiC-CLIP-basic-cumulative, "):
             released_models(str(tmp_path / name))
     with pytest.raises(TicError, match="has no checkpoints"):
         released_models(str(folder))

@@ -112,17 +112,15 @@ def test_captions():
     assert sources.redcaps_caption(("x" * 600,)) == "x" * 600
 
 
-@given(st.text(st.characters(max_codepoint=0x7F, exclude_characters="%+")))
+@given(st.from_regex(sources._PLAIN, fullmatch=True))
 def test_what_is_not_given_to_ftfy_would_not_change(text):
-    assert sources.clean_field(text) == " ".join(
-        sources.remove_tags(ftfy.fix_text(text.strip(), unescape_html=True)).split()
-    )
+    assert ftfy.fix_text(text, unescape_html=True) == text
 
 
 @pytest.mark.parametrize("piece", ["<a '", '<a "', "<!--", "<br '\""])
 def test_tags_that_never_end(piece):
     """A pattern that goes back and forth would not come to an end either."""
-    assert sources.remove_tags(piece * 20_000) == piece * 20_000
+    assert sources.clean_field(piece * 20_000) == piece * 20_000
 
 
 def test_seconds():
@@ -354,8 +352,6 @@ def test_a_bad_annotation(tmp_path, bad, reason, expected):
     folder, out = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]}), tmp_path / "out"
     with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: {expected}"):
         create_splits("redcaps", str(folder), str(out))
-    with pytest.raises(TicError, match=f"^{folder} holds the input; give another output folder$"):
-        create_splits("redcaps", str(folder), f"{folder}/", skip_bad_rows=True)
     create_splits("redcaps", str(folder), str(out), skip_bad_rows=True)
     assert manifest(out)["dropped"] == {reason: 1}
     assert [row["key"] for row in read_list(out / "train_batch_2019.csv")] == ["x"]

@@ -35,8 +35,6 @@ from tic_clip.training.config import SCALES
 from tic_clip.training.sampling import apportion
 from tic_clip.weights import load
 
-PATHS = ("PosixPath", "PurePosixPath", "S3Path", "GSPath", "AzureBlobPath")
-
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
@@ -121,7 +119,8 @@ class _InfoUnpickler(pickle.Unpickler):
     """Reads containers, text, numbers and paths; it refuses everything that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] in ("pathlib", "cloudpathlib") and name in PATHS:
+        paths = ("PosixPath", "PurePosixPath", "S3Path", "GSPath", "AzureBlobPath")
+        if module.partition(".")[0] in ("pathlib", "cloudpathlib") and name in paths:
             return super().find_class(module, name)
         raise TicError(f"it holds {module}.{name}, which is not a path")
 

@@ -15,9 +15,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder of uids/ and classes/")
     parser.add_argument("--lists", help="folder of the published lists (default: OUTPUT_PATH/released)")
-    args = parser.parse_args()
-    args.lists = args.lists or f"{args.output_path}/released"
-    lines = list(write_classes(**vars(args)))
+    lines = list(write_classes(**vars(parser.parse_args())))
     print(*lines, sep="\n")
     if not any(line.startswith("classes/monthly/") for line in lines):
         print("no classes by month: run generate_eval_uids.py with monthly lists first")

@@ -11,7 +11,7 @@ generate_datacompnet_uid2classid.py, one call makes every split:
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.eval_uids import missing_training_lists, write_eval_uids
+from tic_clip.data.eval_uids import write_eval_uids
 
 
 def main() -> None:
@@ -19,12 +19,8 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder of uids/")
     parser.add_argument("--lists", help="folder of the published lists (default: OUTPUT_PATH/released)")
-    args = parser.parse_args()
-    args.lists = args.lists or f"{args.output_path}/released"
-    for line in write_eval_uids(**vars(args)):
+    for line in write_eval_uids(**vars(parser.parse_args())):
         print(line)
-    if missing := missing_training_lists(args.lists):
-        print(missing)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@
 Writes imagenet_restricted_classes.json, {group: [class id]}, and imagenet_restricted_classnames.json, {group: [name]}.
 """
 
-from pathlib import Path
-
-import tic_clip
+from tic_clip import package_file
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.clip_benchmark import CLASSNAMES, imagenet_texts
 from tic_clip.storage import read_json, write_json
@@ -18,7 +16,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--output-path", required=True, help="folder to write to")
     folder = parser.parse_args().output_path
-    groups = read_json(Path(tic_clip.__file__).with_name("imagenet_groups.json"))
+    groups = read_json(package_file("tic_clip", "imagenet_groups.json"))
     names = imagenet_texts()[CLASSNAMES]
     named = {group: [names[i] for i in ids] for group, ids in groups.items()}
     write_json(f"{folder}/imagenet_restricted_classes.json", groups)

@@ -13,9 +13,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,21 +101,18 @@ def find_classes(images: list[Image]) -> dict[str, int]:
     return {uid: classes[uid] for uid in clear if classes[uid] is not None}
 
 
-def make_samples(images: list[Image]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, {suffix: data}) in DataComp's format."""
+def write_pool(pool: Path, images: list[Image]) -> None:
+    """Write shards in DataComp's format, the number of samples beside each, and sizes.json."""
+    samples = []
     for number, image in enumerate(images):
         key, sha256 = f"{number:08d}", hashlib.sha256(image.png).hexdigest()
         record = {"uid": image.uid, "caption": image.caption, "sha256": sha256, "key": key}
         record |= {"codepoints": image.codepoints, "emoji_version": image.emoji_version}
         record["year"] = YEARS[image.emoji_version]
-        yield key, {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}
-
-
-def write_pool(pool: Path, images: list[Image]) -> None:
-    """Write the shards, the number of samples beside each, and sizes.json."""
-    samples = make_samples(images)
-    for shard in range(-(-len(images) // SHARD_SIZE)):
-        count = write_shard(pool / f"{shard:08d}.tar", islice(samples, SHARD_SIZE))
+        members = {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}
+        samples.append((key, members))
+    for shard, start in enumerate(range(0, len(samples), SHARD_SIZE)):
+        count = write_shard(pool / f"{shard:08d}.tar", samples[start : start + SHARD_SIZE])
         write_json(pool / f"{shard:08d}_stats.json", {"successes": count})
     add_sizes(str(pool))
 
@@ -154,16 +149,6 @@ def write_texts(folder: Path) -> None:
         write_text(folder / name, "\n".join(lines) + "\n")
 
 
-def is_done(folder: Path) -> bool:
-    """Return whether ``folder`` holds the pool of the installed versions; TicError if it holds something else."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    done = folder / "pool/done.json"
-    if not done.exists() or read_json(done).get("versions") != installed_versions():
-        raise TicError(f"{folder} holds something else, or TiC-Emoji of other versions; delete it to build it again")
-    return True
-
-
 def create_pool(folder: Path) -> dict[str, dict[str, int]]:
     """Build everything in a folder beside ``folder``, then rename it; return the counts of each step."""
     building = folder.with_name(f".{folder.name}.building")
@@ -187,9 +172,12 @@ def main() -> None:
     if is_remote(output_dir):
         raise TicError(f"{output_dir} is not local; build in a local folder and copy it there")
     folder = Path(os.path.abspath(output_dir))
-    if is_done(folder):
+    done = folder / "pool/done.json"
+    if done.exists() and read_json(done).get("versions") == installed_versions():
         print(f"{folder}: already there")
         return
+    if folder.exists() and any(folder.iterdir()):
+        raise TicError(f"{folder} holds something else, or TiC-Emoji of other versions; delete it to build it again")
     for step, counts in create_pool(folder).items():
         print(f"{step}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 

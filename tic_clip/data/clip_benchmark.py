@@ -83,12 +83,8 @@ def _convert_split(split: Path, kind: str) -> int:
 
 
 def _symlink(target: str, link: Path) -> None:
-    """Make ``link`` a relative link to ``target``, replacing another link but not a file."""
-    if link.is_symlink() and os.readlink(link) == target:
-        return
-    if link.exists() and not link.is_symlink():
-        raise TicError(f"{link} is not a link to {target}; move it away")
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    """Make ``link`` a relative link to ``target``, replacing another link; an OSError if a file is there."""
+    if link.is_symlink() and os.readlink(link) != target:
+        link.unlink()
+    if not link.is_symlink():
+        link.symlink_to(target)

@@ -23,13 +23,14 @@ INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
 
 
-def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
-    """Write ``uids/`` below ``output_path`` and yield a line for each file; missing training lists are skipped.
+def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
+    """Write ``uids/`` below ``output_path``, and yield a line for each file and one on missing training lists.
 
-    A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
-    evaluation sets. 2023 has no yearly evaluation, so its months have one only if the tables have that year.
+    ``lists`` is ``released/`` there by default. A published month includes evaluation UIDs: they are removed for
+    training, and those of the month's year are its evaluation sets. 2023 has no yearly evaluation, so its months have
+    one only if the tables have that year.
     """
-    lists, folder = local_folder(lists), local_folder(output_path) / "uids"
+    lists, folder = local_folder(lists or f"{output_path}/released"), local_folder(output_path) / "uids"
     eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
     for task in TABLES:
         for year, rows in read_table(lists, task).items():
@@ -37,9 +38,7 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
             eval_uids[task, year] = unique_uids(uids)
             if year in get_benchmark("datacomp").periods:
                 save_uids(folder / f"yearly/eval/{task}/{year}.npy", eval_uids[task, year])
-                count = len(eval_uids[task, year])
-                note = f"{len(uids) - count} repeated" if len(uids) > count else ""
-                yield _describe(f"uids/yearly/eval/{task}/{year}", count, note)
+                yield f"uids/yearly/eval/{task}/{year}: {len(eval_uids[task, year])} UIDs"
     for year in YEARS:
         source, target = year_list(lists, year), folder / f"yearly/train/{year}.npy"
         if source.exists():
@@ -47,17 +46,16 @@ def write_eval_uids(lists: str, output_path: str) -> Iterator[str]:
             if not same:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(source, target)
-            yield _describe(f"uids/yearly/train/{year}", len(open_uids(source)), "already there" if same else "")
+            yield f"uids/yearly/train/{year}: {len(open_uids(source))} UIDs{', already there' if same else ''}"
     months = [month for month in MONTHS if month_list(lists, month).exists()]
     tables = hashlib.sha256(b"\0".join(table_path(lists, task).read_bytes() for task in TABLES)).hexdigest()
     all_uids = unique_uids(np.concatenate([np.empty(0, UID), *eval_uids.values()]))
     for month in progress(months, "monthly lists", len(months), " months"):
         yield from _write_month(month_list(lists, month), folder / "monthly", eval_uids, all_uids, tables)
-
-
-def _describe(name: str, count: int, note: str = "") -> str:
-    """Return the line on a file that is written: its name below the output folder, its rows, and a remark."""
-    return f"{name}: {count} UIDs" + (f", {note}" if note else "")
+    paths = [year_list(lists, year) for year in YEARS] + [month_list(lists, month) for month in MONTHS]
+    if missing := sum(not path.exists() for path in paths):
+        command = f"{DOWNLOAD} {lists} --lists yearly monthly"
+        yield f"missing training lists: {missing} of {len(paths)}; to download them: {command}"
 
 
 def _write_month(
@@ -71,7 +69,7 @@ def _write_month(
     inputs = {"list": fingerprint(source), "tables": tables}
     done = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
     if done.get(month) == inputs and train.exists():
-        yield _describe(f"uids/monthly/train/{month}", len(open_uids(train)), "already there")
+        yield f"uids/monthly/train/{month}: {len(open_uids(train))} UIDs, already there"
         return
     rows = open_uids(source)
     start, count = find_uids(rows, all_uids)
@@ -86,10 +84,9 @@ def _write_month(
         path.unlink(missing_ok=True)
         if len(own):
             save_uids(path, own)
-        note = "" if len(own) else "no evaluation UIDs, so no file"
-        yield _describe(f"uids/monthly/eval/{task}/{month}", len(own), note)
+        yield f"uids/monthly/eval/{task}/{month}: {len(own)} UIDs{'' if len(own) else ', so no file'}"
     write_json(folder / INPUTS, done | {month: inputs})
-    yield _describe(f"uids/monthly/train/{month}", int(kept.sum()), f"{(~kept).sum()} evaluation UIDs removed")
+    yield f"uids/monthly/train/{month}: {kept.sum()} UIDs, {(~kept).sum()} evaluation UIDs removed"
 
 
 def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
@@ -97,47 +94,33 @@ def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
     return rows[find_uids(uids, rows)[1] > 0]
 
 
-def missing_training_lists(lists: str) -> str | None:
-    """Return one line on the training lists that are missing and the command that downloads them, or None."""
-    paths = {"yearly": [year_list(Path(lists), year) for year in YEARS]}
-    paths["monthly"] = [month_list(Path(lists), month) for month in MONTHS]
-    missing = {name: sum(not path.exists() for path in paths[name]) for name in paths}
-    counts = [f"{count} of {len(paths[name])} {name}" for name, count in missing.items() if count]
-    command = f"{DOWNLOAD} {lists} --lists {' '.join(name for name, count in missing.items() if count)}"
-    return f"missing training lists: {' and '.join(counts)}; to download them: {command}" if counts else None
-
-
 def imagenet_synsets() -> list[str]:
     """Return ImageNet's 1,000 synsets such as n01440764, sorted; a class id is a position in this list."""
     return package_file("timm", "data/_info/imagenet_synsets.txt").read_text().split()
 
 
-def class_rows(uids_of: dict[str, Iterable[str]], synsets: list[str]) -> tuple[np.ndarray, int]:
-    """Return the class of each UID of a year as sorted rows of ``CLASS_ROW``, and how many UIDs have several.
-
-    A UID of several synsets gets the lowest of their class ids.
-    """
+def class_rows(uids_of: dict[str, Iterable[str]]) -> np.ndarray:
+    """Return the class of each UID of a year as sorted rows of ``CLASS_ROW``: the lowest where it has several."""
+    synsets = imagenet_synsets()
     if unknown := set(uids_of) - set(synsets):
         raise TicError(f"{min(unknown)} is not one of ImageNet's {len(synsets)} synsets")
-    listed = [unique_uids(parse_uids(uids_of.get(synset, ()))) for synset in synsets]
-    uids, class_ids = np.concatenate(listed), np.repeat(np.arange(len(synsets)), list(map(len, listed)))
+    listed = [parse_uids(uids_of.get(synset, ())) for synset in synsets]
+    uids, first = np.unique(np.concatenate(listed), return_index=True)
     rows = np.empty(len(uids), CLASS_ROW)
-    rows["f0"], rows["f1"], rows["class_id"] = uids["f0"], uids["f1"], class_ids
-    _, first, count = np.unique(rows[["f0", "f1"]], return_index=True, return_counts=True)
-    return rows[first], int((count > 1).sum())
+    rows["f0"], rows["f1"] = uids["f0"], uids["f1"]
+    rows["class_id"] = np.repeat(np.arange(len(synsets)), list(map(len, listed)))[first]
+    return rows
 
 
-def write_classes(lists: str, output_path: str) -> Iterator[str]:
+def write_classes(lists: str | None, output_path: str) -> Iterator[str]:
     """Write ``classes/`` below ``output_path``: of each year, and each month with DataCompNet UIDs in ``uids/``."""
-    folder, synsets = local_folder(output_path), imagenet_synsets()
-    for year, uids_of in read_table(local_folder(lists), "datacompnet").items():
-        rows, several = class_rows(uids_of, synsets)
-        files = {}
+    lists, folder = local_folder(lists or f"{output_path}/released"), local_folder(output_path)
+    for year, uids_of in read_table(lists, "datacompnet").items():
+        rows, files = class_rows(uids_of), {}
         if year in get_benchmark("datacomp").periods:
             files[f"yearly/eval/datacompnet/{year}"] = rows
         for path in sorted((folder / "uids/monthly/eval/datacompnet").glob(f"{year}*.npy")):
             files[f"monthly/eval/datacompnet/{path.stem}"] = _intersect(rows, open_uids(path))
         for name, subset in files.items():
             save_uids(folder / f"classes/{name}.npy", subset)
-            note = f"{several} UIDs of several synsets have the lowest class id" if several and subset is rows else ""
-            yield _describe(f"classes/{name}", len(subset), note)
+            yield f"classes/{name}: {len(subset)} UIDs"

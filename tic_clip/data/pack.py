@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def create_tars(
         outputs = list(run(scan, names, "read", "list"))
         metas = {output.path: None if overwrite else _load_finished(output) for output in outputs}
         todo = [output for output in outputs if metas[output.path] is None]
-        shards = {output.path: _begin(output, overwrite, dry_run, stack) for output in todo}
+        shards = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
         zips = find_zips(image_path) if todo else []
         index = _index_zips(manifest["dataset"], zips, stack, run)
         numbers = ((output, number) for output in todo for number in range(len(output.starts)))
@@ -96,13 +97,9 @@ def create_tars(
             image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), "(none)")
             raise TicError(f"{image_path} has none of the images of the lists, such as {image}, as a file or in a zip")
         metas |= {output.path: _finish(output, shards[output.path], dry_run) for output in todo}
-    splits = [_summarize(output, metas[output.path], output.path not in shards) for output in outputs]
+    counts = itemgetter("subset_count", "output_count", "output_shard_count", "output_bytes")
+    splits = [SplitSummary(o.name, o.path, *counts(metas[o.path]), reused=o.path not in shards) for o in outputs]
     return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
-
-
-def _summarize(output: Output, meta: dict[str, Any], reused: bool) -> SplitSummary:
-    counts = (meta[name] for name in ("subset_count", "output_count", "output_shard_count", "output_bytes"))
-    return SplitSummary(output.name, output.path, *counts, reused=reused)
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
@@ -129,10 +126,8 @@ def _load_finished(output: Output) -> dict[str, Any] | None:
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 
-def _begin(output: Output, overwrite: bool, dry_run: bool, stack: ExitStack) -> dict[int, dict[str, Any]]:
+def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[str, Any]]:
     """Lock a split's folder until ``stack`` ends, and clear it; return the stats of the shards that can stay."""
-    if dry_run:
-        return {}
     done = {}
     stack.enter_context(lock_folder(Path(output.path)))
     for number in range(0 if overwrite else len(output.starts)):

@@ -79,8 +79,6 @@ def create_splits(
     steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]
     folder, is_folder = Path(output_path), Path(input_path).is_dir()
     inputs = [path for path, _ in list_files(input_path, "*.json")] if is_folder else [input_path]
-    if folder.resolve() == Path(input_path).resolve():  # its manifest would be taken for annotations
-        raise TicError(f"{folder} holds the input; give another output folder")
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread
         made_from = {**settings, "input": {Path(path).name: file_digest(path) for path in inputs}}

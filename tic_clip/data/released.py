@@ -85,8 +85,9 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
             check()
             yield f"{path}: {'downloaded' if path in missing else 'already there'}"
         except TicError as error:
-            advice = "run the same command" if path in missing else "delete it"
-            errors.append(f"{error} ({advice} to download it again)")
+            errors.append(
+                f"{error} ({'run the same command' if path in missing else 'delete it'} to download it again)"
+            )
             if path in missing:
                 path.unlink()
     if errors:
@@ -142,16 +143,9 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
 
 
 def released_models(folder: str) -> list[Model]:
-    """The checkpoints of a released TiC-CLIP model, as ``scripts/fetch_models.sh`` lays them out, in order of time.
-
-    Raises:
-        TicError: the folder is not called as a released model, or has no checkpoint of a step.
-    """
+    """Return the checkpoints of a released model, as ``scripts/fetch_models.sh`` lays them out, in order of time."""
     path = Path(folder)
-    name = path.name.removeprefix("TiC-CLIP-")
-    if name not in MODELS or name == path.name:
-        names = ", ".join(f"TiC-CLIP-{model}" for model in MODELS)
-        raise TicError(f"{folder} is not called as a released model; they are {names}")
+    name = lookup({f"TiC-CLIP-{model}": model for model in MODELS}, "released model", path.name)
     filtered, _, method = name.partition("-")
     about = {"benchmark": "datacomp", "method": method, "filter": filtered, "scale": "released"}
     models = [

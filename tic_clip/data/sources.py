@@ -155,9 +155,6 @@ def clean_field(text: str) -> str:
     text = unquote(text) if len(text.split(maxsplit=1)) > 1 else unquote_plus(text)
     if not _PLAIN.fullmatch(text):
         text = ftfy.fix_text(text, _MENDING)
-    return " ".join(remove_tags(text).split())
-
-
-def remove_tags(text: str) -> str:
-    """Remove HTML tags and comments, a space for those that break a line; "1 < 2", "<3" and "<me@home>" stay."""
-    return _TAG.sub("", _BREAK.sub(" ", text)) if "<" in text else text
+    if "<" in text:  # "1 < 2", "<3" and "<me@home>" stay
+        text = _TAG.sub("", _BREAK.sub(" ", text))
+    return " ".join(text.split())
