@@ -2,7 +2,7 @@
 # Linter and tests; arguments go to pytest. Needs no network once setup.sh has run.
 #
 #   bash scripts/run_tests.sh                  # everything, a quarter of an hour on two cores
-#   bash scripts/run_tests.sh tests/test_uids.py
+#   bash scripts/run_tests.sh tests/data/test_uids.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh

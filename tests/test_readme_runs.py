@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SMALL = {
     **{"MODEL": "ViT-Tiny-8-48", "SAMPLES_PER_STEP": "320", "BATCH_SIZE": "32", "WORKERS": "0"},
-    **{"PRECISION": "fp32", "METHODS": "cumulative", "PYTEST_ADDOPTS": "tests/test_uids.py"},
+    **{"PRECISION": "fp32", "METHODS": "cumulative", "PYTEST_ADDOPTS": "tests/data/test_uids.py"},
     **{"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"},
     **{"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"},
 }

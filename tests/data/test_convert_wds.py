@@ -15,7 +15,7 @@ from tic_clip.data.reshard import reshard
 from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt")
 
 

@@ -25,7 +25,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
-SCRIPT = Path(__file__).parents[1] / "dataset_creation/reshard.py"
+SCRIPT = Path(__file__).parents[2] / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
 
 

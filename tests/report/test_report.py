@@ -277,7 +277,7 @@ def test_folders_that_cannot_be_reported(tmp_path, runs):
 
 
 def script(*arguments, **environment):
-    command = [sys.executable, Path(__file__).parent.parent / "scripts" / "report.py", *arguments]
+    command = [sys.executable, Path(__file__).parents[2] / "scripts" / "report.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tic_clip.data.uids import CLASS_ROW, UID, format_uids
 
-SCRIPT = Path(__file__).parents[1] / "dataset_creation/tic-emoji/create_pool.py"
+SCRIPT = Path(__file__).parents[2] / "dataset_creation/tic-emoji/create_pool.py"
 STEPS = {"2014": 858, "2015": 776, "2016": 755, "2017-2018": 400, "2019": 398, "2020": 334, "2021-2025": 432}
 
 

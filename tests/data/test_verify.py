@@ -19,7 +19,7 @@ from tic_clip.data.split import add_sizes, generate_stats, split_sizes
 from tic_clip.data.verify import verify
 from tic_clip.storage import list_files, read_bytes, read_json, upload, write_json, write_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UIDS = [f"{i:02x}" + "0" * 29 + f"{i:x}" for i in range(8)]
 
 

@@ -32,7 +32,7 @@ from tic_clip.models import Model
 from tic_clip.storage import upload, write_json
 
 ARCH = "ViT-Tiny-8-48"
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 WORDS = ["red", "blue", "round", "happy", "sad", "cat", "dog", "tree", "house", "ship", "moon", "sun", "star", "hand"]
 CLASSES, TEMPLATES = WORDS[:6], ["a picture of a {c}.", "the {c}", "{c}"]
 NUM_SAMPLES = 41

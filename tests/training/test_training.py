@@ -22,7 +22,7 @@ from tic_clip.training.patching import CANDIDATES
 from tic_clip.training.plan import make_plan
 from tic_clip.training.step import open_clip_arguments, train_steps
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
 
 

@@ -19,7 +19,7 @@ from tic_clip.data import released
 from tic_clip.data.released import DATASET, MODELS, MONTHLY, TABLES, YEARLY, YEARS, download_lists, download_models
 from tic_clip.data.uids import UID
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
 TABLE = {"retrieval": {"2014": UIDS[:2]}, "datacompnet": {"2014": {TENCH: UIDS[2:3], "n01443537": []}}}
 RETRIEVAL, DATACOMPNET = (f"{name}.json" for name in TABLES.values())

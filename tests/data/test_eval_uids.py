@@ -18,7 +18,7 @@ from tic_clip.data.eval_uids import imagenet_synsets, write_classes, write_eval_
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
 from tic_clip.data.uids import CLASS_ROW, UID, save_uids
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
 RETRIEVAL = {"2014": [3, 1, 1, 2], "2015": [11, 10]}
 DATACOMPNET = {"2014": {GOLDFISH: [4, 5, 1], TENCH: [5, 6, 6]}, "2015": {SHARK: [12, 3]}}

@@ -12,7 +12,7 @@ from tic_clip.benchmarks import MONTHS
 from tic_clip.evaluation.tasks import DATACOMP_GROUPS as GROUPS
 from tic_clip.evaluation.tasks import list_tasks, read_tasklist
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_all_tasks():

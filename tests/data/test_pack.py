@@ -29,7 +29,7 @@ from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.storage import lock_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "dataset_creation/create_tars.py"
 HEADER = ["key", "image", "caption", "date"]
 GIF = b"GIF89a" + bytes(20)

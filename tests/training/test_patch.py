@@ -23,7 +23,7 @@ from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATCH = (ROOT / "open_clip.patch").read_text()
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
 ARGUMENTS += ["--warmup", "0"]
@@ -40,7 +40,7 @@ def stock_run(folder, *arguments):
     out = folder / "losses.json"
     files = ["git", "-C", ROOT / "open_clip", "checkout-index", "--all", f"--prefix={folder}/wheel/"]
     subprocess.run(files, check=True)
-    script = [ROOT / "tests/stock_losses.py", folder / "wheel/src", out]
+    script = [ROOT / "tests/training/stock_losses.py", folder / "wheel/src", out]
     command = [sys.executable, *script, *ARGUMENTS, "--logs", folder / "stock", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
