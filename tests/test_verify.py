@@ -215,6 +215,7 @@ def test_in_the_cloud(tmp_path, s3):
     write_json(f"{s3}/split/00000/00000001_stats.json", {"successes": 1})
     assert generate_stats(f"{s3}/split/", 2) == (3, 0)
     assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split/00000": 3, f"{s3}/split/00001": 1}
+    assert read_bytes(f"{s3}/split/00000/sizes.json") == b'{\n  "00000000.tar": 2,\n  "00000001.tar": 1\n}\n'
     write_json(f"{s3}/split/00002/sizes.json", {})
     seen = Counter()
     assert faults_of(f"{s3}/split/", f"{s3}/subset.npy", seen=seen, num_workers=2) == [
@@ -247,26 +248,6 @@ def test_keys_are_compared_as_plain_python_does(tmp_path, seed):
 # --- Stats and tables ---
 
 
-def without_tables(folder):
-    for path, _ in list_files(folder, "**/*.json"):
-        os.unlink(path)
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_stats_and_sizes(tmp_path, num_workers):
-    split = make_parts(tmp_path / "split")
-    without_tables(split)
-    with pytest.raises(TicError, match=rf"^{split}/00000/00000000.tar has no stats: run .*--url {split}/00000 first$"):
-        add_sizes(split)
-    assert generate_stats(split, num_workers) == (3, 3)
-    assert read_json(f"{split}/00000/00000000_stats.json") == {"successes": 2}
-    os.unlink(f"{split}/00001/00000000_stats.json")
-    assert generate_stats(split, num_workers) == (3, 1)
-    assert add_sizes(split, num_workers) == {f"{split}/00000": 3, f"{split}/00001": 1}
-    assert list(split_sizes(split).values()) == [2, 1, 1]
-    assert read_bytes(f"{split}/00000/sizes.json") == b'{\n  "00000000.tar": 2,\n  "00000001.tar": 1\n}\n'
-
-
 def test_a_new_table_is_seen_at_once(split):
     assert sum(split_sizes(split).values()) == 5
     write_tar(Path(split, "00000001.tar"), sample(UIDS[7]))
@@ -282,7 +263,10 @@ def test_a_new_table_is_seen_at_once(split):
 
 
 def test_damaged_shards_do_not_stop_the_others(split):
-    without_tables(split)
+    for path, _ in list_files(split, "*.json"):
+        os.unlink(path)
+    with pytest.raises(TicError, match=rf"^{split}/00000000.tar has no stats: run .*--url {split} first$"):
+        add_sizes(split)
     Path(split, "00000000.tar").write_bytes(b"x")
     with pytest.raises(TicError, match=rf"^{split}/00000000.tar: truncated: [^\n]* in 1 bytes$"):
         generate_stats(split)
