@@ -124,7 +124,8 @@ def uid_of(key):
 # Which samples are taken.
 
 
-NO_UIDS = (b'{"uid": "0123"}', b'{"uid": "' + b"g" * 32 + b'"}', b'{"uid": 7}', b"{}", b"[]", b'{"uid": "\\ud83d"}')
+NO_UIDS = [b'{"uid": %s}' % uid for uid in (b'"%031d"' % 0, b'"%033d"' % 0, b'"%s"' % (b"g" * 32), b"7", b'"\\ud83d"')]
+NO_UIDS += [b"{}", b"[]"]
 DIGITS = b'{"uid": "%s", "n": %s}'
 
 
@@ -139,8 +140,8 @@ DIGITS = b'{"uid": "%s", "n": %s}'
         *((good("b", **{"png": b"p", suffix: b""}), {"empty member": 1}) for suffix in ("txt", "png", "jpg", "json")),
         *((good("b", json=data), {"invalid json": 1}) for data in (b"{", b"[" * 100_000)),
         (good("b", json=b'{"uid": "%s", "caption": "\xff"}' % uid_of("b").encode()), {"invalid json": 1}),
-        (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 5000)), {"invalid json": 1}),
-        ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
+        (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 4301)), {"invalid json": 1}),
+        ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 7}),
         ([*good("b", **{"s" * 57: b"x", "t" * 98: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
         ([raw("b.png", b"data", tarfile.GNUTYPE_SPARSE), *good("b", png=None)], {"sparse member": 1}),
         (good("b", json=json.dumps({"uid": uid_of("a")}).encode()), {"duplicate uid in the pool": 1}),
@@ -165,7 +166,7 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         *(raw("c.jpg", b"", kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)),
         *((name, b"x") for name in ("README", ".png", "folder/.DS_Store", "folder/x")),
         *good("d", json=b'{"uid": "%s", "score": NaN, "caption": "\\ud83d"}' % uid_of("d").upper().encode()),
-        *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4000)),
+        *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4300)),
     ]
     write_pool(tmp_path, members_of(entries) + END)
     reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcde")))
