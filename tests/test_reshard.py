@@ -107,14 +107,16 @@ def indexed(monkeypatch):
 
 def good(key, **changes):
     """The members of a sample; a change is other data, or None to leave the member out."""
-    uid = sha256(key.encode()).hexdigest()[:32]
-    members = {"png": b"p" * 600, "json": json.dumps({"uid": uid}).encode(), "txt": b"t"} | changes
+    members = {"png": b"p" * 600, "json": json.dumps({"uid": uid_of(key)}).encode(), "txt": b"t"} | changes
     return [(f"{key}.{suffix}", data) for suffix, data in members.items() if data is not None]
 
 
-def members_of(entries):
-    """The bytes of a tar without its end: (name, data) pairs are files, bytes go in as they are."""
-    return b"".join(entry if isinstance(entry, bytes) else raw(*entry) for entry in entries)
+def write_pool(folder, entries):
+    """Write a pool of one shard and return its path: (name, data) pairs are files, bytes go in as they are."""
+    folder.mkdir()
+    members = [entry if isinstance(entry, bytes) else raw(*entry) for entry in entries]
+    (folder / "00000000.tar").write_bytes(b"".join(members) + END)
+    return str(folder)
 
 
 def uid_of(key):
@@ -149,8 +151,8 @@ DIGITS = b'{"uid": "%s", "n": %s}'
     ],
 )
 def test_each_reason_is_counted(tmp_path, write_uids, out, entries, dropped):
-    write_pool(tmp_path, members_of([*good("a"), *entries, *good("z")]) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "az")))
+    pool = write_pool(tmp_path / "pool", [*good("a"), *entries, *good("z")])
+    reshard(pool, out, write_uids(map(uid_of, "az")))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "az"]
     meta = read_meta(out)
     assert meta["dropped"] == dropped
@@ -168,8 +170,7 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         *good("d", json=b'{"uid": "%s", "score": NaN, "caption": "\\ud83d"}' % uid_of("d").upper().encode()),
         *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4300)),
     ]
-    write_pool(tmp_path, members_of(entries) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcde")))
+    reshard(write_pool(tmp_path / "pool", entries), out, write_uids(map(uid_of, "abcde")))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "abcde"]
     assert read_meta(out)["dropped"] == {}
     assert [set(members) for _, members in read_tars(out)][:3] == [
@@ -177,12 +178,6 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         {"webp", "json", "txt"},
         {"jpeg", "json", "txt"},
     ]
-
-
-def write_pool(tmp_path, *shards):
-    (tmp_path / "pool").mkdir()
-    for number, data in enumerate(shards):
-        (tmp_path / "pool" / f"{number:08d}.tar").write_bytes(data)
 
 
 @pytest.mark.parametrize("flags", [{}, {"num_workers": 2}, {"parts": 2}])
