@@ -296,25 +296,17 @@ def test_a_full_disk_leaves_what_was_there(s3_faulty, s3, tmp_path, length, call
     assert s3_faulty.count("GET") == 1
 
 
-HOLD = """
-import time
-from pathlib import Path
-from tic_clip import storage
-with {}:
-    print(1, flush=True)
-    time.sleep(60)
-"""
-
-
-def start_holder(block, **environment):
-    command = [sys.executable, "-c", HOLD.format(block)]
+def start_holder(context, **environment):
+    """Start a process that stays in a context of storage."""
+    program = f"import time\nfrom tic_clip.storage import *\nwith {context}:\n  print(1, flush=True)\n  time.sleep(60)"
+    command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **environment})
     assert process.stdout.readline() == b"1\n"
     return process
 
 
 def test_one_process_holds_a_folder(tmp_path):
-    holder = start_holder(f"storage.lock_folder(Path({str(tmp_path / 'x')!r}))")
+    holder = start_holder(f"lock_folder(Path({str(tmp_path / 'x')!r}))")
     lock = partial(storage.lock_folder, tmp_path / "x")
     with pytest.raises(TicError, match=rf"^another process is writing {tmp_path}/x; wait for it or end it$"), lock():
         pass
@@ -339,7 +331,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, error):
 
 
 def test_what_a_killed_process_left_in_tmpdir_is_removed(tmp_path, monkeypatch):
-    killed, alive = (start_holder("storage.temporary_folder()", TMPDIR=str(tmp_path)) for _ in range(2))
+    killed, alive = (start_holder("temporary_folder()", TMPDIR=str(tmp_path)) for _ in range(2))
     killed.kill()
     killed.wait()
     assert len(files_below(tmp_path)) == 2

@@ -33,17 +33,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(f"error: {message} (--help shows the flags)")
 
 
-class Terminated(BaseException):
-    """SIGTERM, as Slurm and containers send it; raised so that temporary files are removed."""
-
-
 def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> None:
     """Call ``main`` and exit: 0 or its result, 1 and one line on a user's error, 130 on Ctrl-C, 143 on SIGTERM.
 
     ``on_interrupt``: what the same command does after an interruption.
     """
     if "RANK" not in os.environ:  # torchrun ends its processes itself, also those that wait for another
-        signal.signal(signal.SIGTERM, _raise_terminated)
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
             sys.exit(main())
@@ -55,14 +51,15 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
             os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
-    except (KeyboardInterrupt, Terminated) as error:
+    except KeyboardInterrupt as error:
         if is_rank_zero():
             print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr, flush=True)
-        os._exit(143 if isinstance(error, Terminated) else 130)  # no tracebacks of threads and workers
+        os._exit(143 if 143 in error.args else 130)  # no tracebacks of threads and workers
 
 
-def _raise_terminated(*_: Any) -> NoReturn:
-    raise Terminated
+def _interrupt(*_: Any) -> NoReturn:
+    """Treat SIGTERM, as Slurm and containers send it, like Ctrl-C: temporary files are removed."""
+    raise KeyboardInterrupt(143)
 
 
 def _is_stdout_closed() -> bool:

@@ -107,14 +107,16 @@ def indexed(monkeypatch):
 
 def good(key, **changes):
     """The members of a sample; a change is other data, or None to leave the member out."""
-    uid = sha256(key.encode()).hexdigest()[:32]
-    members = {"png": b"p" * 600, "json": json.dumps({"uid": uid}).encode(), "txt": b"t"} | changes
+    members = {"png": b"p" * 600, "json": json.dumps({"uid": uid_of(key)}).encode(), "txt": b"t"} | changes
     return [(f"{key}.{suffix}", data) for suffix, data in members.items() if data is not None]
 
 
-def members_of(entries):
-    """The bytes of a tar without its end: (name, data) pairs are files, bytes go in as they are."""
-    return b"".join(entry if isinstance(entry, bytes) else raw(*entry) for entry in entries)
+def write_pool(folder, entries):
+    """Write a pool of one shard and return its path: (name, data) pairs are files, bytes go in as they are."""
+    folder.mkdir()
+    members = [entry if isinstance(entry, bytes) else raw(*entry) for entry in entries]
+    (folder / "00000000.tar").write_bytes(b"".join(members) + END)
+    return str(folder)
 
 
 def uid_of(key):
@@ -124,7 +126,8 @@ def uid_of(key):
 # Which samples are taken.
 
 
-NO_UIDS = (b'{"uid": "0123"}', b'{"uid": "' + b"g" * 32 + b'"}', b'{"uid": 7}', b"{}", b"[]", b'{"uid": "\\ud83d"}')
+NO_UIDS = [b'{"uid": %s}' % uid for uid in (b'"%031d"' % 0, b'"%033d"' % 0, b'"%s"' % (b"g" * 32), b"7", b'"\\ud83d"')]
+NO_UIDS += [b"{}", b"[]"]
 DIGITS = b'{"uid": "%s", "n": %s}'
 
 
@@ -139,8 +142,8 @@ DIGITS = b'{"uid": "%s", "n": %s}'
         *((good("b", **{"png": b"p", suffix: b""}), {"empty member": 1}) for suffix in ("txt", "png", "jpg", "json")),
         *((good("b", json=data), {"invalid json": 1}) for data in (b"{", b"[" * 100_000)),
         (good("b", json=b'{"uid": "%s", "caption": "\xff"}' % uid_of("b").encode()), {"invalid json": 1}),
-        (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 5000)), {"invalid json": 1}),
-        ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 6}),
+        (good("b", json=DIGITS % (uid_of("b").encode(), b"1" * 4301)), {"invalid json": 1}),
+        ([entry for i, data in enumerate(NO_UIDS) for entry in good(f"b{i}", json=data)], {"no valid uid": 7}),
         ([*good("b", **{"s" * 57: b"x", "t" * 98: b"x"}), *good("c", **{"ß" * 29: b"x"})], {"name too long": 2}),
         ([raw("b.png", b"data", tarfile.GNUTYPE_SPARSE), *good("b", png=None)], {"sparse member": 1}),
         (good("b", json=json.dumps({"uid": uid_of("a")}).encode()), {"duplicate uid in the pool": 1}),
@@ -148,8 +151,8 @@ DIGITS = b'{"uid": "%s", "n": %s}'
     ],
 )
 def test_each_reason_is_counted(tmp_path, write_uids, out, entries, dropped):
-    write_pool(tmp_path, members_of([*good("a"), *entries, *good("z")]) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "az")))
+    pool = write_pool(tmp_path / "pool", [*good("a"), *entries, *good("z")])
+    reshard(pool, out, write_uids(map(uid_of, "az")))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "az"]
     meta = read_meta(out)
     assert meta["dropped"] == dropped
@@ -165,10 +168,9 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         *(raw("c.jpg", b"", kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)),
         *((name, b"x") for name in ("README", ".png", "folder/.DS_Store", "folder/x")),
         *good("d", json=b'{"uid": "%s", "score": NaN, "caption": "\\ud83d"}' % uid_of("d").upper().encode()),
-        *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4000)),
+        *good("e", json=DIGITS % (uid_of("e").encode(), b"1" * 4300)),
     ]
-    write_pool(tmp_path, members_of(entries) + END)
-    reshard(str(tmp_path / "pool"), out, write_uids(map(uid_of, "abcde")))
+    reshard(write_pool(tmp_path / "pool", entries), out, write_uids(map(uid_of, "abcde")))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "abcde"]
     assert read_meta(out)["dropped"] == {}
     assert [set(members) for _, members in read_tars(out)][:3] == [
@@ -176,12 +178,6 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
         {"webp", "json", "txt"},
         {"jpeg", "json", "txt"},
     ]
-
-
-def write_pool(tmp_path, *shards):
-    (tmp_path / "pool").mkdir()
-    for number, data in enumerate(shards):
-        (tmp_path / "pool" / f"{number:08d}.tar").write_bytes(data)
 
 
 @pytest.mark.parametrize("flags", [{}, {"num_workers": 2}, {"parts": 2}])

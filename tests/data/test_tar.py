@@ -133,20 +133,6 @@ def test_samples_by_hand():
     shard = tar_of([(name, b"d" * i) for i, name in enumerate(names)])
     read = [(one.key, {suffix: len(one.read(shard, suffix)) for suffix in one.members}) for one in samples(shard)]
     assert read == [("0", {"png": 0, "json": 1}), ("1", {"json": 3}), ("2", {"txt": 5, "png": 6}), ("2", {"png": 7})]
-    table = read_table(shard)
-    assert table.keys == ["0", "1", "2", "2"]
-    assert table.start.tolist() == [0, 2, 3, 5, 6]
-    assert table.suffixes == ["png", "json", "txt"]
-    assert table.suffix.tolist() == [0, 1, 1, 2, 0, 0]
-    assert table.size.tolist() == [0, 1, 3, 5, 6, 7]
-    assert [table.find(suffix).tolist() for suffix in ("png", "json", "cls")] == [
-        [0, -1, 4, 5],
-        [1, 2, -1, -1],
-        [-1] * 4,
-    ]
-    position, member = table.members_of(np.array([2, 0, 2, 1]))
-    assert position.tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert member.tolist() == [3, 4, 0, 1, 3, 4, 2]
 
 
 # --- Members that are not a range of bytes ---
@@ -235,15 +221,6 @@ def test_many_entries():
     for damaged in (4999, 4096, 4095, 0):
         with pytest.raises(TicError, match=f"wrong header checksum at byte {512 * damaged}"):
             read_table(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :])
-
-
-@pytest.mark.parametrize(("data", "message"), [(b"", ": empty"), (WHOLE[:1000], ": truncated"), (None, " is missing")])
-def test_error_names_the_shard(tmp_path, data, message):
-    path = tmp_path / "00000007.tar"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(TicError, match=f"^{path}{message}"), open_shard(path) as shard:
-        read_table(shard)
 
 
 # --- Writing ---

@@ -24,8 +24,8 @@ STATS = "{:08d}_stats.json"
 CLIP_BENCHMARK_DIR = "test"  # where clip_benchmark looks for shards: links to the split's own, or copies of them
 HOW_TO_MAKE = "dataset_creation/reshard.py makes splits, DataComp's download_upstream.py a pool"
 SCRIPTS = "dataset_creation/tic-datacomp"
-COUNT = f"count shards from elsewhere with {SCRIPTS}/add_sizes.py --url {{0}}"
-NO_SIZES = f"{{0}} has no {SIZES}: finish reshard.py, or {COUNT}"
+ADD_SIZES = f"{SCRIPTS}/add_sizes.py --url {{0}}"
+NO_SIZES = f"{{0}} has no {SIZES}: finish reshard.py, or count shards from elsewhere with {ADD_SIZES}"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Stats = msgspec.defstruct("Stats", [("successes", Count)])

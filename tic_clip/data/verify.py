@@ -114,7 +114,7 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
     """Yield what is wrong with a folder's shards, ``counts`` of samples (None: damaged), and their ``sizes.json``."""
     missing = [name for name in map(SHARD_FORMAT.format, range(len(counts))) if name not in counts]
     if missing:
-        yield f"{folder} has {len(counts)} shards, but no {missing[0]}: they are not numbered without a gap"
+        yield f"{folder} has {len(counts)} shards, but no {missing[0]}: their numbers have a gap, or they other names"
     sizes = read_sizes(folder)
     for name in sorted({*sizes, *counts}):
         if name not in counts:

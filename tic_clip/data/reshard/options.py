@@ -20,9 +20,7 @@ from tic_clip.parallel import map_on_ray
 from tic_clip.storage import exists, is_dir, list_files, list_folders, local_copy, temporary_folder, to_path
 
 ENGINES = ("local", "ray")
-LISTS = (
-    "dataset_creation/tic-datacomp/ has generate_eval_uids.py and generate_datacompnet_uid2classid.py, which make lists"
-)
+LISTS = "generate_eval_uids.py and generate_datacompnet_uid2classid.py in dataset_creation/tic-datacomp/ make lists"
 
 
 @dataclass(frozen=True)
