@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +69,17 @@ def tree(folder):
         for path in Path(folder).rglob("*")
         if (path.is_symlink() or path.is_file()) and not (path.name.startswith(".") and path.name.endswith(".tmp"))
     }
+
+
+def times(folder):
+    """When every file, link and folder below a folder was written."""
+    return {path: path.lstat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def run_script(script, *flags, **options):
+    """Run a script of the checkout, and return what it has printed and its status."""
+    command = [sys.executable, Path(__file__).parents[1] / script, *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 @pytest.fixture

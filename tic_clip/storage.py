@@ -50,6 +50,13 @@ def is_remote(path: object) -> bool:
     return "://" in str(path)
 
 
+def local_folder(path: str) -> Path:
+    """Return the path of a folder of this machine; raise a ``TicError`` if it is in a cloud."""
+    if is_remote(path):
+        raise TicError(f"{path} is not local; give a folder on a local disk")
+    return Path(path)
+
+
 def to_path(path: object) -> Any:
     """Return a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface for names."""
     if not is_remote(path):

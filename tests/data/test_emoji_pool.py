@@ -5,14 +5,13 @@ import importlib.util
 import io
 import json
 import re
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tree
+from conftest import run_script, times, tree
 from PIL import Image
 
 from tic_clip.data.uids import CLASS_ROW, UID, format_uids
@@ -57,10 +56,6 @@ def read_uids(path):
     rows = np.load(path)
     assert rows.dtype == UID
     return format_uids(rows)
-
-
-def run_script(folder):
-    return subprocess.run([sys.executable, SCRIPT, "--output_dir", folder], capture_output=True, text=True)
 
 
 def test_pool_counts(built, samples):
@@ -165,15 +160,15 @@ def test_two_builds_are_the_same_bytes_and_a_third_run_does_nothing(built, tmp_p
     leftover = tmp_path / ".again.building/pool/00000099.tar"
     leftover.parent.mkdir(parents=True)
     leftover.write_text("half")
-    result = run_script(folder)
+    result = run_script(SCRIPT, "--output_dir", folder)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == len(STEPS)
     assert tree(folder) == tree(built)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
-    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    result = run_script(folder)
+    before = times(folder)
+    result = run_script(SCRIPT, "--output_dir", folder)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{folder}: already there\n", "")
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    assert times(folder) == before
 
 
 def test_killed_build_leaves_nothing_under_the_final_name(monkeypatch, tmp_path):
@@ -184,14 +179,11 @@ def test_killed_build_leaves_nothing_under_the_final_name(monkeypatch, tmp_path)
 
 
 def test_bad_output(tmp_path):
-    other = tmp_path / "other"
-    (other / "pool").mkdir(parents=True)
-    (other / "pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
-    said = {
-        tmp_path: f"{tmp_path} holds something else, or TiC-Emoji of other versions; delete it to build it again",
-        other: f"{other} holds something else, or TiC-Emoji of other versions; delete it to build it again",
-        "s3://bucket/emoji": "s3://bucket/emoji is not local; build in a local folder and copy it there",
-    }
-    for path, message in said.items():
-        result = run_script(path)
-        assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+    (tmp_path / "other/pool").mkdir(parents=True)
+    (tmp_path / "other/pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
+    message = "holds something else, or TiC-Emoji of other versions; delete it to build it again"
+    messages = dict.fromkeys((tmp_path, tmp_path / "other"), message)
+    messages["s3://bucket/emoji"] = "is not local; give a folder on a local disk"
+    for path, message in messages.items():
+        result = run_script(SCRIPT, "--output_dir", path)
+        assert (result.returncode, result.stderr) == (1, f"error: {path} {message}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ftfy
 import pytest
-from conftest import tree
+from conftest import run_script, times, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,11 +29,6 @@ SCRIPTS = {name: ROOT / f"dataset_creation/tic-{name}/create_splits.py" for name
 HEADER = "key,title,description,usertags,dateuploaded"
 TIMES = {"2004-2008": 1_200_000_000, "2009-2010": 1_262_304_000, "2011-2012": 1_325_376_000, "2013-2014": 1_393_675_200}
 KEYS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(400)]
-
-
-def run_script(name, *arguments, zone="UTC"):
-    command = [sys.executable, SCRIPTS[name], *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TZ": zone}, check=True).stdout
 
 
 def make(table, out, **settings):
@@ -191,7 +186,8 @@ def test_the_lists_of_yfcc15m(tmp_path):
     times = [1230767999, 1230768000, 1420070399, 1420070400, 1072915199, 1072915200]
     path = write_table(tmp_path / "t.csv", [(key, "a,b", "", "", t) for key, t in zip(keys, times, strict=True)])
     out = tmp_path / "out"
-    printed = run_script("yfcc15m", "--csv-path", path, "--output-path", out, zone="Pacific/Kiritimati")
+    zone = {**os.environ, "TZ": "Pacific/Kiritimati"}
+    printed = run_script(SCRIPTS["yfcc15m"], "--csv-path", path, "--output-path", out, env=zone).stdout
     names = {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in TIMES}
     assert set(tree(out)) == names | {"manifest.json"}
     assert (out / "train_batch_2004-2008.csv").read_bytes() == (
@@ -222,7 +218,8 @@ def test_the_lists_of_redcaps(tmp_path):
         "dogs_2011.json": [annotation("e", 1293839999), annotation("f", 1293840000), annotation("g", caption=" ")],
     }
     folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
-    run_script("redcaps", "--annotations-path", folder, "--output-path", out, "-j", 2, zone="Pacific/Pago_Pago")
+    zone = {**os.environ, "TZ": "Pacific/Pago_Pago"}
+    run_script(SCRIPTS["redcaps"], "--annotations-path", folder, "--output-path", out, "-j", 2, env=zone)
     lists = {path.name: read_list(path) for path in sorted(out.glob("*.csv"))}
     assert {name: {row["image"] for row in rows} for name, rows in lists.items() if rows} == {
         "train_batch_2011-2017.csv": {"cats/f.jpg", "old_cats/a.jpg"},
@@ -258,12 +255,12 @@ def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(table, tmp_path, 
 def test_again_and_otherwise(table, tmp_path):
     out = tmp_path / "out"
     first, _ = make(table, out)
-    before, stamps = tree(out), {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    before, stamps = tree(out), times(out)
     with lock_folder(out):
         assert make(table, out, num_workers=2) == (first, True)
         with pytest.raises(TicError, match=f"another process is writing {out}"):
             make(table, out, seed=1, overwrite=True)
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+    assert times(out) == stamps
     with pytest.raises(TicError, match="has another benchmark and another test_share; give --overwrite to replace it"):
         make(table, out, test_share=0.5, benchmark="yfcc15m_2011")
     with open(table, "a") as file:
@@ -303,8 +300,6 @@ def test_killed_at_any_moment(tmp_path, sent):
 
 
 GOOD = f"good,title,,,{TIMES['2009-2010']}"
-
-
 BAD_ROWS = {
     "a date that is not a number": ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
     "too few fields": ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
@@ -374,20 +369,17 @@ BAD_INPUT = {
     "no table": ({"input_path": "none.csv"}, "No such file"),
     "another table": ({"input_path": "other.csv"}, "other.csv has no column usertags, dateuploaded"),
     "no caption": ({"input_path": "empty.csv"}, "no row that can be used; dropped: {'no caption': 1}"),
-    "a table in a cloud": ({"input_path": "s3://bucket/t.csv"}, "is not local"),
     "output in a cloud": ({"output_path": "gs://bucket/out"}, "is not local"),
-    "no worker": ({"num_workers": 0}, "workers must be at least 1"),
     "test share": ({"test_share": 1}, "from 0 to below 1, not 1"),
     "benchmark": ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input(table, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("change", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input(table, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     Path("other.csv").write_text("key,title,description,tags,date\n")
     Path("empty.csv").write_text(f"{HEADER}\nk,,,,{TIMES['2009-2010']}\n")
-    change, message = BAD_INPUT[name]
     with pytest.raises((TicError, OSError), match=message):
         create_splits("yfcc15m", **({"input_path": str(table), "output_path": "out"} | change))
     assert not list(Path("out").glob("*"))

@@ -4,12 +4,12 @@ import io
 import json
 import re
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -102,6 +102,7 @@ LOGIN = b"<html>Please log in</html>"
     ("name", "body", "message"),
     [
         (RETRIEVAL, LOGIN, "is not a table of evaluation UIDs: JSON is malformed"),
+        (RETRIEVAL, b"{}", "is not a table of evaluation UIDs: Expected `object` of length >= 1"),
         (DATACOMPNET, LISTS[RETRIEVAL], "is not a table of evaluation UIDs: Expected `object`, got `array`"),
         (f"{YEARLY}/2014.npy", LOGIN, "2014.npy "),
         (f"{YEARLY}/2014.npy", uid_file(4)[:-1], "2014.npy "),
@@ -161,21 +162,11 @@ def test_a_hub_that_fails_is_one_line(hub, tmp_path, fault, message, method):
     assert list(files(tmp_path)) == [f"{YEARLY}/2014.npy"]
 
 
-def test_only_local_folders():
-    for download in download_lists, download_models:
-        with pytest.raises(TicError, match="s3://bucket/x is not local"):
-            list(download("s3://bucket/x"))
-
-
-def run(script, *flags):
-    return subprocess.run([sys.executable, ROOT / script, *map(str, flags)], capture_output=True, text=True)
-
-
 def test_the_script_of_lists(hub, tmp_path):
     flags = ("dataset_creation/tic-datacomp/download_uids.py", "--output-path", tmp_path)
-    done = run(*flags, "--lists", "yearly", "--years", "2014", "2016")
+    done = run_script(*flags, "--lists", "yearly", "--years", "2014", "2016")
     assert done.stdout.splitlines() == [f"{tmp_path}/{YEARLY}/{year}.npy: downloaded" for year in (2014, 2016)]
-    assert "invalid choice: '2013' (choose from " in run(*flags, "--years", "2013").stderr
+    assert "invalid choice: '2013' (choose from " in run_script(*flags, "--years", "2013").stderr
 
 
 def expected(repository, *years):
@@ -212,11 +203,3 @@ def test_the_script_of_models(hub, tmp_path):
     name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(expected(CUMULATIVE, 2016)["checkpoints/2016.pt"])
     assert (done.returncode, done.stdout) == (0, f"models/{name}: {size / 1e6:.1f} MB\n")
     assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
-
-
-@pytest.mark.parametrize("task", TABLES)
-@pytest.mark.parametrize("text", ["{}", "[]", '{"2014": "x"}', '{"2014": {"n01440764": "x"}}', '{"2014": 3}', "<html>"])
-def test_what_is_not_a_table(tmp_path, task, text):
-    (tmp_path / f"{TABLES[task]}.json").write_text(text)
-    with pytest.raises(TicError, match="is not a table of evaluation UIDs: "):
-        released.read_table(tmp_path, task)

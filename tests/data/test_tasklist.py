@@ -1,18 +1,13 @@
 """The list of TiC-DataComp's tasks, read by our evaluation and as DataComp's evaluate.py reads it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
+from conftest import run_script
 
 from tic_clip import TicError
 from tic_clip.benchmarks import MONTHS
 from tic_clip.evaluation.tasks import DATACOMP_GROUPS as GROUPS
 from tic_clip.evaluation.tasks import list_tasks, read_tasklist
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_all_tasks():
@@ -43,8 +38,7 @@ def test_no_such_task(name):
 
 def test_the_script(tmp_path):
     def run(*flags):
-        script = ROOT / "dataset_creation/tic-datacomp/generate_tasklist.py"
-        return subprocess.run([sys.executable, script, "--yaml-path", path, *flags], capture_output=True, text=True)
+        return run_script("dataset_creation/tic-datacomp/generate_tasklist.py", "--yaml-path", path, *flags)
 
     path = tmp_path / "lists/tasklist.yml"
     assert run().stdout == f"{path}: 222 tasks\n"

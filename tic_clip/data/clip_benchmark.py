@@ -12,7 +12,7 @@ from pathlib import Path
 from tic_clip import TicError, package_file
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, sizes_if_known
 from tic_clip.data.tar import open_shard, samples
-from tic_clip.storage import is_remote, write_text
+from tic_clip.storage import local_folder, write_text
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 PARTS = "[0-9]" * 5  # the folders that reshard makes of a split with --parts
@@ -31,9 +31,7 @@ def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
     Adds ``dataset_type.txt``, class names and prompt templates, ``test/{0,1,...}.tar`` and, last, ``test/nshards.txt``;
     existing files stay. Yields (split, number of shards); nothing is added to a split without a sample.
     """
-    if is_remote(path):
-        raise TicError(f"{path} is not local; clip_benchmark reads links, which a cloud does not have")
-    folder = Path(path)
+    folder = local_folder(path)
     inside = [entry for entry in sorted(folder.glob("[!.]*/")) if entry.name != CLIP_BENCHMARK_DIR]
     splits = [folder] if _is_split(folder) else list(filter(_is_split, inside))
     if not splits:

@@ -15,9 +15,9 @@ from tic_clip import TicError, package_file
 from tic_clip.benchmarks import MONTHS, get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
-from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, local_folder, month_list, read_table, table_path, year_list
+from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, month_list, read_table, table_path, year_list
 from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
-from tic_clip.storage import read_json, write_json
+from tic_clip.storage import local_folder, read_json, write_json
 
 INPUTS = "inputs.json"
 """Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
@@ -79,7 +79,8 @@ def _write_month(
     save_uids(train, rows[kept])
     removed = all_uids[count > 0]
     for task in TABLES:
-        own = _intersect(eval_uids.get((task, month[:4]), removed[:0]), removed)
+        own = eval_uids.get((task, month[:4]), removed[:0])
+        own = own[find_uids(removed, own)[1] > 0]
         path = folder / f"eval/{task}/{month}.npy"
         path.unlink(missing_ok=True)
         if len(own):
@@ -87,11 +88,6 @@ def _write_month(
         yield f"uids/monthly/eval/{task}/{month}: {len(own)} UIDs{'' if len(own) else ', so no file'}"
     write_json(folder / INPUTS, done | {month: inputs})
     yield f"uids/monthly/train/{month}: {kept.sum()} UIDs, {(~kept).sum()} evaluation UIDs removed"
-
-
-def _intersect(rows: np.ndarray, uids: np.ndarray) -> np.ndarray:
-    """Return those of ``rows`` whose UID is in the sorted ``uids``."""
-    return rows[find_uids(uids, rows)[1] > 0]
 
 
 def imagenet_synsets() -> list[str]:
@@ -120,7 +116,7 @@ def write_classes(lists: str | None, output_path: str) -> Iterator[str]:
         if year in get_benchmark("datacomp").periods:
             files[f"yearly/eval/datacompnet/{year}"] = rows
         for path in sorted((folder / "uids/monthly/eval/datacompnet").glob(f"{year}*.npy")):
-            files[f"monthly/eval/datacompnet/{path.stem}"] = _intersect(rows, open_uids(path))
+            files[f"monthly/eval/datacompnet/{path.stem}"] = rows[find_uids(open_uids(path), rows)[1] > 0]
         for name, subset in files.items():
             save_uids(folder / f"classes/{name}.npy", subset)
             yield f"classes/{name}: {len(subset)} UIDs"

@@ -30,7 +30,7 @@ from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, lock_folder, read_json, remove, temporary_folder, write_json
+from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
@@ -64,15 +64,13 @@ def create_tars(
     """
     if shard_size < 1:
         raise TicError(f"--shard-size must be at least 1, not {shard_size}")
-    if is_remote(output_path):
-        raise TicError(f"{output_path} is not local; write to a local folder and copy it there")
-    csv_path, image_path = str(Path(csv_path)), str(Path(image_path))
     if not Path(image_path).is_dir():
         raise TicError(f"{image_path} is not a folder of images")
     if not (Path(csv_path) / MANIFEST).exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
     manifest = read_json(f"{csv_path}/{MANIFEST}")
     benchmark = get_benchmark(manifest["benchmark"])
+    root = local_folder(output_path) / benchmark.root
     names = [(split, step.name) for step in benchmark.steps for split in FOLDERS]
     arguments = {"image_path": image_path, "shard_size": shard_size}
     with ExitStack() as stack:
@@ -81,7 +79,7 @@ def create_tars(
         def run(function: Callable, jobs: list, description: str, unit: str) -> Iterator:
             return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
 
-        scan = partial(scan_list, csv_path, f"{Path(output_path) / benchmark.root}", manifest, arguments)
+        scan = partial(scan_list, csv_path, str(root), manifest, arguments)
         outputs = list(run(scan, names, "read", "list"))
         metas = {output.path: None if overwrite else _load_finished(output) for output in outputs}
         todo = [output for output in outputs if metas[output.path] is None]

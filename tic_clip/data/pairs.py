@@ -26,7 +26,7 @@ from tic_clip.cli import Parser, progress
 from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, list_files, lock_folder, read_json, remove, write_json
+from tic_clip.storage import list_files, local_folder, lock_folder, read_json, remove, write_json
 
 MANIFEST, WORK = "manifest.json", ".buckets.tmp"
 HEADER = b"key,image,caption,date\n"
@@ -73,11 +73,9 @@ def create_splits(
     """
     if not 0 <= test_share < 1:
         raise TicError(f"the test share is a fraction from 0 to below 1, not {test_share}")
-    if remote := next(filter(is_remote, (input_path, output_path)), None):
-        raise TicError(f"{remote} is not local; lists are made from and in local folders")
     settings = {"benchmark": benchmark or dataset, "dataset": dataset, "seed": seed, "test_share": test_share}
     steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]
-    folder, is_folder = Path(output_path), Path(input_path).is_dir()
+    folder, is_folder = local_folder(output_path), Path(input_path).is_dir()
     inputs = [path for path, _ in list_files(input_path, "*.json")] if is_folder else [input_path]
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread

@@ -19,7 +19,7 @@ from tic_clip.benchmarks import MONTHS, cutoff, get_benchmark
 from tic_clip.data.uids import open_uids
 from tic_clip.models import Model
 from tic_clip.parallel import map_ordered
-from tic_clip.storage import is_remote
+from tic_clip.storage import local_folder
 
 DATASET = "apple/TiC-DataComp"
 YEARLY, MONTHLY = "tic-datacomp_training_yearly_noeval", "tic-datacomp_training_monthly"
@@ -42,13 +42,6 @@ SHAPES = {
     "retrieval": Annotated[dict[str, list[str]], msgspec.Meta(min_length=1)],
     "datacompnet": Annotated[dict[str, dict[str, list[str]]], msgspec.Meta(min_length=1)],
 }
-
-
-def local_folder(path: str) -> Path:
-    """Return a folder of lists or models; raise a ``TicError`` if it is in a cloud."""
-    if is_remote(path):
-        raise TicError(f"{path} is not local; lists and models need a local disk")
-    return Path(path)
 
 
 def year_list(lists: Path, year: str) -> Path:
