@@ -25,11 +25,10 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, get_benchmark
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.released import released_models
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
-from tic_clip.models import Model, named_model
+from tic_clip.models import Model, named_model, released_models
 from tic_clip.runs import models_of
 
 

@@ -6,14 +6,15 @@ fetch_models.sh calls it and says more.
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.released import MODELS, download_models
+from tic_clip.data.released import download_models
+from tic_clip.models import RELEASED
 
 
 def main() -> None:
     """Parse the arguments, download, and print one line a file."""
     parser = Parser(__doc__)
     parser.add_argument("output_dir", help="folder of the models")
-    parser.add_argument("model", nargs="?", help=f"one of {', '.join(MODELS)} (default: all)")
+    parser.add_argument("model", nargs="?", help=f"one of {', '.join(RELEASED)} (default: all)")
     parser.add_argument("years", nargs="*", default=[], help="which of its checkpoints (default: all)")
     for path in download_models(**vars(parser.parse_args())):
         print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB", flush=True)

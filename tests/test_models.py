@@ -3,8 +3,7 @@
 import pytest
 
 from tic_clip import TicError
-from tic_clip.data.released import released_models
-from tic_clip.models import named_model
+from tic_clip.models import named_model, released_models
 from tic_clip.runs import models_of
 from tic_clip.storage import write_json
 

@@ -7,10 +7,18 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, package_file
+from tic_clip import TicError, lookup, package_file
+from tic_clip.benchmarks import cutoff, get_benchmark
 
 HUB = "hf-hub:"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
+RELEASED_ARCH = "ViT-B-16"
+RELEASED = {
+    f"{filtered}-{method}": f"apple/TiC-CLIP-{filtered}-{method}"
+    for filtered in ("basic", "bestpool")
+    for method in ("cumulative", "sequential", "oracle")
+}
+"""Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
 
 warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
 
@@ -50,6 +58,25 @@ def named_model(text: str, benchmark: str) -> Model:
     if not weights:
         family = arch.removeprefix(HUB).partition("/")[0]
     return Model(name=text.strip(), arch=arch, weights=weights, about={"benchmark": benchmark, "family": family})
+
+
+def released_models(folder: str) -> list[Model]:
+    """Return the checkpoints of a released model, as ``scripts/fetch_models.sh`` lays them out, in order of time."""
+    path = Path(folder)
+    name = lookup({f"TiC-CLIP-{model}": model for model in RELEASED}, "released model", path.name)
+    filtered, _, method = name.partition("-")
+    about = {"benchmark": "datacomp", "method": method, "filter": filtered, "scale": "released"}
+    models = [
+        Model(name=f"{name} {step.name}", arch=RELEASED_ARCH, weights=str(file), about=about | {"step": step.name})
+        for step in get_benchmark("datacomp").steps
+        if (file := path / f"checkpoints/{step.cutoff // 100}.pt").is_file()
+    ]
+    if not models:
+        raise TicError(f"{folder} has no checkpoints/{{year}}.pt: run scripts/fetch_models.sh first")
+    unexpected = [file.name for file in (path / "checkpoints").glob("*.pt") if cutoff(file.stem) is None]
+    if unexpected:
+        raise TicError(f"{folder}/checkpoints has {sorted(unexpected)[0]}, which is of no year")
+    return models
 
 
 def check_model(arch: str, weights: str) -> None:

@@ -16,14 +16,15 @@ from huggingface_hub import constants
 from tic_clip import TicError
 from tic_clip.benchmarks import MONTHS
 from tic_clip.data import released
-from tic_clip.data.released import DATASET, MODELS, MONTHLY, TABLES, YEARLY, YEARS, download_lists, download_models
+from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS, download_lists, download_models
 from tic_clip.data.uids import UID
+from tic_clip.models import RELEASED
 
 ROOT = Path(__file__).parents[2]
 TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
 TABLE = {"retrieval": {"2014": UIDS[:2]}, "datacompnet": {"2014": {TENCH: UIDS[2:3], "n01443537": []}}}
 RETRIEVAL, DATACOMPNET = (f"{name}.json" for name in TABLES.values())
-CUMULATIVE = MODELS["basic-cumulative"]
+CUMULATIVE = RELEASED["basic-cumulative"]
 
 
 def uid_file(count):
@@ -41,8 +42,8 @@ LISTS |= {f"{MONTHLY}/{month}.npy": uid_file(int(month[4:])) for month in MONTHS
 def hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     monkeypatch.setattr(released, "PAUSE", 0.0)
-    files = {DATASET: dict(LISTS)} | {repository: {"README.md": b"#"} for repository in MODELS.values()}
-    for repository in MODELS.values():
+    files = {DATASET: dict(LISTS)} | {repository: {"README.md": b"#"} for repository in RELEASED.values()}
+    for repository in RELEASED.values():
         for year in ("2016", "2017", "2022") if repository == CUMULATIVE else ("2022",):
             files[repository][f"checkpoints/{year}.pt"] = f"{repository} {year} ".encode() * 500
     with serving_hub(files) as server:
@@ -185,7 +186,7 @@ def test_one_model_and_more_years_later(hub, tmp_path):
 
 def test_all_models(hub, tmp_path):
     assert len(list(download_models(str(tmp_path)))) == 8
-    assert {path.name for path in tmp_path.iterdir()} == {f"TiC-CLIP-{model}" for model in MODELS}
+    assert {path.name for path in tmp_path.iterdir()} == {f"TiC-CLIP-{model}" for model in RELEASED}
 
 
 def test_unknown_models_and_years_list_the_valid_ones(hub, tmp_path):

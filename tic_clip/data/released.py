@@ -15,9 +15,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import MONTHS, cutoff, get_benchmark
+from tic_clip.benchmarks import MONTHS
 from tic_clip.data.uids import open_uids
-from tic_clip.models import Model
+from tic_clip.models import RELEASED
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import local_folder
 
@@ -27,14 +27,6 @@ TABLES = {"retrieval": "tic-datacomp_retrieval_evals_year2uids", "datacompnet": 
 LISTS = ("yearly", "monthly", "eval")
 YEARS = tuple(dict.fromkeys(month[:4] for month in MONTHS))
 DOWNLOAD = "python dataset_creation/tic-datacomp/download_uids.py --output-path"
-
-ARCH = "ViT-B-16"
-MODELS = {
-    f"{filtered}-{method}": f"apple/TiC-CLIP-{filtered}-{method}"
-    for filtered in ("basic", "bestpool")
-    for method in ("cumulative", "sequential", "oracle")
-}
-"""Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
 
 ATTEMPTS = 6
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
@@ -90,8 +82,8 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
 def download_models(output_dir: str, model: str | None = None, years: Iterable[str] = ()) -> Iterator[Path]:
     """Download checkpoints that ``output_dir`` lacks and yield the path of each; no model or years means all."""
     folder = local_folder(output_dir)
-    for name in [model] if model else MODELS:
-        repository = lookup(MODELS, "model", name)
+    for name in [model] if model else RELEASED:
+        repository = lookup(RELEASED, "model", name)
         files = _retry(repository, HfApi().list_repo_files, repository)
         known = {file[12:16]: file for file in sorted(files) if re.fullmatch(r"checkpoints/\d{4}\.pt", file)}
         names = [lookup(known, f"year of {repository}", year, "years") for year in sorted(set(years) or known)]
@@ -133,22 +125,3 @@ def read_table(lists: Path, task: str) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=SHAPES[task])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is not a table of evaluation UIDs: {error}") from None
-
-
-def released_models(folder: str) -> list[Model]:
-    """Return the checkpoints of a released model, as ``scripts/fetch_models.sh`` lays them out, in order of time."""
-    path = Path(folder)
-    name = lookup({f"TiC-CLIP-{model}": model for model in MODELS}, "released model", path.name)
-    filtered, _, method = name.partition("-")
-    about = {"benchmark": "datacomp", "method": method, "filter": filtered, "scale": "released"}
-    models = [
-        Model(name=f"{name} {step.name}", arch=ARCH, weights=str(file), about=about | {"step": step.name})
-        for step in get_benchmark("datacomp").steps
-        if (file := path / f"checkpoints/{step.cutoff // 100}.pt").is_file()
-    ]
-    if not models:
-        raise TicError(f"{folder} has no checkpoints/{{year}}.pt: run scripts/fetch_models.sh first")
-    strange = [file.name for file in (path / "checkpoints").glob("*.pt") if cutoff(file.stem) is None]
-    if strange:
-        raise TicError(f"{folder}/checkpoints has {sorted(strange)[0]}, which is of no year")
-    return models
