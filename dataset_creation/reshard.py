@@ -2,7 +2,7 @@
 
     python dataset_creation/reshard.py -i data/emoji/pool -o data/emoji/tic/emoji/yearly -s data/emoji/uids -j 2
 
-(scripts/run_emoji_cumulative.sh makes that pool and those lists.) SUBSETS is one .npy of UIDs (then OUT is the split), or a
+(run_emoji_cumulative.sh makes that pool and those lists.) SUBSETS is one .npy of UIDs (then OUT is the split), or a
 folder of {name}.npy (then OUT/{name}/ are the splits). POOL, OUT, SUBSETS and CLASSES are paths or s3://, gs://, az://
 URLs. Writes {:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json in each split; with --parts,
 in each {split}/{part:05d}/ (sample_ids.npy in 00000/ only). The bytes do not depend on -j, --engine or interruptions:
