@@ -83,10 +83,9 @@ def reshard(
 ) -> list[SplitSummary]:
     """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
 
-    The arguments are the flags of dataset_creation/reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs, of which one
-    that is there n times gives n copies; ``classes`` a ``.npy`` of ``CLASS_ROW``, whose samples get a ``cls`` member;
-    either may be a folder of such files with the same names. Raises a TicError if there is no pool or no list, shards
-    are damaged, or splits were made with other arguments.
+    The arguments are the flags of reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs (one that is there n times gives
+    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files. Raises a
+    TicError if there is no pool or no list, shards are damaged, or splits were made with other arguments.
     """
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
@@ -94,14 +93,13 @@ def reshard(
         raise TicError("the shard size and the number of workers must be at least 1")
     shards, files, root = list(list_shards(pool).items()), find_subsets(subsets), to_path(output_dir)
     if not 0 <= (part or 0) < parts <= len(shards):
-        most = f"--parts must be between 1 and {len(shards)} (the pool's shards), --part between 0 and one less"
-        raise TicError(f"part {part} of {parts}: {most}")
+        raise TicError(f"part {part} of {parts}: --parts must be between 1 and {len(shards)}, --part below --parts")
     _check_output(pool, shards, [str(root / name) for name in files])
-    flags = {"skip_bad_shards": skip_bad_shards, "dry_run": dry_run, "timeout": 60.0 if engine == "ray" else 0.0}
-    settings = {"shard_size": shard_size, "num_workers": num_workers, **flags}
+    numbers, timeout = range(parts) if part is None else [part], 60.0 if engine == "ray" else 0.0
+    settings = {"shard_size": shard_size, "num_workers": num_workers, "skip_bad_shards": skip_bad_shards}
+    settings |= {"dry_run": dry_run, "timeout": timeout}
     with temporary_folder("tic-clip-lists-") as lists:
         inputs = _describe_inputs(pool, files, classes, lists)
-        numbers = range(parts) if part is None else [part]
         wanted = [_make_part(root, shards, inputs, parts, number, settings) for number in numbers]
         _remove_other_parts(root, files, parts, overwrite, dry_run)
         finished = [_load_finished(each, overwrite) for each in wanted]
