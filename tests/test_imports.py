@@ -1,6 +1,7 @@
 """Imports run downwards: the ground floor imports no wing, and a wing only those below it."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_imports_are_found(tmp_path):
     code = "from tic_clip.data import tar\nfrom tic_clip.data.tar import END\ndef f():\n    import tic_clip.runs\n"
     (tmp_path / "x.py").write_text(code)
     assert ours(tmp_path / "x.py") == {"tic_clip.data.tar", "tic_clip.runs"}
+
+
+def test_no_module_imports_itself_through_others():
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in ROOT.glob("tic_clip/**/*.py")
+    }
+    graph = {module: ours(path) & files.keys() - {module} for module, path in files.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(files) > 40
