@@ -305,7 +305,9 @@ def test_a_slurm_job_without_a_script_is_one_line(slurm, arguments):
     assert re.fullmatch(r"error: no script in '.*': give one run_\*\.sh, .*\n", done.stderr)
 
 
-def test_the_page_on_clusters_names_scripts_and_settings_that_exist():
+def test_the_page_on_clusters_names_scripts_and_settings_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    forget_scripts()
     text = (ROOT / "docs/cluster.md").read_text()
     known = runpy.run_path(str(ROOT / "scripts/run.py"))["KNOWN"]
     named = re.findall(r"(?:scripts|dataset_creation)/[\w/-]+\.(?:sh|py)", text)
@@ -314,6 +316,7 @@ def test_the_page_on_clusters_names_scripts_and_settings_that_exist():
     settings = re.findall(r"\b([A-Z][A-Z_]+)=", text)
     assert {"NODE_RANK", "REMOTE", "BENCHMARK"} <= set(settings)
     assert [name for name in settings if name not in known] == []
+    forget_scripts()
 
 
 # --- Released models
