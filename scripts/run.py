@@ -32,9 +32,9 @@ FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
 FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
 PACKING = ("TEST_SHARE", "OVERWRITE")
-PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-OTHERS = ("DRY_RUN", "SKIP_BAD", "METHODS", "RESULTS", "MODELS", "MODELS_DIR", "DEVICE")
-KNOWN = dict.fromkeys((*TRAINING, *EVALUATION, *FOLDERS, *PACKING, *PROCESSES, *OTHERS))
+PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+KNOWN = dict.fromkeys((*TRAINING, *EVALUATION, *FOLDERS, *PACKING, *PROCESSES, "DRY_RUN", "SKIP_BAD"))
+OTHERS = ("METHODS", "MODELS", "RESULTS")  # of run_emoji_all.sh and evaluate_released.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
 CORES = len(os.sched_getaffinity(0))
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--script", default="scripts/run.py", help="its name in errors (default: scripts/run.py)")
     args = vars(parser.parse_args())
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
-    settings = read_environment(os.environ, KNOWN, OLD_VARIABLES)
+    environ = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    settings = read_environment(environ, KNOWN, OLD_VARIABLES)
     check_fixed(settings, fixed, args["script"])
     try:
         run({**fixed, **settings})

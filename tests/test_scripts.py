@@ -183,6 +183,18 @@ def test_old_names_of_settings_work_and_the_new_ones_are_named(run, data_dir, ca
     assert setting in capsys.readouterr().err
 
 
+def test_variables_of_others_are_not_taken_for_misspelt_ones(run, data_dir):
+    others = {
+        "MKL_NUM_THREADS": 4,
+        "OMP_NUM_THREADS": 4,
+        "MODELS": "x",
+        "METHODS": "x",
+        "MODEL_DIR": "/x",
+        "DATASET": "x",
+    }
+    assert not run(CUMULATIVE, DRY_RUN=1, DATA_DIR=data_dir, **others)
+
+
 @pytest.fixture
 def started(run, data_dir, monkeypatch, tmp_path):
     """What run.py starts: (environment, words) of each command but train.py's own checks."""

@@ -45,7 +45,7 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
 
 
 def start_process_group() -> Any:
-    """Join the ranks that torchrun or srun started, for all steps; return a group in which ranks may wait for hours."""
+    """Join the ranks that torchrun started, for all steps; return a group in which ranks may wait for hours."""
     import torch
 
     cuda = torch.cuda.is_available()
