@@ -42,7 +42,8 @@ def make_parser() -> Parser:
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
     add = parser.add_argument
     add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    add("--benchmark", help=f"for --use_model and --check: one of {', '.join(BENCHMARKS)} (default: datacomp)")
+    names = ", ".join(BENCHMARKS)
+    add("--benchmark", help=f"for --use_model, --check: one of {names} (default: TASKLIST's or datacomp)")
     add("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
     add("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
     add("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
@@ -97,7 +98,9 @@ def select_models(args: Any) -> tuple[list[Model], str]:
         raise TicError("--use_model and --released need an --output_dir for the results")
     if args.released:
         return released_models(args.released), args.output_dir
-    benchmark = get_benchmark(args.benchmark or "datacomp")
+    listed = read_tasklist(args.tasklist, args.data_dir) if args.tasklist else []
+    found = next((task.benchmark for task in listed if task.benchmark), "datacomp")
+    benchmark = get_benchmark(args.benchmark or found)
     return [named_model(text, benchmark.name) for text in args.use_model], args.output_dir
 
 

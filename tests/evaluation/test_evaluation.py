@@ -634,6 +634,7 @@ def test_a_model_of_the_hub(checkpoint, data, tmp_path):
     with serving_hub(repositories) as hub:
         done = script("--use_model", "hf-hub:me/model", *arguments, HF_ENDPOINT=hub.url, **settings)
         assert done[:2] == (0, f"1 results appended to {tmp_path}/{RESULTS}\n")
+        assert lines(tmp_path)[0]["benchmark"] == "emoji"  # that of the task list, so that report.py shows it
         status, _, stderr = script("--use_model", "hf-hub:me/bad", *arguments, HF_ENDPOINT=hub.url, **settings)
     assert status == 1
     assert stderr.splitlines()[-1].startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")

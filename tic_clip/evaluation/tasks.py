@@ -44,6 +44,7 @@ class Task:
     main_metric: str
     size: int | None = None
     missing_message: str = ""  # the error if the folder does not exist
+    benchmark: str = ""  # none for a static task
 
     @property
     def group(self) -> str:
@@ -61,7 +62,7 @@ def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
             missing = benchmark.missing_data_message(folder, data_dir.rstrip("/") or "/")
             key, name = task_key(benchmark, task, period), f"{label}-{benchmark.cadence.capitalize()}-{period}"
             fields = {"key": key, "name": name, "kind": kind, "folder": folder, "main_metric": MAIN_METRIC[kind]}
-            tasks.append(Task(**fields, missing_message=missing))
+            tasks.append(Task(**fields, missing_message=missing, benchmark=benchmark.name))
     return tasks
 
 
