@@ -30,6 +30,7 @@ from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
 from tic_clip.models import Model, named_model, released_models
 from tic_clip.runs import models_of
+from tic_clip.settings import is_on
 
 
 def make_parser() -> Parser:
@@ -58,7 +59,7 @@ def make_parser() -> Parser:
     add("--together", dest="models_at_once", type=int, **hidden)  # its old name
     add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
     add("--force", action="store_true", help="evaluate again what has a result")
-    add("--dry_run", action="store_true", help="print what is missing, evaluate nothing")
+    add("--dry_run", action="store_true", help="print what is missing, evaluate nothing; so does DRY_RUN=1")
     return parser
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     models, output_dir = select_models(args)
     tasks = select_tasks(args, models[0].about["benchmark"])
-    if args.dry_run:
+    if args.dry_run or is_on(os.environ, "DRY_RUN"):
         for model, pending in list_pending(models, tasks, fingerprints(tasks), output_dir, settings):
             print(f"{model.name}: {model.arch} {model.weights}".rstrip())
             print(*(f"  {task.key}  {task.folder}" for task in pending), sep="\n")

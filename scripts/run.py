@@ -6,7 +6,6 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -22,8 +21,8 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
-from tic_clip.settings import check_fixed, name_variables, read_environment
-from tic_clip.training.config import OLD_VARIABLES, SCALES, Config, boolean
+from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
+from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
 from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,14 +109,6 @@ def locate_output(settings: dict[str, str], dataset: str) -> str:
     if settings.get("REMOTE"):
         settings["REMOTE"] = f"{settings['REMOTE'].rstrip('/')}/{name}"
     return f"{settings.get('OUTPUT_DIR', default_folder('results')).rstrip('/')}/{name}"
-
-
-def is_on(settings: dict[str, str], name: str) -> bool:
-    """Return what a variable says that is 0 or 1, no or yes."""
-    try:
-        return boolean(settings.get(name, "0"))
-    except argparse.ArgumentTypeError as error:
-        raise TicError(f"{name}: {error}") from None
 
 
 def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 
 from tic_clip import TicError
 
+BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
+
 
 def read_environment(environ: Mapping[str, str], known: Collection[str], renamed: Mapping[str, str]) -> dict[str, str]:
     """Return the known variables that are set and not empty; ``renamed`` maps old names to the known ones.
@@ -27,6 +29,14 @@ def read_environment(environ: Mapping[str, str], known: Collection[str], renamed
         if similar:
             raise TicError(f"unknown setting {name}: did you mean {similar[0]}? (If not: env -u {name})")
     return settings
+
+
+def is_on(environ: Mapping[str, str], name: str) -> bool:
+    """Return what a variable says that is 0 or 1, no or yes; a TicError if it says something else."""
+    value = environ.get(name) or "0"
+    if value.lower() not in BOOLEANS:
+        raise TicError(f"{name}: {value!r} is not one of 0, 1, no, yes")
+    return BOOLEANS[value.lower()]
 
 
 def check_fixed(settings: Mapping[str, str], fixed: Mapping[str, str], script: str) -> None:

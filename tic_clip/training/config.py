@@ -10,6 +10,7 @@ from typing import Any
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, to_path
 from tic_clip.training.methods import METHODS
 
@@ -106,7 +107,6 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(Fraction(word.strip())) for word in text.split(","))
 
 
-BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 REPORTS = {"", "tensorboard", "wandb", "all"}
 
 word = _value(str, len, "a name")
