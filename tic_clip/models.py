@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, lookup, package_file
-from tic_clip.benchmarks import cutoff, get_benchmark
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.timeline import cutoff
 
 HUB = "hf-hub:"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"

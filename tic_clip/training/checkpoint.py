@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.benchmarks import cutoff
 from tic_clip.cli import progress
 from tic_clip.runs import LOG
 from tic_clip.storage import NotFoundError
+from tic_clip.timeline import cutoff
 from tic_clip.training.sampling import add_counts
 
 NAME = re.compile(r"checkpoints/(epoch|iteration)_(\d+)\.pt")  # in the step's folder
