@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.benchmarks import Benchmark
 from tic_clip.evaluation.results import RESULTS, read_results, task_key
 from tic_clip.metrics import MAIN_METRIC, transfer
+from tic_clip.runs import find_benchmark
 from tic_clip.storage import to_path
 
 STATIC = "static"
@@ -76,7 +77,7 @@ def load_results(folders: list) -> Results:
         path = to_path(folder) / RESULTS
         lines = [line for line in read_results(path) if line.get("final", True) or not line.get("step")]
         try:
-            benchmark, parts = _split_subjects(lines)
+            benchmark, parts = _split_subjects(folder, lines)
             for model, part in parts.items():
                 label = model or name
                 label = f"{name}: {label}" if label in subjects else label
@@ -110,7 +111,7 @@ def _name_runs(folders: list) -> list[str]:
     return names
 
 
-def _split_subjects(lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
+def _split_subjects(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
     """Return the benchmark, and the last line of each task (and step): of the run under "", of models by name."""
     if not lines:
         raise TicError("no result: run scripts/evaluate.py first")
@@ -124,7 +125,7 @@ def _split_subjects(lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, l
     for line in lines:
         model = "" if line.get("step") else (line.get("model") or {}).get("name") or "?"
         parts.setdefault(model, {})[line.get("step"), line["key"]] = line
-    return get_benchmark(lines[0]["benchmark"]), {model: list(part.values()) for model, part in parts.items()}
+    return find_benchmark(folder, lines[0]["benchmark"]), {model: list(part.values()) for model, part in parts.items()}
 
 
 def _make_subject(name: str, folder: object, lines: list[dict[str, Any]], benchmark: Benchmark) -> Subject:

@@ -137,7 +137,7 @@ class Config:
     ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
     """
 
-    benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
+    benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
     method: str = _flag(word, f"one of {', '.join(METHODS)}", MISSING)
     scale: str = _flag(word, f"one of {', '.join(SCALES)}", MISSING)
     step: str = _flag(word, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError, package_file, storage
-from tic_clip.runs import last_checkpoint, read_done
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config, get_scale
 from tic_clip.training.methods import get_method
@@ -99,6 +100,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
         checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
         return True
     check_ready(config)
+    keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
