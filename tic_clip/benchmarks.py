@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
-import yaml
 
 from tic_clip import TicError, lookup
 from tic_clip.cli import Parser, run_main
-from tic_clip.storage import read_bytes
+from tic_clip.storage import read_bytes, read_yaml
 from tic_clip.timeline import cut_spans, cutoff, name_span, span
 
 
@@ -146,7 +145,7 @@ def get_benchmark(name: str) -> Benchmark:
         TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
     """
     if not name.endswith((".yaml", ".yml")):
-        return lookup(BENCHMARKS, "benchmark", name, "benchmarks (beside a path.yaml)")
+        return lookup(BENCHMARKS, "benchmark", name)
     benchmark = _read_file(name)
     if BENCHMARKS.setdefault(benchmark.name, benchmark) != benchmark:
         raise TicError(f"{name}: name: {benchmark.name} is taken by another benchmark")
@@ -180,14 +179,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def _read_file(path: str) -> Benchmark:
-    data = read_bytes(path)
+    file = read_yaml(path, _File)
     try:
-        text = data.decode()
-        file = msgspec.convert(yaml.safe_load(text), _File)
         steps = _file_steps(file)
-    except yaml.MarkedYAMLError as error:
-        raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
-    except (ValueError, yaml.YAMLError) as error:  # of msgspec, too
+    except ValueError as error:
         raise TicError(f"{path}: {error}") from None
     cadences = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
     return Benchmark(
@@ -199,7 +194,7 @@ def _read_file(path: str) -> Benchmark:
         dataset=file.dataset or file.name,
         cadence=file.cadence or cadences[file.every],
         filters=file.filters,
-        text=text,
+        text=read_bytes(path).decode(),
     )
 
 

@@ -6,13 +6,18 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS
 from tic_clip.settings import BOOLEANS
-from tic_clip.storage import is_remote, to_path
+from tic_clip.storage import is_remote, read_yaml, to_path
 from tic_clip.training.methods import METHODS
+
+Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +25,20 @@ class Scale:
     """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
 
     name: str
-    batch_size: int
-    samples_per_step: int
-    warmup: int  # iterations, of a step that starts from random weights
-    next_warmup: int = 0  # iterations, of a step that starts from a trained model
+    batch_size: Count
+    samples_per_step: Count
+    warmup: CountOr0  # iterations, of a step that starts from random weights
+    next_warmup: CountOr0 = 0  # iterations, of a step that starts from a trained model
     model: str = "ViT-B-16"
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.2
-    beta2: float = 0.98
-    checkpoints: int = 5  # a step
-    max_kept: int = 7  # checkpoints of a step on the disk: these five and the two newest in between
-    resume_every: int = 300  # iterations, about, between two places where training can be resumed
-    log_every: int = 100  # iterations
+    learning_rate: Annotated[float, Meta(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.2
+    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.98
+    checkpoints: Count = 5  # a step
+    max_kept: Count = 7  # checkpoints of a step on the disk: these five and the two newest in between
+    resume_every: Count = 300  # iterations, about, between two places where training can be resumed
+    log_every: Count = 100  # iterations
     grad_checkpointing: bool = True
-    workers: int = 4  # a rank
+    workers: CountOr0 = 4  # a rank
 
 
 SCALES = {
@@ -83,8 +88,21 @@ SCALES = {
 
 
 def get_scale(name: str) -> Scale:
-    """Return the scale called ``name``; the ``TicError`` for an unknown one lists the valid names."""
-    return lookup(SCALES, "scale", name)
+    """Return the scale called ``name``, or that of the YAML file ``name``, called as the file.
+
+    Raises:
+        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return lookup(SCALES, "scale", name)
+    values = {"name": Path(name).stem} | read_yaml(name, dict)
+    keys = [each.name for each in fields(Scale)]
+    if unknown := [key for key in values if key not in keys]:
+        raise TicError(f"{name}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")
+    try:
+        return msgspec.convert(values, Scale, strict=False)  # YAML reads 1e-4 as a text
+    except msgspec.ValidationError as error:
+        raise TicError(f"{name}: {error}") from None
 
 
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
@@ -139,7 +157,7 @@ class Config:
 
     benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
     method: str = _flag(word, f"one of {', '.join(METHODS)}", MISSING)
-    scale: str = _flag(word, f"one of {', '.join(SCALES)}", MISSING)
+    scale: str = _flag(word, f"one of {', '.join(SCALES)}, or a path.yaml", MISSING)
     step: str = _flag(word, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
     data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)

@@ -23,7 +23,7 @@ from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
-from tic_clip.training.config import Config, get_scale
+from tic_clip.training.config import Config, scale_of
 from tic_clip.training.methods import get_method
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
 
@@ -127,7 +127,7 @@ def check_ready(config: Config) -> None:
 
 def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
     """Return the command line of OpenCLIP's ``training.main`` for a step."""
-    scale = get_scale(plan["scale"])
+    scale = scale_of(config)
     flags = {
         "model": plan["model"],
         "logs": config.output_dir,
@@ -136,7 +136,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
         "batch-size": plan["batch_size"] // world_size,
-        "workers": scale.workers if config.workers is None else config.workers,
+        "workers": scale.workers,
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
         "wd": plan["weight_decay"],
