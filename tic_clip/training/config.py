@@ -1,6 +1,7 @@
 """The settings of a run: a table of scales, and ``Config``, whose fields are the flags of scripts/train.py."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, read_yaml, to_path
 from tic_clip.training.methods import METHODS
@@ -131,7 +133,11 @@ word = _value(str, len, "a name")
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
-file = _value(str, lambda text: Path(text).is_file(), "a file on this disk")
+start_model = _value(
+    str,
+    lambda text: Path(text).is_file() or names_model(text),
+    'a file on this disk, nor a model as "ViT-B-32 laion2b_s34b_b79k" or hf-hub:OWNER/NAME',
+)
 boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
 whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
@@ -170,7 +176,9 @@ class Config:
     budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(word, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)")
+    init: str | None = _flag(
+        start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
+    )
     first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)")
     next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
     keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
@@ -184,9 +192,24 @@ class Config:
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
 
 
+def names_model(init: str) -> bool:
+    """Return whether ``--init`` is not a file but a model that OpenCLIP fetches: ``ARCH TAG``, ``hf-hub:…``."""
+    return not Path(init).is_file() and (init.startswith(HUB) or len(init.split()) == 2)
+
+
+def init_path(config: Config) -> str | None:
+    """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
+    if config.init is None or not names_model(config.init):
+        return config.init
+    name = re.sub(r"[^\w.-]+", "_", config.init)
+    return str(Path(config.output_dir) / "init/checkpoints" / f"{name}.pt")
+
+
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
     given = {each.name: getattr(config, each.name, None) for each in fields(Scale)}
+    if config.init and names_model(config.init) and not config.init.startswith(HUB):
+        given["model"] = config.model or config.init.split()[0]
     return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
 
 

@@ -13,10 +13,10 @@ import msgspec
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
-from tic_clip.models import check_architecture, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
-from tic_clip.training.config import Config, Scale, scale_of, to_flags
+from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import Method, get_method, new_data
 from tic_clip.training.patching import PATCHED, held_out
 from tic_clip.training.sampling import apportion
@@ -99,7 +99,7 @@ def step_folder(config: Config, step: str) -> Path:
 def find_start(config: Config, benchmark: Benchmark, method: Method, scale: Scale, first: int, t: int) -> str | None:
     """Return the checkpoint that step ``t`` starts from, or None for random weights."""
     if t == first or method.start == "random":
-        return config.init
+        return init_path(config)
     last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
     return str(step_folder(config, benchmark.steps[t - 1].name) / last)
 
@@ -298,9 +298,12 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     if is_done or start is None:
         return is_done
     before = Path(start).parents[1]
-    if start != config.init and (before / "done.json").exists():
+    if start != init_path(config) and (before / "done.json").exists():
         check_run(read_finished(before)["plan"], plan)
-    elif start != config.init:
+    elif start == init_path(config) != config.init and not Path(start).exists():
+        check_pretrained(config.init, plan["model"])
+        return False
+    elif start != init_path(config):
         if dry_run:
             return False
         raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
