@@ -16,7 +16,7 @@ import pytest
 from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE
 from s3fs import S3FileSystem
 
-from tic_clip import TicError, locks, storage
+from tic_clip import TicError, storage
 from tic_clip.parallel import map_ordered
 from tic_clip.storage import NotFoundError, StorageError, list_files, read_bytes, write_text
 
@@ -320,7 +320,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, error):
     def refuse(*_):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
     with storage.lock_folder(tmp_path / "x"):
         assert (tmp_path / "x").is_dir()
     assert re.fullmatch(rf"warning: {tmp_path}/x: no lock \(.+\); do not start two .*\n", capsys.readouterr().err)
