@@ -43,7 +43,7 @@ class Store:
     def __call__(self, environ, start_response):
         fault = self.next_fault(environ["REQUEST_METHOD"], environ["REQUEST_URI"])
         if fault == HANG:
-            time.sleep(2)
+            time.sleep(3)
         if isinstance(fault, int):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(f"{fault} planned", [("Content-Type", "application/xml")])

@@ -143,7 +143,7 @@ def s3_faulty(s3, s3_server, monkeypatch):
     """The server of ``s3``, which fails as it is told (``tests/cloud.py``); few and short attempts."""
     from tic_clip import storage
 
-    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.0}.items():
+    for name, value in {"ATTEMPTS": 3, "BACKOFF": 0.001, "TIMEOUT": 1.5}.items():
         monkeypatch.setattr(storage, name, value)
     s3_server.requests.clear()
     yield s3_server
