@@ -29,6 +29,11 @@ OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": r
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
 
+def strip_suffix(path: str) -> str:
+    """Return the path of an image without its suffix, if that is one of ``SUFFIXES``."""
+    return os.path.splitext(path)[0] if path.lower().endswith(SUFFIXES) else path
+
+
 class UnusableImage(Exception):
     """A file that no sample can be made of; the message is the reason."""
 
