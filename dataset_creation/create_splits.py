@@ -51,6 +51,7 @@ def main() -> None:
     for line in own.warnings(manifest):
         print(f"warning: {line}", file=sys.stderr)
     print(describe(args["output_path"], manifest, reused))
+    print(own.next_step(args["output_path"]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tic_clip.timeline import cut_spans
 
 CADENCES = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
 ZIP_IMAGES = 10_000  # images in a zip
+IMAGES = "images"  # the folder of the zips
 FEW = 50  # samples of a test set
 HELP_STEPS = "--suggest N shows near-equal ones"
 
@@ -56,7 +57,7 @@ def create_own_splits(
     images = ImageStore(columns)
 
     def find_benchmark(new: Path) -> Benchmark:
-        images.folder = new / "images"
+        images.folder = new / IMAGES
         months = count_dates(tables, columns, skip_bad_rows)
         return save_benchmark(new, name, names or cut_every(every, months), every, bool(columns.label))
 
@@ -160,3 +161,11 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
     if single:
         lines.append(f"{len(single):,} labels have one sample, such as {', '.join(map(repr, single[:3]))}")
     return lines
+
+
+def next_step(folder: str) -> str:
+    """Return the command that packs lists, as a line."""
+    images = f"{folder}/{IMAGES}" if (Path(folder) / IMAGES).is_dir() else "IMAGES"
+    note = f"the images are in {images}\n" if images != "IMAGES" else ""
+    command = f"dataset_creation/create_tars.py --csv-path {folder} --image-path {images} --output-path data"
+    return f"{note}next: python {command}"
