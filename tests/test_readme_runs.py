@@ -14,11 +14,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hub import serving_hub
-from miniature import write_redcaps, write_yfcc
-from PIL import Image
+from miniature import picture, write_redcaps, write_yfcc
 
 from tic_clip.benchmarks import MONTHS
 from tic_clip.data.eval_uids import imagenet_synsets
@@ -49,20 +47,13 @@ def blocks(text):
         yield text[: found.start()].count("\n") + 2, found[1], needs, NEEDS.get(needs, "ran")
 
 
-def jpeg(number):
-    file = io.BytesIO()
-    picture = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(picture).resize((48, 48)).save(file, "JPEG")
-    return file.getvalue()
-
-
 def write_pool(folder, uids):
     """Shards of 100 samples in DataComp's format, as its downloader leaves them."""
     for shard in range(-(-len(uids) // 100)):
         chosen = list(enumerate(uids[100 * shard : 100 * shard + 100], 100 * shard))
         rows = [(f"{n:09d}", {"uid": uid, "caption": f"picture {n}", "key": f"{n:09d}"}) for n, uid in chosen]
         samples = (
-            (key, {"jpg": jpeg(int(key)), "json": json.dumps(row).encode(), "txt": row["caption"].encode()})
+            (key, {"jpg": picture(key), "json": json.dumps(row).encode(), "txt": row["caption"].encode()})
             for key, row in rows
         )
         write_shard(folder / f"{shard:08d}.tar", samples)
