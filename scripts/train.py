@@ -15,11 +15,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 try:
     from tic_clip.cli import Parser, run_main
     from tic_clip.training.config import Config, add_flags, config_from
-    from tic_clip.training.plan import add_macs, check_step, describe, make_plan, steps_of
+    from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
     from tic_clip.training.step import check_ready, train_steps
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
@@ -67,6 +68,35 @@ def print_plans(config: Config, world_size: int) -> None:
     plans = [add_macs(plan) for plan in check_plans(config, world_size)]
     table = f"{config.output_dir}: {describe(plans)}"
     print(table if config.step == "all" else json.dumps(plans[0], indent=2))
+
+
+def describe(plans: Sequence[dict[str, Any]]) -> str:
+    """Return a line for a run and a table with a line for each of its steps."""
+    plan = plans[-1]
+    facts = [plan[key] for key in ("benchmark", "filter", "method", "scale", "model")]
+    facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
+    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
+    facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
+    columns = ("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")
+    rows = [columns, *map(describe_step, plans)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
+
+
+def describe_step(plan: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a step's line."""
+    sources = [f"{source['name']} {source['share']:.1%}" for source in plan["sources"]]
+    if len(sources) > 4:
+        sources = [f"{len(sources)} splits: {sources[0]}", sources[1], "…", sources[-1]]
+    return (
+        plan["step"],
+        f"{plan['samples']:,}",
+        f"{plan['iterations']:,} × {plan['batch_size']:,}",
+        f"{plan['macs']:.2e}",
+        f"{plan['warmup']:,}" + " (longer than the step)" * (plan["warmup"] > plan["iterations"]),
+        shorten(plan["start"]) + " with its optimizer" * (plan["optimizer"] == "kept"),
+        ", ".join(sources),
+    )
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["open_clip", "training.main", "tic_clip.training.hooks", "tic_clip.training.patching"])
+PRELOADED = ["training.main", "tic_clip.training.hooks", "tic_clip.training.patching", "tic_clip.datacomp"]
+SERVER.set_forkserver_preload(PRELOADED)
 
 
 class Script:
     """A script that runs in as many ranks as asked for; ``returncode``, ``stdout`` and ``stderr`` when it has ended."""
 
-    def __init__(self, path, *arguments, ranks=1, **environment):
+    def __init__(self, path, *arguments, ranks=1, folder=".", **environment):
         self.output = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115  read when it has ended
         names = [file.name for file in self.output]
         with socket.socket() as free:
@@ -25,7 +26,8 @@ class Script:
         together = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         each = [{**together, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)] if ranks > 1 else [{}]
         words = [str(path), *map(str, arguments)]
-        self.processes = [SERVER.Process(target=run, args=(words, {**environment, **own}, names)) for own in each]
+        folder = os.path.abspath(folder)
+        self.processes = [SERVER.Process(target=run, args=(words, folder, environment | own, names)) for own in each]
         for process in self.processes:
             process.start()
 
@@ -50,13 +52,14 @@ class Script:
         return self
 
 
-def run(words, environment, names):
-    """Be the script: in a session of its own, with its arguments, environment and output."""
+def run(words, folder, environment, names):
+    """Be the script: in a session of its own, with its arguments, folder, environment and output."""
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     os.environ.update(environment)
     for number, name in enumerate(names, 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(folder)
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).parent))
     runpy.run_path(words[0], run_name="__main__")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tic_clip import weights
-from tic_clip.training import methods
+from tic_clip.training import methods, step
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md").read_text(), re.DOTALL)
@@ -17,6 +17,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md")
 @pytest.fixture
 def added(monkeypatch):
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    monkeypatch.setattr(step, "FINISH", dict(step.FINISH))
     names = {}
     for example in EXAMPLES:
         exec(example, names)
@@ -27,7 +28,7 @@ def test_weight_averaging_as_the_document_adds_it(added, tmp_path):
     for k, value in ((1, 1.0), (2, 4.0)):
         state = {"state_dict": {"w": torch.tensor([value])}, "tic": {"iteration": k}}
         weights.write(state, tmp_path / f"checkpoints/epoch_{k}.pt")
-    facts = methods.get_method("averaging").finish({"checkpoints": 2}, tmp_path)
+    facts = step.FINISH["averaging"]({"checkpoints": 2}, tmp_path)
     assert weights.load(str(tmp_path / facts["checkpoint"]))["w"].item() == 2.5
     assert weights.record(str(tmp_path / facts["checkpoint"])) == {"iteration": 2}
 
@@ -43,8 +44,8 @@ def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_pa
     from tic_clip.training.config import Config
     from tic_clip.training.plan import make_plan
 
-    for step in ("2014", "2015", "2016"):
-        write_json(tmp_path / "tic/emoji/yearly/train" / step / "sizes.json", {"00000000.tar": 100})
+    for year in ("2014", "2015", "2016"):
+        write_json(tmp_path / "tic/emoji/yearly/train" / year / "sizes.json", {"00000000.tar": 100})
     names = {"benchmark": "emoji", "scale": "tic_tiny", "step": "2016", "data_dir": str(tmp_path), "output_dir": "out"}
     plan = make_plan(Config(method="last-two", **names))
     assert [source["name"] for source in plan["sources"]] == ["2015", "2016"]

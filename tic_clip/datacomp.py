@@ -66,10 +66,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 @exit_on_user_error()
 def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
-    """Return (the scale's configuration changed by the flags, OpenCLIP's flags for sampling and starting).
+    """Return the scale's configuration changed by the flags, and OpenCLIP's flags, which come after train.py's own.
 
-    The flags come after train.py's own and win. The plan of exact sampling is written to ``{exp_name}_plan.json``.
-    Our architectures are added to OpenCLIP's.
+    The plan of exact sampling is written to ``{exp_name}_plan.json``; our architectures are added to OpenCLIP's.
     """
     import open_clip
 
@@ -161,8 +160,7 @@ def evaluate_model(
 def _patch_packages() -> None:
     """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time.
 
-    clip_benchmark now computes in bfloat16 where there is no GPU, where classifiers and features differ in type; NumPy
-    2.4 refuses to make a float of an array of one element; checkpoints are loaded safely.
+    clip_benchmark now computes in bfloat16 on a CPU; NumPy 2.4 makes no float of an array; checkpoints load safely.
     """
     import datasets
     import open_clip
@@ -180,10 +178,7 @@ def _patch_packages() -> None:
 
 
 class _OldWebDataset(webdataset.WebDataset):
-    """The stages of version 0.2.31, of which eval_utils takes the fifth for the decoder.
-
-    Stages are added in place, and workers without a shard are fine.
-    """
+    """The stages of version 0.2.31, of which eval_utils takes the fifth for the decoder; they are added in place."""
 
     def __init__(self, urls: str, **options: Any) -> None:
         super().__init__(urls, **options)

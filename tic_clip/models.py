@@ -1,6 +1,7 @@
 """Models that OpenCLIP can make: their names, weights and cost, and how to load them."""
 
 import difflib
+import hashlib
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, lookup, package_file
-from tic_clip.benchmarks import cutoff, get_benchmark
+from tic_clip.benchmarks import get_benchmark
 
 HUB = "hf-hub:"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -38,9 +39,10 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Return the SHA-256 of the checkpoint file, or the architecture and the tag."""
-        from tic_clip.weights import fingerprint
-
-        return fingerprint(self.weights) if Path(self.weights).is_file() else f"{self.arch} {self.weights}".strip()
+        if not Path(self.weights).is_file():
+            return f"{self.arch} {self.weights}".strip()
+        with open(self.weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def named_model(text: str, benchmark: str) -> Model:
@@ -54,9 +56,8 @@ def named_model(text: str, benchmark: str) -> Model:
         kinds = '"ARCH FILE", "ARCH TAG" as in "ViT-B-16 openai", or "hf-hub:OWNER/NAME"'
         raise TicError(f"a model is {kinds}, not {text!r}")
     check_model(arch, weights)
-    family = arch if Path(weights).is_file() else weights.partition("_")[0]
-    if not weights:
-        family = arch.removeprefix(HUB).partition("/")[0]
+    owner, tag = arch.removeprefix(HUB).partition("/")[0], weights.partition("_")[0]
+    family = arch if Path(weights).is_file() else tag or owner
     return Model(name=text.strip(), arch=arch, weights=weights, about={"benchmark": benchmark, "family": family})
 
 
@@ -73,9 +74,6 @@ def released_models(folder: str) -> list[Model]:
     ]
     if not models:
         raise TicError(f"{folder} has no checkpoints/{{year}}.pt: run scripts/fetch_models.sh first")
-    unexpected = [file.name for file in (path / "checkpoints").glob("*.pt") if cutoff(file.stem) is None]
-    if unexpected:
-        raise TicError(f"{folder}/checkpoints has {sorted(unexpected)[0]}, which is of no year")
     return models
 
 
@@ -96,10 +94,7 @@ def check_model(arch: str, weights: str) -> None:
 
 
 def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
-    """Return what ``make_model`` does, with the weights of a checkpoint file, of a tag, or "" for a model of the hub.
-
-    No code of a checkpoint is run. A TicError says that it can't be fetched or does not fit the architecture.
-    """
+    """Return what ``make_model`` does, with the weights of a checkpoint file, of a tag, or "" for one of the hub."""
     from tic_clip.weights import load, mismatch
 
     check_model(arch, weights)
@@ -111,6 +106,34 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
         raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
     model.load_state_dict(state)
     return model, *rest
+
+
+def check_pretrained(text: str, arch: str) -> None:
+    """Raise a TicError if the weights of the model ``text`` (see ``named_model``) can't be those of ``arch``."""
+    model = named_model(text, "")
+    if model.arch.startswith(HUB):
+        return
+    if model.arch != arch:
+        raise TicError(f"{text} is a {model.arch}, not a {arch}")
+    import open_clip
+
+    quick = f"{arch}-quickgelu"
+    if model.weights in open_clip.list_pretrained_tags_by_model(quick):
+        raise TicError(
+            f"the weights {model.weights} of {arch} were trained with QuickGELU: say {quick} {model.weights}"
+        )
+
+
+def save_pretrained(text: str, arch: str, path: str) -> None:
+    """Fetch the model ``text`` and save its weights as a checkpoint of ``arch``; a TicError if they are of another."""
+    from tic_clip import weights
+
+    check_pretrained(text, arch)
+    model = named_model(text, "")
+    state = load_model(model.arch, model.weights, "cpu")[0].state_dict()
+    if difference := weights.mismatch(state, make_model(arch, "cpu")[0].state_dict()):
+        raise TicError(f"{text} is not a {arch}: {difference}; set --model to its architecture")
+    weights.write({"state_dict": state, "tic": {"init": text}}, path)
 
 
 @cache
@@ -139,9 +162,8 @@ def check_architecture(model: str) -> None:
     folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
     names = {path.stem.lower(): path.stem for folder in folders for path in sorted(folder.glob("*.json"))}
     if model not in names.values():
-        close = [names[name] for name in difflib.get_close_matches(model.lower(), names)]
-        hint = f"similar ones are {', '.join(close)}" if close else "ViT-B-16 is one that it has"
-        raise TicError(f"OpenCLIP has no model {model!r}; {hint}, `open_clip.list_models()` names all")
+        similar = ", ".join(names[name] for name in difflib.get_close_matches(model.lower(), names)) or "none"
+        raise TicError(f"OpenCLIP has no model {model!r}; similar ones are {similar}, open_clip.list_models() has all")
 
 
 @cache

@@ -1,6 +1,5 @@
 """Weights: atomic saving, safe loading, comparison with a model."""
 
-import hashlib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,11 +21,7 @@ def write(checkpoint: dict[str, Any], path: object) -> None:
 
 
 def load(path: str) -> dict[str, torch.Tensor]:
-    """Return the weights in a training checkpoint or a bare state dict, without DDP's prefix; run no code of the file.
-
-    Raises:
-        TicError: the file is missing, damaged, holds objects other than tensors and numbers, or is not a checkpoint.
-    """
+    """Return the weights in a training checkpoint or a bare state dict without DDP's prefix; run no code of it."""
     return state_dict(read_safely(torch.load, path, map_location="cpu", weights_only=True), path)
 
 
@@ -66,9 +61,3 @@ def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
         if value.shape != weights[name].shape:
             return f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
     return None
-
-
-def fingerprint(path: str) -> str:
-    """Return the SHA-256 of a checkpoint file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """Which checkpoints of a step are written, kept, found again and copied; its log."""
 
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -128,31 +127,32 @@ def test_damage_is_found_wherever_a_bit_is_flipped(tmp_path):
 
 
 @pytest.fixture(params=["folder", "s3"])
-def remote(request, tmp_path):
-    return str(tmp_path / "remote") if request.param == "folder" else request.getfixturevalue("s3") + "/runs/x"
+def remote(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return "./remote//" if request.param == "folder" else request.getfixturevalue("s3") + "/runs/x"
 
 
 def list_copy(remote):
-    return [path.removeprefix(f"{remote}/2015/") for path, _ in storage.list_files(remote, "**/*")]
+    return [path.partition("/2015/")[2] for path, _ in storage.list_files(remote, "**/*")]
 
 
 def test_the_copy_is_bounded_alike_and_a_lost_disk_resumes_from_it(tmp_path, remote):
     run, other = tmp_path / "run", tmp_path / "other"
     keeper = make_keeper(run, save_every=1280, remote=remote)
     plan = keeper.plan
-    assert not checkpoints.fetch(run, plan)
+    checkpoints.fetch(run, plan)
     assert not run.exists()
     for block in range(1, 6):
         train(keeper, [block])
         assert [name.removeprefix("checkpoints/") for name in list_copy(remote)] == list_names(run)
     (run / "plan.json").write_text("{}")
     checkpoints.push(run, plan, ["plan.json"])
-    assert checkpoints.fetch(other, plan)
+    checkpoints.fetch(other, plan)
     assert list_names(other) == ["iteration_100.pt"]
     newest_name = "checkpoints/iteration_100.pt"
     assert (other / newest_name).read_bytes() == (run / newest_name).read_bytes()
     (other / newest_name).unlink()
-    assert not checkpoints.fetch(other, plan)  # what is on this disk is not replaced
+    checkpoints.fetch(other, plan)  # what is on this disk is not replaced
     assert list_names(other) == []
     train(keeper, [6])
     for name in ("train.log.jsonl", "done.json"):
@@ -161,7 +161,7 @@ def test_the_copy_is_bounded_alike_and_a_lost_disk_resumes_from_it(tmp_path, rem
         checkpoints.push_done(run, plan, "checkpoints/epoch_2.pt")
     ends = ["checkpoints/epoch_1.pt", "checkpoints/epoch_2.pt"]
     assert list_copy(remote) == [*ends, "done.json", "plan.json", "train.log.jsonl"]
-    assert checkpoints.fetch(tmp_path / "third", plan)
+    checkpoints.fetch(tmp_path / "third", plan)
     assert list_names(tmp_path / "third") == ["epoch_2.pt"]
     assert (tmp_path / "third/done.json").exists()
 
@@ -188,7 +188,7 @@ def test_of_a_damaged_copy_the_checkpoint_before_is_fetched(tmp_path, remote, ca
     train(keeper, range(1, 7))
     (tmp_path / "half.pt").write_bytes((tmp_path / "run/checkpoints/epoch_2.pt").read_bytes()[:400])
     storage.upload(tmp_path / "half.pt", f"{remote}/2015/checkpoints/epoch_2.pt")
-    assert checkpoints.fetch(tmp_path / "other", keeper.plan)
+    checkpoints.fetch(tmp_path / "other", keeper.plan)
     assert list_names(tmp_path / "other") == ["epoch_1.pt"]
     assert "epoch_2.pt is damaged" in caplog.text
 
@@ -204,24 +204,6 @@ def test_a_step_is_trained_by_one_process(tmp_path):
     assert half.exists()
     with checkpoints.alone(tmp_path / "2014"):
         assert not half.exists()  # what a killed process left
-
-
-@pytest.mark.parametrize(
-    ("record", "path", "refused"),
-    [
-        ({"cutoff": 201612}, "run/2016/checkpoints/epoch_2.pt", True),
-        ({"cutoff": 201512}, "run/2015/checkpoints/epoch_2.pt", False),
-        ({"cutoff": 201412}, "models/2019.pt", False),  # what it records counts, not its name
-        (None, "models/2019.pt", True),  # a released model
-        (None, "models/2014.pt", False),
-        (None, "models/201602.pt", True),
-        (None, "models/openai.pt", False),  # nothing is known
-    ],
-)
-def test_a_model_that_has_seen_later_data_is_refused(record, path, refused):
-    message = r"has seen data up to 20\d{4}, after those of step 2015, 201512"
-    with pytest.raises(TicError, match=message) if refused else nullcontext():
-        checkpoints.check_cutoff(record, path, PLAN)
 
 
 FIGURES = {"train/loss": 3.5, "train/lr": 0.001, "train/samples_per_second": 300.0, "train/data_time": 0.02}

@@ -40,8 +40,3 @@ def test_old_data_that_one_step_cannot_give_are_refused_with_the_numbers():
 def test_two_methods_replay():
     different = {name for name in METHODS if used(name, 0) != used(name, 1)}
     assert different == {name for name, method in METHODS.items() if method.has_replay}
-
-
-def test_an_unknown_method_lists_the_valid_ones():
-    with pytest.raises(TicError, match=r"'replay'.*cumulative, cumulative-exp, cumulative-equal, sequential, restart"):
-        get_method("replay")

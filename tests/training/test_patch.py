@@ -14,6 +14,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from forked import Script
 from PIL import Image
 
 from tic_clip import TicError
@@ -200,12 +201,8 @@ def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images
     folder, *_ = runs
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    teacher = [
-        "--distill-model",
-        "ViT-Tiny-8-48",
-        "--distill-pretrained",
-        folder / "patched/first/checkpoints/epoch_2.pt",
-    ]
+    last = folder / "patched/first/checkpoints/epoch_2.pt"
+    teacher = ["--distill-model", "ViT-Tiny-8-48", "--distill-pretrained", last]
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
         assert len(patched_run(folder, *images, *teacher, "--dist-backend", "gloo", "--name", "joined")) == 6
@@ -216,14 +213,10 @@ def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images
     assert hooks.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]
 
 
-def test_what_the_pinned_openclip_calls_gives_no_future_warning():
-    code = """
-from tic_clip.training import hooks
-from tic_clip import models
-from training import main, train
-exec("get_autocast('amp')(); get_autocast('amp_bf16')()", vars(train))
-exec("GradScaler()", vars(main))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_what_the_pinned_openclip_calls_gives_no_future_warning(tmp_path):
+    calls = "get_autocast('amp')(); get_autocast('amp_bf16')()"
+    code = f"from training import main, train\nexec({calls!r}, vars(train))\nexec('GradScaler()', vars(main))\n"
+    (tmp_path / "script.py").write_text(code)
+    done = Script(tmp_path / "script.py").wait()
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr

@@ -8,7 +8,8 @@ from tic_clip import TicError, models, weights
 from tic_clip.data.tar import write_shard
 from tic_clip.storage import write_json
 from tic_clip.training.loader import read_sources
-from tic_clip.training.patching import CANDIDATES, held_out, interpolate, patch, read_held_out
+from tic_clip.training.methods import held_out
+from tic_clip.training.patching import CANDIDATES, interpolate, patch, read_held_out
 
 
 @pytest.mark.parametrize(("size", "held"), [(0, 0), (19, 0), (20, 1), (702, 35), (40_000, 2_000), (10**9, 2_000)])

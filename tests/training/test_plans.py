@@ -10,7 +10,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.runs import run_name
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
-from tic_clip.training.plan import check_same, check_step, choose_block, describe, difference, make_plan, steps_of
+from tic_clip.training.plan import check_step, choose_block, difference, make_plan, steps_of
 
 YEARS = [str(year) for year in range(2014, 2023)]
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
@@ -200,7 +200,6 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
         ({"benchmark": "laion"}, "unknown benchmark 'laion'; the benchmarks are datacomp"),
         ({"filter": "best"}, "unknown filter 'best'; the filters are all"),
         ({"data_dir": "nowhere"}, "nowhere/tic/emoji/yearly/train/2014 is missing: run scripts/run_emoji_cumulative"),
-        ({"step": "2019"}, "train/2019 is missing"),
         ({"batch_size": 1024}, r"less than 2 checkpoints × a batch of 1024 = 2048"),
         ({"batch_size": 32}, "batch of 32 does not divide among 3 processes"),
         ({"samples_per_step": 127}, "a step of 127 samples is less than 2 checkpoints × a batch of 64 = 128"),
@@ -264,16 +263,11 @@ def test_only_what_makes_the_model_is_a_difference(config, tmp_path, changes, fo
     assert json.loads(json.dumps(plan)) == plan
 
 
-def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config, tmp_path):
+def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config):
     plan = make_plan(config())
-    old = {**plan, "start_content": "0123", "gone": 1}
-    check_same({key: value for key, value in old.items() if key != "beta2"}, plan, tmp_path)
+    assert difference({key: value for key, value in {**plan, "gone": 1}.items() if key != "beta2"}, plan) is None
     other = {**plan, "sources": [{**source, "size": 1} for source in plan["sources"]]}
-    with pytest.raises(TicError, match=r"was begun with samples of 2014 768 of 300 of 1, now it is 768 of 300 of 300"):
-        check_same(other, plan, tmp_path)
-    for damaged in ({}, [], None):
-        with pytest.raises(TicError, match=r"plan.json is damaged"):
-            check_same(damaged, plan, tmp_path)
+    assert difference(other, plan) == "samples of 2014 768 of 300 of 1, now it is 768 of 300 of 300"
 
 
 def finish(config, step, **changes):
@@ -325,20 +319,3 @@ def test_a_start_from_a_later_year_is_refused_in_a_dry_run_too(config, tmp_path,
     else:
         with pytest.raises(TicError, match=f"has seen data up to {latest}, after those of step 2016, 201612"):
             check_step(now, make_plan(now), dry_run=True)
-
-
-def test_a_run_is_a_table_of_a_line_a_step(config, tmp_path):
-    add_splits(tmp_path / "data", "emoji", dict.fromkeys(("2019", "2020", "2021-2025"), 500))
-    now = config(method="cumulative-exp", replay=0, next_warmup=2000, keep_optimizer=True)
-    costs = {"macs": 1234, "macs_seen": 5.6e12}
-    plans = [make_plan(replace(now, step=step)) | costs for step in steps_of(now)]
-    head, columns, first, second, *_ = describe(plans).splitlines()
-    assert head.startswith("emoji, all, cumulative-exp, tic_tiny, ViT-Tiny-8-48, exact sampling, 2 checkpoints a step")
-    assert head.endswith("seed 0, replay 0, 8,960 samples, 5.60e+12 MACs")
-    assert " ".join(columns.split()) == "step samples iterations × batch MACs warm-up start trained on"
-    row = "2014 1,280 20 × 64 1.23e+03 30 (longer than the step) random weights 2014 100.0%"
-    assert " ".join(first.split()) == row
-    assert "2,000 (longer than the step)  2014/checkpoints/epoch_2.pt with its optimizer  " in second
-    assert len(describe(plans).splitlines()) == 2 + 7
-    *_, last = describe([make_plan(config(step="2021-2025")) | costs]).splitlines()
-    assert last.endswith("7 splits: 2014 12.0%, 2015 4.0%, …, 2021-2025 20.0%")

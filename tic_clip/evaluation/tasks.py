@@ -5,16 +5,18 @@ Keys are ``tic/{dataset}/{task}/{cadence}/{period}``, with data in
 ``tasklist.yml``, its data are in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its entry names.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.benchmarks import BENCHMARKS, Benchmark
+from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.evaluation.results import task_key
 from tic_clip.metrics import KS, MAIN_METRIC
-from tic_clip.storage import is_remote
+from tic_clip.runs import BENCHMARK_FILE
+from tic_clip.storage import exists, is_remote
 
 METRICS = {
     "retrieval": ("mean_recall@1", *(f"{which}_retrieval_recall@{k}" for which in ("image", "text") for k in KS)),
@@ -66,8 +68,21 @@ def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
     return tasks
 
 
+def groups_of(benchmark: Benchmark) -> list[str]:
+    """Return the groups of a benchmark's tasks, such as ``tic/datacomp/retrieval/yearly``."""
+    return [task_key(benchmark, task, "").rstrip("/") for task in benchmark.tasks]
+
+
 def find_tasks(name: object, data_dir: str) -> list[Task]:
-    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``."""
+    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``.
+
+    A user's own benchmark is described by the benchmark.yaml beside its data.
+    """
+    found = re.fullmatch(r"tic/([\w.-]+)/[\w.-]+/([\w.-]+)(/[\w.-]+)?", str(name))
+    if found and found[1] not in {benchmark.dataset for benchmark in BENCHMARKS.values()}:
+        path = f"{data_dir or '.'}/tic/{found[1]}/{found[2]}/{BENCHMARK_FILE}"
+        if exists(path):
+            get_benchmark(path)
     tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, data_dir)]
     matches = [task for task in tasks if name in (task.key, task.group)]
     if not matches:

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.benchmarks import Benchmark
 from tic_clip.evaluation.results import RESULTS, read_results, task_key
 from tic_clip.metrics import MAIN_METRIC, transfer
+from tic_clip.runs import find_benchmark
 from tic_clip.storage import to_path
 
 STATIC = "static"
@@ -78,7 +79,7 @@ def load_results(folders: list) -> Results:
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         try:
-            benchmark, groups = _split_lines(read_results(path))
+            benchmark, groups = _split_lines(folder, read_results(path))
             for model, group in groups.items():
                 label = model or name
                 label = f"{name}: {label}" if label in subjects else label
@@ -103,7 +104,7 @@ def _name_runs(folders: list) -> list[str]:
     return names
 
 
-def _split_lines(lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
+def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
     """Return the benchmark, and the last line of each task (and step): of the run under "", of models by name."""
     of_steps = [line for line in lines if line.get("step")]
     for field, checked in (("benchmark", lines), ("method", of_steps), ("scale", of_steps)):
@@ -117,7 +118,9 @@ def _split_lines(lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line
     if not groups:
         raise TicError("no result: run scripts/evaluate.py first")
-    return get_benchmark(lines[0]["benchmark"]), {model: list(group.values()) for model, group in groups.items()}
+    return find_benchmark(folder, lines[0]["benchmark"]), {
+        model: list(group.values()) for model, group in groups.items()
+    }
 
 
 def _make_frame(lines: list[dict[str, Any]], benchmark: Benchmark) -> pd.DataFrame:

@@ -10,20 +10,18 @@ import math
 import re
 import time
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, storage, weights
-from tic_clip.benchmarks import cutoff
 from tic_clip.cli import progress
 from tic_clip.runs import LOG
 from tic_clip.storage import NotFoundError
 from tic_clip.training.sampling import add_counts
 
 NAME = re.compile(r"checkpoints/(epoch|iteration)_(\d+)\.pt")  # in the step's folder
-LAST = ("plan.json", "done.json")  # copied last and in this order: they say that the rest is complete
 
 
 class Keeper:
@@ -64,10 +62,7 @@ class Keeper:
         return self.plan["samples_seen"] - self.plan["samples"] + iteration * self.plan["batch_size"]
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
-        """Append OpenCLIP's figures after ``iteration`` iterations to ``train.log.jsonl``, and move the progress bar.
-
-        An infinite or NaN loss raises a TicError.
-        """
+        """Append OpenCLIP's figures after ``iteration`` iterations to the log; a NaN or infinite loss is an error."""
         plan = self.plan
         losses = {name: value for name, value in values.items() if name.endswith("loss")}
         if not all(map(math.isfinite, losses.values())):
@@ -103,9 +98,12 @@ def new_to_old(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
     return sorted(iterations, key=iterations.get, reverse=True)
 
 
-def list_checkpoints(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Return the checkpoints in a step's folder, the newest first."""
-    return new_to_old((f"checkpoints/{path.name}" for path in folder.glob("checkpoints/*.pt")), plan)
+def list_names(folder: object) -> list[str]:
+    """Return the names of the files in a step's folder or in its copy."""
+    try:
+        return [path.removeprefix(f"{folder}/") for path, _ in storage.list_files(folder, "**/*")]
+    except NotFoundError:
+        return []
 
 
 def surplus(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
@@ -122,15 +120,15 @@ def surplus(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
     return [name for name in checkpoints if name not in keep[: plan["keep"]["max_kept"]]]
 
 
-def clear(folder: Path, plan: dict[str, Any]) -> None:
-    """Delete a step's surplus checkpoints."""
-    for name in surplus(list_checkpoints(folder, plan), plan):
-        storage.remove(folder / name)
+def clear(folder: object, plan: dict[str, Any]) -> None:
+    """Delete the surplus checkpoints in a step's folder or in its copy."""
+    for name in surplus(list_names(folder), plan):
+        storage.remove(f"{folder}/{name}")
 
 
 def newest(folder: Path, plan: dict[str, Any]) -> str | None:
     """Return the newest checkpoint in a step's folder that is not damaged; name those that are in a warning."""
-    for path in [folder / name for name in list_checkpoints(folder, plan)]:
+    for path in [folder / name for name in new_to_old(list_names(folder), plan)]:
         fault = damage(path)
         if fault is None:
             return str(path)
@@ -151,65 +149,52 @@ def damage(path: object) -> str | None:
     return None
 
 
-def remote_name(plan: dict[str, Any], name: str) -> str:
-    """Return the path or URL of the copy of a file of the step's folder."""
-    return f"{plan['keep']['remote'].rstrip('/')}/{plan['step']}/{name}"
+def copy_of(plan: dict[str, Any]) -> str | None:
+    """Return the path or URL of the copy of a step's folder, if it has one."""
+    remote = plan["keep"]["remote"]
+    return f"{storage.to_path(remote)}/{plan['step']}" if remote else None
 
 
-def list_remote(plan: dict[str, Any]) -> list[str]:
-    """Return the names of the files in the copy of a step's folder."""
-    root = remote_name(plan, "")
-    try:
-        return [path.removeprefix(root) for path, _ in storage.list_files(root.rstrip("/"), "**/*")]
-    except NotFoundError:
-        return []
-
-
-def push(folder: Path, plan: dict[str, Any], names: Collection[str]) -> None:
+def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
     """Upload those of a step's files that exist, if it has a copy that is not complete; delete old checkpoints there.
 
     An error is logged and does not end the training: the copy of a step that is done is completed at the next start.
     """
-    if not plan["keep"]["remote"]:
-        return
     try:
-        existing = list_remote(plan)
-        if "done.json" in existing:
+        copy = copy_of(plan)
+        if not copy or "done.json" in list_names(copy):
             return
         for name in names:
             if (folder / name).exists():
-                storage.upload(folder / name, remote_name(plan, name))
-        for name in surplus([*existing, *names], plan):
-            storage.remove(remote_name(plan, name))
+                storage.upload(folder / name, f"{copy}/{name}")
+        clear(copy, plan)
     except (TicError, OSError) as error:
         logging.warning("the copy in %s is behind: %s", plan["keep"]["remote"], error)
 
 
 def push_done(folder: Path, plan: dict[str, Any], checkpoint: str) -> None:
     """Complete the copy of a step that is done; its model is ``checkpoint``."""
-    push(folder, plan, dict.fromkeys([name_of(plan, plan["iterations"]), checkpoint, LOG, *LAST]))
+    names = [name_of(plan, plan["iterations"]), checkpoint, LOG, "plan.json", "done.json"]
+    push(folder, plan, dict.fromkeys(names))
 
 
-def fetch(folder: Path, plan: dict[str, Any]) -> bool:
-    """Download a step's copy if its folder has no ``plan.json``; return whether there was a copy.
-
-    Of its checkpoints, the newest that is not damaged is downloaded.
-    """
-    if not plan["keep"]["remote"] or (folder / "plan.json").exists():
-        return False
-    names = list_remote(plan)
+def fetch(folder: Path, plan: dict[str, Any]) -> None:
+    """Download a step's copy if its folder has no ``plan.json``: of the checkpoints the newest that is not damaged."""
+    copy = copy_of(plan)
+    if not copy or (folder / "plan.json").exists():
+        return
+    names = list_names(copy)
     checkpoints = new_to_old(names, plan)
     for name in checkpoints:
-        storage.download(remote_name(plan, name), folder / name)
+        storage.download(f"{copy}/{name}", folder / name)
         fault = damage(folder / name)
         if fault is None:
             break
-        logging.warning("%s is damaged (%s) and left out", remote_name(plan, name), fault)
+        logging.warning("%s/%s is damaged (%s) and left out", copy, name, fault)
         storage.remove(folder / name)
-    others = {*names} - {*checkpoints, *LAST}
-    for name in [*sorted(others), *(name for name in LAST if name in names)]:
-        storage.download(remote_name(plan, name), folder / name)
-    return bool(names)
+    # plan.json and then done.json come last: they say that the rest is complete.
+    for name in sorted({*names} - {*checkpoints}, key=lambda name: (name == "done.json", name == "plan.json", name)):
+        storage.download(f"{copy}/{name}", folder / name)
 
 
 @contextmanager
@@ -219,13 +204,3 @@ def alone(folder: Path) -> Iterator[None]:
         for half in folder.glob("checkpoints/.*.tmp"):
             half.unlink()
         yield
-
-
-def check_cutoff(record: dict[str, Any] | None, path: str, plan: dict[str, Any]) -> None:
-    """Raise a TicError if a model to start from, with its ``record``, has seen data from after the step.
-
-    A released model records no cut-off; its name (``2019.pt``) is one.
-    """
-    seen = (record or {}).get("cutoff") or cutoff(Path(path).stem)
-    if seen and seen > plan["cutoff"]:
-        raise TicError(f"{path} has seen data up to {seen}, after those of step {plan['step']}, {plan['cutoff']}")

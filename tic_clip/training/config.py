@@ -1,90 +1,93 @@
 """The settings of a run: a table of scales, and ``Config``, whose fields are the flags of scripts/train.py."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
-from tic_clip.storage import is_remote, to_path
+from tic_clip.storage import is_remote, read_yaml, to_path
 from tic_clip.training.methods import METHODS
+
+Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
 
-    name: str
-    batch_size: int
-    samples_per_step: int
-    warmup: int  # iterations, of a step that starts from random weights
-    next_warmup: int = 0  # iterations, of a step that starts from a trained model
+    batch_size: Count
+    samples_per_step: Count
+    warmup: CountOr0  # iterations, of a step that starts from random weights
+    next_warmup: CountOr0 = 0  # iterations, of a step that starts from a trained model
     model: str = "ViT-B-16"
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.2
-    beta2: float = 0.98
-    checkpoints: int = 5  # a step
-    max_kept: int = 7  # checkpoints of a step on the disk: these five and the two newest in between
-    resume_every: int = 300  # iterations, about, between two places where training can be resumed
-    log_every: int = 100  # iterations
+    learning_rate: Annotated[float, Meta(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.2
+    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.98
+    checkpoints: Count = 5  # a step
+    max_kept: Count = 7  # checkpoints of a step on the disk: these five and the two newest in between
+    resume_every: Count = 300  # iterations, about, between two places where training can be resumed
+    log_every: Count = 100  # iterations
     grad_checkpointing: bool = True
-    workers: int = 4  # a rank
+    workers: CountOr0 = 4  # a rank
 
 
 SCALES = {
-    scale.name: scale
-    for scale in (
-        Scale(
-            name="tic_tiny",
-            model="ViT-Tiny-8-48",
-            batch_size=64,
-            samples_per_step=7_680,
-            learning_rate=1e-3,
-            warmup=30,
-            next_warmup=15,
-            weight_decay=0.1,
-            checkpoints=2,
-            max_kept=2,
-            resume_every=20,
-            log_every=10,
-            grad_checkpointing=False,
-            workers=0,
-        ),
-        Scale(
-            name="tic_debug",
-            model="ViT-B-32",
-            batch_size=1024,
-            samples_per_step=1_024_000,
-            learning_rate=1e-4,
-            warmup=500,
-            resume_every=100,
-        ),
-        Scale(name="tic_medium", batch_size=4096, samples_per_step=18_432_000, warmup=500),
-        Scale(name="tic_large", batch_size=8192, samples_per_step=184_320_000, warmup=500),
-        Scale(
-            name="tic_xlarge",
-            batch_size=90_112,
-            samples_per_step=1_847_296_000,
-            learning_rate=1e-3,
-            warmup=10_000,
-            resume_every=100,
-        ),
-        # TiC-CLIP's own settings for these two are not known: about eight passes over a quarter of the data, in
-        # batches that one GPU holds.
-        Scale(name="tic_yfcc15m", batch_size=1024, samples_per_step=30_720_000, warmup=2_000),
-        Scale(name="tic_redcaps", batch_size=1024, samples_per_step=24_576_000, warmup=2_000),
-    )
+    "tic_tiny": Scale(
+        model="ViT-Tiny-8-48",
+        batch_size=64,
+        samples_per_step=7_680,
+        learning_rate=1e-3,
+        warmup=30,
+        next_warmup=15,
+        weight_decay=0.1,
+        checkpoints=2,
+        max_kept=2,
+        resume_every=20,
+        log_every=10,
+        grad_checkpointing=False,
+        workers=0,
+    ),
+    "tic_debug": Scale(
+        model="ViT-B-32", batch_size=1024, samples_per_step=1_024_000, learning_rate=1e-4, warmup=500, resume_every=100
+    ),
+    "tic_medium": Scale(batch_size=4096, samples_per_step=18_432_000, warmup=500),
+    "tic_large": Scale(batch_size=8192, samples_per_step=184_320_000, warmup=500),
+    "tic_xlarge": Scale(
+        batch_size=90_112, samples_per_step=1_847_296_000, learning_rate=1e-3, warmup=10_000, resume_every=100
+    ),
+    # TiC-CLIP's own settings for these two are not known: about eight passes over a quarter of the data, in batches
+    # that one GPU holds.
+    "tic_yfcc15m": Scale(batch_size=1024, samples_per_step=30_720_000, warmup=2_000),
+    "tic_redcaps": Scale(batch_size=1024, samples_per_step=24_576_000, warmup=2_000),
 }
 
 
 def get_scale(name: str) -> Scale:
-    """Return the scale called ``name``; the ``TicError`` for an unknown one lists the valid names."""
-    return lookup(SCALES, "scale", name)
+    """Return the scale called ``name``, or that of the YAML file ``name``.
+
+    Raises:
+        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return lookup(SCALES, "scale", name)
+    values, keys = read_yaml(name, dict), [each.name for each in fields(Scale)]
+    if unknown := [key for key in values if key not in keys]:
+        raise TicError(f"{name}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")
+    try:
+        return msgspec.convert(values, Scale, strict=False)  # YAML reads 1e-4 as a text
+    except msgspec.ValidationError as error:
+        raise TicError(f"{name}: {error}") from None
 
 
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
@@ -107,22 +110,23 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(Fraction(word.strip())) for word in text.split(","))
 
 
-REPORTS = {"", "tensorboard", "wandb", "all"}
-
-word = _value(str, len, "a name")
-location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
-file = _value(str, lambda text: Path(text).is_file(), "a file on this disk")
+start_model = _value(
+    str,
+    lambda text: Path(text).is_file() or names_model(text),
+    'a file on this disk, nor a model as "ViT-B-32 laion2b_s34b_b79k" or hf-hub:OWNER/NAME',
+)
 boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
 whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
 random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1")
-positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
-reports = _value(str, lambda text: set(text.split(",")) <= REPORTS, "tensorboard, wandb or tensorboard,wandb")
+reports = _value(
+    str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
+)
 
 
 def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
@@ -137,23 +141,25 @@ class Config:
     ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
     """
 
-    benchmark: str = _flag(word, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
-    method: str = _flag(word, f"one of {', '.join(METHODS)}", MISSING)
-    scale: str = _flag(word, f"one of {', '.join(SCALES)}", MISSING)
-    step: str = _flag(word, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
-    data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
+    benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
+    method: str = _flag(str, f"one of {', '.join(METHODS)}", MISSING)
+    scale: str = _flag(str, f"one of {', '.join(SCALES)}, or a path.yaml", MISSING)
+    step: str = _flag(str, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
+    data_dir: str = _flag(str, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
-    filter: str | None = _flag(word, "of datacomp's training data: basic or bestpool (default: basic)")
+    filter: str | None = _flag(str, "of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
     seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
-    model: str | None = _flag(word, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
+    model: str | None = _flag(str, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
     batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
     budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
-    mixture: str | None = _flag(word, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)")
-    first_step: str | None = _flag(word, "the first step to train, from --init (default: the benchmark's first)")
+    mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
+    init: str | None = _flag(
+        start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
+    )
+    first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
     next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
     keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
@@ -161,26 +167,36 @@ class Config:
     workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
     max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
     save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)")
-    save_minutes: float = _flag(positive, "minutes between two checkpoints (default: 10)", 10)
+    save_minutes: float = _flag(amount, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
+
+
+def names_model(init: str) -> bool:
+    """Return whether ``--init`` is not a file but a model that OpenCLIP fetches: ``ARCH TAG``, ``hf-hub:…``."""
+    return not Path(init).is_file() and (init.startswith(HUB) or len(init.split()) == 2)
+
+
+def init_path(config: Config) -> str | None:
+    """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
+    if config.init is None or not names_model(config.init):
+        return config.init
+    name = re.sub(r"[^\w.-]+", "_", config.init)
+    return str(Path(config.output_dir) / "init/checkpoints" / f"{name}.pt")
 
 
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
     given = {each.name: getattr(config, each.name, None) for each in fields(Scale)}
+    if config.init and names_model(config.init) and not config.init.startswith(HUB):
+        given["model"] = config.model or config.init.split()[0]
     return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
 
 
 OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}
 """Environment variables of version 0.1 -> their names today; in small letters, the flags."""
-OLD_POLICIES = {
-    "scripts": {"next_warmup": 0, "keep_optimizer": False},
-    "released": {"next_warmup": 2_000, "keep_optimizer": False},
-    "kept": {"next_warmup": 0, "keep_optimizer": True},
-    "tiny": {"next_warmup": 15, "keep_optimizer": False},
-}
-"""The values of version 0.1's POLICY (``--policy``)."""
+OLD_POLICIES = {"scripts": (0, False), "released": (2_000, False), "kept": (0, True), "tiny": (15, False)}
+"""The values of version 0.1's POLICY (``--policy``) -> today's ``next_warmup`` and ``keep_optimizer``."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -201,8 +217,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace) -> Config:
     """Return the settings of the flags that ``add_flags`` has added."""
     values = {each.name: getattr(args, each.name) for each in fields(Config)}
-    for name, value in OLD_POLICIES[args.policy].items() if args.policy else ():
-        values[name] = value if values[name] is None else values[name]
+    if args.policy:
+        policy = dict(zip(("next_warmup", "keep_optimizer"), OLD_POLICIES[args.policy], strict=True))
+        values |= {name: value for name, value in policy.items() if values[name] is None}
     return Config(**values)
 
 

@@ -17,13 +17,10 @@ __all__ = ["dataset_size"]
 warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 
 
-def get_exact_dataset(
-    args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Callable | None = None
-) -> Any:
+def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Any = None) -> Any:
     """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
     from training.data import DataInfo, SharedEpoch
 
-    assert is_train, "exact sampling is for training"
     plan = read_json(args.train_data)
     if plan["batch_size"] != args.batch_size * args.world_size:
         raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
@@ -33,10 +30,9 @@ def get_exact_dataset(
 
 
 def weighted_shards(path: str) -> tuple[list[str], list[float] | None]:
-    """Return the shards for ``--dataset-resampled --train-data plan.json``, and how likely each is drawn.
+    """Return the shards of a plan for ``--dataset-resampled``, and how likely each is drawn: None if all equally.
 
-    A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n;
-    None if all weigh the same.
+    A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n.
     """
     sources = read_json(path)["sources"]
     shares = {entry["split"]: entry["samples"] / entry["size"] for entry in sources}
@@ -55,17 +51,16 @@ def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
 
 def start_from(args: Any, own: str | None) -> str | None:
     """Return what to resume: this experiment's ``own`` newest checkpoint, or else ``--resume`` of a new run."""
-    if not args.new_run:
-        return own
-    args.new_run = own is None
-    return own or (None if args.resume == "latest" else args.resume)
+    if args.new_run:
+        args.new_run = own is None
+        return own or (None if args.resume == "latest" else args.resume)
+    return own
 
 
 def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     """Return the checkpoint ``--resume`` for ``model``, whatever number of ranks saved it; of a new run its weights.
 
-    With ``--keep-optimizer`` a new run also gets the optimizer. ``args.tic_record`` is what the checkpoint records of
-    its making. A checkpoint that can't be loaded, is of another architecture or lacks an optimizer raises a TicError.
+    With ``--keep-optimizer`` a new run also gets the optimizer. ``args.tic_record`` is what the checkpoint records.
     """
     from training.file_utils import pt_load
 
@@ -96,8 +91,7 @@ def log(args: Any, step: int, values: dict[str, float]) -> None:
 
 def wandb_options(args: Any) -> dict[str, str | None]:
     """Return name, id and resume for ``wandb.init``; a step of ours goes on with its own run."""
-    if hasattr(args, "tic"):
-        name, resume = run_name(args.tic.plan), "allow"
-    else:
-        name, resume = args.name, "auto" if args.resume == "latest" else None
-    return {"name": name, "id": name, "resume": resume}
+    if not hasattr(args, "tic"):
+        return {"name": args.name, "id": args.name, "resume": "auto" if args.resume == "latest" else None}
+    name = run_name(args.tic.plan)
+    return {"name": name, "id": name, "resume": "allow"}

@@ -37,7 +37,7 @@ class Source:
 
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
-    """Return the sources of a plan with their shards; raise a TicError if a split has another size now."""
+    """Return the sources of a plan with their shards."""
     sources = []
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
@@ -60,7 +60,7 @@ class RawSample(NamedTuple):
 
 
 def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSample]:
-    """Yield the samples of a slice of the shard at ``path``; raise a TicError if it is damaged or has fewer."""
+    """Yield the samples of a slice of the shard at ``path``."""
     i = piece.start
     with open_shard(path) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
@@ -97,7 +97,7 @@ def decode(sample: RawSample, preprocess: Callable, tokenizer: Callable) -> tupl
 def read_usable(
     source: Source, positions: range, buffer_size: int, transforms: tuple, counts: dict[str, Counter]
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield the decoded samples at ``positions`` of a source's line, then those that follow, for undecodable ones.
+    """Yield the decoded samples at ``positions`` of a source's line, and for undecodable ones those that follow.
 
     ``counts`` gets the source's samples "read" and "undecodable". If all are, or 1,000 and more, a TicError is raised.
     """

@@ -8,11 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tic_clip import TicError, lookup
-from tic_clip.training.patching import patch
 from tic_clip.training.sampling import apportion
+
+PATCHED = Path("checkpoints/patched.pt")  # what a step's ending makes of its last checkpoint, in the step's folder
+
+
+def held_out(size: int) -> int:
+    """Return how many of a split's ``size`` samples are kept for the choice of patching's coefficient."""
+    return min(size // 20, 2_000)
 
 
 def all_data(sizes: Sequence[int], replay: Fraction) -> list[int]:
@@ -52,24 +58,19 @@ def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row: what a step trains on, where it starts, what it spends, and what is special.
+    """One row: what a step trains on, where it starts and what it spends.
 
-    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step.
-    ``finish`` maps the plan and the step's folder to facts for done.json, after training; it makes the step's model.
+    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step. What
+    a method does after training is in ``step.FINISH``.
     """
 
     name: str
     data: Callable[[Sequence[int], Fraction], list[int]]
     start: Literal["random", "last", "last patched"]
     budget: Literal["fixed", "growing"] = "fixed"  # C a step, or C for each step so far
+    has_replay: bool = False  # the number of old samples matters
     teacher: bool = False  # OpenCLIP's distillation from the last model
-    finish: Callable[[dict[str, Any], Path], dict[str, Any]] | None = None
-    hold_out: bool = False  # part of the data for ``finish`` to choose the coefficient on
-
-    @property
-    def has_replay(self) -> bool:
-        """Return whether the number of old samples matters."""
-        return self.data in (exponential_replay, equal_replay)
+    hold_out: bool = False  # part of the data, to choose a coefficient on after training
 
 
 METHODS = {
@@ -77,11 +78,11 @@ METHODS = {
     for method in (
         Method(name="oracle", data=all_data, start="random", budget="growing"),
         Method(name="cumulative", data=all_data, start="last"),
-        Method(name="cumulative-exp", data=exponential_replay, start="last"),
-        Method(name="cumulative-equal", data=equal_replay, start="last"),
+        Method(name="cumulative-exp", data=exponential_replay, start="last", has_replay=True),
+        Method(name="cumulative-equal", data=equal_replay, start="last", has_replay=True),
         Method(name="sequential", data=new_data, start="last"),
         Method(name="restart", data=all_data, start="random"),
-        Method(name="patching", data=new_data, start="last patched", finish=patch, hold_out=True),
+        Method(name="patching", data=new_data, start="last patched", hold_out=True),
         Method(name="lwf", data=new_data, start="last", teacher=True),
     )
 }

@@ -14,17 +14,11 @@ from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.metrics import MAIN_METRIC, retrieval
 from tic_clip.runs import last_checkpoint
+from tic_clip.training.methods import PATCHED
 from tic_clip.training.sampling import Slice, apportion
 
-PATCHED = Path("checkpoints/patched.pt")
-HELD_OUT, MAX_HELD_OUT = 20, 2_000  # one sample in so many of a split, and at most so many
 CANDIDATES = tuple(i / 10 for i in range(1, 11))
 BATCH_SIZE = 256
-
-
-def held_out(size: int) -> int:
-    """Return how many of a split's ``size`` samples are kept for the choice of the coefficient."""
-    return min(size // HELD_OUT, MAX_HELD_OUT)
 
 
 def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) -> dict[str, Any]:

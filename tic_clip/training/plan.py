@@ -5,6 +5,7 @@ plan.json is this plan: training reads it, a restart compares with it, a dry run
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +14,16 @@ import msgspec
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
-from tic_clip.models import check_architecture, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
-from tic_clip.training.config import Config, Scale, scale_of, to_flags
-from tic_clip.training.methods import Method, get_method, new_data
-from tic_clip.training.patching import PATCHED, held_out
+from tic_clip.timeline import cutoff
+from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
+from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "start_content")
+NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "teacher")  # the teacher is the start
 SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
 
 
@@ -38,13 +39,16 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     check_architecture(scale.model)
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
-    start = find_start(config, benchmark, method, scale, first, t)
+    start = init_path(config)
+    if t > first and method.start != "random":
+        last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
+        start = str(step_folder(config, benchmark.steps[t - 1].name) / last)
     length = plan_length(config, method, scale, first, t)
     return {
         "benchmark": benchmark.name,
         "filter": selection,
         "method": method.name,
-        "scale": scale.name,
+        "scale": Path(config.scale).stem,
         "step": step.name,
         "cutoff": step.cutoff,
         "model": scale.model,
@@ -96,16 +100,8 @@ def step_folder(config: Config, step: str) -> Path:
     return Path(config.output_dir) / step
 
 
-def find_start(config: Config, benchmark: Benchmark, method: Method, scale: Scale, first: int, t: int) -> str | None:
-    """Return the checkpoint that step ``t`` starts from, or None for random weights."""
-    if t == first or method.start == "random":
-        return config.init
-    last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-    return str(step_folder(config, benchmark.steps[t - 1].name) / last)
-
-
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
-    """Return how much is trained in step ``t``, and in the run up to it; raise a TicError if a step is too short."""
+    """Return how much is trained in step ``t``, and in the run up to it."""
     iterations, smallest = [], scale.batch_size * scale.checkpoints
     for i in range(first, t + 1):
         factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
@@ -147,18 +143,17 @@ def plan_data(
     """Return what step ``t`` reads: splits below ``root``, the samples that it uses of each, and how many it takes."""
     is_chosen = method.hold_out and config.coefficient is None
     oldest = 0 if method.data is not new_data or config.mixture else first if is_chosen else t
-    sizes = [
-        {name: read_size(f"{root}/{name}", benchmark, config) for name in step.splits}
-        for step in benchmark.steps[oldest : t + 1]
-    ]
-    size = {name: n for step in sizes for name, n in step.items()}
-    trainable = [{name: n - held_out(n) * is_chosen for name, n in step.items()} for step in sizes]
+    steps = benchmark.steps[oldest : t + 1]
+    size = {name: read_size(f"{root}/{name}", benchmark, config) for step in steps for name in step.splits}
+    free = {name: n - held_out(n) * is_chosen for name, n in size.items()}
     replay = 1.0 if config.replay is None else config.replay
     mixture = read_mixture(config.mixture, benchmark, t) if config.mixture else None
     if mixture:
-        used = {name: n for step in trainable for name, n in step.items() if mixture.get(name)}
+        used = {name: n for name, n in free.items() if mixture.get(name)}
     else:
-        used = use_samples(method, trainable, Fraction(str(replay)))
+        sizes = [[free[name] for name in step.splits] for step in steps]
+        totals = method.data(list(map(sum, sizes)), Fraction(str(replay)))
+        used = dict(zip(free, chain.from_iterable(map(apportion, sizes, totals)), strict=True))
     shares = apportion([(mixture or used)[name] for name in used], samples)
     if config.resampled:
         used = {name: size[name] for name in used}  # whole shards are drawn, with a source's share as their weight
@@ -179,24 +174,18 @@ def plan_data(
     if method.hold_out:
         facts["coefficient"] = "chosen" if is_chosen else config.coefficient
     if is_chosen:
-        facts["validation"] = plan_validation(root, sizes[first - oldest : -1])
+        facts["validation"] = plan_validation(
+            root, size, [name for step in benchmark.steps[first:t] for name in step.splits]
+        )
     return {"sources": sources, **facts}
 
 
 def read_size(split: str, benchmark: Benchmark, config: Config) -> int:
-    """Return the number of samples of a split; the TicError for a missing one says how to make it."""
+    """Return the number of samples of a split."""
     try:
         return sum(split_sizes(split).values())
     except NotFoundError:
         raise TicError(benchmark.missing_data_message(split, config.data_dir)) from None
-
-
-def use_samples(method: Method, sizes: list[dict[str, int]], replay: Fraction) -> dict[str, int]:
-    """Return how many samples a method uses of each split, of ``sizes`` by step."""
-    used: dict[str, int] = {}
-    for step, total in zip(sizes, method.data([sum(step.values()) for step in sizes], replay), strict=True):
-        used.update(zip(step, apportion(step.values(), total), strict=True))
-    return used
 
 
 def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
@@ -217,20 +206,21 @@ def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction]
     return {name: Fraction(str(share)) for name, share in table[step].items()}
 
 
-def plan_validation(root: str, sizes: list[dict[str, int]]) -> list[dict[str, Any]]:
-    """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient; or a TicError."""
-    splits = {name: n for step in sizes for name, n in step.items()}
-    if splits and not any(map(held_out, splits.values())):
-        found = ", ".join(f"{n} of {name}" for name, n in splits.items())
+def plan_validation(root: str, size: dict[str, int], names: list[str]) -> list[dict[str, Any]]:
+    """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient."""
+    if names and not any(held_out(size[name]) for name in names):
+        found = ", ".join(f"{size[name]} of {name}" for name in names)
         raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {found}: give a --coefficient")
-    return [{"name": name, "split": f"{root}/{name}", "size": n, "held_out": held_out(n)} for name, n in splits.items()]
+    return [
+        {"name": name, "split": f"{root}/{name}", "size": size[name], "held_out": held_out(size[name])}
+        for name in names
+    ]
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan with the MACs of the step, and of the run up to it.
+    """Return the plan with the MACs of the step and of the run so far: as in DataComp, those of the forward passes.
 
-    They are those of the forward passes, as in DataComp, and stand for training steps of three times as many; so a
-    teacher's forward passes count 1/3.
+    A training step costs three times as much, so a teacher's forward passes count 1/3.
     """
     each, distilled = macs_per_sample(plan["model"]), plan["samples"] if plan["teacher"] else 0
     macs = each * (plan["samples"] + distilled // 3)
@@ -252,12 +242,16 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
     kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
-    paths = {key: shorten(plan[key]) for key in ("start", "teacher") if key in plan}
-    counts = {}
-    for source in plan.get("sources", ()):
-        used = source.get("used", source["size"])
-        counts[f"samples of {source['name']}"] = f"{source['samples']:,} of {used:,} of {source['size']:,}"
-    return {**kept, **paths, "sources": [source["name"] for source in plan.get("sources", ())], **counts}
+    counts = {
+        f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
+        for source in plan["sources"]
+    }
+    return {
+        **kept,
+        "start": shorten(plan["start"]),
+        "sources": [source["name"] for source in plan["sources"]],
+        **counts,
+    }
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -265,21 +259,10 @@ def shorten(checkpoint: str | None) -> str:
     return "/".join(Path(checkpoint).parts[-3:]) if checkpoint else "random weights"
 
 
-def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Raise a TicError that shows in what a new plan differs from the one in the step's folder."""
-    if not isinstance(old, dict) or not {"sources", "start"} <= old.keys():
-        raise TicError(f"{folder}/plan.json is damaged: delete the step to train it again")
-    if found := difference(old, new):
-        solutions = "use the old setting, another output folder, or delete the step"
-        raise TicError(f"{folder} was begun with {found}: {solutions}")
-
-
-def check_run(before: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Raise a TicError that shows in what the run of the step before differs from the plan's."""
-    expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
-    if found := difference(before, expected, (*RUN, "samples_seen")):
-        where = f"{plan['step']} starts from {before.get('step')}, which was trained"
-        raise TicError(f"{where} with {found}: use the old setting or another output folder")
+def check_same(old: dict[str, Any], new: dict[str, Any], begun: str, keys: Sequence[str] = ()) -> None:
+    """Raise a TicError that says in what two plans differ; ``begun`` says of what the old one is."""
+    if found := difference(old, new, keys):
+        raise TicError(f"{begun} with {found}: use the old setting, another output folder, or delete the step")
 
 
 def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> bool:
@@ -292,22 +275,25 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     folder, start = step_folder(config, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
-        check_same(read_json(folder / "plan.json"), plan, folder)
+        check_same(read_json(folder / "plan.json"), plan, f"{folder} was begun")
     if is_done:
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    before = Path(start).parents[1]
-    if start != config.init and (before / "done.json").exists():
-        check_run(read_finished(before)["plan"], plan)
-    elif start != config.init:
-        if dry_run:
+    if start == init_path(config) != config.init and not Path(start).exists():
+        check_pretrained(config.init, plan["model"])
+        return False
+    if start != init_path(config):
+        before = Path(start).parents[1]
+        if (before / "done.json").exists():
+            expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
+            begun = f"{plan['step']} starts from {before.name}, which was trained"
+            check_same(read_finished(before)["plan"], expected, begun, (*RUN, "samples_seen"))
+        elif dry_run:
             return False
-        raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
-    from tic_clip import weights
-    from tic_clip.training.checkpoint import check_cutoff
-
-    check_cutoff(weights.record(start), start, plan)
+        else:
+            raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
+    check_cutoff(start, plan)
     return False
 
 
@@ -320,30 +306,13 @@ def read_finished(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def describe(plans: Sequence[dict[str, Any]]) -> str:
-    """Return a line for a run and a table with a line for each of its steps."""
-    plan = plans[-1]
-    facts = [plan[key] for key in ("benchmark", "filter", "method", "scale", "model")]
-    facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
-    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
-    facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
-    columns = ("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")
-    rows = [columns, *map(describe_step, plans)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
+def check_cutoff(start: str, plan: dict[str, Any]) -> None:
+    """Raise a TicError if a model to start from has seen data from after the step.
 
+    A released model records no cut-off; its name (``2019.pt``) is one.
+    """
+    from tic_clip import weights
 
-def describe_step(plan: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a step's line."""
-    sources = [f"{source['name']} {source['share']:.1%}" for source in plan["sources"]]
-    if len(sources) > 4:
-        sources = [f"{len(sources)} splits: {sources[0]}", sources[1], "…", sources[-1]]
-    return (
-        plan["step"],
-        f"{plan['samples']:,}",
-        f"{plan['iterations']:,} × {plan['batch_size']:,}",
-        f"{plan['macs']:.2e}",
-        f"{plan['warmup']:,}" + " (longer than the step)" * (plan["warmup"] > plan["iterations"]),
-        shorten(plan["start"]) + " with its optimizer" * (plan["optimizer"] == "kept"),
-        ", ".join(sources),
-    )
+    seen = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)
+    if seen and seen > plan["cutoff"]:
+        raise TicError(f"{start} has seen data up to {seen}, after those of step {plan['step']}, {plan['cutoff']}")

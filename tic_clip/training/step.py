@@ -11,67 +11,65 @@ import io
 import logging
 import os
 import time
-import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
 from tic_clip import TicError, package_file, storage
-from tic_clip.runs import last_checkpoint, read_done
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.models import save_pretrained
+from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
-from tic_clip.training.config import Config, get_scale
-from tic_clip.training.methods import get_method
+from tic_clip.training.config import Config, init_path, scale_of
+from tic_clip.training.patching import patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
+
+FINISH = {"patching": patch}
+"""What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
+SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
 def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
-    """Train ``steps`` in this process, which is one of ``world_size`` ranks.
-
-    Raises:
-        TicError: as ``make_plan`` and ``prepare``; OpenCLIP ended without a step's last checkpoint.
-    """
-    waiting = start_process_group() if world_size > 1 else None
-    for step in steps:
-        trained = train_step(replace(config, step=step), rank, world_size, waiting)
-        if rank == 0 and not trained:
-            print(f"{step}: done already", flush=True)
-    if world_size > 1:
-        import torch.distributed
-
-        torch.distributed.destroy_process_group()
+    """Train ``steps`` in this process, which is one of ``world_size`` ranks; those that are done are skipped."""
+    with join_ranks(world_size) as waiting:
+        for step in steps:
+            is_trained = train_step(replace(config, step=step), rank, world_size, waiting)
+            if rank == 0 and not is_trained:
+                print(f"{step}: done already", flush=True)
 
 
-def start_process_group() -> Any:
-    """Join the ranks that torchrun started, for all steps; return a group in which ranks may wait for hours."""
+@contextmanager
+def join_ranks(world_size: int) -> Iterator[Any]:
+    """Join the ranks that torchrun started, if any, for all steps; yields a group in which ranks may wait for hours."""
+    if world_size == 1:
+        yield None
+        return
     import torch
 
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+    yield torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+    torch.distributed.destroy_process_group()
 
 
 def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool:
-    """Train one step, or resume it; return False if it was done already.
-
-    Raises:
-        TicError: as ``train_steps``.
-    """
+    """Train one step, or resume it; return False if it was done already."""
     plan = make_plan(config, world_size)
     folder = step_folder(config, plan["step"])
     done = [prepare(config, plan, folder) if rank == 0 else None]
-    if world_size > 1:  # the files may change, so rank 0 decides for all
+    if waiting:  # the files may change, so rank 0 decides for all
         import torch.distributed
 
         torch.distributed.broadcast_object_list(done, group=waiting)
     if done[0]:
         return False
     started = time.monotonic()
-    warnings.simplefilter("ignore", FutureWarning)  # of what the pinned OpenCLIP calls, at import and later
     from tic_clip.training import checkpoint
 
     plan = add_macs(plan)
@@ -82,16 +80,12 @@ def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool
         write_json(folder / "plan.json", plan)
         checkpoint.push(folder, plan, ["plan.json"])
         run_open_clip(plan, config, world_size)
-        finish(plan, config, started)
+        finish(plan, folder, started)
     return True
 
 
 def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
-    """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained.
-
-    Raises:
-        TicError: as ``check_step``; or the model to start from is damaged.
-    """
+    """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained."""
     from tic_clip.training import checkpoint
 
     checkpoint.fetch(folder, plan)
@@ -99,18 +93,17 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
         checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
         return True
     check_ready(config)
+    keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
+    if start and start == init_path(config) != config.init and not Path(start).exists():
+        save_pretrained(config.init, plan["model"], start)
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
     return False
 
 
 def check_ready(config: Config) -> None:
-    """Check that OpenCLIP is patched and, if it is asked for, wandb logged in.
-
-    Raises:
-        TicError: that is not so; the message says what to do.
-    """
+    """Raise a TicError if OpenCLIP is not patched, or wandb is asked for and not logged in."""
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
@@ -125,7 +118,7 @@ def check_ready(config: Config) -> None:
 
 def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, cuda: bool) -> list[str]:
     """Return the command line of OpenCLIP's ``training.main`` for a step."""
-    scale = get_scale(plan["scale"])
+    scale = scale_of(config)
     flags = {
         "model": plan["model"],
         "logs": config.output_dir,
@@ -134,7 +127,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
         "batch-size": plan["batch_size"] // world_size,
-        "workers": scale.workers if config.workers is None else config.workers,
+        "workers": scale.workers,
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
         "wd": plan["weight_decay"],
@@ -142,11 +135,9 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "beta2": plan["beta2"],
         "eps": 1e-6,
         "seed": plan["seed"],
-        "save-frequency": 1,  # Keeper decides
         "log-every-n-steps": scale.log_every,
         "report-to": config.report_to,
         "precision": "amp" if cuda else "fp32",
-        "dist-backend": "nccl" if cuda else "gloo",
     }
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     arguments += ["--new-run", "--fused-adamw", "--local-loss", "--gather-with-grad"]
@@ -157,9 +148,6 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
     if plan["teacher"]:
         arguments += ["--distill-model", plan["model"], "--distill-pretrained", plan["teacher"]]
     return arguments
-
-
-SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
@@ -182,11 +170,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
-    """Return OpenCLIP's ``get_data``, and set ``args.tic``, which keeps checkpoints and the log.
-
-    Raises:
-        TicError: another rank has another plan.
-    """
+    """Return OpenCLIP's ``get_data``, and set ``args.tic``, which keeps checkpoints and the log."""
     from training.data import get_data as openclip_get_data
 
     from tic_clip.training.checkpoint import Keeper
@@ -223,20 +207,14 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
             handler.setLevel(logging.WARNING)
 
 
-def finish(plan: dict[str, Any], config: Config, started: float) -> None:
-    """End a step: run the method's own ending, and write ``done.json`` with what was read of each source.
-
-    Raises:
-        TicError: the step's last checkpoint is missing.
-    """
+def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
+    """End a step: run the method's own ending, and write ``done.json`` with what was read of each source."""
     from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    folder = step_folder(config, plan["step"])
     last = last_checkpoint(plan["checkpoints"])
     if not (folder / last).exists():
         raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
-    method = get_method(plan["method"])
     read = (weights.record(str(folder / last)) or {}).get("read", {})
     for name, counts in read.items():
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if reason != "read")
@@ -244,7 +222,7 @@ def finish(plan: dict[str, Any], config: Config, started: float) -> None:
             logging.warning("%s: left out and replaced: %s of %s read", name, reasons, f"{counts.get('read', 0):,}")
     facts = {
         "checkpoint": str(last),
-        **(method.finish(plan, folder) if method.finish else {}),
+        **FINISH.get(plan["method"], lambda *_: {})(plan, folder),
         "samples_seen": plan["samples_seen"],
         "macs_seen": plan["macs_seen"],
         "read": read,
