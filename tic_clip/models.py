@@ -108,14 +108,6 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     return model, *rest
 
 
-@cache
-def _get_tokenizer(arch: str) -> Any:
-    """Return the tokenizer of an architecture, one for all models of it."""
-    import open_clip
-
-    return open_clip.get_tokenizer(arch)
-
-
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
     """Return (model in evaluation mode, image transform, tokenizer), with random weights or those of a tag."""
     import open_clip
@@ -123,7 +115,7 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
     open_clip.add_model_config(MODEL_CONFIGS)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
-        return model.eval(), preprocess, _get_tokenizer(arch)
+        return model.eval(), preprocess, open_clip.get_tokenizer(arch)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error
@@ -141,7 +133,6 @@ def check_architecture(model: str) -> None:
 @cache
 def macs_per_sample(model: str) -> int:
     """Return the MACs of one forward pass of an OpenCLIP architecture on one image and one text."""
-    check_architecture(model)
     import open_clip
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, lookup
@@ -88,7 +87,6 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
-file = _value(str, lambda text: Path(text).is_file(), "a file on this disk")
 boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
 whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
@@ -127,7 +125,7 @@ class Config:
     budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(file, "a checkpoint to start from (default: random weights)")
+    init: str | None = _flag(str, "a checkpoint to start from (default: random weights)")
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
     next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
     keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")

@@ -41,7 +41,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     start = config.init
     if t > first and method.start != "random":
         last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-        start = str(step_folder(config, benchmark.steps[t - 1].name) / last)
+        start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
     length = plan_length(config, method, scale, first, t)
     return {
         "benchmark": benchmark.name,
@@ -90,11 +90,6 @@ def steps_of(config: Config) -> Sequence[str]:
     benchmark = get_benchmark(config.benchmark)
     first = benchmark.step_index(config.first_step) if config.first_step else 0
     return [step.name for step in benchmark.steps[first:]]
-
-
-def step_folder(config: Config, step: str) -> Path:
-    """Return the folder of a step in the run's folder."""
-    return Path(config.output_dir) / step
 
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
@@ -267,7 +262,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
 
     In a ``dry_run`` the step before need not be done.
     """
-    folder, start = step_folder(config, plan["step"]), plan["start"]
+    folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(folder / "plan.json"), plan, f"{folder} was begun")
