@@ -166,9 +166,8 @@ def plan_data(
     if method.hold_out:
         facts["coefficient"] = "chosen" if is_chosen else config.coefficient
     if is_chosen:
-        facts["validation"] = plan_validation(
-            root, size, [name for step in benchmark.steps[first:t] for name in step.splits]
-        )
+        earlier = {name: size[name] for step in benchmark.steps[first:t] for name in step.splits}
+        facts["validation"] = plan_validation(root, earlier)
     return {"sources": sources, **facts}
 
 
@@ -198,15 +197,12 @@ def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction]
     return {name: Fraction(str(share)) for name, share in table[step].items()}
 
 
-def plan_validation(root: str, size: dict[str, int], names: list[str]) -> list[dict[str, Any]]:
+def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient."""
-    if names and not any(held_out(size[name]) for name in names):
-        found = ", ".join(f"{size[name]} of {name}" for name in names)
+    if sizes and not any(map(held_out, sizes.values())):
+        found = ", ".join(f"{n} of {name}" for name, n in sizes.items())
         raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {found}: give a --coefficient")
-    return [
-        {"name": name, "split": f"{root}/{name}", "size": size[name], "held_out": held_out(size[name])}
-        for name in names
-    ]
+    return [{"name": name, "split": f"{root}/{name}", "size": n, "held_out": held_out(n)} for name, n in sizes.items()]
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
@@ -238,12 +234,8 @@ def comparable(plan: dict[str, Any]) -> dict[str, Any]:
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
     }
-    return {
-        **kept,
-        "start": shorten(plan["start"]),
-        "sources": [source["name"] for source in plan["sources"]],
-        **counts,
-    }
+    names = [source["name"] for source in plan["sources"]]
+    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
