@@ -110,7 +110,6 @@ def test_flags_are_fields(words, value):
         ("coefficient", ("1.5",), "is not a number from 0 to 1"),
         ("budget", ("1,,2", "a", "", "nan", "1/0", "1e400", "1,0"), "is not a list of numbers above 0"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
-        ("init", ("/nowhere/2016.pt",), "is not a file on this disk"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),
         ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),
         ("remote", ("s3://", "ftp://x/y"), "is neither a local path nor the URL of an s3://"),
