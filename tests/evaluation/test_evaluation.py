@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import Script
 from hub import serving_hub
+from huggingface_hub import constants
 from PIL import Image
 
 from tic_clip import TicError, models
@@ -157,7 +157,6 @@ def test_retrieval_is_that_of_clip_benchmark(net, content, model, data, tmp_path
     (metrics,) = run([model], [task(data)], tmp_path)
     loader = [(images(net, content), [data["txt"].decode().splitlines() for _, data in content])]
     peer = zeroshot_retrieval.evaluate(net[0], loader, net[2], "cpu", amp=False, recall_k_list=[1, 5, 10])
-    assert len(peer) == 6
     assert {name: metrics[name] for name in peer} == pytest.approx(peer, abs=1e-6)
     assert len(set(peer.values())) > 2, "a model that finds nothing or everything shows nothing"
     assert metrics["mean_recall@1"] == metrics["main_metric"]
@@ -537,37 +536,17 @@ def test_imagenets_groups_have_an_accuracy_each(content, model, data, tmp_path):
 # --- What is wrong with the model ---
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_checkpoint_that_does_not_fit_or_is_malicious(net, data, tmp_path, capfd):
+def test_a_checkpoint_that_does_not_fit_and_a_device_that_is_not_there(net, data, tmp_path, capfd):
     narrow = net[0].state_dict() | {"text_projection": net[0].state_dict()["text_projection"][:, :64]}
     torch.save(narrow, tmp_path / "narrow.pt")
-    torch.save({"state_dict": Malicious(tmp_path / "witness")}, tmp_path / "malicious.pt")
-    faults = {"narrow": f"is not of {ARCH}: text_projection is (128, 64)", "malicious": "can't be loaded|safely"}
-    for name, fault in faults.items():
-        model = Model(name="x", arch=ARCH, weights=str(tmp_path / f"{name}.pt"))
-        message = refused([model], [task(data)], tmp_path)
-        assert model.weights in message
-        assert any(part in message for part in fault.split("|"))
-    assert not (tmp_path / "witness").exists()
+    message = refused([Model(name="x", arch=ARCH, weights=str(tmp_path / "narrow.pt"))], [task(data)], tmp_path)
+    assert f"{tmp_path}/narrow.pt is not of {ARCH}: text_projection is (128, 64)" in message
     fit = scaled(net, 1, tmp_path / "fit.pt")
     assert refused([fit], [task(data)], tmp_path, device="cuda:9").startswith(f"{ARCH} can't be loaded: ")
     assert capfd.readouterr() == ("", ""), "the error is to be the only line: no progress bar before it"
 
 
 # --- The script ---
-
-
-def script(*arguments, **settings):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -600,10 +579,10 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     expected += [f"  {each.key}  {each.folder}" for each in both(data)] + [f"  imagenet1k  {net.folder}"]
     assert stdout.splitlines() == expected
     assert not (run_dir / RESULTS).exists()
-    status, stdout, stderr = script(*arguments)
-    assert (status, stdout) == (0, f"3 results appended to {run_dir}/{RESULTS}\n")
+    done = Script(SCRIPT, *arguments).wait()
+    assert (done.returncode, done.stdout) == (0, f"3 results appended to {run_dir}/{RESULTS}\n")
     said = [f"oracle 2014 on {name}: 1 samples left out: bad image" for name in (net.name, "ImageNet 1k")]
-    assert [line for line in stderr.splitlines() if not re.match(r"(evaluate: .*batch.*)?$", line)] == said
+    assert [line for line in done.stderr.splitlines() if not re.match(r"(evaluate: .*batch.*)?$", line)] == said
     said = f"0 results appended to {run_dir}/{RESULTS}, 3 were there already\n"
     assert script_here(*arguments) == (None, said, "")
 
@@ -616,28 +595,34 @@ def test_the_check_before_a_training(data, tmp_path, script_here):
     assert script_here(*arguments) == (f"error: {task(data).folder} holds no sample", "", "")
 
 
-def test_a_model_of_the_hub(checkpoint, data, tmp_path):
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_model_of_the_hub(checkpoint, data, tmp_path, script_here, monkeypatch):
     """Its configuration and weights come from there; what a checkpoint of there would run is not run."""
     config = {"model_cfg": json.loads((models.MODEL_CONFIGS / f"{ARCH}.json").read_text())}
     config["preprocess_cfg"] = {"mean": models.make_model(ARCH, "cpu")[0].visual.image_mean}
+    config = {"open_clip_config.json": json.dumps(config).encode()}
     (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
     torch.save({"state_dict": Malicious(tmp_path / "witness")}, tmp_path / "bad.bin")
-    repositories = {
-        f"me/{path.stem}": {
-            "open_clip_config.json": json.dumps(config).encode(),
-            "open_clip_pytorch_model.bin": path.read_bytes(),
-        }
-        for path in (checkpoint, tmp_path / "bad.bin")
-    }
+    weights = {"me/model": checkpoint, "me/bad": tmp_path / "bad.bin"}
+    files = {name: config | {"open_clip_pytorch_model.bin": path.read_bytes()} for name, path in weights.items()}
     arguments = ("--data_dir", data, "--output_dir", tmp_path, "--tasklist", tmp_path / "list.yml")
-    settings = {"HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with serving_hub(repositories) as hub:
-        done = script("--use_model", "hf-hub:me/model", *arguments, HF_ENDPOINT=hub.url, **settings)
-        assert done[:2] == (0, f"1 results appended to {tmp_path}/{RESULTS}\n")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving_hub(files) as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        status, stdout, _ = script_here("--use_model", "hf-hub:me/model", *arguments)
+        assert (status, stdout) == (None, f"1 results appended to {tmp_path}/{RESULTS}\n")
         assert lines(tmp_path)[0]["benchmark"] == "emoji"  # that of the task list, so that report.py shows it
-        status, _, stderr = script("--use_model", "hf-hub:me/bad", *arguments, HF_ENDPOINT=hub.url, **settings)
-    assert status == 1
-    assert stderr.splitlines()[-1].startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")
+        error, _, _ = script_here("--use_model", "hf-hub:me/bad", *arguments)
+    assert error.startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")
     assert not (tmp_path / "witness").exists()
     (line,) = lines(tmp_path)
     assert line["model"] == dict.fromkeys(("name", "arch", "sha256"), "hf-hub:me/model")
@@ -648,11 +633,10 @@ def test_a_model_of_the_hub(checkpoint, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--check", "--batch_size", "0"), "error: --batch_size is 0, it must be at least 1"),
         (("--use_model", "RN50 openai", "--output_dir", "{tmp}"), "error: no data for tic/datacomp/retrieval/yearly/"),
         (("--use_model", f"{ARCH} x.pt"), "error: --use_model and --released need an --output_dir"),
         (("--use_model", "A b", "--benchmark", "laion", "--output_dir", "{tmp}"), "error: unknown benchmark 'laion'"),
-        (("--check", "--tasklist", "{tmp}/none.yml"), "error: {tmp}/none.yml is missing: dataset_creation/"),
+        (("--check", "--tasklist", "{tmp}/none.yml"), "error: {tmp}/none.yml: No such file"),
         (("--use_model", "RN50 openai", "--train_output_dir", "x"), "error: argument --train_output_dir: not allowed"),
     ],
 )
