@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from tic_clip import TicError, weights
-from tic_clip.data.split import dataset_size, split_sizes
+from tic_clip.data.split import dataset_size as dataset_size
+from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_name
 from tic_clip.storage import read_json
 from tic_clip.training.loader import ExactDataset, Loader
-
-__all__ = ["dataset_size"]
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 

@@ -71,13 +71,11 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
 
 
 def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
-    """Raise a TicError for settings that exclude each other or that the method does not have."""
+    """Refuse settings that exclude each other or that the method does not have."""
     if config.budget and len(config.budget) != len(benchmark.steps):
         raise TicError(f"--budget has {len(config.budget)} numbers, {benchmark.name} has {len(benchmark.steps)} steps")
-    if config.replay is not None and not method.has_replay:
-        raise TicError(f"{method.name} does not replay old data: --replay is for cumulative-exp and cumulative-equal")
-    if config.replay is not None and config.mixture:
-        raise TicError("--replay and --mixture both say how much old data is read: give one of them")
+    if config.replay is not None and (config.mixture or not method.has_replay):
+        raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
     if config.coefficient is not None and not method.hold_out:
         raise TicError(f"{method.name} does not interpolate weights: --coefficient is for patching")
     if config.coefficient is None and method.hold_out and config.resampled:
@@ -218,7 +216,7 @@ def plan_validation(root: str, size: dict[str, int], names: list[str]) -> list[d
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan with the MACs of the step and of the run so far: as in DataComp, those of the forward passes.
+    """Return the plan with the MACs of the forward passes, as in DataComp, of the step and of the run so far.
 
     A training step costs three times as much, so a teacher's forward passes count 1/3.
     """
@@ -266,11 +264,9 @@ def check_same(old: dict[str, Any], new: dict[str, Any], begun: str, keys: Seque
 
 
 def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> bool:
-    """Return whether a step is done.
+    """Return whether a step is done; raise a TicError if it can't be trained with its plan.
 
-    Raises:
-        TicError: it was begun with other settings; the step before is not done (except in a ``dry_run``), of another
-            run, or its checkpoint was deleted; the model that it starts from has seen later data.
+    In a ``dry_run`` the step before need not be done.
     """
     folder, start = step_folder(config, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
@@ -131,7 +131,6 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
         "wd": plan["weight_decay"],
-        "beta1": 0.9,
         "beta2": plan["beta2"],
         "eps": 1e-6,
         "seed": plan["seed"],
@@ -158,7 +157,8 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
 
     from tic_clip.training import checkpoint
 
-    gopen_schemes.update(dict.fromkeys(("s3", "gs", "az"), open_remote))
+    for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
+        gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
@@ -187,11 +187,6 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     return data
 
 
-def open_remote(url: str, *_: Any, **__: Any) -> IO[bytes]:
-    """Return a shard in a cloud as a file, for webdataset."""
-    return io.BytesIO(storage.read_bytes(url))
-
-
 def log_to_file(path: str | None, level: int, include_host: bool = False) -> None:
     """Set OpenCLIP's logging up for one step, with only warnings on the console, where the progress bar is."""
     from training.logger import setup_logging
@@ -212,16 +207,14 @@ def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
     from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    last = last_checkpoint(plan["checkpoints"])
-    if not (folder / last).exists():
-        raise TicError(f"OpenCLIP ended without {folder / last}; see {folder / 'out.log'}")
-    read = (weights.record(str(folder / last)) or {}).get("read", {})
+    last = str(last_checkpoint(plan["checkpoints"]))
+    read = (weights.record(f"{folder}/{last}") or {}).get("read", {})
     for name, counts in read.items():
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if reason != "read")
-        if reasons:
-            logging.warning("%s: left out and replaced: %s of %s read", name, reasons, f"{counts.get('read', 0):,}")
+        if "undecodable" in counts:
+            numbers = f"{counts['undecodable']:,} undecodable of {counts.get('read', 0):,} read"
+            logging.warning("%s: left out and replaced: %s", name, numbers)
     facts = {
-        "checkpoint": str(last),
+        "checkpoint": last,
         **FINISH.get(plan["method"], lambda *_: {})(plan, folder),
         "samples_seen": plan["samples_seen"],
         "macs_seen": plan["macs_seen"],

@@ -36,6 +36,7 @@ class SplitSummary:
     num_bad: int = 0
     wrong_stats: int = 0
     reused: bool = False
+    note: str = ""
 
 
 def table(splits: list[SplitSummary]) -> str:
@@ -47,7 +48,7 @@ def table(splits: list[SplitSummary]) -> str:
         coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
         coverage += f"  without {split.num_bad} bad pool shards" * (split.num_bad > 0)
         coverage += f"  {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
-        coverage += "  already there" * split.reused
+        coverage += "  already there" * split.reused + f"  {split.note}" * bool(split.note)
         lines.append(f"{split.path:{width}}  {split.num_samples:13,}  {split.num_shards:9,}  {size:>15}  {coverage}")
     return "\n".join(lines)
 
