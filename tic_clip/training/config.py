@@ -85,6 +85,7 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(Fraction(word.strip())) for word in text.split(","))
 
 
+location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
 boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
@@ -114,7 +115,7 @@ class Config:
     method: str = _flag(str, f"one of {', '.join(METHODS)}", MISSING)
     scale: str = _flag(str, f"one of {', '.join(SCALES)}", MISSING)
     step: str = _flag(str, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
-    data_dir: str = _flag(str, "the folder or URL that holds tic/{dataset}/…", MISSING)
+    data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
     filter: str | None = _flag(str, "of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
