@@ -1,16 +1,21 @@
-"""Pack the lists of create_splits.py and their images into shards: the second stage of TiC-YFCC15M and TiC-RedCaps.
+"""Pack the lists of create_splits.py and their images into shards: of TiC-YFCC15M, TiC-RedCaps, and your own data.
 
     python dataset_creation/create_tars.py --csv-path data/lists/yfcc15m --image-path images --output-path data -j 8
 
-The images lie as the lists name them, flat, with other suffixes, or in zip archives; nothing there is changed.
-Writes DATA/tic/{dataset}/yearly/train/{step}/ and eval/retrieval/{step}/: {:08d}.tar with samples in the order of their
-UIDs (an image's bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json. The
-bytes do not depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
+The images lie as the lists name them, flat, with other suffixes, in zips, or in tars such as img2dataset's; nothing
+there is changed. Your own lie at their paths, below the folder or in an archive. Writes train/{step}/ and
+eval/retrieval/{step}/ in DATA/tic/{dataset}/{cadence}/: {:08d}.tar with samples in the order of their UIDs (an image's
+bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json; of lists with labels
+also eval/labels/{step}/. Of your own data, test images whose bytes are in a training set are left out. The bytes do not
+depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
 """
 
 from tic_clip.cli import Parser, run_main
+from tic_clip.data.folder import table
+from tic_clip.data.labels import TEMPLATES
 from tic_clip.data.pack import create_tars
-from tic_clip.data.reshard import table
+
+TEXTS = " and ".join(TEMPLATES)
 
 
 def main() -> None:
@@ -21,10 +26,13 @@ def main() -> None:
     parser.add_argument("--output-path", required=True, help="the folder of all data, --data_dir of train.py")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--shard-size", type=int, default=10_000, help="rows of a list in a shard (default: 10000)")
+    parser.add_argument("--max-per-class", type=int, default=50, help="images of a class and period (default: 50)")
+    parser.add_argument("--template", action="append", metavar="TEXT", help=f"a prompt, repeatable (default: {TEXTS})")
     parser.add_argument("--overwrite", action="store_true", help="make all splits again, with images come since")
     parser.add_argument("--dry-run", action="store_true", help="read all images, write nothing")
     args = parser.parse_args()
-    splits, dropped = create_tars(**vars(args))
+    flags = vars(args)
+    splits, dropped = create_tars(templates=flags.pop("template") or TEMPLATES, **flags)
     print(table(splits))
     if dropped:
         print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))

@@ -3,7 +3,8 @@
 #
 #   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run), REMOTE (a folder or bucket for copies)
 #   the run      BENCHMARK, METHOD, SCALE, FILTER, MODEL, SEED, SAMPLES_PER_STEP, BATCH_SIZE, BUDGET, REPLAY, MIXTURE,
-#                RESAMPLED=1 (with replacement), INIT, FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT
+#                RESAMPLED=1 (with replacement), FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT,
+#                INIT (a checkpoint, a model such as "ViT-B-32 laion2b_s34b_b79k", or hf-hub:OWNER/NAME)
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
 #   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION, SKIP_BAD=1
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md

@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.benchmarks import BENCHMARKS, get_benchmark
+from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
 from tic_clip.models import Model, named_model, released_models
-from tic_clip.runs import models_of
+from tic_clip.runs import keep_benchmark, models_of
 from tic_clip.settings import is_on
 
 
@@ -44,7 +44,10 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
     names = ", ".join(BENCHMARKS)
-    add("--benchmark", help=f"for --use_model, --check: one of {names} (default: TASKLIST's or datacomp)")
+    add(
+        "--benchmark",
+        help=f"for --use_model, --check: one of {names}, or a path.yaml (default: TASKLIST's or datacomp)",
+    )
     add("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
     add("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
     add("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
@@ -69,15 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad", "force")
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.check:
-        check_tasks(select_tasks(args, "datacomp"), settings)
+        check_tasks(select_tasks(args, get_benchmark(args.benchmark or "datacomp")), settings)
         return
     models, output_dir = select_models(args)
-    tasks = select_tasks(args, models[0].about["benchmark"])
+    benchmark = get_benchmark(args.benchmark or models[0].about["benchmark"])
+    tasks = select_tasks(args, benchmark)
     if args.dry_run or is_on(os.environ, "DRY_RUN"):
         for model, pending in list_pending(models, tasks, fingerprints(tasks), output_dir, settings):
             print(f"{model.name}: {model.arch} {model.weights}".rstrip())
             print(*(f"  {task.key}  {task.folder}" for task in pending), sep="\n")
         return
+    keep_benchmark(output_dir, benchmark)
     results = evaluate(models, tasks, output_dir, settings)
     for result in results:
         warnings = [f"{count} samples left out: {reason}" for reason, count in result["dropped"].items()]
@@ -105,9 +110,8 @@ def select_models(args: Any) -> tuple[list[Model], str]:
     return [named_model(text, benchmark.name) for text in args.use_model], args.output_dir
 
 
-def select_tasks(args: Any, benchmark: str) -> list[Task]:
+def select_tasks(args: Any, benchmark: Benchmark) -> list[Task]:
     """Return the tasks that the flags name."""
-    benchmark = get_benchmark(args.benchmark or benchmark)
     tasks = read_tasklist(args.tasklist, args.data_dir) if args.tasklist else tasks_of(benchmark, args.data_dir)
     if args.imagenet_val:
         entry = {"name": "ImageNet 1k", "folder": os.path.abspath(args.imagenet_val)}

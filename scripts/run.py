@@ -64,12 +64,13 @@ def run(settings: dict[str, str]) -> None:
     if "POLICY" in settings:
         print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
     benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
-    dataset = benchmark.name.split("_")[0]
+    dataset = "" if benchmark.text else benchmark.name.split("_")[0]  # a file's benchmark is packed as it says
     for name, table in (("METHOD", METHODS), ("SCALE", SCALES)):
-        if settings.get(name) not in table:
-            raise TicError(f"{name} is {settings.get(name, 'not set')}: it must be one of {', '.join(table)}")
+        value = settings.get(name, "not set")
+        if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
+            raise TicError(f"{name} is {value}: it must be one of {', '.join(table)}")
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
-    out = locate_output(settings, dataset)
+    out = locate_output(settings, benchmark.name)
     launch = make_launcher(settings)
     flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
     train.parse_args(flags)  # a wrong value shows before hours of packing
@@ -77,6 +78,8 @@ def run(settings: dict[str, str]) -> None:
         make_emoji(data_dir)
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
+    if benchmark.text and "SOURCE" in settings and not dry_run:
+        pack_images(os.path.dirname(settings["BENCHMARK"]), settings["SOURCE"], data_dir, overwrite)
     evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
     if dry_run:
         train.main([*flags, "--dry_run"], launch.world_size)
@@ -98,14 +101,14 @@ def default_folder(name: str) -> str:
     return os.path.relpath(ROOT / name)
 
 
-def locate_output(settings: dict[str, str], dataset: str) -> str:
+def locate_output(settings: dict[str, str], benchmark: str) -> str:
     """Return the run's folder: OUT, or one by the run's name in OUTPUT_DIR; its copy has the same name in REMOTE."""
     if settings.get("OUT"):
         return settings["OUT"]
-    name = f"{settings['BENCHMARK']}/{settings['METHOD']}"
-    if dataset == "datacomp":
+    name = f"{benchmark}/{settings['METHOD']}"
+    if benchmark in ("datacomp", "datacomp_monthly"):
         parts = settings["SCALE"].removeprefix("tic_"), settings.get("FILTER", "basic"), settings["METHOD"]
-        name = "_".join([*parts, *settings["BENCHMARK"].split("_")[1:]])
+        name = "_".join([*parts, *benchmark.split("_")[1:]])
     if settings.get("REMOTE"):
         settings["REMOTE"] = f"{settings['REMOTE'].rstrip('/')}/{name}"
     return f"{settings.get('OUTPUT_DIR', default_folder('results')).rstrip('/')}/{name}"
@@ -191,8 +194,13 @@ def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite
     flags += ["--benchmark", benchmark] if dataset == "yfcc15m" else []
     flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
     create(f"tic-{dataset}/create_splits.py", *flags)
-    flags = ["--csv-path", lists, "--image-path", str(source / "images"), "--output-path", data_dir, "-j", str(CORES)]
-    create("create_tars.py", *flags, *again)
+    pack_images(lists, str(source / "images"), data_dir, overwrite)
+
+
+def pack_images(lists: str, images: str, data_dir: str, overwrite: bool) -> None:
+    """Pack the images of the lists that create_splits.py has made into shards, unless that has been done."""
+    flags = ["--csv-path", lists or ".", "--image-path", images, "--output-path", data_dir, "-j", str(CORES)]
+    create("create_tars.py", *flags, *["--overwrite"] * overwrite)
 
 
 def create(script: str, *flags: str, stdout: int | None = None) -> None:

@@ -28,11 +28,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def like_a_new_process():
-    """What a process does once, and this one many times: it reads tables of sizes, and turns logging off as it ends."""
+    """What a process does once, and this one many times: it reads tables and benchmarks, and turns logging off."""
+    from tic_clip.benchmarks import BENCHMARKS
     from tic_clip.data.split import read_sizes
 
     read_sizes.cache_clear()
     logging.disable(logging.NOTSET)
+    for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
+        del BENCHMARKS[name]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The programs in bench/ run, on inputs so small that their figures say nothing."""
+"""The quick programs in bench/ run, on inputs so small that their figures say nothing."""
 
 import subprocess
 import sys
@@ -36,24 +36,6 @@ def test_loader(tmp_path):
     rows = run("loader.py", "--dir", str(tmp_path), *size).splitlines()
     assert rows[0].startswith("| workers | ours: samples/s (range) | stock: samples/s (range) | ours / stock |")
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 0"]
-
-
-def test_train():
-    rows = run("train.py", "--iterations", "4", "--rounds", "1").splitlines()
-    assert [row.split(" | ")[0] for row in rows[2:]] == [
-        "| stock",
-        "| patched",
-        "| patched, shards",
-        "| a step of ours",
-    ]
-    assert rows[2].split(" | ")[3] == "1.000"
-
-
-def test_evaluate():
-    rows = run("evaluate.py", "--images", "16").splitlines()
-    assert [row.split(" | ")[:2] for row in rows[2:]] == [
-        [f"| {precision}", count] for precision in ("fp32", "amp", "amp_bf16") for count in "14"
-    ]
 
 
 def test_recall():

@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
 from tic_clip import TicError
+from tic_clip import benchmarks as benchmarks_module
 from tic_clip.benchmarks import BENCHMARKS, MONTHS, Benchmark, Step, get_benchmark
+from tic_clip.timeline import cutoff, name_span, span
 
 YEARLY = "2014-2016 2017 2018 2019 2020 2021 2022"
 EMOJI = "2014 2015 2016 2017-2018 2019 2020 2021-2025"
@@ -63,3 +66,93 @@ def test_a_step_name_is_used_once():
 def test_as_a_program_it_prints_the_steps():
     done = subprocess.run([sys.executable, "-m", "tic_clip.benchmarks", "emoji"], capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", EMOJI.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "after", "last_month"),
+    [
+        ("2020", (2020, 1, 1), (2021, 1, 1), 202012),
+        ("2020Q4", (2020, 10, 1), (2021, 1, 1), 202012),
+        ("202002", (2020, 2, 1), (2020, 3, 1), 202002),
+        ("20200229", (2020, 2, 29), (2020, 3, 1), 202002),
+        ("2017-2018", (2017, 1, 1), (2019, 1, 1), 201812),
+        ("20201231-20210103", (2020, 12, 31), (2021, 1, 4), 202101),
+    ],
+)
+def test_names_of_times_are_days(name, first, after, last_month):
+    assert span(name) == (date(*first), date(*after))
+    assert cutoff(name) == last_month
+    assert span(name_span(*span(name))) == span(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "20", "202000", "202013", "20210229", "2020Q5", "2018-2017", "1-2-3", "9999"]
+)
+def test_what_is_not_a_date(name):
+    assert (span(name), cutoff(name)) == (None, None)
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks_module, "BENCHMARKS", dict(BENCHMARKS))
+
+    def read(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return get_benchmark(str(tmp_path / "mine.yaml"))
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "root"),
+    [
+        ("steps: [2014-2016, 2017, 2018Q1]", "2014-2016 2017 2018Q1", "tic/mine/steps"),
+        ("every: year\nfirst: 2014\nlast: 2016", "2014 2015 2016", "tic/mine/yearly"),
+        ("every: quarter\nfirst: 201404\nlast: 2014", "2014Q2 2014Q3 2014Q4", "tic/mine/quarterly"),
+        ("every: month\nfirst: 201411\nlast: 201502", "201411 201412 201501 201502", "tic/mine/monthly"),
+        ("boundaries: [2014-01-01, 2017-01-01, 2017-06-01]", "2014-2016 201701-201705", "tic/mine/steps"),
+        ("steps: [{name: 2014-2015, splits: [2014, 2015]}, 2016]\ncadence: c\ndataset: d", "2014-2015 2016", "tic/d/c"),
+    ],
+)
+def test_a_benchmark_of_a_file(read, text, steps, root):
+    benchmark = read(f"name: mine\n{text}")
+    assert [step.name for step in benchmark.steps] == steps.split()
+    assert (benchmark.root, benchmark.title, benchmark.tasks) == (root, "mine", {"retrieval": "retrieval"})
+    assert read(f"name: mine\n{text}  ") is benchmark is get_benchmark("mine")
+
+
+def test_a_file_names_splits_periods_tasks_and_filters(read):
+    step = "{name: 2014-2015, splits: [2014, 2015], periods: [2014Q1, 2015Q3]}"
+    lists = "tasks: {retrieval: retrieval, labels: classification}\nfilters: {basic: train, best: train_best}"
+    benchmark = read(f"name: mine\ntitle: My images\nsteps: [{step}]\n{lists}\n")
+    assert benchmark.steps == (Step(name="2014-2015", splits=("2014", "2015"), periods=("2014Q1", "2015Q3")),)
+    assert benchmark.tasks == {"retrieval": "retrieval", "labels": "classification"}
+    assert (benchmark.title, benchmark.filters) == ("My images", {"basic": "train", "best": "train_best"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expected `object`, got `null`"),
+        ("a: [1\nb: 2", "line 2: expected ',' or ']'"),
+        ("steps: [2014]", "missing required field `name`"),
+        ("name: mine\nstep: [2014]", "unknown field `step`"),
+        ("name: mine", "give one of the keys steps, every"),
+        ("name: a/b\nsteps: [2014]", "name: 'a/b' is not made of"),
+        ("name: emoji\nsteps: [2014]", "name: emoji is taken"),
+        ("name: mine\nsteps: [x]", "steps: 'x' is not a date"),
+        ("name: mine\nsteps: [2014-2016, 2016]", "steps: 2016 begins before the end of"),
+        ("name: mine\nsteps: [{name: 2014, periods: [a]}]", "periods: 'a' is not a date"),
+        ("name: mine\nevery: week", "'week' - at `$.every`"),
+        ("name: mine\nevery: year\nfirst: 2014", "first, last: 2014 and None are not two dates"),
+        ("name: mine\nboundaries: [2014-01-01]", "boundaries: give days in order"),
+        ("name: mine\nsteps: [2014]\ntasks: {a: b}", "'b' - at `$.tasks"),
+        ("name: mine\nsteps: [2014]\nfilters: {}", "filters: give one at least"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_key(read, text, message):
+    with pytest.raises(TicError) as error:
+        read(text)
+    assert message in str(error.value)
+    assert "mine.yaml" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Script
 
 from tic_clip.storage import write_json
 
@@ -118,14 +120,18 @@ def content(folder):
 
 @pytest.mark.parametrize(("command", "settings", "words"), dict(read_cases()).values(), ids=dict(read_cases()))
 def test_the_step_before_is_named_in_one_line(command, settings, words, x, tmp_path):
-    start = "" if command.startswith("bash ") else f"{sys.executable} "
     given = {"DATA_DIR": "{x}/none", "OUTPUT_DIR": "{x}/o", "OUT": "{x}/o", "LISTS": "{x}/lists", "HOME": str(tmp_path)}
-    unset = re.compile(r"METHOD|POOL|WANDB_\w+|SLURM_\w+|MASTER_ADDR|BENCHMARK|NPROC|PYTHON")
-    environment = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)}
-    environment |= {name: value.format(x=x) for name, value in {**given, **settings}.items()}
-    before = content(x)
-    command = ["bash", "-c", start + command.format(x=x)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    given = {name: value.format(x=x) for name, value in {**given, **settings}.items()}
+    before, command = content(x), command.format(x=x)
+    if command.startswith("scripts/"):
+        name, *arguments = shlex.split(command)
+        done = Script(ROOT / name, *arguments, **given).wait()
+    else:
+        start = "" if command.startswith("bash ") else f"{sys.executable} "
+        unset = re.compile(r"METHOD|POOL|WANDB_\w+|SLURM_\w+|MASTER_ADDR|BENCHMARK|NPROC|PYTHON")
+        environment = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)} | given
+        options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": ROOT, "env": environment}
+        done = subprocess.run(["bash", "-c", start + command], **options)
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
     *before_it, line = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
     assert [line for line in before_it if line and not re.match(r"[\w ]+: +\d+%", line)] == []  # a progress bar

@@ -1,6 +1,7 @@
 """--help of every script: an example of its use, and a description of every flag, in a moment."""
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -35,18 +36,34 @@ def examples(text, command):
     return [shlex.split(line, comments=True) for line in found]
 
 
+HELP = """
+import contextlib, io, json, os, runpy, sys
+printed, path = {}, sys.path[0]
+for command in sys.argv[1:]:
+    *module, name = command.split()
+    sys.argv, sys.path[0] = [name, "--help"], os.path.dirname(name)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed[command]:
+        (runpy.run_module if module else runpy.run_path)(name, run_name="__main__")
+assert "torch" not in sys.modules
+print(json.dumps({command: text.getvalue() for command, text in printed.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory):
+    """What each Python command prints, all in one process, which imports no torch and writes nothing."""
+    folder = tmp_path_factory.mktemp("help")
+    commands = {command if command.startswith("-m") else str(ROOT / command): command for command in COMMANDS}
+    done = run([sys.executable, "-W", "ignore", "-c", HELP, *commands], folder)
+    assert (done.returncode, done.stderr, list(folder.iterdir())) == (0, "", [])
+    return {commands[name]: text for name, text in json.loads(done.stdout).items()}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_python_shows_an_example_whose_flags_exist_and_needs_no_torch(command, tmp_path):
-    words = command.split() if command.startswith("-m") else [str(ROOT / command)]
-    code = f"import runpy, sys; sys.argv = [{words[-1]!r}, '--help']; sys.path[0] = {str(Path(words[-1]).parent)!r}\n"
-    code += f"try: runpy.run_{'module' if len(words) > 1 else 'path'}({words[-1]!r}, run_name='__main__')\n"
-    code += "finally: assert 'torch' not in sys.modules"
-    done = run([sys.executable, "-c", code], tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(tmp_path.iterdir()) == []
-    shown = [each for name in ("python", ".venv/bin/python") for each in examples(done.stdout, f"{name} {command}")]
+def test_python_shows_an_example_whose_flags_exist_and_needs_no_torch(command, helps):
+    shown = [each for name in ("python", ".venv/bin/python") for each in examples(helps[command], f"{name} {command}")]
     assert shown
-    flags = re.findall(r"^  (-\S.*?)(?:  |$)", done.stdout, re.MULTILINE)
+    flags = re.findall(r"^  (-\S.*?)(?:  |$)", helps[command], re.MULTILINE)
     known = {flag for line in flags for flag in re.findall(r"--?[\w-]+", line)}
     used = {word for words in shown for word in words[2:] if word.startswith("-") and word != "-m"}
     assert used <= known

@@ -1,9 +1,11 @@
 """The models of a run, released ones, and what OpenCLIP can load."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from tic_clip import TicError
-from tic_clip.models import named_model, released_models
+from tic_clip.models import check_pretrained, named_model, released_models
 from tic_clip.runs import models_of
 from tic_clip.storage import write_json
 
@@ -14,6 +16,21 @@ def finish(run, step, checkpoint="checkpoints/epoch_2.pt", **plan):
     plan = {"benchmark": "emoji", "method": "oracle", "scale": "tic_tiny", "step": step, "samples_seen": 64} | plan
     (run / step).mkdir(parents=True)
     write_json(run / step / "done.json", {"plan": {"model": ARCH, **plan}, "checkpoint": checkpoint})
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("ViT-B-32 laion2b_s34b_b79k", None),
+        ("ViT-B-32-quickgelu openai", "is a ViT-B-32-quickgelu, not a ViT-B-32"),
+        ("ViT-B-32 openai", "were trained with QuickGELU: say ViT-B-32-quickgelu openai"),
+        ("ViT-B-32 nope", "nope is neither a checkpoint file nor a pretrained tag of ViT-B-32"),
+        ("hf-hub:me/model", None),
+    ],
+)
+def test_weights_that_training_can_start_from(init, message):
+    with pytest.raises(TicError, match=message) if message else nullcontext():
+        check_pretrained(init, "ViT-B-32")
 
 
 def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):

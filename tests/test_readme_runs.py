@@ -1,4 +1,4 @@
-"""The README's bash blocks, run in their order in a copy of the checkout: from an empty disk to the table.
+"""The bash blocks of README.md and docs/own_data.md, run in their order in a copy of the checkout.
 
 A pool of a few hundred pictures, a hub and an S3, all of this machine; a tiny model. What makes it
 small is set in the environment, as the README says; the commands are its own, word for word.
@@ -14,11 +14,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hub import serving_hub
-from miniature import write_redcaps, write_yfcc
-from PIL import Image
+from miniature import picture, write_redcaps, write_yfcc
 
 from tic_clip.benchmarks import MONTHS
 from tic_clip.data.eval_uids import imagenet_synsets
@@ -40,20 +38,13 @@ WITH_DATACOMP = (ROOT / "datacomp").exists()
 NEEDS = {"GPUs": "dry", "a download": "dry", "GitHub": "ran", "datacomp": "ran", "the web": "skipped"}
 
 
-def blocks():
-    """(line in the README, the block, what it needs, what is done with it where there is a checkout of DataComp)."""
-    for found in re.finditer(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
+def blocks(text):
+    """(line in the page, the block, what it needs, what is done with it where there is a checkout of DataComp)."""
+    for found in re.finditer(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         mark = re.match(rf"# needs ({'|'.join(NEEDS)})\b", found[1])
         assert mark or "# needs" not in found[1], found[1]
         needs = mark[1] if mark else None
-        yield README[: found.start()].count("\n") + 2, found[1], needs, NEEDS.get(needs, "ran")
-
-
-def jpeg(number):
-    file = io.BytesIO()
-    picture = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(picture).resize((48, 48)).save(file, "JPEG")
-    return file.getvalue()
+        yield text[: found.start()].count("\n") + 2, found[1], needs, NEEDS.get(needs, "ran")
 
 
 def write_pool(folder, uids):
@@ -62,7 +53,7 @@ def write_pool(folder, uids):
         chosen = list(enumerate(uids[100 * shard : 100 * shard + 100], 100 * shard))
         rows = [(f"{n:09d}", {"uid": uid, "caption": f"picture {n}", "key": f"{n:09d}"}) for n, uid in chosen]
         samples = (
-            (key, {"jpg": jpeg(int(key)), "json": json.dumps(row).encode(), "txt": row["caption"].encode()})
+            (key, {"jpg": picture(key), "json": json.dumps(row).encode(), "txt": row["caption"].encode()})
             for key, row in rows
         )
         write_shard(folder / f"{shard:08d}.tar", samples)
@@ -156,37 +147,46 @@ def environment(checkout, tmp_path_factory, s3_server):
 
 
 def test_the_readme_says_how_many_of_its_blocks_run():
-    states = Counter(state for _, _, _, state in blocks())
+    states = Counter(state for _, _, _, state in blocks(README))
     said = f"Of {states.total()} blocks {states['ran']} run, {states['dry']} run with `DRY_RUN=1`, and"
     assert f"{said} {states['skipped']} is left out" in " ".join(README.split())
     assert set(re.findall(r"^```(\w+)$", README, re.MULTILINE)) == {"bash", "yaml", "bibtex"}  # no command is elsewhere
 
 
-@pytest.mark.slow
-def test_the_blocks_run_in_their_order(checkout, environment, capsys):
+def run_blocks(page, checkout, environment):
+    """Run a page's blocks as in one shell: each begins with what those before it have exported; count what was done."""
     done, exported = Counter(), checkout.parent / "exported"
-    exported.touch()
-    for line, block, needs, state in blocks():
+    exported.write_text("")
+    for line, block, needs, state in blocks((ROOT / page).read_text()):
         if needs in ("GitHub", "datacomp") and not WITH_DATACOMP:
             state = "skipped"
         done[state] += 1
         if state == "skipped":
             continue
         own = {"DRY_RUN": "1"} if state == "dry" else {"SCALE": "tic_tiny"} if needs == "datacomp" else {}
-        # As in one shell: a block begins with what those before it have exported.
         script = f'source "{exported}"\n{block}\nexport -p > "{exported}"\n'
         shell = ["bash", "-euo", "pipefail", "-c", script]
         ran = subprocess.run(
             shell, cwd=checkout, env={**environment, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        assert ran.returncode == 0, f"README.md, line {line}:\n{block}\n{ran.stdout[-3000:]}"
+        assert ran.returncode == 0, f"{page}, line {line}:\n{block}\n{ran.stdout[-3000:]}"
         if own:  # the next block is without it
             subprocess.run(["sed", "-i", "/ DRY_RUN=/d; / SCALE=/d", exported], check=True)
+    return f"{page}: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
+
+
+@pytest.mark.slow
+def test_the_blocks_run_in_their_order(checkout, environment, capsys):
+    said = [run_blocks("README.md", checkout, environment)]
+    sizes = dict.fromkeys(SMALL.keys() - {"no_proxy", "NO_PROXY"}, "")  # this page brings its own
+    said.append(run_blocks("docs/own_data.md", checkout, {**environment, **sizes}))
     with capsys.disabled():
-        said = f"README: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
-        print(f"\n{said}", file=sys.stderr)  # stdout is not pytest's own in a process of pytest-xdist
+        print("", *said, sep="\n", file=sys.stderr)  # stdout is not pytest's own in a process of pytest-xdist
     for name, steps in (("medium_basic_cumulative", 7), ("yfcc15m/cumulative", 4), ("redcaps/cumulative", 4)):
         run = json.loads((checkout / f"results/{name}/summary.json").read_text())
         assert len(run["steps"]) == steps
         assert all(number is not None for task in run["tasks"].values() for row in task["matrix"] for number in row)
         assert (checkout / f"results/{name}/report.html").stat().st_size
+    shapes = json.loads((checkout / "own/results/shapes/cumulative/summary.json").read_text())
+    assert set(shapes["tasks"]) == {"retrieval", "labels"}
+    assert all(number is not None for task in shapes["tasks"].values() for row in task["matrix"] for number in row)

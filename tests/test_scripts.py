@@ -143,6 +143,27 @@ def test_a_dry_run_prints_a_line_a_step(run, data_dir, capsys, script, settings,
     assert [word for word in row if word not in f"{head} {lines[-1]}"] == []
 
 
+def test_a_benchmark_and_a_scale_of_files(run, tmp_path, capsys):
+    benchmark, scale = tmp_path / "benchmark.yaml", tmp_path / "small.yaml"
+    benchmark.write_text("name: mine\nsteps: [2014-2016, 2017Q1]\n")
+    scale.write_text("batch_size: 64\nsamples_per_step: 640\nwarmup: 3\nmodel: ViT-Tiny-8-48\n")
+    for split in ("2014-2016", "2017Q1"):
+        write_json(tmp_path / f"tic/mine/steps/train/{split}/sizes.json", {"00000000.tar": 1000})
+    settings = {"BENCHMARK": benchmark, "SCALE": scale, "METHOD": "cumulative", "DATA_DIR": tmp_path}
+    assert not run("run.sh", DRY_RUN=1, **settings)
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert "/mine/cumulative: mine, all, cumulative, small, ViT-Tiny-8-48, exact sampling" in head
+    assert [line.split()[:4] for line in lines] == [[step, "640", "10", "×"] for step in ("2014-2016", "2017Q1")]
+    benchmark.unlink()
+    assert run("run.sh", **settings).startswith(f"error: {benchmark}")
+
+
+def test_run_sh_needs_a_benchmark(checkout):
+    done = bash(checkout, "scripts/run.sh", METHOD="cumulative")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "BENCHMARK is not set" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "settings", "message"),
     [

@@ -1,21 +1,21 @@
-"""Steps, periods and tasks of each benchmark, as frozen tables.
+"""Steps, periods and tasks of each benchmark: frozen tables, or a user's YAML file (docs/own_data.md).
 
     python -m tic_clip.benchmarks emoji        # print the names of its training steps, one a line
 
 A benchmark's data are in ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
 """
 
+import datetime
 import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.cli import Parser, run_main
-
-
-def cutoff(name: str) -> int | None:
-    """Return the last month of ``name`` (2020, 201603, 2017-2018) as YYYYMM, or None if it is not a date."""
-    found = re.fullmatch(r"(?:\d{4}-)?(\d{4})(0[1-9]|1[0-2])?", name)
-    return int(found[1] + (found[2] or "12")) if found else None
+from tic_clip.storage import read_bytes, read_yaml
+from tic_clip.timeline import cut_spans, cutoff, name_span, span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Benchmark:
     dataset: str
     cadence: str = "yearly"
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
+    text: str = field(default="", compare=False)  # of the YAML file, if it is not one of ours
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -138,14 +139,115 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark called ``name``; the ``TicError`` for an unknown one lists the valid names."""
-    return lookup(BENCHMARKS, "benchmark", name)
+    """Return the benchmark called ``name``, or that of the YAML file ``name``, which its own name then finds, too.
+
+    Raises:
+        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return lookup(BENCHMARKS, "benchmark", name)
+    benchmark = _read_file(name)
+    if BENCHMARKS.setdefault(benchmark.name, benchmark) != benchmark:
+        raise TicError(f"{name}: name: {benchmark.name} is taken by another benchmark")
+    return BENCHMARKS[benchmark.name]
+
+
+class _Step(msgspec.Struct, forbid_unknown_fields=True):
+    """A step of a YAML file whose splits or periods are not called as the step."""
+
+    name: str | int
+    splits: tuple[str | int, ...] = ()
+    periods: tuple[str | int, ...] = ()
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A benchmark's YAML file; its steps are listed, or cut ``every`` year from ``first`` to ``last``, or at days."""
+
+    name: str
+    title: str = ""
+    steps: tuple[str | int | _Step, ...] = ()
+    every: Literal["year", "quarter", "month"] | None = None
+    first: str | int | None = None
+    last: str | int | None = None
+    boundaries: tuple[datetime.date, ...] = ()
+    tasks: dict[str, Literal["retrieval", "classification"]] = msgspec.field(
+        default_factory=lambda: {"retrieval": "retrieval"}
+    )
+    filters: dict[str, str] = msgspec.field(default_factory=lambda: {"all": "train"})
+    dataset: str = ""
+    cadence: str = ""
+
+
+def _read_file(path: str) -> Benchmark:
+    file = read_yaml(path, _File)
+    try:
+        steps = _file_steps(file)
+    except ValueError as error:
+        raise TicError(f"{path}: {error}") from None
+    cadences = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
+    return Benchmark(
+        name=file.name,
+        title=file.title or file.name,
+        steps=steps,
+        tasks=file.tasks,
+        prepare_with="dataset_creation/create_splits.py and dataset_creation/create_tars.py",
+        dataset=file.dataset or file.name,
+        cadence=file.cadence or cadences[file.every],
+        filters=file.filters,
+        text=read_bytes(path).decode(),
+    )
+
+
+def _file_steps(file: _File) -> tuple[Step, ...]:
+    """Return the steps of a file; raise a ValueError that names the key that is wrong."""
+    for key in ("name", "dataset", "cadence"):
+        if not re.fullmatch(r"[\w.-]+" if key == "name" else r"[\w.-]*", getattr(file, key)):
+            raise ValueError(f"{key}: {getattr(file, key)!r} is not made of letters, digits, _, . and -")
+    for key in ("tasks", "filters"):
+        if not getattr(file, key):
+            raise ValueError(f"{key}: give one at least")
+    if sum(map(bool, (file.steps, file.every, file.boundaries))) != 1:
+        raise ValueError("give one of the keys steps, every (with first and last) and boundaries")
+    if file.every:
+        days = [span(str(name)) for name in (file.first, file.last)]
+        if None in days or days[0][0] >= days[1][1]:
+            raise ValueError(f"first, last: {file.first} and {file.last} are not two dates such as 2014 and 2022")
+        names = cut_spans(file.every, days[0][0], days[1][1])
+    elif file.boundaries:
+        if len(file.boundaries) < 2 or list(file.boundaries) != sorted(set(file.boundaries)):
+            raise ValueError("boundaries: give days in order of time: the first of each step, and the day after all")
+        names = [name_span(*days) for days in zip(file.boundaries, file.boundaries[1:], strict=False)]
+    else:
+        names = file.steps
+    steps = tuple(
+        Step(
+            name=str(each.name),
+            splits=tuple(map(str, each.splits)) or (str(each.name),),
+            periods=tuple(map(str, each.periods)) or (str(each.name),),
+        )
+        for each in (name if isinstance(name, _Step) else _Step(name) for name in names)
+    )
+    check_steps([step.name for step in steps])
+    for key in ("splits", "periods"):
+        check_steps([name for step in steps for name in getattr(step, key)], key)
+    return steps
+
+
+def check_steps(names: list[str], key: str = "steps") -> None:
+    """Raise a ValueError that begins with ``key`` unless all names are dates, in order, and do not overlap."""
+    end = datetime.date.min
+    for name in names:
+        if not (days := span(name)):
+            raise ValueError(f"{key}: {name!r} is not a date such as 2020, 2020Q1, 202003, 20200331 or 2017-2018")
+        if days[0] < end:
+            raise ValueError(f"{key}: {name} begins before the end of the one before it")
+        end = days[1]
 
 
 def main() -> None:
     """Print the names of a benchmark's steps."""
     parser = Parser(__doc__)
-    parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
+    parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}, or a path.yaml")
     parser.add_argument("--first", help="the first step to print (default: all)")
     args = parser.parse_args()
     benchmark = get_benchmark(args.benchmark)

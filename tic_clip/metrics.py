@@ -107,21 +107,18 @@ def retrieval(
 ) -> tuple[dict[str, float], tuple[float, float]]:
     """Return recall@1, @5 and @10 in both directions with their mean at 1, and the 95 % interval of that mean.
 
-    Args:
-        images: (N, D) normalised features.
-        texts: (M, D) normalised features.
-        text_image: (M,) index of each text's image; by default text i belongs to image i. An image with several texts
-            is found by the best ranked of them.
+    ``images`` (N, D) and ``texts`` (M, D) are normalised features, ``text_image`` (M,) is the index of each text's
+    image, by default its own. An image with several texts is found by the best ranked of them.
     """
     text_image = np.arange(len(texts)) if text_image is None else text_image
     by_text, by_image = rank(images, texts, text_image)
-    recalls = {f"image_retrieval_recall@{k}": float(by_text.hits(k).mean()) for k in KS}
-    recalls |= {f"text_retrieval_recall@{k}": float(by_image.hits(k).mean()) for k in KS}
+    both = (("image", by_text), ("text", by_image))
+    recalls = {f"{name}_retrieval_recall@{k}": float(ranks.hits(k).mean()) for name, ranks in both for k in KS}
     recalls["mean_recall@1"] = (recalls["image_retrieval_recall@1"] + recalls["text_retrieval_recall@1"]) / 2
     found = np.bincount(text_image, weights=by_text.hits(1), minlength=len(images))
     samples = np.stack([by_image.hits(1), found, np.bincount(text_image, minlength=len(images))], axis=1)
     by_image_sum, by_text_sum, num_texts = resample(samples)
-    return recalls, interval((by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2)
+    return recalls, _interval((by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2)
 
 
 def classification(
@@ -129,21 +126,17 @@ def classification(
 ) -> tuple[dict[str, float], tuple[float, float]]:
     """Return acc1, acc5 and mean per-class recall (over the classes with samples), and the 95 % interval of acc1.
 
-    Args:
-        images: (N, D) normalised features.
-        classifier: (C, D) normalised class weights; C < 5 gives no acc5.
-        labels: (N,) class ids, 0 … C - 1.
-        groups: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
-            them only (restricted ImageNet accuracy); a group without a sample is left out.
+    ``images`` (N, D) and ``classifier`` (C, D) are normalised, ``labels`` (N,) are class ids; C < 5 gives no acc5.
+    ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
+    them only (restricted ImageNet accuracy); a group without a sample is left out.
     """
     ranks, _ = rank(classifier, images, labels)
     hits = ranks.hits(1)
-    counts = np.bincount(labels, minlength=len(classifier))
-    found = np.bincount(labels, weights=hits, minlength=len(classifier))
-    metrics = {"acc1": float(hits.mean())}
-    if len(classifier) >= 5:
-        metrics["acc5"] = float(ranks.hits(5).mean())
-    metrics["mean_per_class_recall"] = float((found[counts > 0] / counts[counts > 0]).mean())
+    metrics = {f"acc{k}": float(ranks.hits(k).mean()) for k in (1, 5) if k == 1 or len(classifier) >= k}
+    counts = np.bincount(labels)
+    metrics["mean_per_class_recall"] = float(
+        (np.bincount(labels, weights=hits)[counts > 0] / counts[counts > 0]).mean()
+    )
     for name, classes in (groups or {}).items():
         index = np.full(len(classifier), -1)
         index[list(classes)] = np.arange(len(classes))
@@ -152,7 +145,7 @@ def classification(
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
     (total,) = resample(hits[:, None])
-    return metrics, interval(total / len(images))
+    return metrics, _interval(total / len(images))
 
 
 def resample(samples: np.ndarray) -> np.ndarray:
@@ -165,8 +158,7 @@ def resample(samples: np.ndarray) -> np.ndarray:
     return (draws @ values).T
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a metric over resamples."""
+def _interval(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(values, [2.5, 97.5]).tolist())
 
 
@@ -174,10 +166,8 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
     """Return in-domain, backward and forward transfer of a step × step matrix (T, T); NaN where a cell is NaN.
 
     With E[i, j] the model of step i on the data of step j: ``id`` is the mean of the diagonal, ``backward`` the mean
-    below it (j < i), ``forward`` the mean above it (j > i). Raises a ValueError if the matrix is not square.
+    below it (j < i), ``forward`` the mean above it (j > i).
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"a step × step matrix is square, not {matrix.shape}")
-    below, above = np.tril_indices_from(matrix, -1), np.triu_indices_from(matrix, 1)
-    cells = {"id": np.diag(matrix), "backward": matrix[below], "forward": matrix[above]}
+    below = np.tri(len(matrix), k=-1, dtype=bool)
+    cells = {"id": np.diag(matrix), "backward": matrix[below], "forward": matrix[below.T]}
     return {name: float(values.mean()) if values.size else float("nan") for name, values in cells.items()}

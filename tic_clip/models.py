@@ -108,6 +108,34 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     return model, *rest
 
 
+def check_pretrained(text: str, arch: str) -> None:
+    """Raise a TicError if the weights of the model ``text`` (see ``named_model``) can't be those of ``arch``."""
+    model = named_model(text, "")
+    if model.arch.startswith(HUB):
+        return
+    if model.arch != arch:
+        raise TicError(f"{text} is a {model.arch}, not a {arch}")
+    import open_clip
+
+    quick = f"{arch}-quickgelu"
+    if model.weights in open_clip.list_pretrained_tags_by_model(quick):
+        raise TicError(
+            f"the weights {model.weights} of {arch} were trained with QuickGELU: say {quick} {model.weights}"
+        )
+
+
+def save_pretrained(text: str, arch: str, path: str) -> None:
+    """Fetch the model ``text`` and save its weights as a checkpoint of ``arch``; a TicError if they are of another."""
+    from tic_clip import weights
+
+    check_pretrained(text, arch)
+    model = named_model(text, "")
+    state = load_model(model.arch, model.weights, "cpu")[0].state_dict()
+    if difference := weights.mismatch(state, make_model(arch, "cpu")[0].state_dict()):
+        raise TicError(f"{text} is not a {arch}: {difference}; set --model to its architecture")
+    weights.write({"state_dict": state, "tic": {"init": text}}, path)
+
+
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
     """Return (model in evaluation mode, image transform, tokenizer), with random weights or those of a tag."""
     import open_clip
@@ -138,7 +166,7 @@ def macs_per_sample(model: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     open_clip.add_model_config(MODEL_CONFIGS)
-    net = open_clip.create_model(model, device="meta")
+    net = open_clip.create_model(model, device="meta").requires_grad_(False)  # else SigLIP's pooling fails
     size = net.visual.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     tokens = torch.zeros(1, net.context_length, dtype=torch.long, device="meta")

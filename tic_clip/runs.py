@@ -1,4 +1,7 @@
-"""What a run's folder holds: a folder a step with plan.json, done.json, checkpoints and logs; and the models in it."""
+"""What a run's folder holds: a folder a step with plan.json, done.json, checkpoints and logs; and the models in it.
+
+A run on a user's own benchmark has a copy of its benchmark.yaml.
+"""
 
 import hashlib
 import importlib.metadata
@@ -8,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.benchmarks import get_benchmark
+from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.models import Model
-from tic_clip.storage import read_json
+from tic_clip.storage import exists, read_json, to_path, write_text
 
-LOG = "train.log.jsonl"
+LOG, BENCHMARK_FILE = "train.log.jsonl", "benchmark.yaml"
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("torch", "torchvision", "webdataset", "numpy")
 RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
@@ -34,6 +37,18 @@ def run_name(plan: dict[str, Any]) -> str:
     return "-".join(plan[part] for part in ("benchmark", "scale", "filter", "method", "step"))
 
 
+def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
+    """Copy a user's own benchmark into a folder of results, so that these can be read without its file."""
+    if benchmark.text:
+        write_text(to_path(folder) / BENCHMARK_FILE, benchmark.text)
+
+
+def find_benchmark(folder: object, name: str) -> Benchmark:
+    """Return the benchmark of a folder of results: a user's own that was kept there, or the one called ``name``."""
+    path = to_path(folder) / BENCHMARK_FILE
+    return get_benchmark(str(path) if exists(path) else name)
+
+
 def read_done(path: object) -> dict[str, Any]:
     """Return a step's ``done.json``: its plan, checkpoint and samples seen; raise a TicError if it is damaged."""
     try:
@@ -53,7 +68,7 @@ def models_of(run: str, *, every: bool = False) -> list[Model]:
     done = [read_done(path) for path in sorted(Path(run).glob("*/done.json"))]
     if not done:
         raise TicError(f"{run} has no finished step (no STEP/done.json): run scripts/train.py first")
-    step_index = get_benchmark(done[0]["plan"]["benchmark"]).step_index
+    step_index = find_benchmark(run, done[0]["plan"]["benchmark"]).step_index
     done.sort(key=lambda facts: step_index(facts["plan"]["step"]))
     return [model for facts in done for model in _models_of_step(run, facts, every)]
 

@@ -5,6 +5,7 @@ store's words. Credentials come from the usual places. Nothing is visible under 
 """
 
 import errno
+import fcntl
 import glob
 import json
 import logging
@@ -13,17 +14,22 @@ import random
 import re
 import shutil
 import stat
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from tic_clip import TicError
-from tic_clip.locks import lock_folder, temporary_folder  # noqa: F401 (also storage.lock_folder)
+
+T = TypeVar("T")
 
 ATTEMPTS = 6
 BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one
@@ -155,8 +161,8 @@ def _info(path: object) -> dict[str, Any]:
 def list_files(folder: object, pattern: str = "*") -> list[tuple[str, int]]:
     """Return (path, size in bytes) of the files below ``folder`` that match, sorted by path, hidden ones left out.
 
-    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders. A link
-    to nothing is listed with 0 bytes. One request lists 1,000 objects. A missing folder raises a ``NotFoundError``.
+    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders.
+    A link to nothing is listed with 0 bytes. A missing folder raises a ``NotFoundError``.
     """
     return [(path, info["size"]) for path, info in _list(folder, pattern) if info["type"] == "file"]
 
@@ -206,13 +212,26 @@ def read_json(path: object) -> dict[str, Any]:
     return value
 
 
+def read_yaml(path: object, kind: type[T]) -> T:
+    """Return the content of a YAML file as a ``kind``; raise a TicError that says which key or line is wrong."""
+    import yaml
+
+    data = read_bytes(path)
+    try:
+        return msgspec.convert(yaml.safe_load(data.decode()), kind)
+    except yaml.MarkedYAMLError as error:
+        raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
+    except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError
+        raise TicError(f"{path}: {error}") from None
+
+
 def download(url: object, local: Path) -> None:
-    """Copy an object, with one GET, or a local file to ``local``; raise a ``NotFoundError`` if there is none."""
+    """Copy an object, with one GET, or a local file to ``local``."""
     with atomic_open(local, sync=False) as file:
         if is_remote(url):
             _request(url, "get_file", lpath=file.name)
         else:
-            size(url)
+            size(url)  # raises if it is missing
             shutil.copyfile(url, file.name)
 
 
@@ -249,15 +268,11 @@ def open_file(path: object, block_size: int = 1 << 18) -> IO[bytes]:
 
 
 @contextmanager
-def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterator[IO]:
-    """Open ``path`` for writing so that it changes only when the block ends without an error.
-
-    ``sync``: flush it to the disk by then.
-    """
+def atomic_open(path: object, *, sync: bool = True) -> Iterator[IO]:
+    """Open ``path`` for writing; it changes when the block ends without an error, with ``sync`` on the disk as well."""
     if is_remote(path):
-        _normalize(path)  # a wrong URL is an error before anything is written
         with temporary_folder() as folder:
-            with open(folder / "object", mode) as file:
+            with open(folder / "object", "wb") as file:
                 yield file
             upload(folder / "object", path)
         return
@@ -265,7 +280,7 @@ def atomic_open(path: object, mode: str = "wb", *, sync: bool = True) -> Iterato
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
-        with open(temporary, mode) as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             if sync:
@@ -297,3 +312,54 @@ def write_text(path: object, text: str, *, sync: bool = True) -> None:
 def write_json(path: object, value: object, *, sync: bool = True) -> None:
     """Write ``value`` to ``path`` atomically, as indented JSON that ends in a newline."""
     write_text(path, json.dumps(value, indent=2) + "\n", sync=sync)
+
+
+@contextmanager
+def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Hold an exclusive lock on a local folder, creating it if needed; wait ``timeout`` seconds for another process.
+
+    Where the file system has no locks (some NFS, Lustre), warn and go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + timeout
+    with ExitStack() as stack:
+        try:
+            while not _lock(folder, stack):
+                if time.monotonic() >= end:
+                    raise TicError(f"another process is writing {folder}; wait for it or end it")
+                time.sleep(0.5)
+        except OSError as error:
+            note = f"no lock ({error.strerror}); do not start two processes for this folder"
+            print(f"warning: {folder}: {note}", file=sys.stderr)
+        yield
+
+
+@contextmanager
+def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
+    """Make a folder in TMPDIR for the block; remove those that killed processes left there.
+
+    A lock shows that its process lives. Names hold the machine's, for a TMPDIR that others share and can't lock.
+    """
+    prefix += f"{os.uname().nodename}-"
+    for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError), ExitStack() as stack:  # without locks, leftovers stay
+            if _lock(leftover, stack):
+                shutil.rmtree(leftover)
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # hidden, so that others don't take it for a leftover
+    folder = unlocked.with_name(unlocked.name[1:])
+    with ExitStack() as stack:
+        with suppress(OSError):
+            _lock(unlocked, stack)
+        unlocked.rename(folder)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def _lock(folder: Path, stack: ExitStack) -> bool:
+    """Lock a folder until ``stack`` is closed; return False if another process has it locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, descriptor)
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -3,13 +3,15 @@
     python dataset_creation/tic-datacomp/generate_tasklist.py --yaml-path tasklist.yml --sample-eval
 
 All tasks are retrieval and TiC-DataCompNet of 9 years and 102 months; the sample is 2014 and 201403. --eval-tasks
-chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/yearly, or keys of single tasks.
+chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/yearly, or keys of single tasks; --benchmark
+all groups of another benchmark, such as your own benchmark.yaml.
 """
 
 import yaml
 
+from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
-from tic_clip.evaluation.tasks import DATACOMP_GROUPS, list_tasks
+from tic_clip.evaluation.tasks import DATACOMP_GROUPS, groups_of, list_tasks
 from tic_clip.storage import write_text
 
 
@@ -18,10 +20,11 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--yaml-path", required=True, help="file to write")
     parser.add_argument("--sample-eval", action="store_true", help="only 2014 and 201403")
-    groups = ",".join(DATACOMP_GROUPS)
-    parser.add_argument("--eval-tasks", default=groups, help="groups or keys, with commas (default: all)")
+    parser.add_argument("--eval-tasks", help="groups or keys, with commas (default: all)")
+    parser.add_argument("--benchmark", help="a name or a path.yaml (default: datacomp and datacomp_monthly)")
     args = parser.parse_args()
-    tasks = list_tasks(args.eval_tasks.split(","), sample=args.sample_eval)
+    groups = groups_of(get_benchmark(args.benchmark)) if args.benchmark else DATACOMP_GROUPS
+    tasks = list_tasks(args.eval_tasks.split(",") if args.eval_tasks else groups, sample=args.sample_eval)
     write_text(args.yaml_path, yaml.safe_dump(tasks, sort_keys=False))
     print(f"{args.yaml_path}: {len(tasks)} tasks")
 

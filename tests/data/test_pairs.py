@@ -17,6 +17,7 @@ import pytest
 from conftest import run_script, times, tree
 from hypothesis import given
 from hypothesis import strategies as st
+from miniature import write_redcaps, write_yfcc
 
 from tic_clip import TicError
 from tic_clip.data import sources
@@ -274,6 +275,22 @@ def test_again_and_otherwise(table, tmp_path):
     steps = ("2008-2011", "2012", "2013", "2014")
     assert set(made["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
     assert made["files"].keys() <= tree(out).keys()
+
+
+def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(tmp_path):
+    """The digests are of the code that had YFCC15M and RedCaps only."""
+    write_yfcc(tmp_path / "yfcc")
+    write_redcaps(tmp_path / "redcaps")
+    create_splits("yfcc15m", str(tmp_path / "yfcc/yfcc15m.csv"), str(tmp_path / "yfcc15m"), test_share=0.1)
+    create_splits("redcaps", str(tmp_path / "redcaps/annotations"), str(tmp_path / "lists"), num_workers=2)
+    digests = []
+    for folder in ("yfcc15m", "lists"):
+        content = (path.name.encode() + b"\0" + path.read_bytes() for path in sorted((tmp_path / folder).iterdir()))
+        digests.append(hashlib.sha256(b"".join(content)).hexdigest())
+    assert digests == [
+        "2fe8a92a7b1ec61abf500fcbf474ef4e109858d0943c684c10e86314f494c462",
+        "cfbd564b3fbbabd36ef881ee9fe6b80e36c2ebb1984ccf8ec5efe752e91658c9",
+    ]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from test_tar import raw
 
 from tic_clip import TicError
-from tic_clip.data.reshard import find_subsets, index, part, reshard, table
+from tic_clip.data.folder import table
+from tic_clip.data.reshard import find_subsets, index, part, reshard
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
@@ -180,28 +181,6 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
     ]
 
 
-@pytest.mark.parametrize("flags", [{}, {"num_workers": 2}, {"parts": 2}])
-def test_a_uid_twice_in_the_pool_is_taken_once(make_pool, write_uids, out, flags):
-    """Within a shard and across shards; of several parts, each sees its own shards alone."""
-    same = {1: 0, 4: 2, 5: 0}
-
-    def repeat(number, members):
-        uids.append(json.loads(members["json"])["uid"])
-        members["json"] = json.dumps({"uid": uids[same.get(number, number)]}).encode()
-
-    uids = []
-    pool = make_pool((2, 2, 2, 2), edit=repeat)
-    wanted = [*(uids[i] for i in (0, 0, 2, 7)), *ABSENT]
-    (split,) = reshard(pool.path, out, write_uids(wanted), shard_size=2, **flags)
-    keys = [f"{uids[0]}-0", f"{uids[0]}-1", f"{uids[2]}-0"]
-    if "parts" in flags:
-        keys += [f"{uids[2]}-0", f"{uids[0]}-0", f"{uids[0]}-1"]
-    assert [key for key, _ in read_tars(out)] == [*keys, f"{uids[7]}-0"]
-    if "parts" not in flags:
-        assert (split.num_samples, split.wanted) == (4, 6)
-        assert read_meta(out)["dropped"] == {"duplicate uid in the pool": 3, "not in the subset": 2}
-
-
 def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out):
     pool = make_pool((2, 3, 1))
     Path(pool.path, "00000001_stats.json").write_text('{"successes": 5}')
@@ -209,13 +188,6 @@ def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out
     (split,) = reshard(pool.path, out, write_uids(pool.uids))
     assert read_meta(out)["wrong_stats"] == {f"{pool.path}/00000001.tar": "5, not 3"}
     assert "1 pool shards with another count in their stats" in table([split])
-
-
-DAMAGES = [
-    (lambda data: data.replace(b".json\0", b".jsom\0", 1), "wrong header checksum at byte "),
-    (lambda data: b"", "empty file"),
-    (lambda data: data[:700], "truncated"),
-]
 
 
 # The whole.
@@ -229,52 +201,43 @@ def test_many_subsets_in_one_pass_and_new_ones_later(make_pool, write_uids, tmp_
         write_uids(chosen, name)
     splits = reshard(pool.path, out, folder, shard_size=4)
     assert indexed == [f"{i:08d}.tar" for i in range(4)]
-    assert [(split.name, split.path, split.num_samples, split.wanted) for split in splits] == [
-        ("2014", f"{out}/2014", 6, 6),
-        ("months/201403", f"{out}/months/201403", 4, 6),
-        ("months/deep/201404", f"{out}/months/deep/201404", 1, 1),
+    assert [(split.name, split.num_samples, split.wanted) for split in splits] == [
+        *(("2014", 6, 6), ("months/201403", 4, 6), ("months/deep/201404", 1, 1)),
     ]
     for split in splits:
         assert read_tars(split.path) == slow_reshard(pool.path, subsets[split.name])
-        assert split.num_bytes == sum(path.stat().st_size for path in Path(split.path).glob("*.tar"))
+        assert split.num_bytes == sum(path.stat().st_size for path in Path(out, split.name).glob("*.tar"))
     before = identities(f"{out}/2014")
     write_uids(uids[2:], "2013")
-    indexed.clear()
-    assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [False, True, True, True]
-    assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [True] * 4
-    assert len(indexed) == 4
+    for reused in (False, True):
+        assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [reused, True, True, True]
+    assert len(indexed) == 8
     assert identities(f"{out}/2014") == before
     assert read_tars(f"{out}/2013") == slow_reshard(pool.path, uids[2:])
 
 
-@pytest.mark.parametrize(("size", "expected"), [(2, [2, 2, 2]), (4, [4, 2]), (7, [6])])
-def test_tables_of_a_split(make_pool, write_uids, out, size, expected):
+def test_tables_of_a_split(make_pool, write_uids, out):
     pool = make_pool((3, 3))
     subset = write_uids(pool.uids)
-    reshard(pool.path, out, subset, shard_size=size)
-    names = [f"{i:08d}" for i in range(len(expected))]
-    read = {path.name: path for path in Path(out).iterdir()}
-    assert set(read) == {
-        *(f"{name}.tar" for name in names),
-        *(f"{name}_stats.json" for name in names),
-        *("sizes.json", "meta.json", "sample_ids.npy"),
-    }
-    for name, count in zip(names, expected, strict=True):
-        assert json.loads(read[f"{name}_stats.json"].read_text()) == {"successes": count}
-    assert split_sizes(out) == {f"{out}/{i:08d}.tar": count for i, count in enumerate(expected)}
-    assert read["sample_ids.npy"].read_bytes() == Path(subset).read_bytes()
+    reshard(pool.path, out, subset, shard_size=4)
+    files = tree(out)
+    assert split_sizes(out) == {f"{out}/00000000.tar": 4, f"{out}/00000001.tar": 2}
+    for name, count in split_sizes(out).items():
+        stats = files.pop(Path(name).stem + "_stats.json")
+        assert json.loads(stats) == {"successes": count}
+    assert set(files) == {"00000000.tar", "00000001.tar", "sizes.json", "meta.json", "sample_ids.npy"}
+    assert files["sample_ids.npy"] == Path(subset).read_bytes()
     tars = "".join(f"{tar.name} {tar.stat().st_size}\n" for tar in sorted(Path(pool.path).glob("*.tar")))
     arguments = {
         **{"input_dir": pool.path, "subset_file": subset, "cls_file": None, "classes": None},
-        **{"shard_size": size, "parts": 1, "part": 0, "pool": sha256(tars.encode()).hexdigest()},
+        **{"shard_size": 4, "parts": 1, "part": 0, "pool": sha256(tars.encode()).hexdigest()},
         "subset": sha256(Path(subset).read_bytes()[128:]).hexdigest(),
     }
     assert read_meta(out) == {
-        "output_shard_count": len(expected),
-        "output_bytes": sum(read[f"{name}.tar"].stat().st_size for name in names),
-        "output_shard_format": "{:08d}.tar",
+        **{"output_shard_count": 2, "output_bytes": sum(len(files[f"0000000{i}.tar"]) for i in (0, 1))},
         **{"output_count": 6, "subset_count": 6, "processed_count": 6, "kept_count": 6},
         **{"dropped": {}, "bad_shards": {}, "wrong_stats": {}, "arguments": arguments},
+        "output_shard_format": "{:08d}.tar",
     }
 
 
@@ -292,7 +255,7 @@ SAMPLES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     shards=st.lists(st.lists(SAMPLES, max_size=6), min_size=1, max_size=4),
     form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -334,32 +297,15 @@ def test_random_pools_against_the_slow_version(tmp_path_factory, shards, form, l
             assert all(count == size for count in list(json.loads((split / "sizes.json").read_text()).values())[:-1])
 
 
-def test_folder_of_classes(make_pool, write_uids, tmp_path, out):
-    """Each subset has the class file of its own name; one that has none gets no classes."""
-    pool = make_pool((3, 2))
-    for name in ("2014", "2015", "months/01"):
-        write_uids(pool.uids, name)
-    tables = {"2014": {pool.uids[0]: 1, pool.uids[4]: 2}, "months/01": {pool.uids[0]: 30}}
-    for name, classes in tables.items():
-        write_classes(tmp_path / "classes" / f"{name}.npy", classes)
-    reshard(pool.path, out, str(tmp_path / "uids"), classes=str(tmp_path / "classes"))
-    for name in ("2014", "2015", "months/01"):
-        assert read_tars(f"{out}/{name}") == slow_reshard(pool.path, pool.uids, tables.get(name))
-    assert read_meta(f"{out}/2015")["arguments"]["cls_file"] is None
-    with pytest.raises(TicError, match=r"classes has a \{name\}\.npy for none of the subsets"):
-        reshard(pool.path, f"{out}2", write_uids(pool.uids, "other"), classes=str(tmp_path / "classes"))
-
-
 # Pool shards that can't be read.
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, message):
+def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed):
     pool = make_pool((2, 2, 3, 2))
     subset, bad = write_uids(pool.uids), Path(pool.path, "00000001.tar")
-    bad.write_bytes(damage(bad.read_bytes()))
+    bad.write_bytes(bad.read_bytes()[:700])
     for _ in range(2):
-        with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: {message}.*; repair them and give --overwrite"):
+        with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: truncated.*; repair them and give --overwrite"):
             reshard(pool.path, out, subset, shard_size=2)
     assert indexed == [f"{i:08d}.tar" for i in (0, 1, 2, 3, 1)]  # again: whether it has been repaired
     rest = [uid for i, uid in enumerate(pool.uids) if i not in (2, 3)]
@@ -371,8 +317,7 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, me
     assert "without 1 bad pool shards" in table([split])
     assert before.items() <= identities(out).items()
     meta = read_meta(out)
-    assert list(meta["bad_shards"]) == [str(bad)]
-    assert meta["processed_count"] == meta["kept_count"] == 7
+    assert (list(meta["bad_shards"]), meta["kept_count"]) == ([str(bad)], 7)
     assert not Path(out, ".reshard").exists()
     assert reshard(pool.path, out, subset, shard_size=2, skip_bad_shards=True)[0].reused
     for overwrite in (False, True):
@@ -380,20 +325,22 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed, damage, me
             reshard(pool.path, out, subset, shard_size=2, overwrite=overwrite)
 
 
-def test_a_repaired_shard_is_read_again(make_pool, write_uids, out):
+@pytest.mark.parametrize(
+    ("damage", "options"),
+    [(lambda data: data.replace(b".json", b".jsom", 1), {}), (lambda data: data[:700], {"overwrite": True})],
+)
+def test_a_repaired_shard_is_read_again(make_pool, write_uids, out, damage, options):
     """Of the same size, without more; of another one, with --overwrite."""
     pool = make_pool((2, 2, 1))
     subset, bad = write_uids(pool.uids), Path(pool.path, "00000001.tar")
     data = bad.read_bytes()
-    for damage, options in ((DAMAGES[0][0], {}), (DAMAGES[2][0], {"overwrite": True})):
-        bad.write_bytes(damage(data))
-        with pytest.raises(TicError, match="can't be read"):
-            reshard(pool.path, out, subset, overwrite=True)
-        bad.write_bytes(data)
-        assert reshard(pool.path, out, subset, **options)[0].num_samples == 5
-        assert reshard(pool.path, f"{out}2", subset)[0].num_samples == 5
-        assert tree(out) == tree(f"{out}2")
-        Path(out, "meta.json").unlink()
+    bad.write_bytes(damage(data))
+    with pytest.raises(TicError, match="can't be read"):
+        reshard(pool.path, out, subset)
+    bad.write_bytes(data)
+    assert reshard(pool.path, out, subset, **options)[0].num_samples == 5
+    reshard(pool.path, f"{out}2", subset)
+    assert tree(out) == tree(f"{out}2")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
@@ -428,10 +375,9 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     reshard(pool.path, out, subset, shard_size=2)
     Path(out, "notes.txt").write_text("mine")
     before = tree(out)
-    lists = [sha256(Path(path).read_bytes()[128:]).hexdigest()[:8] for path in (subset, other)]
     for pool_path, subset_file, class_file, message in (
-        (pool.path, other, None, f"subset {lists[0]}, now {lists[1]}; give --overwrite"),
-        (pool.path, subset, classes, "classes None, now [0-9a-f]{8}; give --overwrite"),
+        (pool.path, other, None, "subset .{8}, now .{8}; give --overwrite"),
+        (pool.path, subset, classes, "classes None, now .{8}; give --overwrite"),
         (make_pool((4, 2), name="b").path, other, classes, "pool .{8}, now .{8}; subset .*; classes .*"),
     ):
         with pytest.raises(TicError, match=f"{out} was made with other arguments: {message}"):
@@ -439,9 +385,7 @@ def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uid
     assert tree(out) == before
     reshard(pool.path, out, other, shard_size=2, overwrite=True)
     assert read_tars(out) == slow_reshard(pool.path, pool.uids[:1])
-    assert {*tree(out)} == {
-        *("00000000.tar", "00000000_stats.json", "sizes.json", "meta.json", "sample_ids.npy", "notes.txt")
-    }
+    assert tree(out).keys() == before.keys() - {f"0000000{i}{end}" for i in (1, 2) for end in (".tar", "_stats.json")}
 
 
 def test_shards_of_others_are_left_alone(make_pool, write_uids, out):
@@ -473,44 +417,42 @@ def test_lists_that_are_links(make_pool, write_uids, tmp_path, out):
     """As a hub's cache has them: the split must not hold a link that points to nothing."""
     pool = make_pool()
     Path(write_uids(pool.uids)).rename(tmp_path / "blob")
-    Path(tmp_path, "uids/2014.npy").symlink_to("../blob")
+    (tmp_path / "uids/2014.npy").symlink_to("../blob")
     reshard(pool.path, out, f"{tmp_path}/uids/2014.npy")
     assert not Path(out, "sample_ids.npy").is_symlink()
-    assert Path(out, "sample_ids.npy").read_bytes() == Path(tmp_path, "blob").read_bytes()
+    assert tree(out)["sample_ids.npy"] == (tmp_path / "blob").read_bytes()
 
 
 def test_an_output_among_the_lists_is_not_a_list(make_pool, write_uids, tmp_path):
-    pool = make_pool()
-    names = ("b", "a", "c/2014.5", "c/d/e")
-    paths = {name: write_uids(pool.uids, name) for name in names}
-    (tmp_path / "uids" / "notes.txt").touch()
-    assert find_subsets(str(tmp_path / "uids")) == paths
-    assert find_subsets(paths["a"]) == {"": paths["a"]}
+    pool, names = make_pool(), ("a", "b", "c/2014.5", "c/d/e")
+    assert find_subsets(write_uids(pool.uids, "a")) == {"": f"{tmp_path}/uids/a.npy"}
+    for name in names:
+        write_uids(pool.uids, name)
     for reused in (False, True):
         splits = reshard(pool.path, f"{tmp_path}/uids/out", f"{tmp_path}/uids")
-        assert [(split.name, split.reused) for split in splits] == [(name, reused) for name in sorted(names)]
+        assert [(split.name, split.reused) for split in splits] == [(name, reused) for name in names]
 
 
 def test_what_is_refused(make_pool, write_uids, tmp_path, out):
     """Inputs that are missing are in tests/test_errors.py."""
     pool = make_pool()
     subset = write_uids(pool.uids)
-    np.save(tmp_path / "wrong.npy", np.zeros(3, np.int64))
+    write_classes(tmp_path / "classes/other.npy", {pool.uids[0]: 3})
     np.save(tmp_path / "unsorted.npy", parse_uids(sorted(pool.uids))[[0, 1, 3, 2, 4]])
-    for arguments, options, message in (
-        ((pool.path, out, f"{tmp_path}/wrong.npy"), {}, r"wrong\.npy has dtype int64"),
-        ((pool.path, out, f"{tmp_path}/unsorted.npy"), {}, r"unsorted\.npy is not sorted"),
-        ((pool.path, out, subset), {"classes": subset}, f"{subset} has dtype"),
-        ((pool.path, out, subset), {"shard_size": 0}, "must be at least 1"),
-        ((pool.path, out, subset), {"num_workers": 0}, "must be at least 1"),
-        ((pool.path, "", subset), {}, "is empty"),
-        ((pool.path, out, subset), {"parts": 3}, "part None of 3: --parts must be between 1 and 2"),
-        ((pool.path, out, subset), {"parts": 2, "part": 2}, "part 2 of 2: --parts must be"),
-        ((pool.path, out, subset), {"part": -1}, "part -1 of 1"),
+    for change, message in (
+        ({"subsets": f"{tmp_path}/unsorted.npy"}, r"unsorted\.npy is not sorted"),
+        ({"classes": subset}, f"{subset} has dtype"),
+        ({"subsets": f"{tmp_path}/uids", "classes": f"{tmp_path}/classes"}, r"classes has a \{name\}\.npy for none of"),
+        ({"shard_size": 0}, "must be at least 1"),
+        ({"num_workers": 0}, "must be at least 1"),
+        ({"output_dir": ""}, "is empty"),
+        ({"parts": 3}, "part None of 3: --parts must be between 1 and 2"),
+        ({"parts": 2, "part": 2}, "part 2 of 2: --parts must be"),
+        ({"part": -1}, "part -1 of 1"),
     ):
-        for more in ({}, {"overwrite": True}, {"dry_run": True}):
+        for more in ({"overwrite": True}, {"dry_run": True}):
             with pytest.raises(TicError, match=message):
-                reshard(*arguments, **options, **more)
+                reshard(**{"pool": pool.path, "output_dir": out, "subsets": subset, **change, **more})
     assert not Path(out).exists()
 
 
@@ -545,20 +487,17 @@ def test_script(make_pool, write_uids, tmp_path, out):
     write_uids(pool.uids[1:], "2014")
     write_uids([*pool.uids[:1], *ABSENT], "2015")
     arguments = ["-i", pool.path, "-o", "out", "-s", "uids", "--shard-size", "3"]
-    for flags in (["--dry-run"], ["-j", "2"], []):
+    for flags in (["--dry-run"], ["-j", "2"]):
         done = script(*arguments, *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         title, first, second, *last = done.stdout.splitlines()
         assert title.split() == ["split", "samples", "shards", "size", "coverage"]
         assert (first.split()[:3], second.split()[:3]) == (["out/2014", "4", "2"], ["out/2015", "1", "1"])
-        assert "100.0 % of 4" in first
-        assert "33.3 % of 3" in second
-        assert ("already there" in first, "already there" in second) == (not flags, not flags)
+        assert (first.endswith("100.0 % of 4"), second.endswith("33.3 % of 3")) == (True, True)
         assert last == (["dry run: nothing was written"] if flags == ["--dry-run"] else [])
         assert Path(out).exists() == (flags != ["--dry-run"])
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
     done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
     reason = "shard size 3, now 9; give --overwrite to replace it"
     assert done.stderr == f"error: out/2014 was made with other arguments: {reason}\n"
-    assert script(*arguments, "--shard-size", "9", "--overwrite", cwd=tmp_path).returncode == 0
+    assert (done.returncode, done.stdout) == (1, "")

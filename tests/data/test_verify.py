@@ -2,24 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write_tar
+from conftest import picture, run_script, write_tar
 from test_tar import pax, raw
 
 from tic_clip import TicError
 from tic_clip.data import uids
-from tic_clip.data.reshard import reshard
 from tic_clip.data.split import add_sizes, generate_stats, split_sizes
 from tic_clip.data.verify import verify
 from tic_clip.storage import list_files, read_bytes, read_json, upload, write_json, write_text
 
-ROOT = Path(__file__).parents[2]
 UIDS = [f"{i:02x}" + "0" * 29 + f"{i:x}" for i in range(8)]
 
 
@@ -61,10 +57,9 @@ def faults_of(split, subset=None, **options):
     return [fault.replace(f"{split}/", "") for fault in verify(split, subset, **options)]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_whole_split(split, tmp_path, num_workers):
+def test_a_whole_split(split, tmp_path):
     subset, seen = write_subset(tmp_path, UIDS[:5]), Counter()
-    assert faults_of(split, subset, num_workers=num_workers, seen=seen) == []
+    assert faults_of(split, subset, seen=seen) == []
     assert seen == Counter(shards=2, samples=5, wanted=5, there=5)
     os.unlink(f"{split}/meta.json")  # data from elsewhere
     assert faults_of(f"{split}/") == []
@@ -117,10 +112,7 @@ def test_names_and_gaps(split):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda data: b"", "empty file"),
         (lambda data: data[:4096], "truncated: "),
-        (lambda data: data + data, "data after the end of the tar at byte "),
-        (lambda data: data[:3072] + bytes(512) + data[3584:], "data after the end of the tar at byte "),
         (lambda data: raw("x", pax(**{"GNU.sparse.map": "0,1"}), b"x") + data, "sparse member: 1 of 3 samples, first "),
     ],
 )
@@ -150,8 +142,7 @@ def test_tables_that_say_something_else(split):
     assert "sizes.json is not a JSON object of" in faults
     assert "00000000_stats.json holds no count of successes" in faults
     os.unlink(f"{split}/sizes.json")
-    advice = "finish reshard.py, or count shards from elsewhere with dataset_creation/tic-datacomp/add_sizes.py --url "
-    assert f"{split} has no sizes.json: {advice}{split}" in faults_of(split)
+    assert f"{split} has no sizes.json: finish reshard.py, or count shards" in "\n".join(faults_of(split))
 
 
 def make_parts(folder, parts=3):
@@ -208,11 +199,10 @@ def test_in_the_cloud(tmp_path, s3):
         upload(Path(path), path.replace(folder, f"{s3}/split"))
     upload(Path(write_subset(tmp_path, UIDS[:5])), f"{s3}/subset.npy")
     with pytest.raises(TicError, match=r"00000/00000001.tar: damaged header"):
-        generate_stats(f"{s3}/split/", 2)
+        generate_stats(f"{s3}/split/")
     write_json(f"{s3}/split/00000/00000001_stats.json", {"successes": 1})
-    assert generate_stats(f"{s3}/split/", 2) == (3, 0)
-    assert add_sizes(f"{s3}/split/", 2) == {f"{s3}/split/00000": 3, f"{s3}/split/00001": 1}
-    assert read_bytes(f"{s3}/split/00000/sizes.json") == b'{\n  "00000000.tar": 2,\n  "00000001.tar": 1\n}\n'
+    assert generate_stats(f"{s3}/split/") == (3, 0)
+    assert add_sizes(f"{s3}/split/") == {f"{s3}/split/00000": 3, f"{s3}/split/00001": 1}
     write_json(f"{s3}/split/00002/sizes.json", {})
     seen = Counter()
     assert faults_of(f"{s3}/split/", f"{s3}/subset.npy", seen=seen, num_workers=2) == [
@@ -222,7 +212,7 @@ def test_in_the_cloud(tmp_path, s3):
     assert (seen["there"], seen["wanted"], seen["shards"]) == (3, 5, 3)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_keys_are_compared_as_plain_python_does(tmp_path, seed):
     random = np.random.default_rng(seed)
     listed = sorted(UIDS[i] for i in random.integers(0, len(UIDS), random.integers(0, 12)))
@@ -277,35 +267,24 @@ def test_damaged_shards_do_not_stop_the_others(split):
 
 
 def script(name, *arguments):
-    """Return the status and the output of a script that is run without PYTHONPATH."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, f"dataset_creation/{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_script(f"dataset_creation/{name}.py", *arguments)
     return done.returncode, done.stdout
 
 
-def test_scripts_twice_in_a_row(split, tmp_path):
+def test_scripts(split, tmp_path):
     expected = {path: read_bytes(path) for path, _ in list_files(split)}
     os.unlink(f"{split}/sizes.json")
     os.unlink(f"{split}/00000001_stats.json")
     subset = write_subset(tmp_path, UIDS[:6])
+    stats = script("tic-datacomp/generate_stats", "--url", split, "--num-proc", 2)
+    assert stats == (0, f"{split}: 2 shards, 1 of them counted now\n")
+    assert script("tic-datacomp/add_sizes", "--url", split, "--num-proc", 2) == (0, f"{split}: 5 samples\n")
     report = f"{split}: 5 samples in 2 shards, no faults\n{subset}: 5 UIDs there, 1 missing (coverage 83.33 %)\n"
-    for counted in (1, 0):
-        stats = script("tic-datacomp/generate_stats", "--url", split, "--num-proc", 2)
-        assert stats == (0, f"{split}: 2 shards, {counted} of them counted now\n")
-        assert script("tic-datacomp/add_sizes", "--url", split, "--num-proc", 2) == (0, f"{split}: 5 samples\n")
-        assert script("verify", split, "--subset", subset, "-j", 2) == (0, report)
-        assert {path: read_bytes(path) for path, _ in list_files(split)} == expected
+    assert script("verify", split, "--subset", subset, "-j", 2) == (0, report)
+    assert {path: read_bytes(path) for path, _ in list_files(split)} == expected
     write_text(f"{split}/00000001.tar", "")
     report = f"{split}/00000001.tar: empty file\n{split}: 3 samples in 2 shards, 1 fault\n"
     assert script("verify", split) == (1, report)
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_split_without_a_sample_is_fine(make_pool, tmp_path, parts):
-    subset = write_subset(tmp_path, ["0" * 32])
-    reshard(make_pool().path, str(tmp_path / "split"), subset, parts=parts)
-    assert list(verify(str(tmp_path / "split"), subset)) == []
 
 
 def test_another_list_beside_the_shards(tmp_path):
@@ -315,9 +294,8 @@ def test_another_list_beside_the_shards(tmp_path):
     assert faults_of(split) == []
     write_subset(tmp_path, UIDS[:3])
     assert faults_of(split) == ["sample_ids.npy is not the list that the split was made with"]
-    Path(subset).unlink()  # the link leads nowhere
-    assert faults_of(split) == ["sample_ids.npy is missing"]
-    os.unlink(f"{split}/sample_ids.npy")
-    Path(f"{split}/sample_ids.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': [(1)]}")
+    Path(subset).write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': [(1)]}")
     (fault,) = faults_of(split)
     assert fault.startswith("sample_ids.npy is not a NumPy file of UIDs: ")
+    Path(subset).unlink()  # the link leads nowhere
+    assert faults_of(split) == ["sample_ids.npy is missing"]

@@ -59,8 +59,3 @@ def test_a_damaged_line_is_skipped_with_a_warning(tmp_path, damaged, caplog):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(TicError, match=r"nothing.jsonl is missing"):
         read_results(tmp_path / "nothing.jsonl")
-
-
-def test_appending_to_the_cloud_is_refused():
-    with pytest.raises(TicError, match="local disk"):
-        append_result("s3://bucket/eval_results.jsonl", {})

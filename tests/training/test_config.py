@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tic_clip import TicError
 from tic_clip.cli import Parser
-from tic_clip.training.config import SCALES, Config, add_flags, config_from, to_flags
+from tic_clip.training.config import SCALES, Config, add_flags, config_from, get_scale, to_flags
 from tic_clip.training.plan import choose_block
 
 TABLE = """
@@ -37,6 +38,35 @@ def test_the_scales(row):
     assert number * size == interval
     if name != "tic_tiny":
         assert (scale.weight_decay, scale.beta2, scale.checkpoints, scale.grad_checkpointing) == (0.2, 0.98, 5, True)
+
+
+def test_a_scale_of_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("batch_size: 64\nsamples_per_step: 6400\nwarmup: 3\nlearning_rate: 1e-4\nmodel: ViT-B-32\n")
+    scale = get_scale(str(file))
+    assert (scale.batch_size, scale.learning_rate, scale.model) == (64, 1e-4, "ViT-B-32")
+    assert (scale.beta2, scale.checkpoints) == (0.98, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("samples_per_step: 1\nwarmup: 1", "missing required field `batch_size`"),
+        ("batch_size: 0\nsamples_per_step: 1\nwarmup: 1", "`int` >= 1 - at `$.batch_size`"),
+        ("batch_size: 1\nsamples_per_step: 1\nwarmup: 1\nlearning_rate: fast", "at `$.learning_rate`"),
+        ("batch: 64", "unknown key 'batch'; there are batch_size, "),
+        ("- 64", "Expected `object`, got `array`"),
+        ("a: [1", "line 1: expected ',' or ']'"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(TicError) as error:
+        get_scale(str(file))
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 NAMES = ["--method", "lwf", "--scale", "tic_tiny", "--step", "2014", "--data_dir", "d", "--output_dir", "o"]

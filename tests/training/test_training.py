@@ -1,7 +1,10 @@
 """Real training: what a step leaves, restart after kill -9 at any block, two ranks, bad input."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from forked import Script
+from hub import serving_hub
 from PIL import Image
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
-from tic_clip.models import macs_per_sample
+from tic_clip.models import MODEL_CONFIGS, macs_per_sample
 from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.patching import CANDIDATES
@@ -265,6 +269,39 @@ def test_a_step_can_keep_the_optimizer_and_report_to_tensorboard_and_wandb(data,
     assert list((out / "2015/tensorboard").glob("events.out.tfevents.*"))
     (run,) = tmp_path.glob("wandb/offline-run-*-emoji-tic_tiny-all-cumulative-2015")
     assert list(run.glob("*.wandb"))
+
+
+def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
+    """Training from the hub's model gives the weights that training from its file gives."""
+    torch.save({"state_dict": weights(undisturbed[0], "2014")}, tmp_path / "2014.pt")
+    config = {"model_cfg": json.loads((MODEL_CONFIGS / "ViT-Tiny-8-48.json").read_text()), "preprocess_cfg": {}}
+    files = {"open_clip_config.json": json.dumps(config).encode()}
+    files["open_clip_pytorch_model.bin"] = (tmp_path / "2014.pt").read_bytes()
+    start = ("--first_step", "2015", "--init")
+    with serving_hub({"me/model": files}) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+        flags = [
+            *FLAGS,
+            "--method",
+            "cumulative",
+            "--step",
+            "2015",
+            "--data_dir",
+            data,
+            "--output_dir",
+            tmp_path / "out",
+        ]
+        words = [sys.executable, ROOT / "scripts/train.py", *flags, *start, "hf-hub:me/model"]
+        options = {"env": {**os.environ, **settings}, "capture_output": True, "text": True}  # the address is read once
+        wrong = subprocess.run([*words, "--model", "ViT-B-32"], **options)
+        done = subprocess.run(words, **options)
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].startswith("error: hf-hub:me/model is not a ViT-B-32: ")
+    assert done.returncode == 0, done.stderr[-3000:]
+    usual = train(data, tmp_path / "usual", "2015", *start, str(tmp_path / "2014.pt"))
+    assert usual.returncode == 0, usual.stderr[-3000:]
+    ours, theirs = weights(tmp_path / "out", "2015"), weights(tmp_path / "usual", "2015")
+    assert same(ours, theirs)
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):

@@ -1,4 +1,4 @@
-"""Find and read images in the folders that people have: nested or flat files of any suffix, or zip archives.
+"""Find and read images in the folders that people have: nested or flat files of any suffix, zip archives, or tars.
 
 An image is known by the path that a list gives it, ``a/b/key.jpg``, or by its key. Nothing is unpacked or written.
 """
@@ -12,33 +12,44 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.data.tar import IMAGES, open_shard, samples
 from tic_clip.data.uids import UID, make_uid, parse_uids
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp")
 _SPELLINGS = [spelling for suffix in SUFFIXES for spelling in (suffix, suffix.upper(), suffix.title())]
 
 ZIP_MEMBER = np.dtype([*UID.descr, ("zip", "<u4"), ("start", "<u8"), ("size", "<u8"), ("crc", "<u4")])
-"""An image in a zip: its UID, the zip's number, its header's first byte, its compressed bytes, and its CRC."""
+"""An image in a zip: its UID, the zip's number, its header's first byte, its compressed bytes, and its CRC.
+
+One in a tar: the first byte of its data, and their number.
+"""
 FORMATS = re.compile(rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)", re.DOTALL)
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
 
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
 
+def strip_suffix(path: str) -> str:
+    """Return the path of an image without its suffix, if that is one of ``SUFFIXES``."""
+    return os.path.splitext(path)[0] if path.lower().endswith(SUFFIXES) else path
+
+
 class UnusableImage(Exception):
     """A file that no sample can be made of; the message is the reason."""
 
 
-def read_file(folder: str, image: str) -> bytes | None:
+def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | None:
     """Return the bytes of an image: at its path, with another suffix, or flat in ``folder``; None if there is no file.
 
-    Any other error is raised: a disk that has gone away must not end as missing images.
+    ``is_exact``: flat files are not looked at. Any other error is raised: a disk that has gone away must not end as
+    missing images.
     """
-    for path in _paths(folder, image):
+    for path in _paths(folder, image, is_exact):
         try:
             with open(path, "rb", buffering=0) as file:
                 return file.read()
@@ -49,11 +60,12 @@ def read_file(folder: str, image: str) -> bytes | None:
     return None
 
 
-def _paths(folder: str, image: str) -> Iterator[str]:
+def _paths(folder: str, image: str, is_exact: bool) -> Iterator[str]:
     """Yield where an image may be, the likeliest path first."""
-    yield f"{folder}/{image}"
-    parent, name = os.path.split(os.path.splitext(image)[0])
-    for place in filter(_has_images, dict.fromkeys((os.path.join(folder, parent), os.path.join(folder, "")))):
+    yield os.path.join(folder, image)
+    parent, name = os.path.split(strip_suffix(image))
+    places = [os.path.join(folder, parent), *[os.path.join(folder, "")] * (not is_exact)]
+    for place in filter(_has_images, dict.fromkeys(places)):
         yield from (os.path.join(place, name + suffix) for suffix in _SPELLINGS)
 
 
@@ -64,14 +76,23 @@ def _has_images(folder: str) -> bool:
     return False
 
 
-def find_zips(folder: str) -> list[str]:
-    """Return the zip archives anywhere in a folder, also in those that links lead to, sorted."""
-    found = os.walk(folder, followlinks=True)
-    return sorted(f"{path}/{name}" for path, _, names in found for name in names if name.lower().endswith(".zip"))
+def find_archives(folder: str, skipped: str) -> list[str]:
+    """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
+    found = []
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(f"{path}/{name}") != os.path.realpath(skipped)]
+        found += [f"{path}/{name}" for name in names if name.lower().endswith((".zip", ".tar"))]
+    return sorted(found)
 
 
-def index_zip(dataset: str, zips: list[str], number: int) -> np.ndarray:
-    """Return the images of zip ``number``, called by their keys, as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
+def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:
+    """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,), called by their keys; see ``_index``."""
+    index = index_tar if paths[number].lower().endswith(".tar") else index_zip
+    return index(dataset, paths, number, is_exact=is_exact)
+
+
+def index_zip(dataset: str, zips: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
+    """Return the images of zip ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
     try:
         with zipfile.ZipFile(zips[number]) as archive:
             members = [entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)]
@@ -79,10 +100,42 @@ def index_zip(dataset: str, zips: list[str], number: int) -> np.ndarray:
         table = np.array(rows, dtype=ZIP_MEMBER)
     except Exception as error:  # a damaged directory fails in many ways
         raise TicError(f"{zips[number]} is not a zip archive that can be read: {error}") from error
-    keys = (os.path.splitext(os.path.basename(entry.filename))[0] for entry in members)
-    uids = parse_uids(make_uid(f"{dataset}/{key}") for key in keys)
+    return _index(dataset, [entry.filename for entry in members], table, is_exact)
+
+
+def index_tar(dataset: str, tars: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
+    """Return the images of tar ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
+    if os.path.getsize(tars[number]) == 0:
+        return np.empty(0, ZIP_MEMBER)
+    with open_shard(tars[number]) as shard:
+        found = [
+            (sample, sample.members[name]) for sample in samples(shard) for name in IMAGES if name in sample.members
+        ]
+    table = np.array([(0, 0, number, *place, 0) for _, place in found], dtype=ZIP_MEMBER)
+    return _index(dataset, [f"{sample.key}.jpg" for sample, _ in found], table, is_exact)
+
+
+def _index(dataset: str, names: list[str], table: np.ndarray, is_exact: bool) -> np.ndarray:
+    """Return a table (N,) with the UIDs of the names of its images.
+
+    A name stands for the file's key alone; if ``is_exact``, for each end of its path: c.jpg of a/b/c.jpg, b/c.jpg, and
+    so on, so that of each path there is a row.
+    """
+    parts = [strip_suffix(name).split("/") for name in names]
+    keys = [["/".join(part[i:]) for i in range(len(part))] if is_exact else part[-1:] for part in parts]
+    table = table[np.repeat(np.arange(len(table)), list(map(len, keys)))]
+    uids = parse_uids(make_uid(f"{dataset}/{key}") for key in chain.from_iterable(keys))
     table["f0"], table["f1"] = uids["f0"], uids["f1"]
     return table
+
+
+def read_member(path: str, member: np.void) -> bytes:
+    """Return the bytes of one ``ZIP_MEMBER`` of a zip or a tar; UnusableImage if they can't be read."""
+    if not path.lower().endswith(".tar"):
+        return read_zipped(path, member)
+    with open(path, "rb") as file:
+        file.seek(int(member["start"]))
+        return file.read(int(member["size"]))
 
 
 def read_zipped(path: str, member: np.void) -> bytes:

@@ -1,35 +1,44 @@
 """Pack lists of dated images (CSV) and a folder of images into shards in the format of every other split.
 
 The lists are in the order of UIDs, which are hashes: shuffled, and the same on every machine. Shard n has the rows from
-n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in a zip archive.
+n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in an archive.
 """
 
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import chain, islice
-from operator import itemgetter
+from itertools import chain, compress, islice
+from operator import itemgetter, not_
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data import clip_benchmark, folder
-from tic_clip.data.folder import SHARD_FORMAT
-from tic_clip.data.images import ZIP_MEMBER, UnusableImage, detect_format, find_zips, index_zip, read_file, read_zipped
-from tic_clip.data.pairs import MANIFEST, file_digest, list_name, read_rows
-from tic_clip.data.reshard import SplitSummary
+from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
+from tic_clip.data.images import (
+    ZIP_MEMBER,
+    UnusableImage,
+    detect_format,
+    find_archives,
+    index_archive,
+    read_file,
+    read_member,
+    strip_suffix,
+)
+from tic_clip.data.labels import TEMPLATES, check_templates, read_records, write_label_splits
+from tic_clip.data.pairs import MANIFEST, file_digest, list_name, list_names, read_rows
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
 from tic_clip.parallel import make_pool, map_in_pool
+from tic_clip.runs import find_benchmark, keep_benchmark
 from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
@@ -48,6 +57,18 @@ class Output(NamedTuple):
     arguments: dict[str, Any]
 
 
+class Images(NamedTuple):
+    """Where images are: archives and the .npy of their members; if ``is_exact``, under their paths and not their keys.
+
+    ``seen``: a .npy of the digests of the training images, which no test set may have.
+    """
+
+    archives: list[str]
+    index: str
+    is_exact: bool
+    seen: str | None = None
+
+
 def create_tars(
     csv_path: str,
     image_path: str,
@@ -55,23 +76,22 @@ def create_tars(
     *,
     num_workers: int = 1,
     shard_size: int = 10_000,
+    max_per_class: int = 50,
+    templates: Sequence[str] = TEMPLATES,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> tuple[list[SplitSummary], Counter[str]]:
     """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
 
-    Returns the splits, and the rows that are in none of them, by reason; ``dry_run`` reads all and writes nothing.
+    Lists with labels also become ``eval/labels/{step}/``. Returns the splits, and the rows that are in none of them, by
+    reason; ``dry_run`` reads all and writes nothing.
     """
-    if shard_size < 1:
-        raise TicError(f"--shard-size must be at least 1, not {shard_size}")
-    if not Path(image_path).is_dir():
-        raise TicError(f"{image_path} is not a folder of images")
-    if not (Path(csv_path) / MANIFEST).exists():
-        raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_json(f"{csv_path}/{MANIFEST}")
-    benchmark = get_benchmark(manifest["benchmark"])
+    if shard_size < 1 or max_per_class < 1:
+        raise TicError(f"--shard-size and --max-per-class must be at least 1, not {min(shard_size, max_per_class)}")
+    check_templates(templates)
+    manifest = _read_manifest(csv_path, image_path)
+    benchmark = find_benchmark(csv_path, manifest["benchmark"])
     root = local_folder(output_path) / benchmark.root
-    names = [(split, step.name) for step in benchmark.steps for split in FOLDERS]
     arguments = {"image_path": image_path, "shard_size": shard_size}
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before anything starts a thread
@@ -80,24 +100,55 @@ def create_tars(
             return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
 
         scan = partial(scan_list, csv_path, str(root), manifest, arguments)
-        outputs = list(run(scan, names, "read", "list"))
+        outputs = list(run(scan, list(list_names(benchmark).values()), "read", "list"))
         metas = {output.path: None if overwrite else _load_finished(output) for output in outputs}
         todo = [output for output in outputs if metas[output.path] is None]
         shards = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
-        zips = find_zips(image_path) if todo else []
-        index = _index_zips(manifest["dataset"], zips, stack, run)
-        numbers = ((output, number) for output in todo for number in range(len(output.starts)))
-        jobs = [(output._replace(uids=None), number) for output, number in numbers if number not in shards[output.path]]
-        for job, stats in zip(jobs, run(partial(make_shard, zips, index, dry_run), jobs, "pack", "shard"), strict=True):
-            shards[job[0].path][job[1]] = stats
-        found = any(stats["successes"] for made in shards.values() for stats in made.values())
-        if len(todo) == len(outputs) and not found:
-            image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), "(none)")
-            raise TicError(f"{image_path} has none of the images of the lists, such as {image}, as a file or in a zip")
+        if todo:
+            is_own, archives = bool(benchmark.text), find_archives(image_path, str(root))
+            images = Images(archives, _index_archives(manifest["dataset"], archives, is_own, stack, run), is_own)
+            _pack(images, outputs, shards, dry_run, stack, run)
         metas |= {output.path: _finish(output, shards[output.path], dry_run) for output in todo}
+        if not dry_run:
+            keep_benchmark(root, benchmark)
     counts = itemgetter("subset_count", "output_count", "output_shard_count", "output_bytes")
     splits = [SplitSummary(o.name, o.path, *counts(metas[o.path]), reused=o.path not in shards) for o in outputs]
+    if manifest.get("classes") and not dry_run:
+        flags = {"num_workers": num_workers, "overwrite": overwrite}
+        splits += write_label_splits(
+            root, benchmark.periods, list(manifest["classes"]), max_per_class, templates, **flags
+        )
     return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
+
+
+def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
+    """Return the manifest of the lists; raise a TicError if there is none, or no folder of images."""
+    if not Path(image_path).is_dir():
+        raise TicError(f"{image_path} is not a folder of images")
+    if not (Path(csv_path) / MANIFEST).exists():
+        raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
+    return read_json(f"{csv_path}/{MANIFEST}")
+
+
+def _pack(
+    images: Images, outputs: list[Output], shards: dict[str, dict], dry_run: bool, stack: ExitStack, run: Callable
+) -> None:
+    """Make the ``shards`` that are missing of each output's path; of a user's own images the test sets come last."""
+    is_test = [output.name.startswith("test") for output in outputs]
+    groups = [compress(outputs, map(not_, is_test)), compress(outputs, is_test)] if images.is_exact else [outputs]
+    for number, group in enumerate(groups):
+        todo = [(output, shard) for output in group if output.path in shards for shard in range(len(output.starts))]
+        jobs = [(output._replace(uids=None), shard) for output, shard in todo if shard not in shards[output.path]]
+        if number and jobs and not dry_run:
+            images = images._replace(seen=_index_digests(outputs, stack, run))
+        made = run(partial(make_shard, images, dry_run), jobs, "pack", "shard")
+        for (output, shard), stats in zip(jobs, made, strict=True):
+            shards[output.path][shard] = stats
+    found = any(stats["successes"] for made in shards.values() for stats in made.values())
+    if len(shards) == len(outputs) and not found:
+        folder = outputs[0].arguments["image_path"]
+        image = next((row[1] for output in outputs for _, row in read_rows(output.arguments["csv"])), "(none)")
+        raise TicError(f"{folder} has none of the images of the lists, such as {image}, as a file or in a zip or tar")
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
@@ -139,19 +190,34 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
     return done
 
 
-def _index_zips(dataset: str, zips: list[str], stack: ExitStack, run: Callable) -> str:
-    """Write the sorted ``ZIP_MEMBER`` of the images in ``zips`` to a .npy that lasts until ``stack`` ends."""
-    tables = list(run(partial(index_zip, dataset, zips), list(range(len(zips))), "read", "zip"))
-    index = np.concatenate([np.empty(0, dtype=ZIP_MEMBER), *tables])
+def _index_archives(dataset: str, archives: list[str], is_exact: bool, stack: ExitStack, run: Callable) -> str:
+    """Write the sorted ``ZIP_MEMBER`` of the images in ``archives`` to a .npy that lasts until ``stack`` ends."""
+    tables = run(partial(index_archive, dataset, archives, is_exact), list(range(len(archives))), "read", "archive")
+    return _save_sorted(np.concatenate([np.empty(0, dtype=ZIP_MEMBER), *tables]), stack)
+
+
+def _index_digests(outputs: list[Output], stack: ExitStack, run: Callable) -> str:
+    """Write the sorted digests of all training images to a .npy that lasts until ``stack`` ends: 16 bytes an image."""
+    folders = [output.path for output in outputs if output.name.startswith("train")]
+    tars = [str(tar) for folder in folders for tar in sorted(Path(folder).glob("*.tar"))]
+    return _save_sorted(np.concatenate([np.empty(0, UID), *run(read_digests, tars, "compare", "shard")]), stack)
+
+
+def _save_sorted(rows: np.ndarray, stack: ExitStack) -> str:
     path = f"{stack.enter_context(temporary_folder('tic-pack-'))}/index.npy"
-    np.save(path, index[np.lexsort((index["f1"], index["f0"]))])  # stable: the first zip goes first
+    np.save(path, rows[np.lexsort((rows["f1"], rows["f0"]))])  # stable: the first archive goes first
     return path
 
 
-def make_shard(zips: list[str], index: str, dry_run: bool, job: tuple[Output, int]) -> dict[str, Any]:
+def read_digests(tar: str) -> np.ndarray:
+    """Return the first 128 bits of the SHA-256 of each image of a shard that ``make_shard`` has made, as ``UID``."""
+    return parse_uids(record["sha256"][:32] for record in read_records(tar))
+
+
+def make_shard(images: Images, dry_run: bool, job: tuple[Output, int]) -> dict[str, Any]:
     """Write a shard and then its stats, unless it has no sample; return these: samples, bytes, and what was dropped."""
     (output, number), dropped = job, Counter()
-    samples = _samples(zips, np.load(index, mmap_mode="r"), output, number, dropped)
+    samples = _samples(images, output, number, dropped)
     first = next(samples, None)
     if dry_run or not first:
         return {"successes": sum(1 for _ in samples) + bool(first), "dropped": dict(dropped), "bytes": 0}
@@ -164,27 +230,41 @@ def make_shard(zips: list[str], index: str, dry_run: bool, job: tuple[Output, in
 
 
 def _samples(
-    zips: list[str], index: np.ndarray, output: Output, number: int, dropped: Counter[str]
+    images: Images, output: Output, number: int, dropped: Counter[str]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield the samples of a shard as ``write_shard`` takes them; count those that can't be used."""
-    csv, folder, shard_size = (output.arguments[name] for name in ("csv", "image_path", "shard_size"))
+    csv, shard_size = (output.arguments[name] for name in ("csv", "shard_size"))
+    seen = np.load(images.seen, mmap_mode="r") if images.seen else None
     rows = [row for _, row in islice(read_rows(csv, output.starts[number]), shard_size)]
-    uids = [make_uid(f"{output.dataset}/{key}") for key, *_ in rows]
-    members, counts = find_uids(index, parse_uids(uids))
-    for (key, image, caption, date), uid, member, in_zip in zip(rows, uids, members, counts, strict=True):
+    for (key, _, caption, date, *label), data in zip(rows, _read_images(images, output, rows), strict=True):
         try:
-            data = read_file(folder, image)
-            if data is None and in_zip:
-                data = read_zipped(zips[index[member]["zip"]], index[member])
-            if data is None:
-                raise UnusableImage("no image file")
-            suffix = detect_format(data)
+            if not isinstance(data, bytes):
+                raise data or UnusableImage("no image file")
+            suffix, sha256 = detect_format(data), hashlib.sha256(data).hexdigest()
+            if seen is not None and find_uids(seen, parse_uids([sha256[:32]]))[1][0]:
+                raise UnusableImage("test image that is also in train")
         except UnusableImage as reason:
             dropped[str(reason)] += 1
             continue
-        sha256 = hashlib.sha256(data).hexdigest()
+        uid = make_uid(f"{output.dataset}/{key}")
         record = {"uid": uid, "caption": caption, "key": key, "date": date, "dataset": output.dataset, "sha256": sha256}
+        record |= {"label": label[0]} if label else {}
         yield f"{uid}-0", {suffix: data, "json": json.dumps(record).encode(), "txt": caption.encode()}
+
+
+def _read_images(images: Images, output: Output, rows: list[list[str]]) -> Iterator[bytes | UnusableImage | None]:
+    """Yield the image of each row: a file, or of an archive; why it can't be used, or None if there is none."""
+    index = np.load(images.index, mmap_mode="r")
+    names = (strip_suffix(os.path.normpath(row[1]).lstrip("/")) if images.is_exact else row[0] for row in rows)
+    members, counts = find_uids(index, parse_uids(make_uid(f"{output.dataset}/{name}") for name in names))
+    for (_, image, *_), member, in_archive in zip(rows, members, counts, strict=True):
+        data = read_file(output.arguments["image_path"], image, is_exact=images.is_exact)
+        if data is None and in_archive:
+            try:
+                data = read_member(images.archives[index[member]["zip"]], index[member])
+            except UnusableImage as reason:
+                data = reason
+        yield data
 
 
 def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> dict[str, Any]:

@@ -9,27 +9,31 @@ import hashlib
 import os
 import shutil
 import sys
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tic_clip import TicError
-from tic_clip.benchmarks import get_benchmark
+from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, progress
-from tic_clip.data.sources import BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data.dates import first_second
+from tic_clip.data.labels import Labels
+from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import list_files, local_folder, lock_folder, read_json, remove, write_json
+from tic_clip.storage import is_remote, list_files, local_folder, lock_folder, open_file, read_json, remove, write_json
+from tic_clip.timeline import span
 
 MANIFEST, WORK = "manifest.json", ".buckets.tmp"
-HEADER = b"key,image,caption,date\n"
+HEADER, LABEL_HEADER = b"key,image,caption,date\n", b"key,image,caption,date,label\n"
 SPLITS = ("train", "test")
 CHUNK = 2000  # rows that a process captions at a time
 OUTSIDE, NO_CAPTION = "outside the steps", "no caption"
@@ -47,12 +51,47 @@ def main(parser: Parser, dataset: str) -> None:
     flag("--overwrite", action="store_true", help="make the lists again")
     args = parser.parse_args()
     manifest, reused = create_splits(dataset, **vars(args))
-    print(f"{args.output_path}{': already there' if reused else ''}\n\n{'step':<9}  {'train':>11}  {'test':>9}")
+    print(describe(args.output_path, manifest, reused))
+
+
+def describe(folder: str, manifest: dict[str, Any], reused: bool) -> str:
+    """Return how many samples the lists in a folder have, as lines of text."""
+    lines = [f"{folder}{': already there' if reused else ''}", "", f"{'step':<9}  {'train':>11}  {'test':>9}"]
+    missing = manifest.get("missing_classes", {})
     counts = {**manifest["counts"], "all": sum(map(Counter, manifest["counts"].values()), Counter())}
     for step, count in counts.items():
-        print(f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}")
+        note = f"  {missing[step]:,} classes missing in test" if missing.get(step) else ""
+        lines.append(f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}{note}")
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    print(f"\n{manifest['read']:,} rows read; dropped: {dropped}")
+    return "\n".join([*lines, "", f"{manifest['read']:,} rows read; dropped: {dropped}"])
+
+
+class Source(NamedTuple):
+    """What lists are made of: files, what reads one, and what makes a caption; ``dataset`` is a part of each UID.
+
+    ``has_labels``: the second text of a row is its label.
+    """
+
+    dataset: str
+    inputs: Sequence[str]
+    read: Callable[[str], Iterator]
+    caption: Callable[[tuple[str, ...]], str]
+    has_labels: bool = False
+
+
+class Cut(NamedTuple):
+    """Where a row goes: of the training and of the test lists the first seconds, the seconds after all, the names."""
+
+    starts: tuple[list[int], list[int]]
+    ends: tuple[list[int], list[int]]
+    names: tuple[list[str], list[str]]
+    seed: int
+    test_share: float
+
+    def find(self, is_test: bool, seconds: int) -> str | None:
+        """Return the list of a time, or None."""
+        place = bisect_right(self.starts[is_test], seconds) - 1
+        return self.names[is_test][place] if place >= 0 and seconds < self.ends[is_test][place] else None
 
 
 def create_splits(
@@ -67,75 +106,129 @@ def create_splits(
     skip_bad_rows: bool = False,
     overwrite: bool = False,
 ) -> tuple[dict[str, Any], bool]:
-    """Write ``{train,test}_batch_{step}.csv`` and ``manifest.json`` of the table or folder ``input_path``.
+    """Write ``{train,test}_batch_{step}.csv`` and ``manifest.json`` of YFCC15M's table, or RedCaps' folder.
 
     Returns the manifest, and whether it was there already. An error, such as a bad row, leaves old lists as they are.
     """
-    if not 0 <= test_share < 1:
-        raise TicError(f"the test share is a fraction from 0 to below 1, not {test_share}")
     settings = {"benchmark": benchmark or dataset, "dataset": dataset, "seed": seed, "test_share": test_share}
-    steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]
-    folder, is_folder = local_folder(output_path), Path(input_path).is_dir()
-    inputs = [path for path, _ in list_files(input_path, "*.json")] if is_folder else [input_path]
+    steps = get_benchmark(settings["benchmark"])
+    inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
+    source = Source(dataset, inputs, *SOURCES[dataset])
+    flags = {"num_workers": num_workers, "skip_bad_rows": skip_bad_rows, "overwrite": overwrite}
+    return write_lists(source, settings, lambda _: steps, output_path, **flags)
+
+
+def write_lists(
+    source: Source,
+    settings: dict[str, Any],
+    find_benchmark: Callable[[Path], Benchmark],
+    output_path: str,
+    *,
+    num_workers: int,
+    skip_bad_rows: bool,
+    overwrite: bool,
+) -> tuple[dict[str, Any], bool]:
+    """Write the lists of a source, and what ``find_benchmark`` puts into the new folder that it is given.
+
+    Returns the manifest, which begins with the ``settings``, and whether it was there already.
+    """
+    if not 0 <= settings["test_share"] < 1:
+        raise TicError(f"the test share is a fraction from 0 to below 1, not {settings['test_share']}")
+    folder = local_folder(output_path)
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread
-        made_from = {**settings, "input": {Path(path).name: file_digest(path) for path in inputs}}
+        made_from = {**settings, "input": digest_inputs(source.inputs)}
         if manifest := _load_finished(folder, made_from, overwrite):
             return manifest, True
         stack.enter_context(lock_folder(folder))
         work = folder / WORK
         shutil.rmtree(work, ignore_errors=True)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
-        work.mkdir()
+        (new := work / "new").mkdir(parents=True)
+        benchmark = find_benchmark(new)
         reject = partial(_reject, skip_bad_rows, dropped := Counter())
-        rows = progress(chain.from_iterable(map(SOURCES[dataset][0], inputs)), "read", unit=" rows")
+        rows = progress(chain.from_iterable(map(source.read, source.inputs)), "read", unit=" rows")
         good_rows = (row for row in rows if isinstance(row, Row) or reject(row))
         chunks = iter(lambda: list(islice(good_rows, CHUNK)), [])
-        for records in map_in_pool(pool, partial(make_records, settings), chunks, 4 * num_workers):
-            for bucket, data in records.items():
+        records = partial(make_records, source._replace(inputs=(), read=None), _make_cut(benchmark, settings))
+        for found in map_in_pool(pool, records, chunks, 4 * num_workers):
+            for bucket, data in found.items():
                 with open(work / bucket, "ab") as file:
                     file.write(data)
-        manifest = {**made_from, **_write_lists(work, steps, dropped, reject), "order": "uid"}
+        manifest = {**made_from, **_write_lists(work, benchmark, dropped, reject), "order": "uid"}
         remove(folder / MANIFEST)  # before any list is replaced
-        for name in manifest["files"]:
-            os.replace(work / name, folder / name)
+        replace_files(new, folder)
         write_json(folder / MANIFEST, manifest)
     return manifest, False
 
 
+def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of files, by their names, or by their paths where two have the same name."""
+    names = Counter(Path(path).name for path in paths)
+    return {path if names[Path(path).name] > 1 else Path(path).name: file_digest(path) for path in paths}
+
+
+def replace_files(new: Path, folder: Path) -> None:
+    """Move all that is in ``new`` to ``folder``, over what has the same name there."""
+    for path in sorted(new.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        os.replace(path, folder / path.name)
+
+
+def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:
+    """Return of each list its (train or test, split or period), step by step."""
+    pairs = [pair for step in benchmark.steps for pair in zip_longest(step.splits, step.periods)]
+    names = [(split, name) for pair in pairs for split, name in zip(SPLITS, pair, strict=True) if name]
+    return {list_name(*name): name for name in names}
+
+
+def _make_cut(benchmark: Benchmark, settings: dict[str, Any]) -> Cut:
+    names, starts, ends = ([], []), ([], []), ([], [])
+    for name, (split, step) in list_names(benchmark).items():
+        first, after = map(first_second, span(step))
+        for values, value in ((names, name), (starts, first), (ends, after)):
+            values[SPLITS.index(split)].append(value)
+    return Cut(starts, ends, names, settings["seed"], settings["test_share"])
+
+
 def _reject(skip_bad_rows: bool, dropped: Counter[str], row: BadRow) -> None:
     """Count a bad row by its reason, or raise TicError if bad rows are not to be skipped."""
-    if not skip_bad_rows:
+    if not skip_bad_rows and row.reason != NOT_DOWNLOADED:
         raise TicError(f"{row.message} (--skip-bad-rows leaves such rows out)")
     dropped[row.reason] += 1
 
 
-def make_records(settings: dict[str, Any], rows: list[Row]) -> dict[str, bytes]:
+def make_records(source: Source, cut: Cut, rows: list[Row]) -> dict[str, bytes]:
     """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between."""
-    dataset, records, lines = settings["dataset"], defaultdict(list), []
-    steps = [step.name for step in get_benchmark(settings["benchmark"]).steps]  # a year, or its first and last
-    step_of_year = {year: step for step in steps for year in range(int(step[:4]), int(step[-4:]) + 1)}
+    records, lines = defaultdict(list), []
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n")
     for row in rows:
-        date = datetime.fromtimestamp(row.seconds, UTC)
-        step, uid = step_of_year.get(date.year), make_uid(f"{dataset}/{row.key}")
-        caption = SOURCES[dataset][1](row.texts) if step else ""
-        digest = hashlib.sha256(f"{settings['seed']}/{dataset}/{row.key}".encode()).digest()
-        is_test = int.from_bytes(digest[:8]) < settings["test_share"] * 2.0**64  # both are exact
-        name = OUTSIDE if not step else list_name(SPLITS[is_test], step) if caption else NO_CAPTION
-        writer.writerow((row.key, row.image, caption, date.isoformat().replace("+00:00", "Z")))
+        digest = hashlib.sha256(f"{cut.seed}/{source.dataset}/{row.key}".encode()).digest()
+        is_test = int.from_bytes(digest[:8]) < cut.test_share * 2.0**64  # both are exact
+        name, uid = cut.find(is_test, row.seconds), make_uid(f"{source.dataset}/{row.key}")
+        caption = source.caption(row.texts) if name else ""
+        name = OUTSIDE if not name else name if caption else NO_CAPTION
+        label = row.texts[1:2] if source.has_labels else ()
+        writer.writerow((row.key, row.image, caption, format_time(row.seconds), *label))
         records[uid[:2]].append(f"{uid}\t{name}\t{lines.pop()}")
     return {bucket: "".join(found).encode() for bucket, found in records.items()}
 
 
-def _write_lists(work: Path, steps: list[str], dropped: Counter[str], reject: Callable) -> dict[str, Any]:
+def format_time(seconds: int) -> str:
+    """Return seconds since 1970 as ISO 8601 in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
+
+
+def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str], reject: Callable) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
-    buckets, rows, last = sorted(work.iterdir()), Counter(), b""
-    names = [list_name(split, step) for step in steps for split in SPLITS]
+    new, rows, last, names = work / "new", Counter(), b"", list_names(benchmark)
+    buckets = sorted(path for path in work.iterdir() if path != new)
+    labels = Labels() if "classification" in benchmark.tasks.values() else None
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(work / name, "wb")) for name in names}
+        files = {name: stack.enter_context(open(new / name, "wb")) for name in names}
         for file in files.values():
-            file.write(HEADER)
+            file.write(HEADER if labels is None else LABEL_HEADER)
         for bucket in progress(buckets, "sort", len(buckets), "bucket"):
             lines = bucket.read_bytes().splitlines(keepends=True)
             for record in sorted(lines, key=itemgetter(slice(32))):  # stable: of one key, the row that was read first
@@ -147,14 +240,23 @@ def _write_lists(work: Path, steps: list[str], dropped: Counter[str], reject: Ca
                 elif name in files:
                     files[name].write(line)
                     rows[name] += 1
+                    if labels is not None:
+                        labels.add(*names[name], next(csv.reader([line.decode()]))[-1])
                 else:
                     dropped[name] += 1
                 last = uid
     if not rows:
         raise TicError(f"the input has no row that can be used; dropped: {dict(dropped) or 'none'}")
-    counts = {step: {split: rows[list_name(split, step)] for split in SPLITS} for step in steps}
-    files, read = {name: file_digest(work / name) for name in names}, rows.total() + dropped.total()
-    return {"counts": counts, "read": read, "dropped": dict(sorted(dropped.items())), "files": files}
+    counts = {}
+    for name, (split, step) in names.items():
+        counts.setdefault(step, dict.fromkeys(SPLITS, 0))[split] = rows[name]
+    empty = [step for name, (split, step) in names.items() if split == "train" and not rows[name]]
+    if benchmark.text and empty:
+        advice = "cut other steps (--suggest N shows near-equal ones)"
+        raise TicError(f"step {', '.join(empty)} has no sample to train on; {advice}")
+    files, read = {name: file_digest(new / name) for name in names}, rows.total() + dropped.total()
+    part = {"counts": counts, "read": read, "dropped": dict(sorted(dropped.items())), "files": files}
+    return part if labels is None else {**part, **labels.facts(benchmark.periods)}
 
 
 def list_name(split: str, step: str) -> str:
@@ -166,7 +268,7 @@ def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on."""
     csv.field_size_limit(sys.maxsize)
     with open(path, "rb") as file:
-        first = file.seek(start or len(HEADER))
+        first = file.seek(start) or len(file.readline())
         for row in csv.reader(map(bytes.decode, iter(file.readline, b""))):
             yield first, row
             first = file.tell()
@@ -174,7 +276,7 @@ def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
 
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with open_file(path) if is_remote(path) else open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,10 +5,9 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
-from operator import itemgetter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import unquote, unquote_plus
 
 import ftfy
@@ -17,6 +16,7 @@ from tic_clip import TicError
 
 YFCC_COLUMNS = ("key", "title", "description", "usertags", "dateuploaded")
 REDCAPS_FIELDS = ("image_id", "subreddit", "caption", "created_utc")
+NOT_DOWNLOADED = "not downloaded"  # a reason that is no fault of the table
 MAX_FIELD = 1 << 22  # characters; csv's own limit is 131,072
 YEAR_10000 = 253_402_300_800  # in seconds since 1970
 _FILE_NAME = re.compile(r"(?!\.$)(?!.*\.\.)[^/\\\x00-\x1f\x7f\ufffd]+")
@@ -65,12 +65,25 @@ def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
 
     Bytes that are not UTF-8 become U+FFFD; other columns are ignored. Raises a ``TicError`` if a column is missing.
     """
-    rows = _read_csv(path)
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        for row in read_csv(file, path, YFCC_COLUMNS):
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            where, (key, *texts, timestamp) = row
+            key = key.strip()
+            yield make_row(where, (key,), f"{key[:3]}/{key[3:6]}/{key}.jpg", tuple(texts), timestamp)
+
+
+def read_csv(
+    file: IO[str], path: str, columns: Sequence[str], delimiter: str = ","
+) -> Iterator[tuple[str, list[str]] | BadRow]:
+    """Yield (where it stands, the fields of ``columns``) of each row; a TicError names the columns that are missing."""
+    rows = _read_fields(file, delimiter)
     _, header = next(rows, (1, []))
     header = [name.strip() for name in header] if isinstance(header, list) else []
-    if missing := [name for name in YFCC_COLUMNS if name not in header]:
-        raise TicError(f"{path} has no column {', '.join(missing)}")
-    pick = itemgetter(*map(header.index, YFCC_COLUMNS))
+    check_columns(path, columns, header)
+    places = list(map(header.index, columns))
     for number, (line, fields) in enumerate(rows, 1):
         where = f"{path}, row {number} (line {line})"
         if isinstance(fields, csv.Error):
@@ -78,12 +91,16 @@ def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
         elif len(fields) != len(header):
             yield BadRow("wrong number of fields", f"{where} has {len(fields)} fields, not {len(header)}")
         else:
-            key, *texts, timestamp = pick(fields)
-            key = key.strip()
-            yield make_row(where, (key,), f"{key[:3]}/{key[3:6]}/{key}.jpg", tuple(texts), timestamp)
+            yield where, [fields[place] for place in places]
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def check_columns(path: str, columns: Iterable[str], header: Collection[str]) -> None:
+    """Raise a TicError that names the columns that are missing, and those that are there."""
+    if missing := [name for name in columns if name not in header]:
+        raise TicError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+
+
+def _read_fields(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Yield (line number, fields) of each row; for a row whose quotes are wrong the error in place of its fields.
 
     Only the first line of such a row is dropped, so that a quote without an end takes no other row with it.
@@ -96,20 +113,19 @@ def _read_csv(path: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
             taken.append(line)
             yield line.rstrip("\r\n").replace("\r", " ") + "\n"  # csv would end the row at a single carriage return
 
-    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        while True:
-            try:
-                for fields in csv.reader(read_lines(), strict=True):
-                    if fields:  # else an empty line
-                        yield number, fields
-                    number += len(taken)
-                    taken.clear()
-                return
-            except csv.Error as error:
-                yield number, error
-                number += 1
-                again.extendleft(reversed(taken[1:]))
+    while True:
+        try:
+            for fields in csv.reader(read_lines(), strict=True, delimiter=delimiter):
+                if fields:  # else an empty line
+                    yield number, fields
+                number += len(taken)
                 taken.clear()
+            return
+        except csv.Error as error:
+            yield number, error
+            number += 1
+            again.extendleft(reversed(taken[1:]))
+            taken.clear()
 
 
 def read_redcaps(path: str) -> Iterator[Row | BadRow]:

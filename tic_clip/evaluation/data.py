@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
-
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import CLASSNAMES, TEMPLATES, imagenet_texts
 from tic_clip.data.split import CLIP_BENCHMARK_DIR, SIZES, SUBSET, list_shards, sizes_if_known
 from tic_clip.data.tar import IMAGES, Buffer, Sample, open_shard, samples
+from tic_clip.data.uids import UID
 from tic_clip.storage import exists, list_files, list_folders, open_file, read_bytes
 
 LABEL = {"retrieval": "txt", "classification": "cls"}
@@ -93,8 +92,9 @@ def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, fir
             _read_shard(path, count, kinds, found, skip_bad)
     if not found.samples:
         raise TicError(f"{folder} holds no sample" + (" that can be used" if found.dropped else ""))
-    listed = _count_listed_uids(folder)
-    found.coverage = (len(found) + found.dropped.total()) / listed if listed else None
+    for _, size in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:  # the list of all its parts
+        num_listed = size // UID.itemsize - 8  # behind NumPy's header of 128 bytes
+        found.coverage = (len(found) + found.dropped.total()) / num_listed
     return found
 
 
@@ -164,15 +164,6 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
     return sizes_if_known(folder)
 
 
-def _count_listed_uids(folder: str) -> int | None:
-    """Return how many UIDs the list of a split has; each part of a split has the whole list."""
-    for path, _ in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:
-        with open_file(path) as file:
-            np.lib.format.read_magic(file)
-            return np.lib.format.read_array_header_1_0(file)[0][0]
-    return None
-
-
 def read_classes(folder: str) -> Classes:
     """Return the class names and templates of a task: its own, those of the folder above, or for images ImageNet's.
 
@@ -197,8 +188,7 @@ def read_classes(folder: str) -> Classes:
 
 def imagenet_classes() -> Classes:
     """Return ImageNet's class names and prompt templates, as OpenCLIP has them."""
-    texts = imagenet_texts()
-    return Classes(tuple(texts[CLASSNAMES]), tuple(texts[TEMPLATES]))
+    return Classes(*map(tuple, imagenet_texts().values()))
 
 
 def _read_lines(folder: str, name: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tic_clip import TicError, lookup, metrics
+from tic_clip import TicError, metrics
 from tic_clip.cli import progress
 from tic_clip.data.tar import UNUSABLE
 from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
@@ -24,7 +24,7 @@ from tic_clip.evaluation.results import RESULTS, append_result, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
 from tic_clip.runs import versions
-from tic_clip.storage import is_dir, is_remote, read_json
+from tic_clip.storage import is_dir, local_folder, read_json
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 """OpenCLIP's names for them: weights in float32, and what autocast computes in."""
@@ -43,12 +43,6 @@ class Settings:
     force: bool = False  # also what has a result
     models_at_once: int = 8  # in memory, of one architecture: a batch is decoded once for them
     skip_bad: bool = False  # count unusable samples in place of an error
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("models_at_once", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise TicError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
-        lookup(PRECISIONS, "precision", self.precision)
 
 
 def evaluate(
@@ -100,10 +94,7 @@ def list_pending(
     models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
 ) -> list[tuple[Model, list[Task]]]:
     """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
-    if is_remote(output_dir):
-        raise TicError(f"{output_dir}: results are appended line by line, so they need a folder on a local disk")
-    path = Path(output_dir) / RESULTS
-    latest = {}
+    path, latest = local_folder(output_dir) / RESULTS, {}  # appended line by line, as no cloud can
     for result in read_results(path) if path.exists() and not settings.force else []:
         state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
         latest[result["model"]["name"], result["key"]] = state
@@ -203,10 +194,7 @@ class Encoder:
 @lru_cache(maxsize=1)
 def _tokenize(tokenizer: Any, classes: Classes) -> Any:
     """Return the tokens (C · T, L) of each class name in each template, once for all models of an architecture."""
-    try:
-        return tokenizer([template.format(c=name) for name in classes.names for template in classes.templates])
-    except (LookupError, ValueError) as error:
-        raise TicError(f"a prompt template is not one with {{c}} for the name: {error!r}") from None
+    return tokenizer([template.replace("{c}", name) for name in classes.names for template in classes.templates])
 
 
 def score(

@@ -5,16 +5,18 @@ Keys are ``tic/{dataset}/{task}/{cadence}/{period}``, with data in
 ``tasklist.yml``, its data are in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its entry names.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError
-from tic_clip.benchmarks import BENCHMARKS, Benchmark
+from tic_clip import TicError, lookup
+from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.evaluation.results import task_key
 from tic_clip.metrics import KS, MAIN_METRIC
-from tic_clip.storage import is_remote
+from tic_clip.runs import BENCHMARK_FILE
+from tic_clip.storage import exists, is_remote
 
 METRICS = {
     "retrieval": ("mean_recall@1", *(f"{which}_retrieval_recall@{k}" for which in ("image", "text") for k in KS)),
@@ -66,8 +68,21 @@ def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
     return tasks
 
 
+def groups_of(benchmark: Benchmark) -> list[str]:
+    """Return the groups of a benchmark's tasks, such as ``tic/datacomp/retrieval/yearly``."""
+    return [task_key(benchmark, task, "").rstrip("/") for task in benchmark.tasks]
+
+
 def find_tasks(name: object, data_dir: str) -> list[Task]:
-    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``."""
+    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``.
+
+    A user's own benchmark is described by the benchmark.yaml beside its data.
+    """
+    found = re.fullmatch(r"tic/([\w.-]+)/[\w.-]+/([\w.-]+)(/[\w.-]+)?", str(name))
+    if found and found[1] not in {benchmark.dataset for benchmark in BENCHMARKS.values()}:
+        path = f"{data_dir or '.'}/tic/{found[1]}/{found[2]}/{BENCHMARK_FILE}"
+        if exists(path):
+            get_benchmark(path)
     tasks = [task for benchmark in BENCHMARKS.values() for task in tasks_of(benchmark, data_dir)]
     matches = [task for task in tasks if name in (task.key, task.group)]
     if not matches:
@@ -88,13 +103,11 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
     """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task."""
     import yaml
 
-    if not Path(path).exists():
-        raise TicError(f"{path} is missing: dataset_creation/tic-datacomp/generate_tasklist.py writes a list of tasks")
     try:
         entries = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TicError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(entries, dict) or not entries:
+    if not isinstance(entries, dict):
         raise TicError(f"{path} is not a list of tasks: its top level must have task keys")
     tasks = []
     try:
@@ -108,25 +121,18 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
 
 def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
     """Return a task of no benchmark: a webdataset as clip_benchmark has them, or a folder of images for each class."""
-    if not isinstance(entry, dict):
-        raise TicError(f"task {key} has {entry!r} in place of fields ({', '.join(FIELDS)})")
-    if unknown := [field for field in entry if field not in FIELDS]:
-        raise TicError(f"task {key} has {unknown[0]!r}; a task may have {', '.join(FIELDS)}")
+    if not isinstance(entry, dict) or set(entry) - set(FIELDS):
+        raise TicError(f"task {key} has {entry!r}; a task may have {', '.join(FIELDS)}")
     kind = entry.get("kind", "retrieval" if key.startswith("retrieval/") else "classification")
-    if kind not in METRICS:
-        raise TicError(f"task {key} is of kind {kind!r}; the kinds are {', '.join(METRICS)}")
-    metric, size = entry.get("main_metric", MAIN_METRIC[kind]), entry.get("size")
-    if metric not in METRICS[kind] or key.startswith(("wilds/", "fairness/", "misc/")):
-        known = ", ".join(METRICS[kind])
-        raise TicError(f"task {key} needs DataComp's own evaluate.py; a {kind} task here has {known}")
-    if size is not None and type(size) is not int:
-        raise TicError(f"task {key} has a size of {size!r}, which is not a number of samples")
+    known, metric = lookup(METRICS, "kind of task", kind, "kinds"), entry.get("main_metric", MAIN_METRIC.get(kind))
+    if metric not in known or key.startswith(("wilds/", "fairness/", "misc/")):
+        raise TicError(f"task {key} needs DataComp's own evaluate.py; a {kind} task here has {', '.join(known)}")
     folder = str(entry.get("folder", f"wds_{key.replace('/', '-')}_test"))
     if not is_remote(folder) and not folder.startswith("/"):
         folder = f"{data_dir.rstrip('/')}/{folder}"
     missing = f"{folder} is missing: it must be a webdataset of clip_benchmark's, or have a folder of images a class"
     fields = {"key": key, "name": str(entry.get("name", key)), "kind": kind, "folder": folder, "main_metric": metric}
-    return Task(**fields, size=size, missing_message=missing)
+    return Task(**fields, size=entry.get("size"), missing_message=missing)
 
 
 def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False) -> dict[str, dict[str, Any]]:

@@ -1,37 +1,45 @@
 """The settings of a run: a table of scales, and ``Config``, whose fields are the flags of scripts/train.py."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
-from tic_clip.storage import is_remote, to_path
+from tic_clip.storage import is_remote, read_yaml, to_path
 from tic_clip.training.methods import METHODS
+
+Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
 
-    batch_size: int
-    samples_per_step: int
-    warmup: int  # iterations, of a step that starts from random weights
-    next_warmup: int = 0  # iterations, of a step that starts from a trained model
+    batch_size: Count
+    samples_per_step: Count
+    warmup: CountOr0  # iterations, of a step that starts from random weights
+    next_warmup: CountOr0 = 0  # iterations, of a step that starts from a trained model
     model: str = "ViT-B-16"
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.2
-    beta2: float = 0.98
-    checkpoints: int = 5  # a step
-    max_kept: int = 7  # checkpoints of a step on the disk: these five and the two newest in between
-    resume_every: int = 300  # iterations, about, between two places where training can be resumed
-    log_every: int = 100  # iterations
+    learning_rate: Annotated[float, Meta(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.2
+    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.98
+    checkpoints: Count = 5  # a step
+    max_kept: Count = 7  # checkpoints of a step on the disk: these five and the two newest in between
+    resume_every: Count = 300  # iterations, about, between two places where training can be resumed
+    log_every: Count = 100  # iterations
     grad_checkpointing: bool = True
-    workers: int = 4  # a rank
+    workers: CountOr0 = 4  # a rank
 
 
 SCALES = {
@@ -65,6 +73,23 @@ SCALES = {
 }
 
 
+def get_scale(name: str) -> Scale:
+    """Return the scale called ``name``, or that of the YAML file ``name``.
+
+    Raises:
+        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return lookup(SCALES, "scale", name)
+    values, keys = read_yaml(name, dict), [each.name for each in fields(Scale)]
+    if unknown := [key for key in values if key not in keys]:
+        raise TicError(f"{name}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")
+    try:
+        return msgspec.convert(values, Scale, strict=False)  # YAML reads 1e-4 as a text
+    except msgspec.ValidationError as error:
+        raise TicError(f"{name}: {error}") from None
+
+
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
     """Return an argparse type: parsed text that ``is_valid``; ``description`` completes "it is not …" of an error."""
 
@@ -88,9 +113,15 @@ def _numbers(text: str) -> tuple[float, ...]:
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
+start_model = _value(
+    str,
+    lambda text: Path(text).is_file() or names_model(text),
+    'a file on this disk, nor a model as "ViT-B-32 laion2b_s34b_b79k" or hf-hub:OWNER/NAME',
+)
 boolean = _value(lambda text: BOOLEANS.get(text.lower()), lambda value: value is not None, "one of 0, 1, no, yes")
 whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
+random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1")
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
@@ -111,22 +142,24 @@ class Config:
     ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
     """
 
-    benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)} (default: datacomp)", "datacomp")
+    benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
     method: str = _flag(str, f"one of {', '.join(METHODS)}", MISSING)
-    scale: str = _flag(str, f"one of {', '.join(SCALES)}", MISSING)
+    scale: str = _flag(str, f"one of {', '.join(SCALES)}, or a path.yaml", MISSING)
     step: str = _flag(str, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
     data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
     filter: str | None = _flag(str, "of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
-    seed: int = _flag(whole_or_0, "of weights, order and augmentation (default: 0)", 0)
+    seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
     model: str | None = _flag(str, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
     batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
     budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(str, "a checkpoint to start from (default: random weights)")
+    init: str | None = _flag(
+        start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
+    )
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
     next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
     keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
@@ -140,12 +173,25 @@ class Config:
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
 
 
+def names_model(init: str) -> bool:
+    """Return whether ``--init`` is not a file but a model that OpenCLIP fetches: ``ARCH TAG``, ``hf-hub:…``."""
+    return not Path(init).is_file() and (init.startswith(HUB) or len(init.split()) == 2)
+
+
+def init_path(config: Config) -> str | None:
+    """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
+    if config.init is None or not names_model(config.init):
+        return config.init
+    name = re.sub(r"[^\w.-]+", "_", config.init)
+    return str(Path(config.output_dir) / "init/checkpoints" / f"{name}.pt")
+
+
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
     given = {each.name: getattr(config, each.name, None) for each in fields(Scale)}
-    return replace(
-        lookup(SCALES, "scale", config.scale), **{name: value for name, value in given.items() if value is not None}
-    )
+    if config.init and names_model(config.init) and not config.init.startswith(HUB):
+        given["model"] = config.model or config.init.split()[0]
+    return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
 
 
 OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}

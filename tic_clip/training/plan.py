@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import msgspec
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import Benchmark, cutoff, get_benchmark
+from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
-from tic_clip.models import check_architecture, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
-from tic_clip.training.config import Config, Scale, scale_of, to_flags
+from tic_clip.timeline import cutoff
+from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
 
@@ -38,7 +39,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     check_architecture(scale.model)
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
-    start = config.init
+    start = init_path(config)
     if t > first and method.start != "random":
         last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
         start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
@@ -47,7 +48,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "benchmark": benchmark.name,
         "filter": selection,
         "method": method.name,
-        "scale": config.scale,
+        "scale": Path(config.scale).stem,
         "step": step.name,
         "cutoff": step.cutoff,
         "model": scale.model,
@@ -262,7 +263,10 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    if start != config.init:
+    if start == init_path(config) != config.init and not Path(start).exists():
+        check_pretrained(config.init, plan["model"])
+        return False
+    if start != init_path(config):
         before = Path(start).parents[1]
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}

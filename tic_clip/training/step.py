@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError, package_file, storage
-from tic_clip.runs import last_checkpoint, read_done
+from tic_clip.benchmarks import get_benchmark
+from tic_clip.models import save_pretrained
+from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
-from tic_clip.training.config import Config, scale_of
+from tic_clip.training.config import Config, init_path, scale_of
 from tic_clip.training.patching import patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 
@@ -91,7 +93,10 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
         checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
         return True
     check_ready(config)
+    keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
+    if start and start == init_path(config) != config.init and not Path(start).exists():
+        save_pretrained(config.init, plan["model"], start)
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
     return False

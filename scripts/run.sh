@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Any benchmark, with any method and scale; your own from its benchmark.yaml: see docs/own_data.md.
+#
+#   BENCHMARK=lists/benchmark.yaml SOURCE=images DATA_DIR=data METHOD=cumulative SCALE=tic_redcaps bash scripts/run.sh
+#   DRY_RUN=1 BENCHMARK=lists/benchmark.yaml DATA_DIR=data METHOD=oracle SCALE=my_scale.yaml bash scripts/run.sh
+#
+# BENCHMARK is a name, or the file that dataset_creation/create_splits.py has written. With SOURCE, a folder of images or
+# archives, the lists beside that file are packed first; without it the shards must be in DATA_DIR. Writes
+# OUTPUT_DIR/NAME/METHOD/. Killed and started again, it goes on where it was.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
+
+[ -n "${BENCHMARK:-}" ] || fail "BENCHMARK is not set: give a name or a benchmark.yaml (--help shows how)"
+run

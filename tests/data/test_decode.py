@@ -1,0 +1,70 @@
+import io
+import random
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tic_clip.data.decode import BadImage, decode_image
+
+Image.init()
+WITHOUT_READER = {"BUFR", "EPS", "GRIB", "HDF5", "PALM", "WMF"}  # or only with a program beside Pillow
+FORMATS = sorted((Image.SAVE.keys() & Image.OPEN.keys()) - WITHOUT_READER)
+
+
+def encode(kind, size=(24, 16)):
+    """The bytes of a gradient in a format, in the first mode that it has."""
+    pixels = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
+    for mode in ("RGB", "P", "L", "1", "F"):
+        file = io.BytesIO()
+        try:
+            Image.fromarray(pixels).convert(mode).save(file, kind)
+            return file.getvalue()
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"Pillow does not write {kind}")
+
+
+def png(width, height):
+    """A PNG of one colour whose pixels are a few bytes, however many there are."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 7) // 8 + 1) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_whatever_is_wrong_with_a_file_is_a_bad_image(kind):
+    data = encode(kind)
+    assert decode_image(data).mode == "RGB"
+    choose = random.Random(kind)
+    for _ in range(60):
+        damaged = bytearray(data[: choose.choice((len(data), choose.randrange(len(data))))])
+        for _ in range(choose.randrange(1, 6) if damaged else 0):
+            damaged[choose.randrange(min(len(damaged), choose.choice((40, len(damaged)))))] = choose.randrange(256)
+        with suppress(BadImage):
+            assert decode_image(bytes(damaged)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((10_000, 5_001), "10000 × 5001 pixels are more than 50 megapixels"),
+        ((30_000, 30_000), "DecompressionBombError: Image size"),
+        ((1, 10_000), "1 × 10000 pixels: one side is over 100 times the other"),
+    ],
+)
+def test_what_is_too_large_is_not_decoded(size, message):
+    with pytest.raises(BadImage, match=message):
+        decode_image(png(*size))
+
+
+@pytest.mark.parametrize("size", [(10_000, 5_000), (1, 100)])
+def test_what_is_just_small_enough(size):
+    assert decode_image(png(*size)).size == size

@@ -1,0 +1,224 @@
+"""A user's own table and its images to shards: paths, zips, tars, images in Parquet, labels, equal images."""
+
+import csv
+import hashlib
+import json
+import tarfile
+import zipfile
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_script, tree, write_tar
+from miniature import picture
+
+from tic_clip.data.own import create_own_splits
+from tic_clip.data.pack import create_tars
+from tic_clip.data.tables import Columns
+from tic_clip.data.uids import make_uid
+from tic_clip.data.verify import verify
+from tic_clip.evaluation.data import read_images, read_set
+from tic_clip.evaluation.tasks import find_tasks
+
+COLUMNS = {"image": "file", "caption": "text", "date": "taken"}
+ROWS = [
+    {"file": f"{('cats', 'dogs', 'owls')[i % 3]}/{i // 3}.jpg", "text": f"text {i}", "taken": f"{2014 + i % 2}"}
+    for i in range(60)
+]
+for row in ROWS:
+    row["kind"] = row["file"].split("/")[0]
+
+
+def is_test(key, share=0.5):
+    return int(hashlib.sha256(f"0/mine/{key}".encode()).hexdigest(), 16) < share * 2**256
+
+
+def key_of(row):
+    return row["file"].removesuffix(".jpg")
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """Make the lists of rows and pack them; returns {folder below DATA/tic/mine/yearly: {key: members}}."""
+
+    def call(rows=ROWS, out="data", label="", images="images", **settings):
+        with open(tmp_path / "t.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+        columns, flags = Columns(**COLUMNS, label=label), {"name": "mine", "every": "year", "test_share": 0.5}
+        create_own_splits([str(tmp_path / "t.csv")], str(tmp_path / "lists"), columns, **flags, overwrite=True)
+        call.splits, call.dropped = create_tars(
+            str(tmp_path / "lists"), str(tmp_path / images), str(tmp_path / out), **settings
+        )
+        return packed(tmp_path / out)
+
+    return call
+
+
+def packed(data):
+    found = {}
+    for path in sorted((data / "tic/mine/yearly").rglob("00*.tar")):
+        folder = found.setdefault(str(path.parent.relative_to(data / "tic/mine/yearly")), {})
+        with tarfile.open(path) as tar:
+            samples = defaultdict(dict)
+            for one in tar:
+                name, _, suffix = one.name.partition(".")
+                samples[name][suffix] = tar.extractfile(one).read()
+        folder |= {json.loads(members["json"])["key"]: members for members in samples.values()}
+    return found
+
+
+def save(folder, rows=ROWS):
+    for row in rows:
+        path = folder / row["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(row["file"]))
+
+
+def test_files_zips_and_tars(tmp_path, pack):
+    """A path in an archive may begin with folders that the table does not name; dogs/7.jpg is not owls/7.jpg."""
+    rows = [row for row in ROWS if row["file"] not in ("owls/7.jpg", "cats/3.jpg")]
+    save(tmp_path / "images", rows)
+    found = pack(rows)
+    folders = {f"{kind}/{year}" for kind in ("train", "eval/retrieval") for year in (2014, 2015)}
+    assert set(found) == folders
+    for row in rows:
+        folder = f"{'eval/retrieval' if is_test(key_of(row)) else 'train'}/{row['taken']}"
+        assert found[folder][key_of(row)]["jpg"] == picture(row["file"])
+    for folder in folders:
+        assert list(verify(str(tmp_path / "data/tic/mine/yearly" / folder))) == []
+    (tmp_path / "archives").mkdir()
+    save(tmp_path / "archives", rows[:10])
+    with zipfile.ZipFile(tmp_path / "archives/z.zip", "w") as archive:
+        for row in rows[10:30]:
+            archive.writestr(f"all/of/{row['file']}", picture(row["file"]))
+    members = {f"./pool/{row['file']}": picture(row["file"]) for row in rows[30:]}
+    write_tar(tmp_path / "archives/t.tar", [*members.items(), ("./notes.txt", b"of no interest")])
+    assert pack(ROWS, "again", images="archives", num_workers=2) == found
+    assert dict(pack.dropped) == {"no image file": 2}
+    assert (tmp_path / "again/tic/mine/yearly/benchmark.yaml").read_bytes() == (
+        tmp_path / "lists/benchmark.yaml"
+    ).read_bytes()
+    assert len(find_tasks("tic/mine/retrieval/yearly", str(tmp_path / "again"))) == 2
+
+
+def test_shards_in_the_folder_of_the_images_are_not_images(tmp_path, pack):
+    save(tmp_path)
+    found = pack(out=".", images=".")
+    assert pack(out=".", images=".", overwrite=True) == found
+
+
+def test_a_damaged_tar_is_one_line(tmp_path, pack):
+    save(tmp_path / "images")
+    (tmp_path / "images/cut.tar").write_bytes(b"x" * 600)
+    with pytest.raises(ValueError, match=r"images/cut\.tar: damaged header at byte 0"):
+        pack()
+
+
+def test_the_tars_of_img2dataset(tmp_path):
+    (tmp_path / "in").mkdir()
+    keys = [f"{i:09d}" for i in range(1, 9)]
+    table = {"key": keys, "caption": keys, "status": ["success"] * 8, "taken": [2014] * 8}
+    pq.write_table(pa.table(table), tmp_path / "in/00000.parquet")
+    write_tar(tmp_path / "in/00000.tar", [(f"{key}.{end}", picture(key)) for key in keys for end in ("jpg", "txt")])
+    columns = ("--image", "key", "--caption", "caption", "--date", "taken")
+    flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
+    done = run_script("dataset_creation/create_splits.py", "in", *columns, *flags, cwd=tmp_path)
+    assert done.stdout.endswith(
+        "next: python dataset_creation/create_tars.py --csv-path lists --image-path IMAGES --output-path data\n"
+    )
+    flags = ("--csv-path", "lists", "--image-path", "in", "--output-path", "data")
+    assert run_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).returncode == 0
+    found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
+    assert found == {key: picture(key) for key in keys}
+
+
+def test_images_in_parquet(tmp_path):
+    rows = [{"file": {"bytes": picture(f"{i}"), "path": None}, "text": f"{i}", "taken": 2014} for i in range(9)]
+    pq.write_table(
+        pa.Table.from_pylist([*rows, {**rows[0], "file": {"bytes": b"no", "path": None}}]), tmp_path / "t.parquet"
+    )
+    columns = [part for name, column in COLUMNS.items() for part in (f"--{name}", column)]
+    flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
+    done = run_script("dataset_creation/create_splits.py", "t.parquet", *columns, *flags, cwd=tmp_path)
+    note, command = done.stdout.splitlines()[-2:]
+    assert note == "the images are in lists/images"
+    done = run_script(command.split()[2], *command.split()[3:], cwd=tmp_path)
+    assert done.stdout.endswith("dropped: 1 not an image\n")
+    found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
+    assert found == {f"t.parquet/{i + 1}": picture(f"{i}") for i in range(9)}
+
+
+def test_a_test_image_that_is_in_a_training_set_is_left_out(tmp_path, pack):
+    """Whatever its step; also where the training sets are there already. What is in two test sets stays in both."""
+    trained = [row for row in ROWS if not is_test(key_of(row))]
+    tested = [row for row in ROWS if is_test(key_of(row))]
+    first, second = (next(row for row in tested if row["taken"] == year) for year in ("2014", "2015"))
+    tested = [first, second, *(row for row in tested if row not in (first, second))]
+    save(tmp_path / "images")
+    for row, other in ((tested[0], trained[0]), (tested[1], trained[0]), (tested[2], tested[3])):
+        (tmp_path / "images" / row["file"]).write_bytes(picture(other["file"]))
+    found = pack()
+    left = {key for folder, samples in found.items() if "eval" in folder for key in samples}
+    assert left == {key_of(row) for row in tested[2:]}
+    assert dict(pack.dropped) == {"test image that is also in train": 2}
+    meta = json.loads((tmp_path / "data/tic/mine/yearly/eval/retrieval/2014/meta.json").read_text())
+    assert meta["dropped"] == {"test image that is also in train": 1}
+    for year in ("2014", "2015"):
+        (tmp_path / f"data/tic/mine/yearly/eval/retrieval/{year}/meta.json").unlink()
+        (tmp_path / f"data/tic/mine/yearly/eval/retrieval/{year}/00000000.tar").unlink()
+    before = tree(tmp_path / "data/tic/mine/yearly/train")
+    assert pack() == found
+    assert tree(tmp_path / "data/tic/mine/yearly/train") == before
+
+
+def test_labels_become_classification(tmp_path, pack):
+    """Class ids are those of the sorted names; of each class the first images by UID; what is missing is said."""
+    rows = [{**row, "kind": "" if row["file"] == "cats/0.jpg" else row["kind"]} for row in ROWS]
+    rows = [row for row in rows if row["kind"] != "owls" or row["taken"] == "2015"]
+    save(tmp_path / "images")
+    pack(rows, label="kind", max_per_class=3, templates=("a drawing of {c}.",))
+    root = tmp_path / "data/tic/mine/yearly"
+    notes = {split.path.removeprefix(f"{root}/"): split.note for split in pack.splits if split.note}
+    assert notes == {"eval/labels/2014": "2 of 3 classes", "eval/labels/2015": "3 of 3 classes"}
+    for year in ("2014", "2015"):
+        found = read_set(str(root / "eval/labels" / year), {"classification"})
+        assert found.classes == (("cats", "dogs", "owls"), ("a drawing of {c}.",))
+        expected = defaultdict(list)
+        for row in sorted(rows, key=lambda row: make_uid(f"mine/{key_of(row)}")):
+            if is_test(key_of(row)) and row["taken"] == year and row["kind"]:
+                expected[("cats", "dogs", "owls").index(row["kind"])].append(picture(row["file"]))
+        assert max(map(len, expected.values())) > 3
+        images = defaultdict(list)
+        for sample, data in zip(found.samples, read_images(found.samples), strict=True):
+            images[sample.label].append(data)
+        assert images == {label: data[:3] for label, data in expected.items()}
+        assert (root / f"eval/labels/{year}/dataset_type.txt").read_text() == "classification\n"
+        assert list(verify(str(root / f"eval/labels/{year}"))) == []
+    assert len(np.load(root / "classes.npy")) == sum(
+        len(np.load(root / f"uids/eval/labels/{y}.npy")) for y in (2014, 2015)
+    )
+    assert len(find_tasks("tic/mine/labels/yearly", str(tmp_path / "data"))) == 2
+    before = tree(root)
+    pack(rows, label="kind", max_per_class=3, templates=("a drawing of {c}.",), num_workers=2)
+    assert all(split.reused for split in pack.splits)
+    assert tree(root) == before
+    with pytest.raises(ValueError, match=r"labels/2014 was made with other arguments: subset .* give --overwrite"):
+        pack(rows, label="kind", max_per_class=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--template", "a photo"), "--template 'a photo' must have {c} once"),
+        (("--template", "a {c} of {d}"), "--template 'a {c} of {d}' must have {c} once"),
+        (("--max-per-class", "0"), "--max-per-class must be at least 1, not 0"),
+    ],
+)
+def test_bad_flags(tmp_path, flags, message):
+    folders = ("--csv-path", ".", "--image-path", ".", "--output-path", "data")
+    done = run_script("dataset_creation/create_tars.py", *folders, *flags, cwd=tmp_path)
+    assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (1, True, 1)

@@ -1,0 +1,70 @@
+"""From a user's own table or pool to the report, through the commands; docs/own_data.md does so with a CSV."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from forked import Script
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+YEARS = ("2021", "2022")
+SCALE = "model: ViT-Tiny-8-48\nbatch_size: 8\nsamples_per_step: 32\nwarmup: 1\ncheckpoints: 1\nworkers: 0\n"
+
+
+def image(number):
+    file = io.BytesIO()
+    Image.new("RGB", (48, 48), (3 * number, 255 - 3 * number, number % 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+def script(name, *arguments):
+    command = [sys.executable, ROOT / "dataset_creation" / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_parquet(folder):
+    """80 images in a table as the hub has them, in two classes and two years; 2021 in milliseconds."""
+    rows = [
+        {
+            "image": {"bytes": image(n), "path": f"{n}.png"},
+            "text": f"image {n}",
+            "date": 1_609_500_000_000 + n % 2 * 31_536_000_000,
+            "kind": ["odd", "even"][n // 2 % 2],
+        }
+        for n in range(80)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.parquet")
+
+
+def test_from_parquet_with_images_to_the_report(tmp_path):
+    write_parquet(tmp_path)
+    columns = ("--image", "image", "--caption", "text", "--date", "date", "--label", "kind")
+    lists = ("--name", "mine", "--every", "year", "--test-share", "0.4", "--output-path", tmp_path / "lists")
+    script("create_splits.py", tmp_path / "table.parquet", *columns, *lists)
+    check_report(tmp_path, ["retrieval", "labels"], SOURCE=str(tmp_path / "lists/images"))
+
+
+def check_report(folder, tasks, **settings):
+    """Train, evaluate and report with run.py, and look at what came out."""
+    (folder / "scale.yaml").write_text(SCALE)
+    settings |= {"BENCHMARK": str(folder / "lists/benchmark.yaml"), "SCALE": str(folder / "scale.yaml")}
+    settings |= {"METHOD": "cumulative", "DATA_DIR": str(folder / "data"), "OUT": str(folder / "out")}
+    done = Script(ROOT / "scripts/run.py", **settings).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "lists/benchmark.yaml").unlink()
+    again = Script(
+        ROOT / "scripts/report.py", folder / "out", "--out", folder / "out"
+    ).wait()  # from the run's own copy
+    assert again.returncode == 0, again.stderr
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert (summary["benchmark"], summary["steps"], list(summary["tasks"])) == ("mine", list(YEARS), tasks)
+    for task in summary["tasks"].values():
+        assert [[0 <= value <= 1 for value in row] for row in task["matrix"]] == [[True, True]] * 2
+    assert "mine, cumulative: retrieval" in (folder / "out/report.html").read_text()

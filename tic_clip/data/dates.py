@@ -1,0 +1,116 @@
+"""Read dates as tables have them: ISO 8601, seconds or milliseconds since 1970, years, a strftime format; in UTC."""
+
+import datetime
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tic_clip import TicError
+from tic_clip.timeline import DAY, name_span, span
+
+FORMATS = ("auto", "year", "s", "ms")  # anything else is a format of strftime
+MILLISECONDS = 1e11  # from this number on, which is the year 5138 in seconds and 1973 in milliseconds
+FIRST, LAST = -62_135_596_800, 253_402_300_799  # seconds of the years 1 to 9999
+CALENDAR = (1800, 2200)  # years of digits that are read as a date (2020, 202003, 20200331), not as seconds
+EPOCH = datetime.date(1970, 1, 1).toordinal()
+
+
+class Date(NamedTuple):
+    """What stands in the column of dates: the ``seconds`` since 1970, or None; and where, and as which text."""
+
+    seconds: int | None
+    where: str
+    text: str
+
+
+def parse_date(value: object, form: str = "auto") -> int:
+    """Return a date as seconds since 1970 (UTC); raise a ValueError if it is none of that form."""
+    if isinstance(value, str):
+        value = value.strip()
+    try:
+        seconds = math.floor(_parse(value, form))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    if not FIRST <= seconds <= LAST:
+        raise ValueError("not in the years 1 to 9999")
+    return seconds
+
+
+def _parse(value: object, form: str) -> float:
+    if isinstance(value, datetime.date):  # a datetime, too
+        return _seconds(value)
+    if form == "year":
+        return _seconds(datetime.date(int(value), 1, 1))
+    if form in ("s", "ms"):
+        return float(value) / (1000 if form == "ms" else 1)
+    if form != "auto":
+        return _seconds(datetime.datetime.strptime(str(value), form))
+    text = str(value)
+    if re.fullmatch(r"\d{4}|\d{6}|\d{8}", text) and CALENDAR[0] <= int(text[:4]) < CALENDAR[1] and (days := span(text)):
+        return _seconds(days[0])
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return _seconds(datetime.datetime.fromisoformat(text))
+    return number / 1000 if abs(number) > MILLISECONDS else number
+
+
+def _seconds(date: datetime.date) -> float:
+    """Return the seconds of a date; a day is its first second, a time without a zone is of UTC."""
+    if not isinstance(date, datetime.datetime):
+        date = datetime.datetime(date.year, date.month, date.day)
+    return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def read_date(value: object, form: str, where: str) -> Date:
+    """Return a date, or where there is none."""
+    try:
+        return Date(parse_date(value, form), where, str(value))
+    except ValueError:
+        return Date(None, where, "" if value is None else str(value))
+
+
+def first_second(day: datetime.date) -> int:
+    """Return the seconds since 1970 of the beginning of a day."""
+    return (day.toordinal() - EPOCH) * 86_400
+
+
+def count_months(dates: Iterable[Date], skip_bad_rows: bool) -> Counter[datetime.date]:
+    """Return the dates in each month, by its first day; a TicError says how many are none, and shows three."""
+    months, bad, first = Counter(), 0, []
+    for date in dates:
+        if date.seconds is None:
+            bad += 1
+            first += [f"{date.where}: {date.text[:60]!r}"] * (bad <= 3)
+            continue
+        day = datetime.date.fromordinal(EPOCH + date.seconds // 86_400)
+        months[day.replace(day=1)] += 1
+    if bad and not skip_bad_rows:
+        advice = "--date-format says how they are written, --skip-bad-rows leaves such rows out"
+        raise TicError(f"{bad:,} dates can't be read ({'; '.join(first)}); {advice}")
+    if not months:
+        raise TicError(f"the input has no row with a date ({bad:,} can't be read)")
+    return months
+
+
+def month_after(month: datetime.date) -> datetime.date:
+    """Return the first day of the next month."""
+    return (month + 31 * DAY).replace(day=1)
+
+
+def suggest_steps(months: Counter[datetime.date], steps: int) -> list[tuple[str, int]]:
+    """Return (name, samples) of near-equal steps, which begin where a month does; a TicError if there are too few."""
+    names = sorted(months)
+    if not 1 <= steps <= len(names):
+        raise TicError(f"--suggest {steps}: the rows are in {len(names)} months, so give 1 to {len(names)}")
+    totals, cuts = [0], [0]
+    for name in names:
+        totals.append(totals[-1] + months[name])
+    for step in range(1, steps):
+        choices = range(cuts[-1] + 1, len(names) - (steps - step) + 1)
+        cuts.append(min(choices, key=lambda i: abs(totals[i] * steps - totals[-1] * step)))
+    cuts.append(len(names))
+    starts = [names[i] for i in cuts[:-1]] + [month_after(names[-1])]
+    return [(name_span(starts[i], starts[i + 1]), totals[cuts[i + 1]] - totals[cuts[i]]) for i in range(steps)]

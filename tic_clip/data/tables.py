@@ -1,0 +1,173 @@
+"""Read the rows of a user's own tables: CSV, TSV, JSON Lines (also .gz) and Parquet, local or in a cloud, in a stream.
+
+An image is a path, or bytes in Parquet: as they are or, as on the hub, a struct of bytes and path.
+"""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from tic_clip import TicError
+from tic_clip.data.dates import Date, read_date
+from tic_clip.data.images import strip_suffix
+from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, check_columns, read_csv
+from tic_clip.storage import exists, is_dir, list_files, open_file
+
+SUFFIXES = re.compile(r"\.(?:(csv|tsv|jsonl|ndjson)(?:\.gz)?|(parquet))$", re.IGNORECASE)
+BATCH = 256  # rows of Parquet, which may hold images
+_CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names of a table's columns, and how its dates are written."""
+
+    date: str
+    image: str = ""
+    caption: str = ""
+    label: str = ""
+    key: str = ""
+    date_format: str = "auto"
+
+
+def find_tables(paths: list[str]) -> list[str]:
+    """Return the tables, in place of a folder those in it; raise a TicError for what is none."""
+    tables = []
+    for path in paths:
+        found = [file for file, _ in list_files(path) if _kind(file)] if is_dir(path) else [path]
+        if not found or not _kind(found[0]):
+            what = "has no table" if is_dir(path) else "is not a table"
+            raise TicError(f"{path} {what}: give .csv, .tsv, .jsonl (also with .gz) or .parquet")
+        tables += found
+    return tables
+
+
+def _kind(path: str) -> str:
+    """Return csv, tsv, jsonl, ndjson or parquet, or "" if a file is not a table."""
+    found = SUFFIXES.search(path)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def read_dates(path: str, columns: Columns) -> Iterator[Date]:
+    """Yield the dates of a table, also those that can't be read; malformed rows have none."""
+    for row in read_values(path, [columns.date]):
+        if not isinstance(row, BadRow):
+            yield read_date(row[1][0], columns.date_format, row[0])
+
+
+def read_rows(columns: Columns, path: str) -> Iterator[Row | BadRow | tuple[Row, bytes]]:
+    """Yield the rows of a table; where a column has the images themselves, with their bytes."""
+    names = [columns.image, columns.caption, columns.date, columns.label, columns.key]
+    used = [name for name in names if name]
+    for row in read_values(path, used):
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        where, values = row
+        image, caption, date, label, key = (dict(zip(used, values, strict=True)).get(name) for name in names)
+        yield _make_row(where, columns, image, caption, date, label, key)
+
+
+def _make_row(where: str, columns: Columns, *values: Any) -> Row | BadRow | tuple[Row, bytes]:
+    """Return the row of the values of an image, a caption, a date, a label and a key, or what is wrong with it."""
+    image, caption, date, label, key = values
+    data = None
+    if isinstance(image, dict):  # as the hub has images
+        data, image = image.get("bytes"), image.get("path")
+    elif isinstance(image, bytes):
+        data, image = image, None
+    image = to_text(image).strip()
+    key = to_text(key).strip() if columns.key else strip_suffix(image)
+    if data is not None:
+        key, image = key or where.rpartition("/")[2].replace(", row ", "/"), image or "in the table"
+    for value, name in ((key, "key"), (image, "path of an image")):
+        if not value or _CONTROL.search(value):
+            return BadRow("unusable key", f"{where}: {value!r} is no {name}")
+    found = read_date(date, columns.date_format, where)
+    if found.seconds is None:
+        return BadRow("impossible date", f"{where}: the date of {key} can't be read: {found.text!r}")
+    texts = (to_text(caption), *[" ".join(to_text(label).split())] * bool(columns.label))
+    row = Row(key, image, texts, found.seconds)
+    return row if data is None else (row, data)
+
+
+def to_text(value: object) -> str:
+    """Return a value as text: "" for none, with halves of surrogate pairs as U+FFFD."""
+    return "" if value is None else re.sub("[\ud800-\udfff]", "\ufffd", str(value))
+
+
+# --- One table ---
+
+
+def read_values(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
+    """Yield (where it stands, the values of ``columns``) of each row of a table, or a BadRow in its place."""
+    kind = _kind(path)
+    if kind == "parquet":
+        yield from _read_parquet(path, columns)
+        return
+    with _open_text(path) as file:
+        if kind in ("csv", "tsv"):
+            yield from read_csv(file, path, columns, "\t" if kind == "tsv" else ",")
+        else:
+            yield from _read_json_lines(file, path, columns)
+
+
+@contextmanager
+def _open_text(path: str) -> Iterator[IO[str]]:
+    """Open a text file, also one that gzip has made; what is wrong with that is a TicError."""
+    with open_file(path) as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.lower().endswith(".gz") else raw
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="\n")
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise TicError(f"{path} is cut off or damaged: {error}") from None
+
+
+def _read_json_lines(file: IO[str], path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
+    """Yield the rows of JSON Lines; the first must have all columns, in others what is not there is None."""
+    is_checked = False
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            record = error
+        if not isinstance(record, dict):
+            yield BadRow("malformed row", f"{where} is not a JSON object")
+            continue
+        if not is_checked:
+            check_columns(path, columns, record)
+            is_checked = True
+        yield where, [record.get(name) for name in columns]
+
+
+def _read_parquet(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
+    """Yield the rows of a Parquet file; of img2dataset's only what it has downloaded."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_file(path) as raw:
+        try:
+            file = pyarrow.parquet.ParquetFile(raw)
+            check_columns(path, columns, names := file.schema_arrow.names)
+            has_status = "status" in names and exists(f"{path.removesuffix('.parquet')}.tar")
+            used, number = list(dict.fromkeys([*columns, *["status"] * has_status])), 0
+            for batch in file.iter_batches(batch_size=BATCH, columns=used):
+                values = {name: batch.column(name).to_pylist() for name in used}
+                for i in range(batch.num_rows):
+                    number += 1
+                    if has_status and values["status"][i] != "success":
+                        yield BadRow(NOT_DOWNLOADED, f"{path}, row {number} was not downloaded")
+                    else:
+                        yield f"{path}, row {number}", [values[name][i] for name in columns]
+        except (pyarrow.ArrowException, ValueError) as error:
+            if isinstance(error, TicError):
+                raise
+            raise TicError(f"{path} can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
