@@ -111,6 +111,7 @@ def test_flags_are_fields(words, value):
         ("budget", ("1,,2", "a", "", "nan", "1/0", "1e400", "1,0"), "is not a list of numbers above 0"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),
+        ("data_dir", ("",), "is not a folder or a URL"),
         ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),
         ("remote", ("s3://", "ftp://x/y"), "is neither a local path nor the URL of an s3://"),
         ("policy", ("warm",), "(choose from "),
