@@ -1,6 +1,7 @@
 """Each hunk of open_clip.patch, and that without a flag of ours OpenCLIP trains as the wheel does."""
 
 import csv
+import itertools
 import json
 import pickle
 import subprocess
@@ -22,6 +23,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
+from tic_clip.training.step import worker_seed
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
@@ -181,3 +183,18 @@ def test_what_the_pinned_openclip_calls_gives_no_future_warning(tmp_path):
     done = Script(tmp_path / "script.py").wait()
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr
+
+
+def test_shards_drawn_without_loader_processes_depend_on_the_seed_and_the_block(monkeypatch):
+    from training import data
+
+    monkeypatch.setattr(data, "pytorch_worker_seed", worker_seed)
+
+    def draw(seed, epoch):
+        torch.manual_seed(seed)
+        urls = [f"{number}.tar" for number in range(100)]
+        shards = data.ResampledShards2(urls, deterministic=True, epoch=data.SharedEpoch(epoch))
+        return tuple(shard["url"] for shard in itertools.islice(shards, 5))
+
+    assert len({draw(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+    assert draw(0, 2) == draw(0, 2)

@@ -27,6 +27,7 @@ from tic_clip.storage import write_json
 from tic_clip.training.config import Config, init_path, scale_of
 from tic_clip.training.patching import patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
+from tic_clip.training.sampling import derive_seed
 
 FINISH = {"patching": patch}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
@@ -152,6 +153,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
+    from training import data as openclip_data
     from training import main as openclip_main
     from webdataset.gopen import gopen_schemes
 
@@ -159,6 +161,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
 
     for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
         gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
+    openclip_data.pytorch_worker_seed = worker_seed
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
@@ -167,6 +170,18 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def worker_seed(increment: int = 0) -> int:
+    """Return what a loader draws shards with in its block ``increment``.
+
+    It is OpenCLIP's, except without loader processes, where that has neither the block nor the run's seed in it.
+    """
+    import torch
+
+    if info := torch.utils.data.get_worker_info():
+        return info.seed + increment * info.num_workers
+    return derive_seed(torch.initial_seed(), increment)
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
