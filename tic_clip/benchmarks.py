@@ -8,14 +8,16 @@ A benchmark's data are in ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{spli
 import datetime
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.cli import Parser, run_main
-from tic_clip.storage import read_bytes, read_yaml
+from tic_clip.storage import read_bytes
 from tic_clip.timeline import cut_spans, cutoff, name_span, span
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,19 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     filters: dict[str, str] = msgspec.field(default_factory=lambda: {"all": "train"})
     dataset: str = ""
     cadence: str = ""
+
+
+def read_yaml(path: object, kind: type[T]) -> T:
+    """Return the content of a YAML file as a ``kind``; raise a TicError that says which key or line is wrong."""
+    import yaml
+
+    data = read_bytes(path)
+    try:
+        return msgspec.convert(yaml.safe_load(data.decode()), kind)
+    except yaml.MarkedYAMLError as error:
+        raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
+    except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError
+        raise TicError(f"{path}: {error}") from None
 
 
 def _read_file(path: str) -> Benchmark:

@@ -23,13 +23,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any, TypeVar
-
-import msgspec
+from typing import IO, Any
 
 from tic_clip import TicError
-
-T = TypeVar("T")
 
 ATTEMPTS = 6
 BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one
@@ -210,19 +206,6 @@ def read_json(path: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TicError(f"{path} is not a JSON object")
     return value
-
-
-def read_yaml(path: object, kind: type[T]) -> T:
-    """Return the content of a YAML file as a ``kind``; raise a TicError that says which key or line is wrong."""
-    import yaml
-
-    data = read_bytes(path)
-    try:
-        return msgspec.convert(yaml.safe_load(data.decode()), kind)
-    except yaml.MarkedYAMLError as error:
-        raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
-    except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError
-        raise TicError(f"{path}: {error}") from None
 
 
 def download(url: object, local: Path) -> None:

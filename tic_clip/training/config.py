@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from tic_clip import TicError, lookup
-from tic_clip.benchmarks import BENCHMARKS
+from tic_clip.benchmarks import BENCHMARKS, read_yaml
 from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
-from tic_clip.storage import is_remote, read_yaml, to_path
+from tic_clip.storage import is_remote, to_path
 from tic_clip.training.methods import METHODS
 
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
