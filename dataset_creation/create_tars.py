@@ -11,9 +11,9 @@ depend on -j or interruptions: run the same command again to resume. Finished sp
 """
 
 from tic_clip.cli import Parser, run_main
+from tic_clip.data.folder import table
 from tic_clip.data.labels import TEMPLATES
 from tic_clip.data.pack import create_tars
-from tic_clip.data.reshard import table
 
 TEXTS = " and ".join(TEMPLATES)
 

@@ -10,7 +10,8 @@ run the same command again to resume. A UID that is twice in the pool is taken o
 """
 
 from tic_clip.cli import Parser, run_main
-from tic_clip.data.reshard import ENGINES, reshard, table
+from tic_clip.data.folder import table
+from tic_clip.data.reshard import ENGINES, reshard
 
 
 def main() -> None:

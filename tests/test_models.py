@@ -51,6 +51,14 @@ def test_models_of_a_run_in_the_order_of_its_steps(tmp_path):
     assert first.about == {**about, "step": "2014-2016", "macs_seen": None}
 
 
+@pytest.mark.parametrize("text", ["{}", "null", "half a"])
+def test_a_damaged_done_json_is_named(tmp_path, text):
+    finish(tmp_path, "2014")
+    (tmp_path / "2014/done.json").write_text(text)
+    with pytest.raises(TicError, match=r"2014/done.json is (damaged|not )"):
+        models_of(str(tmp_path))
+
+
 def test_runs_that_differ_in_the_seed_only_have_the_same_settings(tmp_path):
     changes = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"seed": 1, "buffer": 2}, "d": {"filter": "bestpool"}}
     for name, change in changes.items():

@@ -11,6 +11,9 @@ import pyarrow.parquet
 from forked import Script
 from PIL import Image
 
+from tic_clip.data.tar import write_shard
+from tic_clip.data.uids import make_uid
+
 ROOT = Path(__file__).parent.parent
 YEARS = ("2021", "2022")
 SCALE = "model: ViT-Tiny-8-48\nbatch_size: 8\nsamples_per_step: 32\nwarmup: 1\ncheckpoints: 1\nworkers: 0\n"
@@ -49,6 +52,22 @@ def test_from_parquet_with_images_to_the_report(tmp_path):
     lists = ("--name", "mine", "--every", "year", "--test-share", "0.4", "--output-path", tmp_path / "lists")
     script("create_splits.py", tmp_path / "table.parquet", *columns, *lists)
     check_report(tmp_path, ["retrieval", "labels"], SOURCE=str(tmp_path / "lists/images"))
+
+
+def test_from_a_pool_with_dates_to_the_report(tmp_path):
+    """120 samples in three tars, whose UIDs and dates are in their JSON."""
+    for shard in range(3):
+        samples = []
+        for n in range(40 * shard, 40 * shard + 40):
+            record = {"uid": make_uid(str(n)), "taken": f"{YEARS[n % 2]}-05-{1 + n % 28:02d}T10:00:00Z"}
+            members = {"png": image(n), "txt": f"image {n}".encode(), "json": json.dumps(record).encode()}
+            samples.append((f"{n:05d}", members))
+        write_shard(tmp_path / f"pool/{shard:08d}.tar", iter(samples))
+    dates = ("--pool", tmp_path / "pool", "--date-field", "taken", "--steps", ",".join(YEARS))
+    script("create_splits.py", *dates, "--name", "mine", "--test-share", "0.3", "--output-path", tmp_path / "lists")
+    root = tmp_path / "data/tic/mine/steps"
+    script("reshard.py", "-i", tmp_path / "pool", "-o", root, "-s", tmp_path / "lists/uids")
+    check_report(tmp_path, ["retrieval"])
 
 
 def check_report(folder, tasks, **settings):

@@ -136,14 +136,6 @@ def save_pretrained(text: str, arch: str, path: str) -> None:
     weights.write({"state_dict": state, "tic": {"init": text}}, path)
 
 
-@cache
-def _get_tokenizer(arch: str) -> Any:
-    """Return the tokenizer of an architecture, one for all models of it."""
-    import open_clip
-
-    return open_clip.get_tokenizer(arch)
-
-
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
     """Return (model in evaluation mode, image transform, tokenizer), with random weights or those of a tag."""
     import open_clip
@@ -151,7 +143,7 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
     open_clip.add_model_config(MODEL_CONFIGS)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
-        return model.eval(), preprocess, _get_tokenizer(arch)
+        return model.eval(), preprocess, open_clip.get_tokenizer(arch)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error
@@ -169,13 +161,12 @@ def check_architecture(model: str) -> None:
 @cache
 def macs_per_sample(model: str) -> int:
     """Return the MACs of one forward pass of an OpenCLIP architecture on one image and one text."""
-    check_architecture(model)
     import open_clip
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     open_clip.add_model_config(MODEL_CONFIGS)
-    net = open_clip.create_model(model, device="meta")
+    net = open_clip.create_model(model, device="meta").requires_grad_(False)  # else SigLIP's pooling fails
     size = net.visual.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     tokens = torch.zeros(1, net.context_length, dtype=torch.long, device="meta")

@@ -61,3 +61,10 @@ def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
         if value.shape != weights[name].shape:
             return f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
     return None
+
+
+def check_finite(weights: dict[str, torch.Tensor], when: str) -> None:
+    """Raise a TicError that names the first weights that are NaN or infinite, and ``when``."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TicError(f"the weights {name} are NaN or infinite {when}: no checkpoint of them is written")

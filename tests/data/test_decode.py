@@ -56,7 +56,7 @@ def test_whatever_is_wrong_with_a_file_is_a_bad_image(kind):
     ("size", "message"),
     [
         ((10_000, 5_001), "10000 × 5001 pixels are more than 50 megapixels"),
-        ((30_000, 30_000), "DecompressionBombError: Image size"),
+        ((30_000, 30_000), "Image size .* exceeds limit"),
         ((1, 10_000), "1 × 10000 pixels: one side is over 100 times the other"),
     ],
 )

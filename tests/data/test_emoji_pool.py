@@ -82,33 +82,22 @@ def test_pictures_and_records(samples):
     assert len({caption for caption, _, _ in samples.values()}) == 3953
 
 
-@pytest.mark.parametrize(
-    ("codepoints", "caption", "year"),
-    [
-        ("1F600", "grinning face", 2015),
-        ("1F3F4-E0067-E0062-E0073-E0063-E0074-E007F", "flag: Scotland", 2017),
-        ("1F3F4-200D-2620-FE0F", "pirate flag", 2018),
-        ("1FACD", "orca", 2025),
-    ],
-)
-def test_known_samples(samples, codepoints, caption, year):
-    uid = hashlib.sha256(f"openmoji-17.0.0/{codepoints}".encode()).hexdigest()[:32]
-    found, record, _ = samples[uid]
-    assert (found, record["codepoints"], record["year"]) == (caption, codepoints, year)
+def test_known_samples(samples):
+    for codepoints, caption, year in (("1F3F4-200D-2620-FE0F", "pirate flag", 2018), ("1FACD", "orca", 2025)):
+        uid = hashlib.sha256(f"openmoji-17.0.0/{codepoints}".encode()).hexdigest()[:32]
+        found, record, _ = samples[uid]
+        assert (found, record["codepoints"], record["year"]) == (caption, codepoints, year)
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_split_of_step(built, samples, step):
-    train, held_out, emojinet = (
-        read_uids(built / f"uids/{split}/{step}.npy") for split in ("train", "eval/retrieval", "eval/emojinet")
-    )
+    splits = ("train", "eval/retrieval", "eval/emojinet")
+    train, held_out, emojinet = (read_uids(built / f"uids/{split}/{step}.npy") for split in splits)
     first, last = int(step[:4]), int(step[-4:])
-    of_step = {uid for uid, (_, record, _) in samples.items() if first <= record["year"] <= last}
-    assert all(uids == sorted(set(uids)) for uids in (train, held_out, emojinet))
-    assert len(train) + len(held_out) == STEPS[step]
-    assert set(train) | set(held_out) == of_step
-    assert not set(train) & set(held_out)
-    assert set(emojinet) <= set(held_out)
+    of_step = [uid for uid, (_, record, _) in samples.items() if first <= record["year"] <= last]
+    assert len(of_step) == STEPS[step]
+    assert sorted(train + held_out) == of_step
+    assert emojinet == sorted(set(emojinet) & set(held_out))
     assert 0.15 < len(held_out) / STEPS[step] < 0.25
     counts = json.loads((built / "pool/done.json").read_text())["counts"][step]
     assert counts == {"train": len(train), "retrieval": len(held_out), "emojinet": len(emojinet)}
@@ -134,12 +123,9 @@ def test_classes(built):
     [
         ("open mailbox with raised flag", None),
         ("cat face", "animal"),
-        ("ear with hearing aid dark skin tone", "part of the body"),
         ("kiss man man", "couple with a heart"),
-        ("smiling face with heart-eyes", "face"),
         ("hand with fingers splayed", "hand"),
         ("face with open eyes and hand over mouth", "face"),
-        ("counterclockwise arrows button", "button"),
     ],
 )
 def test_class_of_caption(caption, name):
@@ -182,8 +168,5 @@ def test_bad_output(tmp_path):
     (tmp_path / "other/pool").mkdir(parents=True)
     (tmp_path / "other/pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
     message = "holds something else, or TiC-Emoji of other versions; delete it to build it again"
-    messages = dict.fromkeys((tmp_path, tmp_path / "other"), message)
-    messages["s3://bucket/emoji"] = "is not local; give a folder on a local disk"
-    for path, message in messages.items():
-        result = run_script(SCRIPT, "--output_dir", path)
-        assert (result.returncode, result.stderr) == (1, f"error: {path} {message}\n")
+    result = run_script(SCRIPT, "--output_dir", tmp_path / "other")
+    assert (result.returncode, result.stderr) == (1, f"error: {tmp_path}/other {message}\n")

@@ -294,7 +294,7 @@ BAD = {
     "one of ours": (ROWS, ("--every", "year", "--name", "emoji"), "--name emoji is a benchmark of ours"),
     "a name with a slash": (ROWS, ("--every", "year", "--name", "a/b"), "--name: 'a/b' is not made of letters"),
     "no name": (ROWS, ("--every", "year", "--name", ""), "--name: '' is not made of letters"),
-    "no caption": (ROWS, ("--every", "year", "--caption", ""), "--caption: give the name of a column"),
+    "no caption": (ROWS, ("--every", "year", "--caption", ""), "--caption must be given"),
     "no labels": (
         [{**row, "kind": " "} for row in ROWS],
         ("--steps", "2014", "--label", "kind"),

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from test_tar import raw
 
 from tic_clip import TicError
-from tic_clip.data.reshard import find_subsets, index, part, reshard, table
+from tic_clip.data.folder import table
+from tic_clip.data.reshard import find_subsets, index, part, reshard
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids

@@ -36,17 +36,16 @@ def test_both_layouts(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("00000000.tar", "{folder}/1/0.tar and {folder}/00000000.tar do not lie equally deep below {folder}: "),
-        ("1/b/0.tar", "{folder}/1/b/0.tar and {folder}/1/0.tar do not lie equally deep below {folder}: "),
-        ("1/00000001.TAR", "{folder}/1/00000001.TAR would not be read: rename it to end in .tar"),
+        ("0.tar", "0.tar do not lie equally deep below "),
+        ("1/b/0.tar", "0.tar do not lie equally deep below "),
+        ("1/1.TAR", "/1/1.TAR would not be read: rename it to end in .tar"),
     ],
 )
-def test_tars_that_would_not_be_read(folder, name, message):
-    write_text(f"{folder}/1/0.tar", "")
-    write_text(f"{folder}/{name}", "")
-    with pytest.raises(TicError) as error:
-        list_shards(folder)
-    assert str(error.value).startswith(message.format(folder=folder))
+def test_tars_that_would_not_be_read(tmp_path, name, message):
+    write_text(tmp_path / "1/0.tar", "")
+    write_text(tmp_path / name, "")
+    with pytest.raises(TicError, match=f"^{tmp_path}.*{message}"):
+        list_shards(tmp_path)
 
 
 def test_clip_benchmarks_links_are_not_a_part(tmp_path, folder):
@@ -76,12 +75,10 @@ def test_flat_split(tmp_path):
     assert list(split_sizes(tmp_path).items()) == [(f"{tmp_path}/00000000.tar", 3), (f"{tmp_path}/00000001.tar", 2)]
 
 
-@pytest.mark.parametrize("meta", [None, {}, {"arguments": None}])
-def test_parts_from_elsewhere(folder, meta):
+def test_parts_from_elsewhere(folder):
     for part, count in (("01", 5), ("00", 4), ("02", 0)):
         make_sizes(f"{folder}/{part}", {"1.tar": count, "0.tar": 1})
-        if meta is not None:
-            write_json(f"{folder}/{part}/meta.json", meta)
+    write_json(f"{folder}/00/meta.json", {"arguments": None})
     write_text(f"{folder}/logs/log", "")
     assert split_folders(folder) == [f"{folder}/{part}" for part in ("00", "01", "02")]
     names = [("00/0", 1), ("00/1", 4), ("01/0", 1), ("01/1", 5), ("02/0", 1)]
@@ -111,8 +108,7 @@ def test_all_parts_must_be_there(folder):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        *((table, "sizes.json is not a JSON object of") for table in (b"[]", b'{"0.tar": null}', b"", b"{", b"\xff")),
-        *((table, "sizes.json is not a JSON object of") for table in (b'{"a": -1}', b'{"a": true}')),
+        *((table, "sizes.json is not a JSON object of") for table in (b"[]", b"{", b"\xff", b'{"a": -1}')),
         *((table, "holds no sample") for table in (b"{}", b'{"0.tar": 0, "1.tar": 0}')),
         (None, "has no sizes.json: finish reshard.py, or count shards"),
     ],

@@ -13,7 +13,7 @@ from tic_clip.data.tar import BLOCK, END, read_table
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir(), "hypothesis"))  # not into the working tree
 
-FUZZ = settings(max_examples=400, derandomize=True, database=None, deadline=None)
+FUZZ = settings(max_examples=250, derandomize=True, database=None, deadline=None)
 
 NAMES = st.sampled_from(
     ["0.png", "0.json", "0.txt", "a/b.c/1.json", "1.png", "README", "größe.png", "./x.JPG", ".", "/"]

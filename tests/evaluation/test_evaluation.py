@@ -19,12 +19,13 @@ from PIL import Image
 
 from tic_clip import TicError, models
 from tic_clip.data.clip_benchmark import imagenet_texts
+from tic_clip.data.decode import decode_image
 from tic_clip.data.split import HOW_TO_MAKE, SIZES, read_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID
 from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.data import read_classes
-from tic_clip.evaluation.evaluate import RESULTS, Settings, check_tasks, decode
+from tic_clip.evaluation.evaluate import RESULTS, Settings, check_tasks
 from tic_clip.evaluation.tasks import static_task, task_of
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
@@ -436,7 +437,7 @@ def test_models_of_one_architecture_share_what_is_decoded(net, model, data, tmp_
     apart, shared = (sorted(map(json.dumps, lines(tmp_path / name))) for name in ("1", "2"))
     assert apart == shared
     decoded = []
-    monkeypatch.setattr(evaluation, "decode", lambda data: decoded.append(1) or decode(data))
+    monkeypatch.setattr(evaluation, "decode_image", lambda data: decoded.append(1) or decode_image(data))
     evaluate(several, both(data), tmp_path / "3")
     assert len(decoded) == 2 * NUM_SAMPLES
 

@@ -2,7 +2,6 @@ from fractions import Fraction
 
 import pytest
 
-from tic_clip import TicError
 from tic_clip.training.methods import METHODS, get_method
 
 SIZES = [100, 60, 80, 40]  # new samples of four steps
@@ -32,9 +31,17 @@ def test_what_a_method_uses(name, replay, expected):
     assert used(name, replay) == expected
 
 
-def test_old_data_that_one_step_cannot_give_are_refused_with_the_numbers():
-    with pytest.raises(TicError, match=r"100 old samples would be 50 of step 2, which has 10"):
-        get_method("cumulative-equal").data([100, 10, 100], Fraction(1))
+@pytest.mark.parametrize(
+    ("name", "sizes", "expected"),
+    [
+        ("cumulative-equal", [100, 10, 100], [90, 10, 100]),
+        ("cumulative-equal", [100, 10, 100, 101], [46, 10, 45, 101]),
+        ("cumulative-exp", [200, 200, 20, 100], [40, 40, 20, 100]),
+        ("cumulative-exp", [30, 200, 20, 100], [30, 50, 20, 100]),
+    ],
+)
+def test_a_step_smaller_than_its_share_gives_all_and_the_others_the_rest(name, sizes, expected):
+    assert get_method(name).data(sizes, Fraction(1)) == expected
 
 
 def test_two_methods_replay():

@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import re
 import subprocess
 import sys
 import warnings
@@ -25,7 +24,6 @@ from tic_clip.storage import write_json
 from tic_clip.training import hooks
 
 ROOT = Path(__file__).parents[2]
-PATCH = (ROOT / "open_clip.patch").read_text()
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
 ARGUMENTS += ["--warmup", "0"]
 
@@ -81,12 +79,6 @@ def runs(tmp_path_factory, images):
     return folder, stock_run(folder, *arguments), patched_run(folder, *arguments)
 
 
-def test_the_patch_quotes_one_line_around_a_change_and_adds_few():
-    context = re.findall(r"(?:^ .*\n)+", PATCH, re.MULTILINE)
-    assert max(block.count("\n") for block in context) <= 2  # one after a change, one before the next
-    assert len(re.findall(r"^\+(?!\+\+)", PATCH, re.MULTILINE)) < 100
-
-
 def test_without_a_flag_of_ours_training_is_stock(runs):
     folder, stock, patched = runs
     assert stock["file"] == str(folder / "wheel/src/training/main.py")
@@ -113,33 +105,17 @@ def test_new_run_takes_the_weights_only_and_resumes_its_own(runs, images):
     assert len(patched_run(folder, *new)) == 3  # from its own epoch 1
 
 
-def test_a_run_calls_the_hooks_that_save_log_and_name_it(tmp_path, monkeypatch):
-    """One run, with all that the hooks are given recorded, and wandb's place taken."""
-    saved, logged, named, fused = [], [], [], []
-    adamw = torch.optim.AdamW
+def test_each_checkpoint_is_written_by_the_hook(tmp_path, monkeypatch):
+    saved = []
 
     def save(checkpoint, path, *args):
         saved.append((Path(path).name, len(args)))
         Path(path).touch()
 
     monkeypatch.setattr(hooks, "save", save)
-    monkeypatch.setattr(hooks, "log", lambda args, step, values: logged.append((args.name, step, sorted(values))))
-    monkeypatch.setattr(hooks, "wandb_options", lambda args: {"name": f"long-{args.name}", "resume": "allow"})
-    monkeypatch.setattr(
-        torch.optim, "AdamW", lambda *a, **options: fused.append(options["fused"]) or adamw(*a, **options)
-    )
-    wandb = SimpleNamespace(init=lambda **options: named.append(options), save=print, finish=print)
-    wandb.log = lambda *_, **__: None
-    monkeypatch.setattr(openclip("main"), "wandb", wandb)
-    monkeypatch.setattr(openclip("train"), "wandb", wandb)
-    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "16", "--epochs", "1", "--save-most-recent"]
-    patched_run(tmp_path, *arguments, "--name", "run", "--report-to", "wandb", "--fused-adamw")
+    arguments = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--epochs", "1", "--save-most-recent"]
+    patched_run(tmp_path, *arguments, "--name", "run")
     assert saved == [("epoch_1.pt", 1), ("tmp.pt", 0)]  # a step of ours decides from OpenCLIP's args
-    figures = ["batch_time", "contrastive_loss", "data_time", "loss", "lr", "samples_per_second"]
-    figures += ["samples_per_second_per_gpu", "scale"]
-    assert logged == [("run", step, [f"train/{name}" for name in figures]) for step in (0, 1)]
-    assert [(options["name"], options["resume"]) for options in named] == [("long-run", "allow")]
-    assert fused == [True]
 
 
 def test_the_end_of_a_shard_is_not_a_sample():
@@ -179,21 +155,6 @@ def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
     write_json(tmp_path / "plan.json", {"sources": [{**source, "samples": 10} for source in sources]})
     assert openclip("data").expand_urls(str(tmp_path / "plan.json")) == (urls, None)  # in proportion to the sizes
     assert openclip("data").expand_urls("{00..02}.tar") == (["00.tar", "01.tar", "02.tar"], None)
-
-
-def test_flags_and_exact_sampling_as_a_dataset_type():
-    assert openclip("data").get_dataset_fn("plan.json", "exact") is hooks.get_exact_dataset
-    args = openclip("params").parse_args(["--dataset-type", "exact", "--new-run", "--fused-adamw", "--keep-optimizer"])
-    assert (args.dataset_type, args.new_run, args.fused_adamw, args.keep_optimizer) == ("exact", True, True, True)
-    args = openclip("params").parse_args([])
-    assert (args.new_run, args.fused_adamw, args.keep_optimizer) == (False, None, False)
-
-
-def test_the_learning_rate_is_a_plain_float():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    openclip("scheduler").cosine_lr(optimizer, 0.1, 0, 10)(5)
-    assert type(optimizer.param_groups[0]["lr"]) is float
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images, monkeypatch):

@@ -114,3 +114,13 @@ def test_a_given_coefficient_is_taken_and_the_first_steps_model_is_the_trained_o
     facts, weight = run_patch(**settings)
     assert facts == {"checkpoint": "checkpoints/patched.pt", "coefficient": coefficient}
     assert weight == coefficient
+
+
+def test_nothing_to_choose_on_is_one_line(run_patch, tmp_path, validation):
+    for entry in validation:
+        entry["held_out"] = 0
+    with pytest.raises(
+        TicError, match="no held-out sample to choose the coefficient on can be decoded: give a --coeff"
+    ):
+        run_patch(validation=validation)
+    assert not (tmp_path / "2015/checkpoints/patched.pt").exists()

@@ -115,10 +115,6 @@ def test_patching_chooses_on_a_twentieth_of_every_step_before(config):
 # --- The published scales on 1, 2, … 9 M samples of 2014, 2015, … 2022 ---
 
 MILLIONS = {year: (i + 1) * 1_000_000 for i, year in enumerate(YEARS)}
-REPLAYED = {  # samples of each step so far that are used, in millions: D new ones and D old ones
-    "cumulative-exp": [[6], [4, 4], [2.5, 2.5, 5], [1.5, 1.5, 3, 6], [0.875, 0.875, 1.75, 3.5, 7]],
-    "cumulative-equal": [[6], [4, 4], [2.5, 2.5, 5], [2, 2, 2, 6], [1.75, 1.75, 1.75, 1.75, 7]],
-}
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +152,6 @@ def test_the_benchmarks_runs(datacomp, scale, iterations, batch, warmup, method)
         assert all(abs(source["samples"] - total * source["size"] / size) < 1 for source in plan["sources"])
 
 
-@pytest.mark.parametrize("resampled", [False, True])
-@pytest.mark.parametrize("method", REPLAYED)
-def test_replayed_data_have_the_shares_worked_out_by_hand(datacomp, method, resampled):
-    for plan, steps in zip(plans_of(datacomp, method=method, resampled=resampled), REPLAYED[method], strict=False):
-        millions = [steps[0] / 6, steps[0] / 3, steps[0] / 2, *steps[1:]]  # 2014-2016 is 1, 2 and 3 M
-        for source, million in zip(plan["sources"], millions, strict=True):
-            assert abs(source["used"] - (source["size"] if resampled else million * 1e6)) < 1
-            assert abs(source["samples"] - 18_432_000 * million / sum(millions)) < 4
-
-
 def test_filters_are_folders(datacomp):
     for name, size in (("basic", 9_000_000), ("bestpool", 10), (None, 9_000_000)):
         plan = plans_of(datacomp, filter=name)[-1]
@@ -195,9 +181,7 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
     ("changes", "message"),
     [
         ({"method": "magic"}, "unknown method 'magic'; the methods are oracle, cumulative, cumulative-exp"),
-        ({"scale": "tic_huge"}, "unknown scale 'tic_huge'; the scales are tic_tiny, tic_debug"),
         ({"step": "1999"}, "unknown step '1999' of emoji; the steps are 2014, 2015, 2016"),
-        ({"benchmark": "laion"}, "unknown benchmark 'laion'; the benchmarks are datacomp"),
         ({"filter": "best"}, "unknown filter 'best'; the filters are all"),
         ({"data_dir": "nowhere"}, "nowhere/tic/emoji/yearly/train/2014 is missing: run scripts/run_emoji_cumulative"),
         ({"batch_size": 1024}, r"less than 2 checkpoints × a batch of 1024 = 2048"),
@@ -206,7 +190,6 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
         ({"budget": (1, 2)}, r"--budget has 2 numbers, emoji has 7 steps"),
         ({"replay": 1}, r"--replay is for cumulative-exp and cumulative-equal"),
         ({"method": "cumulative-exp", "replay": 1, "mixture": "mixture"}, r"without --mixture"),
-        ({"method": "cumulative-equal", "replay": 0.9, "step": "2017-2018"}, r"would be \d+ of step \d, which has"),
         ({"coefficient": 0.5}, r"--coefficient is for patching"),
         ({"method": "patching", "resampled": True}, r"give --coefficient or --resampled 0"),
         ({"method": "patching", "keep_optimizer": True}, r"a patched model has no optimizer"),
@@ -280,6 +263,9 @@ def finish(config, step, **changes):
 
 
 def test_a_step_is_checked_before_it_is_trained(config, tmp_path):
+    missing = config(init="/nowhere/2015.pt", step="2014")
+    with pytest.raises(TicError, match=r"checkpoint /nowhere/2015.pt is missing"):
+        check_step(missing, make_plan(missing), dry_run=True)
     now = config()
     with pytest.raises(TicError, match=r"2016 starts from .*epoch_2.pt, but that step is not done: train it first"):
         check_step(now, make_plan(now))

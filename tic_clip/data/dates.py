@@ -4,11 +4,10 @@ import datetime
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from tic_clip import TicError
-from tic_clip.timeline import DAY, name_span, span
+from tic_clip.timeline import DAY, cut_spans, name_span, span
 
 FORMATS = ("auto", "year", "s", "ms")  # anything else is a format of strftime
 MILLISECONDS = 1e11  # from this number on, which is the year 5138 in seconds and 1973 in milliseconds
@@ -77,26 +76,41 @@ def first_second(day: datetime.date) -> int:
     return (day.toordinal() - EPOCH) * 86_400
 
 
-def count_months(dates: Iterable[Date], skip_bad_rows: bool) -> Counter[datetime.date]:
-    """Return the dates in each month, by its first day; a TicError says how many are none, and shows three."""
-    months, bad, first = Counter(), 0, []
-    for date in dates:
+class Months:
+    """Counts the dates of each month, by its first day, and those that can't be read, of which it keeps three."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[datetime.date] = Counter()
+        self.bad, self.first = 0, []
+
+    def add(self, date: Date) -> None:
+        """Count a date."""
         if date.seconds is None:
-            bad += 1
-            first += [f"{date.where}: {date.text[:60]!r}"] * (bad <= 3)
-            continue
-        day = datetime.date.fromordinal(EPOCH + date.seconds // 86_400)
-        months[day.replace(day=1)] += 1
-    if bad and not skip_bad_rows:
-        advice = "--date-format says how they are written, --skip-bad-rows leaves such rows out"
-        raise TicError(f"{bad:,} dates can't be read ({'; '.join(first)}); {advice}")
-    if not months:
-        raise TicError(f"the input has no row with a date ({bad:,} can't be read)")
-    return months
+            self.bad += 1
+            self.first += [f"{date.where}: {date.text[:60]!r}"] * (self.bad <= 3)
+        else:
+            self.counts[first_of_month(date.seconds // 86_400)] += 1
+
+    def check(self, skip_bad_rows: bool) -> None:
+        """Raise a TicError if dates can't be read, which must not be left out, or if there is none."""
+        if self.bad and not skip_bad_rows:
+            advice = "--date-format says how they are written, --skip-bad-rows leaves such rows out"
+            raise TicError(f"{self.bad:,} dates can't be read ({'; '.join(self.first[:3])}); {advice}")
+        if not self.counts:
+            raise TicError(f"the input has no date ({self.bad:,} can't be read)")
 
 
-def month_after(month: datetime.date) -> datetime.date:
-    """Return the first day of the next month."""
+def first_of_month(day: int) -> datetime.date:
+    """Return the first day of the month of a day, counted from 1970."""
+    return datetime.date.fromordinal(EPOCH + day).replace(day=1)
+
+
+def cut_every(every: str, months: Counter[datetime.date]) -> list[str]:
+    """Return the names of all years, quarters or months from the first to the last month that has rows."""
+    return cut_spans(every, min(months), _month_after(max(months)))
+
+
+def _month_after(month: datetime.date) -> datetime.date:
     return (month + 31 * DAY).replace(day=1)
 
 
@@ -112,5 +126,5 @@ def suggest_steps(months: Counter[datetime.date], steps: int) -> list[tuple[str,
         choices = range(cuts[-1] + 1, len(names) - (steps - step) + 1)
         cuts.append(min(choices, key=lambda i: abs(totals[i] * steps - totals[-1] * step)))
     cuts.append(len(names))
-    starts = [names[i] for i in cuts[:-1]] + [month_after(names[-1])]
+    starts = [names[i] for i in cuts[:-1]] + [_month_after(names[-1])]
     return [(name_span(starts[i], starts[i + 1]), totals[cuts[i + 1]] - totals[cuts[i]]) for i in range(steps)]

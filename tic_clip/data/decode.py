@@ -32,4 +32,4 @@ def decode_image(data: bytes) -> "Image.Image":
     except BadImage:
         raise
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise RuntimeError, MemoryError, NotImplementedError, …
-        raise BadImage(f"{type(error).__name__}: {error}".splitlines()[0]) from None
+        raise BadImage((str(error).strip() or type(error).__name__).splitlines()[0]) from None

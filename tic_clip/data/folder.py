@@ -1,4 +1,4 @@
-"""The life of an output folder: shards, then ``sizes.json`` and ``sample_ids.npy``, and ``meta.json`` last.
+"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary.
 
 A folder with ``meta.json`` is finished. reshard and pack share these functions.
 """
@@ -6,6 +6,7 @@ A folder with ``meta.json`` is finished. reshard and pack share these functions.
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,33 @@ def link_or_copy(source: object, target: object) -> None:
             os.link(source, target)
             return
     storage.upload(source, target)
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What became of one list, over its parts: ``num_bad`` and ``wrong_stats`` count pool shards, ``wanted`` UIDs."""
+
+    name: str
+    path: str
+    wanted: int
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    num_bad: int = 0
+    wrong_stats: int = 0
+    reused: bool = False
+    note: str = ""
+
+
+def table(splits: list[SplitSummary]) -> str:
+    """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
+    width = max(len(split.path) for split in splits)
+    lines = [f"{'split':{width}}  {'samples':>13}  {'shards':>9}  {'size':>15}  coverage"]
+    for split in splits:
+        size = f"{split.num_bytes / 1e6:,.2f} MB" if split.num_bytes else "-"
+        coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
+        coverage += f"  without {split.num_bad} bad pool shards" * (split.num_bad > 0)
+        coverage += f"  {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
+        coverage += "  already there" * split.reused + f"  {split.note}" * bool(split.note)
+        lines.append(f"{split.path:{width}}  {split.num_samples:13,}  {split.num_shards:9,}  {size:>15}  {coverage}")
+    return "\n".join(lines)

@@ -12,7 +12,8 @@ import numpy as np
 
 from tic_clip import TicError
 from tic_clip.data import clip_benchmark
-from tic_clip.data.reshard import SplitSummary, reshard
+from tic_clip.data.folder import SplitSummary
+from tic_clip.data.reshard import reshard
 from tic_clip.data.tar import open_shard, samples
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 from tic_clip.parallel import map_ordered

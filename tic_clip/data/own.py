@@ -1,5 +1,6 @@
 """Cut a user's own table of dated images by time: lists by step as of YFCC15M, and the YAML file of their benchmark."""
 
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -12,20 +13,18 @@ import yaml
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, Benchmark, check_steps, get_benchmark
 from tic_clip.cli import progress
-from tic_clip.data.dates import count_months, month_after, suggest_steps
+from tic_clip.data.dates import Months, cut_every, suggest_steps
 from tic_clip.data.images import UnusableImage, detect_format
 from tic_clip.data.pairs import Source, write_lists
 from tic_clip.data.sources import BadRow, Row, redcaps_caption
 from tic_clip.data.tables import Columns, find_tables, read_dates, read_rows
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.storage import write_text
-from tic_clip.timeline import cut_spans
 
 CADENCES = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
 ZIP_IMAGES = 10_000  # images in a zip
 IMAGES = "images"  # the folder of the zips
 FEW = 50  # samples of a test set
-HELP_STEPS = "--suggest N shows near-equal ones"
 
 
 def create_own_splits(
@@ -46,66 +45,70 @@ def create_own_splits(
 
     ``steps`` are their names, with commas between. Returns the manifest, and whether it was there already.
     """
-    check_name(name)
-    needed = {"--image": columns.image, "--caption": columns.caption}
-    if missing := [flag for flag, value in needed.items() if not value]:
-        raise TicError(f"{' and '.join(missing)}: give the name of a column")
-    names = parse_steps(steps) if steps else []
-    tables = find_tables(tables)
-    settings = {"benchmark": name, "dataset": name, "seed": seed, "test_share": test_share}
-    settings |= {"columns": vars(columns), "steps": steps or f"every {every}"}
-    images = ImageStore(columns)
+    require({"image": columns.image, "caption": columns.caption, "date": columns.date, "output-path": output_path})
+    settings = {**describe_cut(name, steps, every, seed, test_share), "columns": vars(columns)}
+    tables, images = find_tables(tables), ImageStore(columns)
 
     def find_benchmark(new: Path) -> Benchmark:
         images.folder = new / IMAGES
-        months = count_dates(tables, columns, skip_bad_rows)
-        return save_benchmark(new, name, names or cut_every(every, months), every, bool(columns.label))
+        return save_benchmark(new, name, steps, every, count_months(tables, columns, skip_bad_rows), columns.label)
 
     flags = {"num_workers": num_workers, "skip_bad_rows": skip_bad_rows, "overwrite": overwrite}
     source = Source(name, tables, images.read_rows, redcaps_caption, bool(columns.label))
     return write_lists(source, settings, find_benchmark, output_path, **flags)
 
 
-def suggest(tables: list[str], columns: Columns, steps: int, skip_bad_rows: bool = False) -> list[tuple[str, int]]:
-    """Return (name, samples) of near-equal steps of the rows of tables."""
-    return suggest_steps(count_dates(find_tables(tables), columns, skip_bad_rows), steps)
+def suggest(
+    tables: list[str], columns: Columns, steps: int, *, num_workers: int = 1, skip_bad_rows: bool = False
+) -> list[tuple[str, int]]:
+    """Return (name, samples) of near-equal steps of the rows of tables, which one process reads."""
+    require({"date": columns.date})
+    return suggest_steps(count_months(find_tables(tables), columns, skip_bad_rows), steps)
 
 
-def count_dates(tables: list[str], columns: Columns, skip_bad_rows: bool) -> Counter:
-    """Return how many rows of tables each month has; see ``count_months``."""
-    dates = chain.from_iterable(read_dates(path, columns) for path in tables)
-    return count_months(progress(dates, "dates", unit=" rows"), skip_bad_rows)
+def count_months(tables: list[str], columns: Columns, skip_bad_rows: bool) -> Counter:
+    """Return how many rows of tables each month has; a TicError says which dates can't be read."""
+    months, dates = Months(), chain.from_iterable(read_dates(path, columns) for path in tables)
+    for date in progress(dates, "dates", unit=" rows"):
+        months.add(date)
+    months.check(skip_bad_rows)
+    return months.counts
 
 
-def check_name(name: str) -> None:
-    """Raise a TicError if the name of a benchmark is one of ours, or can't be the name of a folder."""
+def require(flags: dict[str, str]) -> None:
+    """Raise a TicError that names the flags that have no value."""
+    if missing := [f"--{flag}" for flag, value in flags.items() if not value]:
+        raise TicError(f"{' and '.join(missing)} must be given")
+
+
+def describe_cut(name: str, steps: str | None, every: str | None, seed: int, test_share: float) -> dict[str, Any]:
+    """Return the part of a manifest that says how to cut; a TicError says what is wrong with it."""
     if name in BENCHMARKS and not BENCHMARKS[name].text:
         raise TicError(f"--name {name} is a benchmark of ours; give another name")
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise TicError(f"--name: {name!r} is not made of letters, digits, - and _")
-
-
-def parse_steps(steps: str) -> list[str]:
-    """Return the names of steps that have commas between; raise a TicError if they are not dates in order."""
-    names = [name.strip() for name in steps.split(",") if name.strip()]
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise TicError(f"--name: {name!r} is not made of letters, digits, _, . and -")
+    if not 0 <= test_share < 1:
+        raise TicError(f"the test share is a fraction from 0 to below 1, not {test_share}")
     try:
-        check_steps(names)
+        check_steps(split_names(steps))
     except ValueError as error:
         raise TicError(f"--{error}") from None
-    return names
+    cut = {"steps": ",".join(split_names(steps)) or f"every {every}"}
+    return {"benchmark": name, "dataset": name, "seed": seed, "test_share": test_share, **cut}
 
 
-def cut_every(every: str | None, months: Counter) -> list[str]:
-    """Return the names of all years, quarters or months from the first to the last month that has rows."""
-    if not every:
-        raise TicError(f"give --steps or --every; {HELP_STEPS}")
-    return cut_spans(every, min(months), month_after(max(months)))
+def split_names(steps: str | None) -> list[str]:
+    """Return the names of steps that have commas between."""
+    return [name.strip() for name in (steps or "").split(",") if name.strip()]
 
 
-def save_benchmark(folder: Path, name: str, steps: list[str], every: str | None, has_labels: bool) -> Benchmark:
-    """Write ``benchmark.yaml`` and return its benchmark."""
-    tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if has_labels else {})
-    file = {"name": name, "title": name, "cadence": CADENCES[every], "steps": steps, "tasks": tasks}
+def save_benchmark(
+    folder: Path, name: str, steps: str | None, every: str | None, months: Counter, label: str = ""
+) -> Benchmark:
+    """Write ``benchmark.yaml`` and return its benchmark; ``every``: the steps are cut from the first to the last."""
+    names = cut_every(every, months) if every else split_names(steps)
+    tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if label else {})
+    file = {"name": name, "title": name, "cadence": CADENCES[every], "steps": names, "tasks": tasks}
     write_text(folder / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
     return get_benchmark(str(folder / BENCHMARK_FILE))
 
@@ -163,9 +166,14 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def next_step(folder: str) -> str:
-    """Return the command that packs lists, as a line."""
-    images = f"{folder}/{IMAGES}" if (Path(folder) / IMAGES).is_dir() else "IMAGES"
-    note = f"the images are in {images}\n" if images != "IMAGES" else ""
+def next_step(folder: str, pool: str | None) -> str:
+    """Return the command that makes shards of lists, as a line."""
+    if pool:
+        root = f"data/{get_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
+        command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
+        return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
+    has_images = (Path(folder) / IMAGES).is_dir()
+    images = f"{folder}/{IMAGES}" if has_images else "IMAGES"
+    note = f"the images are in {images}\n" if has_images else ""
     command = f"dataset_creation/create_tars.py --csv-path {folder} --image-path {images} --output-path data"
     return f"{note}next: python {command}"

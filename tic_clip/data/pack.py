@@ -21,7 +21,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import clip_benchmark, folder
-from tic_clip.data.folder import SHARD_FORMAT
+from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
 from tic_clip.data.images import (
     ZIP_MEMBER,
     UnusableImage,
@@ -34,7 +34,6 @@ from tic_clip.data.images import (
 )
 from tic_clip.data.labels import TEMPLATES, check_templates, read_records, write_label_splits
 from tic_clip.data.pairs import MANIFEST, file_digest, list_name, list_names, read_rows
-from tic_clip.data.reshard import SplitSummary
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids

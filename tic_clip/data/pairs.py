@@ -12,7 +12,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice, zip_longest
@@ -32,7 +32,7 @@ from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_remote, list_files, local_folder, lock_folder, open_file, read_json, remove, write_json
 from tic_clip.timeline import span
 
-MANIFEST, WORK = "manifest.json", ".buckets.tmp"
+MANIFEST, WORK, NEW = "manifest.json", ".buckets.tmp", "new"
 HEADER, LABEL_HEADER = b"key,image,caption,date\n", b"key,image,caption,date,label\n"
 SPLITS = ("train", "test")
 CHUNK = 2000  # rows that a process captions at a time
@@ -138,14 +138,10 @@ def write_lists(
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(num_workers, fork=True))  # before a progress bar starts a thread
         made_from = {**settings, "input": digest_inputs(source.inputs)}
-        if manifest := _load_finished(folder, made_from, overwrite):
+        if manifest := load_finished(folder, made_from, overwrite):
             return manifest, True
-        stack.enter_context(lock_folder(folder))
-        work = folder / WORK
-        shutil.rmtree(work, ignore_errors=True)
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
-        (new := work / "new").mkdir(parents=True)
-        benchmark = find_benchmark(new)
+        work = stack.enter_context(work_folder(folder))
+        benchmark = find_benchmark(work / NEW)
         reject = partial(_reject, skip_bad_rows, dropped := Counter())
         rows = progress(chain.from_iterable(map(source.read, source.inputs)), "read", unit=" rows")
         good_rows = (row for row in rows if isinstance(row, Row) or reject(row))
@@ -156,24 +152,37 @@ def write_lists(
                 with open(work / bucket, "ab") as file:
                     file.write(data)
         manifest = {**made_from, **_write_lists(work, benchmark, dropped, reject), "order": "uid"}
-        remove(folder / MANIFEST)  # before any list is replaced
-        replace_files(new, folder)
-        write_json(folder / MANIFEST, manifest)
+        finish_lists(folder, manifest)
     return manifest, False
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """Lock the folder of lists, and make one of work in it, with an empty ``new/`` for what ``finish_lists`` moves."""
+    work = folder / WORK
+    with lock_folder(folder):
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            (work / NEW).mkdir(parents=True)
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def finish_lists(folder: Path, manifest: dict[str, Any]) -> None:
+    """Move what is in the folder's ``new/`` over what has the same name, and write the manifest, last."""
+    remove(folder / MANIFEST)  # before any list is replaced
+    for path in sorted((folder / WORK / NEW).iterdir()):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        os.replace(path, folder / path.name)
+    write_json(folder / MANIFEST, manifest)
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of files, by their names, or by their paths where two have the same name."""
     names = Counter(Path(path).name for path in paths)
     return {path if names[Path(path).name] > 1 else Path(path).name: file_digest(path) for path in paths}
-
-
-def replace_files(new: Path, folder: Path) -> None:
-    """Move all that is in ``new`` to ``folder``, over what has the same name there."""
-    for path in sorted(new.iterdir()):
-        if path.is_dir():
-            shutil.rmtree(folder / path.name, ignore_errors=True)
-        os.replace(path, folder / path.name)
 
 
 def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:
@@ -222,7 +231,7 @@ def format_time(seconds: int) -> str:
 
 def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str], reject: Callable) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
-    new, rows, last, names = work / "new", Counter(), b"", list_names(benchmark)
+    new, rows, last, names = work / NEW, Counter(), b"", list_names(benchmark)
     buckets = sorted(path for path in work.iterdir() if path != new)
     labels = Labels() if "classification" in benchmark.tasks.values() else None
     with ExitStack() as stack:
@@ -239,24 +248,33 @@ def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str], reject
                     reject(BadRow("duplicate key", f"the key {key} is in more than one row of the input"))
                 elif name in files:
                     files[name].write(line)
-                    rows[name] += 1
+                    rows[names[name]] += 1
                     if labels is not None:
                         labels.add(*names[name], next(csv.reader([line.decode()]))[-1])
                 else:
                     dropped[name] += 1
                 last = uid
-    if not rows:
-        raise TicError(f"the input has no row that can be used; dropped: {dict(dropped) or 'none'}")
-    counts = {}
-    for name, (split, step) in names.items():
-        counts.setdefault(step, dict.fromkeys(SPLITS, 0))[split] = rows[name]
-    empty = [step for name, (split, step) in names.items() if split == "train" and not rows[name]]
-    if benchmark.text and empty:
-        advice = "cut other steps (--suggest N shows near-equal ones)"
-        raise TicError(f"step {', '.join(empty)} has no sample to train on; {advice}")
+    counts = count_samples(benchmark, rows, dropped)
     files, read = {name: file_digest(new / name) for name in names}, rows.total() + dropped.total()
     part = {"counts": counts, "read": read, "dropped": dict(sorted(dropped.items())), "files": files}
     return part if labels is None else {**part, **labels.facts(benchmark.periods)}
+
+
+def count_samples(benchmark: Benchmark, rows: Counter[tuple[str, str]], dropped: Counter[str]) -> dict[str, Any]:
+    """Return step -> train or test -> samples of (split, step) -> ``rows``.
+
+    A TicError says that there are none at all, or none to train on in a step of a user's own.
+    """
+    if not rows:
+        raise TicError(f"the input has no row that can be used; dropped: {dict(dropped) or 'none'}")
+    counts, names = {}, list_names(benchmark).values()
+    for split, step in names:
+        counts.setdefault(step, dict.fromkeys(SPLITS, 0))[split] = rows[split, step]
+    empty = [step for split, step in names if split == "train" and not rows[split, step]]
+    if benchmark.text and empty:
+        advice = "cut other steps (--suggest N shows near-equal ones)"
+        raise TicError(f"step {', '.join(empty)} has no sample to train on; {advice}")
+    return counts
 
 
 def list_name(split: str, step: str) -> str:
@@ -280,7 +298,7 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Return the manifest of lists of the same input and settings; TicError if they are of another."""
     if overwrite or not (folder / MANIFEST).exists():
         return None

@@ -5,7 +5,6 @@ precision and metric version is skipped. Loader processes decode the next batche
 one architecture, such as the steps of a run, share what is decoded.
 """
 
-import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from tic_clip import TicError, metrics
 from tic_clip.cli import progress
+from tic_clip.data.decode import decode_image
 from tic_clip.data.tar import UNUSABLE
 from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
 from tic_clip.evaluation.results import RESULTS, append_result, read_results
@@ -144,7 +144,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
     images, bad = [], []
     for i, (sample, data) in enumerate(zip(items, read_images(items), strict=True)):
         try:
-            images.append(preprocess(decode(data)))
+            images.append(preprocess(decode_image(data)))
         except UNUSABLE as error:
             if not skip_bad:
                 raise TicError(f"{sample.name}: bad image: {error} (--skip_bad leaves it out)") from None
@@ -254,13 +254,6 @@ def _score(
         "dropped": dict(found.dropped + bad),
         "nonfinite": sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in (images, keys)),
     }
-
-
-def decode(data: bytes) -> Any:
-    """Return the image in the bytes of a file."""
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 @cache

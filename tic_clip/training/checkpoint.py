@@ -45,6 +45,7 @@ class Keeper:
         record = {key: plan[key] for key in ("benchmark", "step", "cutoff")}
         record |= {"iteration": iteration, "samples_seen": self._samples_seen(iteration)}
         record["read"] = add_counts(self.read_before, getattr(self.loader, "counts", {}))
+        weights.check_finite(checkpoint["state_dict"], f"after {iteration} iterations of step {plan['step']}")
         weights.write({**checkpoint, "tic": record}, self.folder / name)
         self.saved = time.monotonic()
         clear(self.folder, plan)

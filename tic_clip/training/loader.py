@@ -1,6 +1,5 @@
 """Exact sampling as a torch loader: reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's loop."""
 
-import io
 import itertools
 import logging
 import random
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import webdataset
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from tic_clip import TicError
+from tic_clip.data.decode import decode_image
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
 from tic_clip.parallel import iterate_batches
@@ -90,7 +89,7 @@ def decode(sample: RawSample, preprocess: Callable, tokenizer: Callable) -> Item
     torch.default_generator.manual_seed(sample.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
     random.seed(sample.seed)
     np.random.seed(sample.seed & 0xFFFFFFFF)
-    image = preprocess(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+    image = preprocess(decode_image(sample.image))
     return image, tokenizer(sample.text.decode())[0]
 
 

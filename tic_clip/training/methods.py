@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from tic_clip import TicError, lookup
+from tic_clip import lookup
 from tic_clip.training.sampling import apportion
 
 PATCHED = Path("checkpoints/patched.pt")  # what a step's ending makes of its last checkpoint, in the step's folder
@@ -42,18 +42,22 @@ def equal_replay(sizes: Sequence[int], replay: Fraction) -> list[int]:
 
 
 def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> list[int]:
-    """Use the new samples and ``replay`` · D old ones in proportion to ``weights``, or all if they are fewer."""
+    """Use the new samples and ``replay`` · D old ones in proportion to ``weights``, or all if they are fewer.
+
+    A step that is smaller than its share gives all it has, and the others share the rest.
+    """
     *old, new = sizes
     room = int(replay * new)
     if room >= sum(old):
         return list(sizes)
-    counts = apportion(weights, room)
-    for i, (count, size) in enumerate(zip(counts, old, strict=True)):
-        if count > size:
-            raise TicError(
-                f"{room} old samples would be {count} of step {i + 1}, which has {size}: give a smaller --replay"
-            )
-    return [*counts, new]
+    counts, weights = [0] * len(old), list(weights)
+    while True:
+        shares = apportion(weights, room - sum(counts))
+        small = [i for i, size in enumerate(old) if shares[i] > size]
+        if not small:
+            return [*map(sum, zip(counts, shares, strict=True)), new]
+        for i in small:
+            counts[i], weights[i] = old[i], 0
 
 
 @dataclass(frozen=True, kw_only=True)

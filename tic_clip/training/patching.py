@@ -65,6 +65,8 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
         for a in CANDIDATES if pairs else ():
             net.load_state_dict(interpolate(old, new, a))
             values[a].append(retrieval(*encode(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
+    if not values[1.0]:
+        raise TicError("no held-out sample to choose the coefficient on can be decoded: give a --coefficient")
     return {a: float(np.mean(numbers)) for a, numbers in values.items()}
 
 

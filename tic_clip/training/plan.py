@@ -42,7 +42,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     start = init_path(config)
     if t > first and method.start != "random":
         last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-        start = str(step_folder(config, benchmark.steps[t - 1].name) / last)
+        start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
     length = plan_length(config, method, scale, first, t)
     return {
         "benchmark": benchmark.name,
@@ -91,11 +91,6 @@ def steps_of(config: Config) -> Sequence[str]:
     benchmark = get_benchmark(config.benchmark)
     first = benchmark.step_index(config.first_step) if config.first_step else 0
     return [step.name for step in benchmark.steps[first:]]
-
-
-def step_folder(config: Config, step: str) -> Path:
-    """Return the folder of a step in the run's folder."""
-    return Path(config.output_dir) / step
 
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
@@ -172,9 +167,8 @@ def plan_data(
     if method.hold_out:
         facts["coefficient"] = "chosen" if is_chosen else config.coefficient
     if is_chosen:
-        facts["validation"] = plan_validation(
-            root, size, [name for step in benchmark.steps[first:t] for name in step.splits]
-        )
+        earlier = {name: size[name] for step in benchmark.steps[first:t] for name in step.splits}
+        facts["validation"] = plan_validation(root, earlier)
     return {"sources": sources, **facts}
 
 
@@ -204,15 +198,12 @@ def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction]
     return {name: Fraction(str(share)) for name, share in table[step].items()}
 
 
-def plan_validation(root: str, size: dict[str, int], names: list[str]) -> list[dict[str, Any]]:
+def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient."""
-    if names and not any(held_out(size[name]) for name in names):
-        found = ", ".join(f"{size[name]} of {name}" for name in names)
+    if sizes and not any(map(held_out, sizes.values())):
+        found = ", ".join(f"{n} of {name}" for name, n in sizes.items())
         raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {found}: give a --coefficient")
-    return [
-        {"name": name, "split": f"{root}/{name}", "size": size[name], "held_out": held_out(size[name])}
-        for name in names
-    ]
+    return [{"name": name, "split": f"{root}/{name}", "size": n, "held_out": held_out(n)} for name, n in sizes.items()]
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
@@ -244,12 +235,8 @@ def comparable(plan: dict[str, Any]) -> dict[str, Any]:
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
     }
-    return {
-        **kept,
-        "start": shorten(plan["start"]),
-        "sources": [source["name"] for source in plan["sources"]],
-        **counts,
-    }
+    names = [source["name"] for source in plan["sources"]]
+    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -268,7 +255,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
 
     In a ``dry_run`` the step before need not be done.
     """
-    folder, start = step_folder(config, plan["step"]), plan["start"]
+    folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
         check_same(read_json(folder / "plan.json"), plan, f"{folder} was begun")

@@ -26,7 +26,7 @@ from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config, init_path, scale_of
 from tic_clip.training.patching import patch
-from tic_clip.training.plan import add_macs, check_step, difference, make_plan, step_folder
+from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 
 FINISH = {"patching": patch}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
@@ -61,7 +61,7 @@ def join_ranks(world_size: int) -> Iterator[Any]:
 def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool:
     """Train one step, or resume it; return False if it was done already."""
     plan = make_plan(config, world_size)
-    folder = step_folder(config, plan["step"])
+    folder = Path(config.output_dir, plan["step"])
     done = [prepare(config, plan, folder) if rank == 0 else None]
     if waiting:  # the files may change, so rank 0 decides for all
         import torch.distributed
@@ -123,7 +123,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "model": plan["model"],
         "logs": config.output_dir,
         "name": plan["step"],
-        "train-data": step_folder(config, plan["step"]) / "plan.json",
+        "train-data": Path(config.output_dir, plan["step"], "plan.json"),
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
         "batch-size": plan["batch_size"] // world_size,

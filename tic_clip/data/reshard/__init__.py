@@ -4,6 +4,6 @@ One pass over the pool serves any number of splits. The bytes depend on the pool
 same whatever the number of processes or machines, and after an interruption.
 """
 
-from tic_clip.data.reshard.options import ENGINES, SplitSummary, find_subsets, reshard, table
+from tic_clip.data.reshard.options import ENGINES, find_subsets, reshard
 
-__all__ = ["ENGINES", "SplitSummary", "find_subsets", "reshard", "table"]
+__all__ = ["ENGINES", "find_subsets", "reshard"]

@@ -1,6 +1,7 @@
 """Read a pool shard's headers and JSON once, and look its UIDs up in every list."""
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -74,16 +75,10 @@ def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> I
 
 def _read_uids(shard: Buffer, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Return (the samples that can be used (U,), their UIDs (U,), the number of others by reason)."""
-    usable, dropped = np.ones(len(table.keys), bool), Counter(table.flawed.values())
-    usable[list(table.flawed)] = False
-    for reason, unusable in _unusable(table):
-        dropped[reason] += int((usable & unusable).sum())
-        usable &= ~unusable
-    json_member, texts = table.find("json")[usable], {}
-    places = (np.flatnonzero(usable), table.offset[json_member], table.size[json_member])
-    for sample, offset, size in zip(*map(np.ndarray.tolist, places), strict=True):
+    dropped, texts = Counter(), {}
+    for sample, data in usable_json(shard, table, dropped):
         try:
-            text = uids.read_uid(shard[offset : offset + size])
+            text = uids.read_uid(data)
         except ValueError:
             dropped["invalid json"] += 1
             continue
@@ -92,6 +87,20 @@ def _read_uids(shard: Buffer, table: Table) -> tuple[np.ndarray, np.ndarray, dic
         else:
             texts[sample] = text
     return np.array(list(texts), np.int64), uids.parse_uids(texts.values()), dict(+dropped)
+
+
+def usable_json(shard: Buffer, table: Table, dropped: Counter[str]) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, JSON) of the samples that have all members; count the others by reason."""
+    usable = np.ones(len(table.keys), bool)
+    usable[list(table.flawed)] = False
+    dropped.update(table.flawed.values())
+    for reason, unusable in _unusable(table):
+        dropped[reason] += int((usable & unusable).sum())
+        usable &= ~unusable
+    json_member = table.find("json")[usable]
+    places = (np.flatnonzero(usable), table.offset[json_member], table.size[json_member])
+    for sample, offset, size in zip(*map(np.ndarray.tolist, places), strict=True):
+        yield sample, shard[offset : offset + size]
 
 
 def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import uids
-from tic_clip.data.folder import load_finished, start
+from tic_clip.data.folder import SplitSummary, load_finished, start
 from tic_clip.data.reshard.part import Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
 from tic_clip.data.split import META, SUBSET, list_shards
@@ -21,36 +21,6 @@ from tic_clip.storage import exists, is_dir, list_files, list_folders, local_cop
 
 ENGINES = ("local", "ray")
 LISTS = "generate_eval_uids.py and generate_datacompnet_uid2classid.py in dataset_creation/tic-datacomp/ make lists"
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """What became of one list, over its parts: ``num_bad`` and ``wrong_stats`` count pool shards, ``wanted`` UIDs."""
-
-    name: str
-    path: str
-    wanted: int
-    num_samples: int
-    num_shards: int
-    num_bytes: int
-    num_bad: int = 0
-    wrong_stats: int = 0
-    reused: bool = False
-    note: str = ""
-
-
-def table(splits: list[SplitSummary]) -> str:
-    """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
-    width = max(len(split.path) for split in splits)
-    lines = [f"{'split':{width}}  {'samples':>13}  {'shards':>9}  {'size':>15}  coverage"]
-    for split in splits:
-        size = f"{split.num_bytes / 1e6:,.2f} MB" if split.num_bytes else "-"
-        coverage = f"{100 * split.num_samples / split.wanted:.1f} % of {split.wanted:,}" if split.wanted else "-"
-        coverage += f"  without {split.num_bad} bad pool shards" * (split.num_bad > 0)
-        coverage += f"  {split.wrong_stats} pool shards with another count in their stats" * (split.wrong_stats > 0)
-        coverage += "  already there" * split.reused + f"  {split.note}" * bool(split.note)
-        lines.append(f"{split.path:{width}}  {split.num_samples:13,}  {split.num_shards:9,}  {size:>15}  {coverage}")
-    return "\n".join(lines)
 
 
 def find_subsets(path: object) -> dict[str, str]:
@@ -96,19 +66,18 @@ def reshard(
     if not 0 <= (part or 0) < parts <= len(shards):
         raise TicError(f"part {part} of {parts}: --parts must be between 1 and {len(shards)}, --part below --parts")
     _check_output(pool, shards, [str(root / name) for name in files])
-    numbers, timeout = range(parts) if part is None else [part], 60.0 if engine == "ray" else 0.0
     settings = {"shard_size": shard_size, "num_workers": num_workers, "skip_bad_shards": skip_bad_shards}
-    settings |= {"dry_run": dry_run, "timeout": timeout}
+    settings |= {"dry_run": dry_run, "timeout": 60.0 if engine == "ray" else 0.0}
+    finished, pending = [], []
     with temporary_folder("tic-clip-lists-") as lists:
         inputs = _describe_inputs(pool, files, classes, lists)
-        wanted = [_make_part(root, shards, inputs, parts, number, settings) for number in numbers]
         _remove_other_parts(root, files, parts, overwrite, dry_run)
-        finished = [_load_finished(each, overwrite) for each in wanted]
-        left = [
-            [split for split in each.splits if split.name not in metas]
-            for each, metas in zip(wanted, finished, strict=True)
-        ]
-        pending = [replace(each, splits=tuple(splits)) for each, splits in zip(wanted, left, strict=True) if splits]
+        for number in range(parts) if part is None else [part]:
+            wanted = _make_part(root, shards, inputs, parts, number, settings)
+            metas = _load_finished(wanted, overwrite)
+            left = tuple(split for split in wanted.splits if split.name not in metas)
+            finished.append(metas)
+            pending += [replace(wanted, splits=left)] if left else []
         if engine == "ray" and pending:
             results = map_on_ray(run_part, pending, num_cpus=num_workers, address=ray_address)
             made = list(progress(results, "reshard", len(pending), "part"))

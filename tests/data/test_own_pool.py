@@ -1,0 +1,163 @@
+"""A pool of tars with a date in each sample's JSON to lists of UIDs by step, and by reshard.py to splits."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import yaml
+from conftest import run_script, tree
+
+from tic_clip.data.split import split_sizes
+from tic_clip.data.uids import format_uids, open_uids
+
+SCRIPT = "dataset_creation/create_splits.py"
+SHARE = ("--test-share", "0.3")
+FLAGS = (
+    "--pool",
+    "pool",
+    "--date-field",
+    "timestamp",
+    "--name",
+    "mine",
+    "--output-path",
+    "lists",
+    "--test-share",
+    "0.3",
+)
+DATES = ("2014-05-01T00:00:00Z", 1451606399, "2016", 1451606400000, "1999-12-31")  # 2015's last second, 2016's first
+
+
+def date(number, members):
+    members["json"] = json.dumps({**json.loads(members["json"]), "timestamp": DATES[number % 5]}).encode()
+
+
+def split(folder, *flags, code=0):
+    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder)
+    assert done.returncode == code, done.stderr
+    return done.stdout, [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
+
+
+def is_test(uid):
+    return int(hashlib.sha256(f"0/mine/{uid}".encode()).hexdigest(), 16) < 0.3 * 2**256
+
+
+def lists(folder):
+    paths = (folder / "lists/uids").rglob("*.npy")
+    return {str(path.relative_to(folder / "lists/uids"))[:-4]: format_uids(open_uids(path)) for path in paths}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_from_a_pool_to_splits(tmp_path, make_pool, workers):
+    pool = make_pool((30, 1, 40), "pool", date)
+    printed, errors = split(tmp_path, "--steps", "2014-2015,2016", "-j", workers)
+    expected = {f"{kind}/{step}": [] for kind in ("train", "eval/retrieval") for step in ("2014-2015", "2016")}
+    for number, uid in enumerate(pool.uids):
+        if number % 5 < 4:
+            kind = "eval/retrieval" if is_test(uid) else "train"
+            expected[f"{kind}/{'2014-2015' if number % 5 < 2 else '2016'}"].append(uid)
+    assert lists(tmp_path) == {name: sorted(uids) for name, uids in expected.items()}
+    manifest = json.loads((tmp_path / "lists/manifest.json").read_text())
+    assert (manifest["read"], manifest["dropped"]) == (71, {"outside the steps": 14})
+    assert manifest["counts"]["2016"] == {
+        "train": len(expected["train/2016"]),
+        "test": len(expected["eval/retrieval/2016"]),
+    }
+    benchmark = yaml.safe_load((tmp_path / "lists/benchmark.yaml").read_text())
+    assert (benchmark["steps"], benchmark["cadence"]) == (["2014-2015", "2016"], "steps")
+    assert errors[0].startswith("warning: test sets of fewer than 50")
+    command = printed.splitlines()[-1].removeprefix("next: python ")
+    assert command.endswith(" && cp lists/benchmark.yaml data/tic/mine/steps/")
+    words = command.partition(" && ")[0].split()
+    assert run_script(*words, cwd=tmp_path).returncode == 0
+    for name, uids in expected.items():
+        assert sum(split_sizes(tmp_path / "data/tic/mine/steps" / name).values()) == len(uids)
+    before = tree(tmp_path / "lists")
+    assert "already there" in split(tmp_path, "--steps", "2014-2015,2016")[0]
+    split(tmp_path, "--steps", "2014-2015,2016", "--overwrite")
+    assert tree(tmp_path / "lists") == before
+
+
+def test_every_year_and_near_equal_steps(tmp_path, make_pool):
+    make_pool((30, 30), "pool", date)
+    printed, _ = split(tmp_path, "--suggest", "2", "-j", "2")
+    assert [line.split() for line in printed.splitlines()] == [
+        ["199912-201511", "24"],
+        ["201512-201601", "36"],
+        [],
+        ["--steps", "199912-201511,201512-201601"],
+    ]
+    assert not (tmp_path / "lists").exists()
+    _, (error,) = split(tmp_path, "--every", "year", code=1)
+    years = ", ".join(str(year) for year in range(2000, 2014))
+    assert error.startswith(f"error: step {years} has no sample to train on")
+
+
+def test_what_can_not_be_used_is_counted(tmp_path, make_pool):
+    """A UID that the pool has twice, of another date, is taken once: the first."""
+
+    def spoil(number, members):
+        date(number, members)
+        record = json.loads(members["json"])
+        if number == 1:
+            record["timestamp"] = "soon"
+        elif number == 2:
+            del record["timestamp"]
+        elif number == 5:
+            record["uid"] = hashlib.sha256(b"picture 0 of pool").hexdigest()[:32]
+            record["timestamp"] = 2016
+        elif number == 7:
+            record["uid"] = "none"
+        members["json"] = b"{" if number == 8 else json.dumps(record).encode()
+        if number == 6:
+            record["nan"] = float("nan")  # which Python writes and reads
+            members["json"] = json.dumps(record).encode()
+
+    make_pool((10, 10), "pool", spoil)
+    _, (error,) = split(tmp_path, "--steps", "2014-2015,2016", code=1)
+    where = "pool/00000000.tar, sample 00000000"
+    assert error.startswith(f"error: 2 dates can't be read ({where}1: 'soon'; {where}2: '')")
+    split(tmp_path, "--steps", "2014-2015,2016", "--skip-bad-rows")
+    manifest = json.loads((tmp_path / "lists/manifest.json").read_text())
+    assert manifest["dropped"] == {
+        "duplicate uid": 1,
+        "impossible date": 2,
+        "invalid json": 1,
+        "no valid uid": 1,
+        "outside the steps": 4,
+    }
+    found = {name: set(uids) for name, uids in lists(tmp_path).items()}
+    uids = [hashlib.sha256(f"picture {i} of pool".encode()).hexdigest()[:32] for i in (0, 6)]
+    assert set(uids) <= found["train/2014-2015"] | found["eval/retrieval/2014-2015"]
+    assert manifest["read"] == 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--date-field", "taken"),
+            "00000000.tar has no field taken in its samples' JSON; it has uid, caption, key",
+        ),
+        (("--date-field", ""), "--date-field must be given"),
+        (("--pool", "none"), "none is missing"),
+        (("--date-format", "%d.%m."), "20 dates can't be read"),
+        (("t.csv",), "not allowed with argument"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, make_pool, flags, message):
+    make_pool((20,), "pool", date)
+    _, (error,) = split(tmp_path, "--every", "year", *flags, code=1)
+    assert message in error
+    assert not list((tmp_path / "lists").glob("*"))
+
+
+def test_a_pool_in_a_cloud(tmp_path, make_pool, s3):
+    from tic_clip.storage import upload
+
+    pool = make_pool((10, 10), "pool", date)
+    for number in range(2):
+        upload(tmp_path / f"pool/{number:08d}.tar", f"{s3}/pool/{number:08d}.tar")
+    split(tmp_path, "--pool", f"{s3}/pool", "--steps", "1999,2014-2016")
+    assert sorted(uid for uids in lists(tmp_path).values() for uid in uids) == sorted(pool.uids)
+    assert all(np.load(path).dtype.itemsize == 16 for path in (tmp_path / "lists").rglob("*.npy"))
