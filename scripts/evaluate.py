@@ -69,6 +69,8 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate; print how many results are new, and warn about those with samples left out or NaN features."""
     args = make_parser().parse_args(argv)
+    if min(args.batch_size, args.models_at_once, args.workers + 1) < 1:
+        raise TicError("--batch_size and --models_at_once must be at least 1, --workers at least 0")
     names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad", "force")
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.check:

@@ -573,14 +573,10 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     assert [line for line in stderr.splitlines() if not re.match(r"(evaluate: .*batch.*)?$", line)] == said
     said = f"0 results appended to {run_dir}/{RESULTS}, 3 were there already\n"
     assert script_here(*arguments) == (None, said, "")
-
-
-def test_the_check_before_a_training(data, tmp_path, script_here):
-    (tmp_path / "list.yml").write_text("".join(f"{each.key}:\n" for each in both(data)))
-    arguments = ("--check", "--data_dir", data, "--tasklist", tmp_path / "list.yml")
-    assert script_here(*arguments) == (None, "", "")
-    write_split(Path(task(data).folder), [])
-    assert script_here(*arguments) == (f"error: {task(data).folder} holds no sample", "", "")
+    check = ("--check", "--data_dir", data, "--tasklist", tasklist)
+    assert script_here(*check) == (None, "", "")
+    write_split(Path(net.folder), [])
+    assert script_here(*check) == (f"error: {net.folder} holds no sample", "", "")
 
 
 class Malicious:
@@ -621,6 +617,7 @@ def test_a_model_of_the_hub(checkpoint, data, tmp_path, script_here, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--check", "--batch_size", "0"), "error: --batch_size and --models_at_once must be at least 1"),
         (("--use_model", "RN50 openai", "--output_dir", "{tmp}"), "error: no data for tic/datacomp/retrieval/yearly/"),
         (("--use_model", f"{ARCH} x.pt"), "error: --use_model and --released need an --output_dir"),
         (("--use_model", "A b", "--benchmark", "laion", "--output_dir", "{tmp}"), "error: unknown benchmark 'laion'"),

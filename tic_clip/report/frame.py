@@ -118,9 +118,8 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line
     if not groups:
         raise TicError("no result: run scripts/evaluate.py first")
-    return find_benchmark(folder, lines[0]["benchmark"]), {
-        model: list(group.values()) for model, group in groups.items()
-    }
+    last_lines = {model: list(group.values()) for model, group in groups.items()}
+    return find_benchmark(folder, lines[0]["benchmark"]), last_lines
 
 
 def _make_frame(lines: list[dict[str, Any]], benchmark: Benchmark) -> pd.DataFrame:
