@@ -37,6 +37,12 @@ def run_name(plan: dict[str, Any]) -> str:
     return "-".join(plan[part] for part in ("benchmark", "scale", "filter", "method", "step"))
 
 
+def run_id(plan: dict[str, Any], folder: object) -> str:
+    """Return what tells a step's run in wandb from those of other settings, seeds and folders."""
+    settings = json.dumps([{name: plan.get(name) for name in RUN}, str(Path(folder).absolute())])
+    return f"{run_name(plan)}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
 def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
     """Copy a user's own benchmark into a folder of results, so that these can be read without its file."""
     if benchmark.text:

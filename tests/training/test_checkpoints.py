@@ -239,9 +239,22 @@ def test_a_loss_that_is_not_a_number_ends_the_step(tmp_path, loss):
         hooks.log(SimpleNamespace(tic=make_keeper(tmp_path)), 4, {**FIGURES, "train/loss": loss})
 
 
+def test_weights_that_are_not_numbers_are_not_written(tmp_path):
+    state = {"epoch": 3, "state_dict": {"w": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}}
+    with pytest.raises(TicError, match=r"the weights b are NaN or infinite after 60 iterations of step 2015"):
+        hooks.save(state, "unused", SimpleNamespace(tic=make_keeper(tmp_path)))
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_run_in_wandb_has_the_name_of_what_it_is_and_resumes(tmp_path):
-    args = SimpleNamespace(tic=make_keeper(tmp_path), name="2015", resume="latest")
-    name = "emoji-tic_tiny-all-cumulative-2015"
-    assert hooks.wandb_options(args) == {"name": name, "id": name, "resume": "allow"}
+    def options(seed, logs):
+        keeper = make_keeper(tmp_path)
+        keeper.plan = {**keeper.plan, "seed": seed}
+        return hooks.wandb_options(SimpleNamespace(tic=keeper, name="2015", logs=logs, resume="latest"))
+
+    found = options(0, "a")
+    assert (found["name"], found["resume"]) == ("emoji-tic_tiny-all-cumulative-2015", "allow")
+    assert options(0, "a") == found
+    assert len({options(seed, logs)["id"] for seed in (0, 1) for logs in ("a", "b")}) == 4
     stock = hooks.wandb_options(SimpleNamespace(name="mine", resume="latest"))
     assert stock == {"name": "mine", "id": "mine", "resume": "auto"}

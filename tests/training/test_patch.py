@@ -23,7 +23,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
-from tic_clip.training.step import worker_seed
+from tic_clip.training.step import join_ranks, worker_seed
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
@@ -197,3 +197,14 @@ def test_shards_drawn_without_loader_processes_depend_on_the_seed_and_the_block(
 
     assert len({draw(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
     assert draw(0, 2) == draw(0, 2)
+
+
+def test_one_process_in_an_interactive_slurm_allocation_is_one_rank(monkeypatch):
+    from training.distributed import is_using_distributed
+
+    monkeypatch.setenv("WORLD_SIZE", "1")  # put back after the test
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert is_using_distributed()
+    with join_ranks(1):
+        assert not is_using_distributed()

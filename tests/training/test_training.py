@@ -267,7 +267,7 @@ def test_a_step_can_keep_the_optimizer_and_report_to_tensorboard_and_wandb(data,
     assert {int(state["step"]) for state in optimizer["state"].values()} == {12}  # six of each step
     assert {group["fused"] for group in optimizer["param_groups"]} == {True}
     assert list((out / "2015/tensorboard").glob("events.out.tfevents.*"))
-    (run,) = tmp_path.glob("wandb/offline-run-*-emoji-tic_tiny-all-cumulative-2015")
+    (run,) = tmp_path.glob("wandb/offline-run-*-emoji-tic_tiny-all-cumulative-2015-*")
     assert list(run.glob("*.wandb"))
 
 

@@ -9,7 +9,7 @@ import torch
 from tic_clip import TicError, weights
 from tic_clip.data.split import dataset_size as dataset_size
 from tic_clip.data.split import split_sizes
-from tic_clip.runs import run_name
+from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
 from tic_clip.training.loader import ExactDataset, Loader
 
@@ -92,5 +92,4 @@ def wandb_options(args: Any) -> dict[str, str | None]:
     """Return name, id and resume for ``wandb.init``; a step of ours goes on with its own run."""
     if not hasattr(args, "tic"):
         return {"name": args.name, "id": args.name, "resume": "auto" if args.resume == "latest" else None}
-    name = run_name(args.tic.plan)
-    return {"name": name, "id": name, "resume": "allow"}
+    return {"name": run_name(args.tic.plan), "id": run_id(args.tic.plan, args.logs), "resume": "allow"}

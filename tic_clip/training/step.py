@@ -47,6 +47,7 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
 def join_ranks(world_size: int) -> Iterator[Any]:
     """Join the ranks that torchrun started, if any, for all steps; yields a group in which ranks may wait for hours."""
     if world_size == 1:
+        os.environ["WORLD_SIZE"] = "1"  # else OpenCLIP takes the tasks of an interactive Slurm allocation for ranks
         yield None
         return
     import torch
