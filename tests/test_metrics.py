@@ -174,6 +174,15 @@ def test_the_interval_is_that_of_drawing_one_by_one():
     assert (resample(values) == resample(values[::-1])).all()
 
 
+def test_the_interval_where_none_or_all_are_hits_is_wilsons():
+    """By hand: 1.96² / (100 + 1.96²) = 3.8416 / 103.8416 = 0.036995."""
+    images, classifier = np.tile([1.0, 0], (100, 1)), np.eye(2)
+    metrics, interval = classification(images, classifier, np.zeros(100, int))
+    assert (metrics["acc1"], interval) == (1, pytest.approx((0.963005, 1)))
+    metrics, interval = classification(images, classifier, np.ones(100, int))
+    assert (metrics["acc1"], interval) == (0, pytest.approx((0, 0.036995), rel=1e-4))
+
+
 def test_the_interval_of_retrieval_keeps_an_image_and_its_texts_together():
     """Image 0 has nine of ten texts: whether it is drawn decides over nearly all of them."""
     text_image = np.array([0] * 9 + [1])

@@ -118,7 +118,8 @@ def retrieval(
     found = np.bincount(text_image, weights=by_text.hits(1), minlength=len(images))
     samples = np.stack([by_image.hits(1), found, np.bincount(text_image, minlength=len(images))], axis=1)
     by_image_sum, by_text_sum, num_texts = resample(samples)
-    return recalls, _interval((by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2)
+    means = (by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2
+    return recalls, _interval(means, len(images))
 
 
 def classification(
@@ -145,7 +146,7 @@ def classification(
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
     (total,) = resample(hits[:, None])
-    return metrics, _interval(total / len(images))
+    return metrics, _interval(total / len(images), len(images))
 
 
 def resample(samples: np.ndarray) -> np.ndarray:
@@ -158,8 +159,14 @@ def resample(samples: np.ndarray) -> np.ndarray:
     return (draws @ values).T
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    return tuple(np.percentile(values, [2.5, 97.5]).tolist())
+def _interval(values: np.ndarray, num_samples: int) -> tuple[float, float]:
+    """Return the 95 % interval of the ``values`` of resamples; Wilson's where none or all of the samples are hits.
+
+    Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    """
+    low, high = np.percentile(values, [2.5, 97.5]).tolist()
+    width = 1.96**2 / (num_samples + 1.96**2)
+    return (0.0, width) if high == 0 else (1 - width, 1.0) if low == 1 else (low, high)
 
 
 def transfer(matrix: np.ndarray) -> dict[str, float]:
