@@ -1,7 +1,7 @@
-"""The classes of a table with a column of labels: counted for its lists, and as splits for classification."""
+"""The classes of a table with a column of labels, as splits for classification."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,28 +20,6 @@ from tic_clip.parallel import map_ordered
 from tic_clip.storage import write_text
 
 TEMPLATES = ("a photo of {c}.", "{c}")
-
-
-class Labels:
-    """Counts the samples of each class, and which classes each period's test list has."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.periods: defaultdict[str, set[str]] = defaultdict(set)
-
-    def add(self, split: str, step: str, label: str) -> None:
-        """Add a sample of a list; one without a label is of no class."""
-        if label:
-            self.counts[label] += 1
-            if split == "test":
-                self.periods[step].add(label)
-
-    def facts(self, periods: tuple[str, ...]) -> dict[str, Any]:
-        """Return their part of the manifest: class -> samples, sorted, and period -> classes without a test sample."""
-        if not self.counts:
-            raise TicError("the column of labels is empty")
-        missing = {period: len(self.counts) - len(self.periods[period]) for period in periods}
-        return {"classes": dict(sorted(self.counts.items())), "missing_classes": missing}
 
 
 def check_templates(templates: Sequence[str]) -> None:

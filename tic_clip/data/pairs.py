@@ -25,7 +25,6 @@ from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, progress
 from tic_clip.data.dates import first_second
-from tic_clip.data.labels import Labels
 from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
@@ -227,6 +226,28 @@ def make_records(source: Source, cut: Cut, rows: list[Row]) -> dict[str, bytes]:
 def format_time(seconds: int) -> str:
     """Return seconds since 1970 as ISO 8601 in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
+
+
+class Labels:
+    """Counts the samples of each class, and which classes each period's test list has."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.periods: defaultdict[str, set[str]] = defaultdict(set)
+
+    def add(self, split: str, step: str, label: str) -> None:
+        """Add a sample of a list; one without a label is of no class."""
+        if label:
+            self.counts[label] += 1
+            if split == "test":
+                self.periods[step].add(label)
+
+    def facts(self, periods: tuple[str, ...]) -> dict[str, Any]:
+        """Return their part of the manifest: class -> samples, sorted, and period -> classes without a test sample."""
+        if not self.counts:
+            raise TicError("the column of labels is empty")
+        missing = {period: len(self.counts) - len(self.periods[period]) for period in periods}
+        return {"classes": dict(sorted(self.counts.items())), "missing_classes": missing}
 
 
 def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str], reject: Callable) -> dict[str, Any]:
