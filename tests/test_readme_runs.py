@@ -97,7 +97,10 @@ def released_model():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of what git has, and of what setup.sh has made (the environment by hard links, where that can be)."""
+    """A copy of what git has, and of what setup.sh has made, by hard links where that can be.
+
+    TiC-Emoji's data too, if they are there: .ci/run has built them from nothing.
+    """
     folder = tmp_path_factory.mktemp("readme") / "tic-clip"
     names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).splitlines()
     for name in names:
@@ -106,10 +109,14 @@ def checkout(tmp_path_factory):
             shutil.copy(ROOT / name, folder / name)
     for name in ("open_clip", "datacomp") if WITH_DATACOMP else ("open_clip",):
         shutil.copytree(ROOT / name, folder / name, symlinks=True)
-    linked = subprocess.run(["cp", "-al", ROOT / ".venv", folder / ".venv"], stderr=subprocess.DEVNULL)
-    if linked.returncode:
-        shutil.rmtree(folder / ".venv", ignore_errors=True)
-        subprocess.run(["cp", "-a", ROOT / ".venv", folder / ".venv"], check=True)
+    for name in (".venv", "data/emoji"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        if not (ROOT / name).exists():
+            continue
+        linked = subprocess.run(["cp", "-al", ROOT / name, folder / name], stderr=subprocess.DEVNULL)
+        if linked.returncode:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            subprocess.run(["cp", "-a", ROOT / name, folder / name], check=True)
     return folder
 
 
