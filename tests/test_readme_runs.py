@@ -177,8 +177,8 @@ def run_blocks(page, checkout, environment):
             shell, cwd=checkout, env={**environment, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert ran.returncode == 0, f"{page}, line {line}:\n{block}\n{ran.stdout[-3000:]}"
-        if own:  # the next block is without it
-            subprocess.run(["sed", "-i", "/ DRY_RUN=/d; / SCALE=/d", exported], check=True)
+        for name in own:  # the next block is without it
+            subprocess.run(["sed", "-i", f"/ {name}=/d", exported], check=True)
     return f"{page}: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
 
 
