@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from tic_clip import TicError
+from tic_clip import TicError, models
 from tic_clip.models import check_pretrained, named_model, released_models
 from tic_clip.runs import models_of
 from tic_clip.storage import write_json
@@ -130,3 +130,10 @@ def test_models_by_name(tmp_path):
 def test_models_that_cannot_be(text, message):
     with pytest.raises(TicError, match=message):
         named_model(text, "datacomp")
+
+
+def test_weights_of_another_architecture_are_not_saved_to_start_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *_: models.make_model("ViT-Tiny-8-48", "cpu"))
+    with pytest.raises(TicError, match=r"hf-hub:me/model is not a ViT-B-32: .*; set --model to its architecture"):
+        models.save_pretrained("hf-hub:me/model", "ViT-B-32", str(tmp_path / "x.pt"))
+    assert not list(tmp_path.iterdir())

@@ -293,10 +293,7 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
         ]
         words = [sys.executable, ROOT / "scripts/train.py", *flags, *start, "hf-hub:me/model"]
         options = {"env": {**os.environ, **settings}, "capture_output": True, "text": True}  # the address is read once
-        wrong = subprocess.run([*words, "--model", "ViT-B-32"], **options)
         done = subprocess.run(words, **options)
-    assert wrong.returncode == 1
-    assert wrong.stderr.splitlines()[-1].startswith("error: hf-hub:me/model is not a ViT-B-32: ")
     assert done.returncode == 0, done.stderr[-3000:]
     usual = train(data, tmp_path / "usual", "2015", *start, str(tmp_path / "2014.pt"))
     assert usual.returncode == 0, usual.stderr[-3000:]
