@@ -7,6 +7,7 @@ import pytest
 from tic_clip import TicError
 from tic_clip import benchmarks as benchmarks_module
 from tic_clip.benchmarks import BENCHMARKS, MONTHS, Benchmark, Step, get_benchmark
+from tic_clip.runs import check_benchmark, find_benchmark, keep_benchmark
 from tic_clip.timeline import cutoff, name_span, span
 
 YEARLY = "2014-2016 2017 2018 2019 2020 2021 2022"
@@ -140,6 +141,9 @@ def test_a_file_names_splits_periods_tasks_and_filters(read):
         ("name: mine", "give one of the keys steps, every"),
         ("name: a/b\nsteps: [2014]", "name: 'a/b' is not made of"),
         ("name: emoji\nsteps: [2014]", "name: emoji is taken"),
+        ("name: ..\nsteps: [2014]", "name: '..' is not made of"),
+        ("name: mine\nsteps: [2014]\ntasks: {../x: retrieval}", "tasks: '../x' is not made of"),
+        ("name: mine\nsteps: [2014]\nfilters: {all: ../x}", "filters: '../x' is not made of"),
         ("name: mine\nsteps: [x]", "steps: 'x' is not a date"),
         ("name: mine\nsteps: [2014-2016, 2016]", "steps: 2016 begins before the end of"),
         ("name: mine\nsteps: [{name: 2014, periods: [a]}]", "periods: 'a' is not a date"),
@@ -156,3 +160,19 @@ def test_a_wrong_file_is_one_line_that_names_the_key(read, text, message):
     assert message in str(error.value)
     assert "mine.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_goes_on_with_new_steps_but_not_with_other_ones(read, tmp_path):
+    run = tmp_path / "run"
+    keep_benchmark(run, read("name: mine\nsteps: [2020, 2021]"))
+    for text in ("steps: [2020, 2021, 2022]\ntitle: Mine", "steps: [2020, 2021, 2022]"):
+        benchmarks_module.BENCHMARKS.pop("mine")
+        keep_benchmark(run, read(f"name: mine\n{text}"))
+    for text in ("steps: [2020]", "steps: [2020, 2021-2022]", "steps: [2020, 2021, 2022]\ncadence: c"):
+        benchmarks_module.BENCHMARKS.pop("mine")
+        with pytest.raises(
+            TicError, match=r"run is of a benchmark in tic/mine/steps with the steps 2020, 2021, 2022: give"
+        ):
+            check_benchmark(run, read(f"name: mine\n{text}"))
+    benchmarks_module.BENCHMARKS.pop("mine")
+    assert find_benchmark(run, "mine").title == "mine"

@@ -43,7 +43,7 @@ class Benchmark:
     """
 
     name: str
-    title: str
+    title: str = field(compare=False)
     steps: tuple[Step, ...]
     tasks: dict[str, str]
     prepare_with: str
@@ -148,9 +148,9 @@ def get_benchmark(name: str) -> Benchmark:
     """
     if not name.endswith((".yaml", ".yml")):
         return lookup(BENCHMARKS, "benchmark", name)
-    benchmark = _read_file(name)
+    benchmark = read_benchmark(name)
     if BENCHMARKS.setdefault(benchmark.name, benchmark) != benchmark:
-        raise TicError(f"{name}: name: {benchmark.name} is taken by another benchmark")
+        raise TicError(f"{name}: name: {benchmark.name} is taken by a benchmark with other steps, tasks or folders")
     return BENCHMARKS[benchmark.name]
 
 
@@ -193,7 +193,8 @@ def read_yaml(path: object, kind: type[T]) -> T:
         raise TicError(f"{path}: {error}") from None
 
 
-def _read_file(path: str) -> Benchmark:
+def read_benchmark(path: str) -> Benchmark:
+    """Return the benchmark of a YAML file; raise a TicError that says which key is wrong."""
     file = read_yaml(path, _File)
     try:
         steps = _file_steps(file)
@@ -215,12 +216,15 @@ def _read_file(path: str) -> Benchmark:
 
 def _file_steps(file: _File) -> tuple[Step, ...]:
     """Return the steps of a file; raise a ValueError that names the key that is wrong."""
-    for key in ("name", "dataset", "cadence"):
-        if not re.fullmatch(r"[\w.-]+" if key == "name" else r"[\w.-]*", getattr(file, key)):
-            raise ValueError(f"{key}: {getattr(file, key)!r} is not made of letters, digits, _, . and -")
     for key in ("tasks", "filters"):
         if not getattr(file, key):
             raise ValueError(f"{key}: give one at least")
+    names = {"name": [file.name], "dataset": [file.dataset or file.name], "cadence": [file.cadence or "steps"]}
+    for key, values in (names | {"tasks": file.tasks, "filters": file.filters.values()}).items():
+        if wrong := [value for value in values if not is_name(value)]:
+            raise ValueError(
+                f"{key}: {wrong[0]!r} is not made of letters, digits, _, . and -, from a letter or digit on"
+            )
     if sum(map(bool, (file.steps, file.every, file.boundaries))) != 1:
         raise ValueError("give one of the keys steps, every (with first and last) and boundaries")
     if file.every:
@@ -246,6 +250,11 @@ def _file_steps(file: _File) -> tuple[Step, ...]:
     for key in ("splits", "periods"):
         check_steps([name for step in steps for name in getattr(step, key)], key)
     return steps
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of a benchmark and of a folder, and is not taken for a file or a flag."""
+    return bool(re.fullmatch(r"\w[\w.-]*", text)) and not text.endswith((".yaml", ".yml"))
 
 
 def check_steps(names: list[str], key: str = "steps") -> None:

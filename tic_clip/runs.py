@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark, get_benchmark
+from tic_clip.benchmarks import Benchmark, get_benchmark, read_benchmark
 from tic_clip.models import Model
 from tic_clip.storage import exists, read_json, to_path, write_text
 
@@ -46,7 +46,20 @@ def run_id(plan: dict[str, Any], folder: object) -> str:
 def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
     """Copy a user's own benchmark into a folder of results, so that these can be read without its file."""
     if benchmark.text:
+        check_benchmark(folder, benchmark)
         write_text(to_path(folder) / BENCHMARK_FILE, benchmark.text)
+
+
+def check_benchmark(folder: object, benchmark: Benchmark) -> None:
+    """Raise a TicError if a folder of results is of a benchmark with other steps; new ones at the end are fine."""
+    path = to_path(folder) / BENCHMARK_FILE
+    if benchmark.text and exists(path):
+        old = read_benchmark(str(path))
+        if old.root != benchmark.root or old.steps != benchmark.steps[: len(old.steps)]:
+            steps = ", ".join(step.name for step in old.steps[:4]) + ", …" * (len(old.steps) > 4)
+            raise TicError(
+                f"{folder} is of a benchmark in {old.root} with the steps {steps}: give another output folder"
+            )
 
 
 def find_benchmark(folder: object, name: str) -> Benchmark:

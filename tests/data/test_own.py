@@ -5,6 +5,7 @@ import datetime
 import gzip
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -230,7 +231,8 @@ def test_labels(tmp_path):
     assert manifest(tmp_path)["missing_classes"] == missing
     assert all(missing.values())
     assert printed.count("classes missing in test") == 3
-    assert errors[1:] == ["warning: 1 labels have one sample, such as 'a single bird'"]
+    assert errors[0] == "warning: nothing to evaluate on in 2016: give a larger --test-share, or fewer steps"
+    assert errors[-1] == "warning: 1 labels have one sample, such as 'a single bird'"
     tasks = yaml.safe_load((tmp_path / "lists/benchmark.yaml").read_text())["tasks"]
     assert tasks == {"retrieval": "retrieval", "labels": "classification"}
 
@@ -287,7 +289,7 @@ BAD = {
     "a step without samples": (
         [row for row in ROWS if row["taken"][:4] != "2015"],
         ("--every", "year"),
-        "step 2015 has no sample to train on; cut other steps",
+        "step 2015 has no sample to train on (the first that has one is 2014, the last 2016)",
     ),
     "nothing in the steps": (ROWS, ("--steps", "1999"), "no row that can be used; dropped: {'outside the steps': 60}"),
     "too many steps": (ROWS, ("--suggest", "99"), "--suggest 99: the rows are in 9 months, so give 1 to 9"),
@@ -374,3 +376,56 @@ def test_a_stream_of_rows_needs_little_memory(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] - peaks[0] < 40_000
+
+
+@pytest.mark.parametrize("name", ["images", "benchmark.yaml"])
+def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
+    image = [{"file": picture("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
+    write_table(tmp_path / "t.parquet", image)
+    (tmp_path / "lists" / name).mkdir(parents=True)
+    (tmp_path / "lists" / name / "mine.txt").write_text("mine")
+    before = tree(tmp_path)
+    write = (*WRITE[:4], "--test-share", "0")
+    _, (error,) = split(tmp_path, "t.parquet", "--every", "year", write=write)
+    assert error == f"error: lists has {name}, which is not of lists: give another --output-path"
+    assert tree(tmp_path) == before
+    shutil.rmtree(tmp_path / "lists")
+    split(tmp_path, "t.parquet", "--every", "year", write=write)
+    split(tmp_path, "t.parquet", "--every", "quarter", "--overwrite", write=write)
+    names = {"benchmark.yaml", "images", "manifest.json", "test_batch_2014Q1.csv", "train_batch_2014Q1.csv"}
+    assert {path.name for path in (tmp_path / "lists").iterdir()} == names  # without the lists of 2014
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "message"),
+    [
+        ("a.jpg,é,2014", (), "is not UTF-8 text (invalid continuation byte): convert it"),
+        ("a.jpg,e,1", (), "1 dates can't be read (t.csv, row 1 (line 2): '1')"),
+        ("a.jpg,e,9999-12-31", (), "1 dates can't be read"),
+        ("a.jpg,e,0001-01-01", (), "1 dates can't be read"),
+        (
+            "a.jpg,e,2014",
+            ("--date-format", "%d %d"),
+            "--date-format '%d %d' is not auto, year, s, ms or a format such as",
+        ),
+        ("a.jpg,e,2014", ("--date-format", "day"), "--date-format 'day' is not auto, year, s, ms or a format such as"),
+        ("a.jpg,e,2014", ("--steps", ","), "--steps has no name of a step"),
+        ("a.jpg,e,2014", ("--name", ".."), "--name: '..' is not made of letters"),
+        ("a.jpg,e,2014", ("--name", "x.yaml"), "--name: 'x.yaml' is not made of letters"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, table, flags, message):
+    (tmp_path / "t.csv").write_bytes(f"file,text,taken\n{table}\n".encode("latin-1"))
+    every = () if "--steps" in flags else ("--every", "year")
+    name = () if "--name" in flags else ("--name", "mine")
+    write = (*flags, *every, *name, "--output-path", "lists", "--test-share", "0")
+    _, (error,) = split(tmp_path, "t.csv", write=write)
+    assert message in error
+    assert not (tmp_path / "lists/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "day"), [("2020.0", "2020-01-01"), (2020.0, "2020-01-01"), ("2021-03", "2021-03-01")]
+)
+def test_years_and_months_as_tables_write_them(value, day):
+    assert datetime.datetime.fromtimestamp(parse_date(value), datetime.UTC).date().isoformat() == day

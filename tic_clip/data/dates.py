@@ -11,7 +11,8 @@ from tic_clip.timeline import DAY, cut_spans, name_span, span
 
 FORMATS = ("auto", "year", "s", "ms")  # anything else is a format of strftime
 MILLISECONDS = 1e11  # from this number on, which is the year 5138 in seconds and 1973 in milliseconds
-FIRST, LAST = -62_135_596_800, 253_402_300_799  # seconds of the years 1 to 9999
+FIRST, LAST = -30_610_224_000, 253_370_764_799  # seconds of the years 1000 to 9998: 0001 and 9999 stand for no date
+SMALLEST = 1e6  # a smaller number is hardly a time in seconds, but a year, a month or a row's number
 CALENDAR = (1800, 2200)  # years of digits that are read as a date (2020, 202003, 20200331), not as seconds
 EPOCH = datetime.date(1970, 1, 1).toordinal()
 
@@ -33,7 +34,7 @@ def parse_date(value: object, form: str = "auto") -> int:
     except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
     if not FIRST <= seconds <= LAST:
-        raise ValueError("not in the years 1 to 9999")
+        raise ValueError("not in the years 1000 to 9998")
     return seconds
 
 
@@ -46,13 +47,17 @@ def _parse(value: object, form: str) -> float:
         return float(value) / (1000 if form == "ms" else 1)
     if form != "auto":
         return _seconds(datetime.datetime.strptime(str(value), form))
-    text = str(value)
+    text = str(value).removesuffix(".0")  # 2020.0 is how pandas writes a year in a column with a gap
+    if re.fullmatch(r"\d{4}-\d{2}", text):
+        text = text.replace("-", "")
     if re.fullmatch(r"\d{4}|\d{6}|\d{8}", text) and CALENDAR[0] <= int(text[:4]) < CALENDAR[1] and (days := span(text)):
         return _seconds(days[0])
     try:
         number = float(value)
     except (TypeError, ValueError):
         return _seconds(datetime.datetime.fromisoformat(text))
+    if isinstance(value, bool) or abs(number) < SMALLEST:
+        raise ValueError("not a time; --date-format s reads small numbers as seconds")
     return number / 1000 if abs(number) > MILLISECONDS else number
 
 
@@ -61,6 +66,18 @@ def _seconds(date: datetime.date) -> float:
     if not isinstance(date, datetime.datetime):
         date = datetime.datetime(date.year, date.month, date.day)
     return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def check_format(form: str) -> None:
+    """Raise a TicError if a format of dates is not one."""
+    problem = f"--date-format {form!r} is not {', '.join(FORMATS)} or a format such as %d.%m.%Y"
+    if form not in FORMATS and "%" not in form:
+        raise TicError(problem)
+    try:
+        now = datetime.datetime(2020, 2, 3, 4, 5, 6)
+        _ = form in FORMATS or datetime.datetime.strptime(now.strftime(form), form)
+    except (ValueError, re.error) as error:
+        raise TicError(f"{problem}: {error}") from None
 
 
 def read_date(value: object, form: str, where: str) -> Date:
@@ -97,7 +114,7 @@ class Months:
             advice = "--date-format says how they are written, --skip-bad-rows leaves such rows out"
             raise TicError(f"{self.bad:,} dates can't be read ({'; '.join(self.first[:3])}); {advice}")
         if not self.counts:
-            raise TicError(f"the input has no date ({self.bad:,} can't be read)")
+            raise TicError(f"the input has no row with a date; {self.bad:,} dates can't be read")
 
 
 def first_of_month(day: int) -> datetime.date:

@@ -3,6 +3,7 @@
 An image is known by the path that a list gives it, ``a/b/key.jpg``, or by its key. Nothing is unpacked or written.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -56,6 +57,8 @@ def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | Non
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # so no file is called so
+                return None
             raise OSError(error.errno, error.strerror, path) from None  # a failed read does not name the file
     return None
 
@@ -79,8 +82,11 @@ def _has_images(folder: str) -> bool:
 def find_archives(folder: str, skipped: str) -> list[str]:
     """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
     found = []
+    seen = {os.path.realpath(skipped)}  # also what a link has led to before
     for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if os.path.realpath(f"{path}/{name}") != os.path.realpath(skipped)]
+        places = {name: os.path.realpath(f"{path}/{name}") for name in sorted(folders)}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
         found += [f"{path}/{name}" for name in names if name.lower().endswith((".zip", ".tar"))]
     return sorted(found)
 
@@ -108,11 +114,14 @@ def index_tar(dataset: str, tars: list[str], number: int, *, is_exact: bool = Fa
     if os.path.getsize(tars[number]) == 0:
         return np.empty(0, ZIP_MEMBER)
     with open_shard(tars[number]) as shard:
-        found = [
-            (sample, sample.members[name]) for sample in samples(shard) for name in IMAGES if name in sample.members
-        ]
-    table = np.array([(0, 0, number, *place, 0) for _, place in found], dtype=ZIP_MEMBER)
-    return _index(dataset, [f"{sample.key}.jpg" for sample, _ in found], table, is_exact)
+        found = {
+            f"{sample.key}.{suffix}": place  # of a.40.jpg webdataset's key is a
+            for sample in samples(shard)
+            for suffix, place in sample.members.items()
+            if suffix.rpartition(".")[2] in IMAGES
+        }
+    table = np.array([(0, 0, number, *place, 0) for place in found.values()], dtype=ZIP_MEMBER)
+    return _index(dataset, list(found), table, is_exact)
 
 
 def _index(dataset: str, names: list[str], table: np.ndarray, is_exact: bool) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Cut a user's own table of dated images by time: lists by step as of YFCC15M, and the YAML file of their benchmark."""
 
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,15 +10,15 @@ from typing import Any
 import yaml
 
 from tic_clip import TicError
-from tic_clip.benchmarks import BENCHMARKS, Benchmark, check_steps, get_benchmark
+from tic_clip.benchmarks import BENCHMARKS, Benchmark, check_steps, get_benchmark, is_name
 from tic_clip.cli import progress
-from tic_clip.data.dates import Months, cut_every, suggest_steps
+from tic_clip.data.dates import Months, check_format, cut_every, suggest_steps
 from tic_clip.data.images import UnusableImage, detect_format
-from tic_clip.data.pairs import Source, write_lists
+from tic_clip.data.pairs import MANIFEST, Source, write_lists
 from tic_clip.data.sources import BadRow, Row, redcaps_caption
 from tic_clip.data.tables import Columns, find_tables, read_dates, read_rows
 from tic_clip.runs import BENCHMARK_FILE
-from tic_clip.storage import write_text
+from tic_clip.storage import read_json, write_text
 
 CADENCES = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
 ZIP_IMAGES = 10_000  # images in a zip
@@ -46,6 +45,7 @@ def create_own_splits(
     ``steps`` are their names, with commas between. Returns the manifest, and whether it was there already.
     """
     require({"image": columns.image, "caption": columns.caption, "date": columns.date, "output-path": output_path})
+    check_format(columns.date_format)
     settings = {**describe_cut(name, steps, every, seed, test_share), "columns": vars(columns)}
     tables, images = find_tables(tables), ImageStore(columns)
 
@@ -63,6 +63,7 @@ def suggest(
 ) -> list[tuple[str, int]]:
     """Return (name, samples) of near-equal steps of the rows of tables, which one process reads."""
     require({"date": columns.date})
+    check_format(columns.date_format)
     return suggest_steps(count_months(find_tables(tables), columns, skip_bad_rows), steps)
 
 
@@ -85,8 +86,10 @@ def describe_cut(name: str, steps: str | None, every: str | None, seed: int, tes
     """Return the part of a manifest that says how to cut; a TicError says what is wrong with it."""
     if name in BENCHMARKS and not BENCHMARKS[name].text:
         raise TicError(f"--name {name} is a benchmark of ours; give another name")
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise TicError(f"--name: {name!r} is not made of letters, digits, _, . and -")
+    if not is_name(name):
+        raise TicError(f"--name: {name!r} is not made of letters, digits, _, . and -, from a letter or digit on")
+    if steps is not None and not split_names(steps):
+        raise TicError("--steps has no name of a step")
     if not 0 <= test_share < 1:
         raise TicError(f"the test share is a fraction from 0 to below 1, not {test_share}")
     try:
@@ -156,7 +159,11 @@ def _suffix(data: bytes) -> str:
 def warnings(manifest: dict[str, Any]) -> list[str]:
     """Return what is likely to be wrong with lists: small test sets, classes of one sample."""
     small = {step: count["test"] for step, count in manifest["counts"].items() if count["test"] < FEW}
-    lines = []
+    lines, missing = [], manifest.get("missing_classes", {})
+    empty = [step for step, count in small.items() if not count]
+    empty += [step for step in missing if missing[step] == len(manifest["classes"]) and step not in empty]
+    if empty:
+        lines.append(f"nothing to evaluate on in {', '.join(empty)}: give a larger --test-share, or fewer steps")
     if small:
         sets = ", ".join(f"{step} ({count})" for step, count in small.items())
         lines.append(f"test sets of fewer than {FEW} samples say little: {sets}; give a larger --test-share")
@@ -172,7 +179,7 @@ def next_step(folder: str, pool: str | None) -> str:
         root = f"data/{get_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
         command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
         return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
-    has_images = (Path(folder) / IMAGES).is_dir()
+    has_images = IMAGES in read_json(f"{folder}/{MANIFEST}").get("others", ())
     images = f"{folder}/{IMAGES}" if has_images else "IMAGES"
     note = f"the images are in {images}\n" if has_images else ""
     command = f"dataset_creation/create_tars.py --csv-path {folder} --image-path {images} --output-path data"

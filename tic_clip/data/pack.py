@@ -127,7 +127,10 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
         raise TicError(f"{image_path} is not a folder of images")
     if not (Path(csv_path) / MANIFEST).exists():
         raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    return read_json(f"{csv_path}/{MANIFEST}")
+    manifest = read_json(f"{csv_path}/{MANIFEST}")
+    if not {"benchmark", "dataset", "files"} <= manifest.keys():
+        raise TicError(f"{csv_path}/{MANIFEST} is not of create_splits.py: run that again with --overwrite")
+    return manifest
 
 
 def _pack(

@@ -31,7 +31,7 @@ from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_remote, list_files, local_folder, lock_folder, open_file, read_json, remove, write_json
 from tic_clip.timeline import span
 
-MANIFEST, WORK, NEW = "manifest.json", ".buckets.tmp", "new"
+MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
 HEADER, LABEL_HEADER = b"key,image,caption,date\n", b"key,image,caption,date,label\n"
 SPLITS = ("train", "test")
 CHUNK = 2000  # rows that a process captions at a time
@@ -169,13 +169,30 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 
 def finish_lists(folder: Path, manifest: dict[str, Any]) -> None:
-    """Move what is in the folder's ``new/`` over what has the same name, and write the manifest, last."""
+    """Move what is in the folder's ``new/`` to it in place of older lists, and write the manifest, last.
+
+    A TicError says that something that is not of lists has one of the names.
+    """
+    new, journal = {path.name: path for path in sorted((folder / WORK / NEW).iterdir())}, folder / JOURNAL
+    if others := [name for name in new if name not in _top_names(manifest)]:
+        manifest = {**manifest, "others": others}
+    old = {name for path in (folder / MANIFEST, journal) if path.exists() for name in _top_names(read_json(path))}
+    foreign = [name for name in new if name not in old and name not in manifest["files"] and (folder / name).exists()]
+    if foreign:
+        raise TicError(f"{folder} has {foreign[0]}, which is not of lists: give another --output-path")
+    write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
     remove(folder / MANIFEST)  # before any list is replaced
-    for path in sorted((folder / WORK / NEW).iterdir()):
-        if path.is_dir():
-            shutil.rmtree(folder / path.name, ignore_errors=True)
-        os.replace(path, folder / path.name)
+    for name in old | new.keys():
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else remove(folder / name)
+    for name, path in new.items():
+        os.replace(path, folder / name)
     write_json(folder / MANIFEST, manifest)
+    remove(journal)
+
+
+def _top_names(manifest: dict[str, Any]) -> set[str]:
+    """Return the files and folders that a manifest names, without what is in the folders."""
+    return {name.partition("/")[0] for name in [*manifest.get("files", ()), *manifest.get("others", ())]}
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
@@ -293,8 +310,10 @@ def count_samples(benchmark: Benchmark, rows: Counter[tuple[str, str]], dropped:
         counts.setdefault(step, dict.fromkeys(SPLITS, 0))[split] = rows[split, step]
     empty = [step for split, step in names if split == "train" and not rows[split, step]]
     if benchmark.text and empty:
-        advice = "cut other steps (--suggest N shows near-equal ones)"
-        raise TicError(f"step {', '.join(empty)} has no sample to train on; {advice}")
+        found = [step for split, step in names if split == "train" and rows[split, step]] or ["no step"]
+        named = ", ".join(empty[:3]) + f" and {len(empty) - 3:,} more" * (len(empty) > 3)
+        reason = f"the first that has one is {found[0]}, the last {found[-1]}"
+        raise TicError(f"step {named} has no sample to train on ({reason}); --suggest N shows near-equal steps")
     return counts
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import progress
-from tic_clip.data.dates import EPOCH, Date, Months, first_of_month, read_date, suggest_steps
+from tic_clip.data.dates import EPOCH, Date, Months, check_format, first_of_month, read_date, suggest_steps
 from tic_clip.data.own import describe_cut, require, save_benchmark
 from tic_clip.data.pairs import (
     NEW,
@@ -82,6 +82,7 @@ def create_pool_splits(
     Returns the manifest, and whether it was there already.
     """
     require({"date-field": date_field, "output-path": output_path})
+    check_format(date_format)
     made_from = describe_cut(name, steps, every, seed, test_share)
     tars, folder = list_shards(pool), local_folder(output_path)
     made_from |= {"date_field": date_field, "date_format": date_format, "input": {"pool": _digest(tars)}}
@@ -112,6 +113,7 @@ def suggest(
 ) -> list[tuple[str, int]]:
     """Return (name, samples) of near-equal steps of a pool."""
     require({"date-field": date_field})
+    check_format(date_format)
     months = Months()
     for _ in _read_shards(list(list_shards(pool)), Field(date_field, date_format), num_workers, months):
         pass

@@ -96,6 +96,9 @@ def read_csv(
 
 def check_columns(path: str, columns: Iterable[str], header: Collection[str]) -> None:
     """Raise a TicError that names the columns that are missing, and those that are there."""
+    header = list(header)
+    if twice := [name for name in columns if header.count(name) > 1]:
+        raise TicError(f"{path} has the column {twice[0]} twice")
     if missing := [name for name in columns if name not in header]:
         raise TicError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
 

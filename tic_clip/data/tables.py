@@ -123,9 +123,11 @@ def _open_text(path: str) -> Iterator[IO[str]]:
     with open_file(path) as raw:
         file = gzip.GzipFile(fileobj=raw) if path.lower().endswith(".gz") else raw
         try:
-            yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="\n")
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
         except (gzip.BadGzipFile, EOFError) as error:
             raise TicError(f"{path} is cut off or damaged: {error}") from None
+        except UnicodeDecodeError as error:
+            raise TicError(f"{path} is not UTF-8 text ({error.reason}): convert it, as with iconv -t UTF-8") from None
 
 
 def _read_json_lines(file: IO[str], path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:

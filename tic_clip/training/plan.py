@@ -15,7 +15,7 @@ from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
-from tic_clip.runs import RUN, last_checkpoint, read_done, versions
+from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
@@ -255,6 +255,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
 
     In a ``dry_run`` the step before need not be done.
     """
+    check_benchmark(config.output_dir, get_benchmark(config.benchmark))
     folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
