@@ -222,3 +222,22 @@ def test_bad_flags(tmp_path, flags, message):
     folders = ("--csv-path", ".", "--image-path", ".", "--output-path", "data")
     done = run_script("dataset_creation/create_tars.py", *folders, *flags, cwd=tmp_path)
     assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (1, True, 1)
+
+
+def test_names_with_dots_in_a_tar_links_in_circles_and_names_too_long_for_a_file(tmp_path, pack):
+    rows = [{**ROWS[0], "file": f"x/{i}.40.jpg", "text": f"{i}", "taken": str(2014 + i % 2)} for i in range(20)]
+    (tmp_path / "images").mkdir()
+    write_tar(tmp_path / "images/t.tar", [(f"a.b/{row['file']}", picture(row["file"])) for row in rows])
+    for name in ("me", "me2"):
+        (tmp_path / "images" / name).symlink_to(".")
+    found = pack([*rows, {**rows[0], "file": f"{'y' * 300}.jpg"}])
+    assert {key for members in found.values() for key in members} == {f"x/{i}.40" for i in range(20)}
+    assert dict(pack.dropped) == {"no image file": 1}
+
+
+def test_a_manifest_of_something_else_is_one_line(tmp_path, pack):
+    save(tmp_path / "images")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"lists/manifest.json is not of create_splits.py"):
+        create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"))
