@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import run_script, tree
+from hub import serving_hub
 from miniature import picture
 
 from tic_clip.data.dates import parse_date
@@ -429,3 +430,19 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, table, flags
 )
 def test_years_and_months_as_tables_write_them(value, day):
     assert datetime.datetime.fromtimestamp(parse_date(value), datetime.UTC).date().isoformat() == day
+
+
+def test_a_table_of_a_web_server(tmp_path):
+    """Its lists are those of the file; an error of the server is one line."""
+    write_table(tmp_path / "t.csv")
+    files = {"me/data": {"t.csv": (tmp_path / "t.csv").read_bytes()}}
+    with serving_hub(files) as server:
+        url = f"{server.url}/datasets/me/data/resolve/main"
+        assert split(tmp_path, f"{url}/t.csv?download=true", "--every", "year")[0]
+        _, (error,) = split(tmp_path, f"{url}/none.csv", "--every", "year")
+    assert error == f"error: {url}/none.csv could not be fetched: HTTP Error 404: Not Found"
+    found = lists(tmp_path)
+    split(tmp_path, "t.csv", "--every", "year", "--overwrite")
+    assert lists(tmp_path) == found
+    _, (error,) = split(tmp_path, f"{url}/t.csv", "--every", "year", "--overwrite")
+    assert error.startswith(f"error: {url}/t.csv could not be fetched: <urlopen error ")

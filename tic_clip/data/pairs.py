@@ -26,9 +26,10 @@ from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, progress
 from tic_clip.data.dates import first_second
 from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data.tables import open_table
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
-from tic_clip.storage import is_remote, list_files, local_folder, lock_folder, open_file, read_json, remove, write_json
+from tic_clip.storage import is_remote, list_files, local_folder, lock_folder, read_json, remove, write_json
 from tic_clip.timeline import span
 
 MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
@@ -334,7 +335,7 @@ def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
 
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
-    with open_file(path) if is_remote(path) else open(path, "rb") as file:
+    with open_table(path) if is_remote(path) else open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

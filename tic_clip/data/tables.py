@@ -1,4 +1,4 @@
-"""Read the rows of a user's own tables: CSV, TSV, JSON Lines (also .gz) and Parquet, local or in a cloud, in a stream.
+"""Read the rows of a user's own tables: CSV, TSV, JSON Lines (also .gz) and Parquet; local, in a cloud or of a server.
 
 An image is a path, or bytes in Parquet: as they are or, as on the hub, a struct of bytes and path.
 """
@@ -7,17 +7,23 @@ import gzip
 import io
 import json
 import re
+import shutil
+import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException
 from typing import IO, Any
 
 from tic_clip import TicError
 from tic_clip.data.dates import Date, read_date
 from tic_clip.data.images import strip_suffix
 from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, check_columns, read_csv
-from tic_clip.storage import exists, is_dir, list_files, open_file
+from tic_clip.storage import StorageError, exists, is_dir, list_files, open_file
 
+WEB = re.compile("https?://", re.IGNORECASE)
 SUFFIXES = re.compile(r"\.(?:(csv|tsv|jsonl|ndjson)(?:\.gz)?|(parquet))$", re.IGNORECASE)
 BATCH = 256  # rows of Parquet, which may hold images
 _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
@@ -39,9 +45,10 @@ def find_tables(paths: list[str]) -> list[str]:
     """Return the tables, in place of a folder those in it; raise a TicError for what is none."""
     tables = []
     for path in paths:
-        found = [file for file, _ in list_files(path) if _kind(file)] if is_dir(path) else [path]
+        is_folder = not WEB.match(path) and is_dir(path)
+        found = [file for file, _ in list_files(path) if _kind(file)] if is_folder else [path]
         if not found or not _kind(found[0]):
-            what = "has no table" if is_dir(path) else "is not a table"
+            what = "has no table" if is_folder else "is not a table"
             raise TicError(f"{path} {what}: give .csv, .tsv, .jsonl (also with .gz) or .parquet")
         tables += found
     return tables
@@ -49,8 +56,28 @@ def find_tables(paths: list[str]) -> list[str]:
 
 def _kind(path: str) -> str:
     """Return csv, tsv, jsonl, ndjson or parquet, or "" if a file is not a table."""
-    found = SUFFIXES.search(path)
+    found = SUFFIXES.search(path.partition("?")[0] if WEB.match(path) else path)
     return (found[1] or found[2]).lower() if found else ""
+
+
+def open_table(path: str) -> IO[bytes]:
+    """Open a table for reading at any position; one of a web server is fetched once."""
+    return open(_fetch(path).name, "rb") if WEB.match(path) else open_file(path)
+
+
+@cache
+def _fetch(url: str) -> IO[bytes]:
+    """Return a temporary file with what is at a URL; a StorageError says why it can't be fetched."""
+    file = tempfile.NamedTemporaryFile(prefix="tic-table-")  # noqa: SIM115  lasts as long as this process
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            shutil.copyfileobj(answer, file)
+            if answer.length:
+                raise ConnectionError(f"cut off, {answer.length:,} bytes are missing")
+    except (OSError, HTTPException) as error:
+        raise StorageError(f"{url} could not be fetched: {error}") from None
+    file.flush()
+    return file
 
 
 def read_dates(path: str, columns: Columns) -> Iterator[Date]:
@@ -120,8 +147,8 @@ def read_values(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]]
 @contextmanager
 def _open_text(path: str) -> Iterator[IO[str]]:
     """Open a text file, also one that gzip has made; what is wrong with that is a TicError."""
-    with open_file(path) as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.lower().endswith(".gz") else raw
+    with open_table(path) as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.partition("?")[0].lower().endswith(".gz") else raw
         try:
             yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
         except (gzip.BadGzipFile, EOFError) as error:
@@ -155,11 +182,11 @@ def _read_parquet(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any
     import pyarrow
     import pyarrow.parquet
 
-    with open_file(path) as raw:
+    with open_table(path) as raw:
         try:
             file = pyarrow.parquet.ParquetFile(raw)
             check_columns(path, columns, names := file.schema_arrow.names)
-            has_status = "status" in names and exists(f"{path.removesuffix('.parquet')}.tar")
+            has_status = "status" in names and not WEB.match(path) and exists(f"{path.removesuffix('.parquet')}.tar")
             used, number = list(dict.fromkeys([*columns, *["status"] * has_status])), 0
             for batch in file.iter_batches(batch_size=BATCH, columns=used):
                 values = {name: batch.column(name).to_pylist() for name in used}
