@@ -17,6 +17,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
 from tic_clip.data import own, pool
 from tic_clip.data.pairs import describe
@@ -70,7 +71,11 @@ def parse_args() -> dict[str, Any]:
     flag("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
     flag("--skip-bad-rows", action="store_true", help="leave out rows with a fault, and count them")
     flag("--overwrite", action="store_true", help="make the lists again")
-    return vars(parser.parse_args())
+    args = vars(parser.parse_args())
+    for name in ("image", "caption", "label", "key", "date") if args["pool"] else ("date_field",):
+        if args[name]:
+            raise TicError(f"--{name.replace('_', '-')} is for {'tables' if args['pool'] else '--pool'}")
+    return args
 
 
 if __name__ == "__main__":

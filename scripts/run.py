@@ -78,8 +78,8 @@ def run(settings: dict[str, str]) -> None:
         make_emoji(data_dir)
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
-    if benchmark.text and "SOURCE" in settings and not dry_run:
-        pack_images(os.path.dirname(settings["BENCHMARK"]), settings["SOURCE"], data_dir, overwrite)
+    if benchmark.text and "SOURCE" in settings:
+        pack_own(settings, dry_run, overwrite)
     evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
     if dry_run:
         train.main([*flags, "--dry_run"], launch.world_size)
@@ -195,6 +195,15 @@ def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite
     flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
     create(f"tic-{dataset}/create_splits.py", *flags)
     pack_images(lists, str(source / "images"), data_dir, overwrite)
+
+
+def pack_own(settings: dict[str, str], dry_run: bool, overwrite: bool) -> None:
+    """Pack the images in SOURCE of the lists beside a user's own benchmark.yaml; a TicError if it is not a folder."""
+    source = settings["SOURCE"]
+    if not Path(source).is_dir():
+        raise TicError(f"SOURCE is {source}, which is not a folder (as seen from {Path.cwd()})")
+    if not dry_run:
+        pack_images(os.path.dirname(settings["BENCHMARK"]), source, settings["DATA_DIR"], overwrite)
 
 
 def pack_images(lists: str, images: str, data_dir: str, overwrite: bool) -> None:

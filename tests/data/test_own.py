@@ -410,6 +410,7 @@ def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
             "--date-format '%d %d' is not auto, year, s, ms or a format such as",
         ),
         ("a.jpg,e,2014", ("--date-format", "day"), "--date-format 'day' is not auto, year, s, ms or a format such as"),
+        ("a.jpg,e,2014", ("--date-field", "x"), "--date-field is for --pool"),
         ("a.jpg,e,2014", ("--steps", ","), "--steps has no name of a step"),
         ("a.jpg,e,2014", ("--name", ".."), "--name: '..' is not made of letters"),
         ("a.jpg,e,2014", ("--name", "x.yaml"), "--name: 'x.yaml' is not made of letters"),

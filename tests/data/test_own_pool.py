@@ -144,6 +144,8 @@ def test_what_can_not_be_used_is_counted(tmp_path, make_pool):
         (("--pool", "none"), "none is missing"),
         (("--date-format", "%d.%m."), "20 dates can't be read"),
         (("t.csv",), "not allowed with argument"),
+        (("--date-field", 'a"b'), "--date-field 'a\"b' has a character that"),
+        (("--label", "kind"), "--label is for tables"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, make_pool, flags, message):
@@ -162,3 +164,12 @@ def test_a_pool_in_a_cloud(tmp_path, make_pool, s3):
     split(tmp_path, "--pool", f"{s3}/pool", "--steps", "1999,2014-2016")
     assert sorted(uid for uids in lists(tmp_path).values() for uid in uids) == sorted(pool.uids)
     assert all(np.load(path).dtype.itemsize == 16 for path in (tmp_path / "lists").rglob("*.npy"))
+
+
+def test_a_pool_without_uids_says_so(tmp_path, make_pool):
+    def no_uid(number, members):
+        members["json"] = b'{"timestamp": 1400000000}'
+
+    make_pool((5,), "pool", no_uid)
+    _, (error,) = split(tmp_path, "--every", "year", code=1)
+    assert error == "error: pool has no sample that can be used; dropped: {'no valid uid': 5}"

@@ -347,4 +347,4 @@ def load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> d
     changed = [name for name, value in made_from.items() if manifest.get(name) != value]
     if changed:
         raise TicError(f"{folder} has another {' and another '.join(changed)}; give --overwrite to replace it")
-    return manifest
+    return manifest if all((folder / name).exists() for name in manifest["files"]) else None

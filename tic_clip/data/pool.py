@@ -83,6 +83,7 @@ def create_pool_splits(
     """
     require({"date-field": date_field, "output-path": output_path})
     check_format(date_format)
+    check_field(date_field)
     made_from = describe_cut(name, steps, every, seed, test_share)
     tars, folder = list_shards(pool), local_folder(output_path)
     made_from |= {"date_field": date_field, "date_format": date_format, "input": {"pool": _digest(tars)}}
@@ -95,6 +96,8 @@ def create_pool_splits(
             for byte in np.unique(bucket := shard.rows["f0"] >> np.uint64(56)).tolist():
                 with open(work / f"{byte:02x}", "ab") as file:
                     shard.rows[bucket == byte].tofile(file)
+        if not months.counts and not months.bad:
+            raise TicError(f"{pool} has no sample that can be used; dropped: {dict(dropped) or 'none'}")
         months.check(skip_bad_rows)
         benchmark = save_benchmark(work / NEW, name, steps, every, months.counts)
         manifest = {**made_from, **_write_lists(work, benchmark, dropped), "order": "uid"}
@@ -114,11 +117,18 @@ def suggest(
     """Return (name, samples) of near-equal steps of a pool."""
     require({"date-field": date_field})
     check_format(date_format)
+    check_field(date_field)
     months = Months()
     for _ in _read_shards(list(list_shards(pool)), Field(date_field, date_format), num_workers, months):
         pass
     months.check(skip_bad_rows)
     return suggest_steps(months.counts, steps)
+
+
+def check_field(name: str) -> None:
+    """Raise a TicError if a name of a field has characters that JSON writes as something else."""
+    if not name.isprintable() or {'"', "\\"} & set(name):
+        raise TicError(f"--date-field {name!r} has a character that a field's name can't have here")
 
 
 def _digest(tars: dict[str, int]) -> str:
