@@ -21,6 +21,7 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
+from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
 from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
 from tic_clip.training.methods import METHODS
@@ -31,8 +32,14 @@ FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
 FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
 PACKING = ("TEST_SHARE", "OVERWRITE")
+COLUMNS = {
+    f"TABLE_{name}": f"--{name.lower()}" for name in ("IMAGE", "CAPTION", "DATE", "LABEL", "KEY", "EVERY", "STEPS")
+}
+"""Variable -> flag of create_splits.py, for the user's own TABLE."""
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-KNOWN = dict.fromkeys((*TRAINING, *EVALUATION, *FOLDERS, *PACKING, *PROCESSES, "DRY_RUN", "SKIP_BAD"))
+KNOWN = dict.fromkeys(
+    (*TRAINING, *EVALUATION, *FOLDERS, *PACKING, "TABLE", *COLUMNS, *PROCESSES, "DRY_RUN", "SKIP_BAD")
+)
 OTHERS = ("METHODS", "MODELS", "RESULTS")  # of run_emoji_all.sh and evaluate_released.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
@@ -63,6 +70,8 @@ def run(settings: dict[str, str]) -> None:
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
     if "POLICY" in settings:
         print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
+    if "TABLE" in settings and not dry_run:
+        cut_table(settings, overwrite)
     benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
     dataset = "" if benchmark.text else benchmark.name.split("_")[0]  # a file's benchmark is packed as it says
     for name, table in (("METHOD", METHODS), ("SCALE", SCALES)):
@@ -195,6 +204,22 @@ def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite
     flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
     create(f"tic-{dataset}/create_splits.py", *flags)
     pack_images(lists, str(source / "images"), data_dir, overwrite)
+
+
+def cut_table(settings: dict[str, str], overwrite: bool) -> None:
+    """Cut the user's own TABLE by time into lists, unless that has been done; BENCHMARK is the file beside them.
+
+    Raises:
+        TicError: BENCHMARK is not a benchmark.yaml; the benchmark gets the name of its folder.
+    """
+    path = Path(settings.get("BENCHMARK", ""))
+    if path.name != BENCHMARK_FILE:
+        raise TicError(f"TABLE needs BENCHMARK=LISTS/{BENCHMARK_FILE}, the file that is made of it, not {str(path)!r}")
+    folder = path.parent.absolute().name
+    flags = [word for name, flag in COLUMNS.items() if name in settings for word in (flag, settings[name])]
+    flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
+    flags += ["--name", folder, "--output-path", str(path.parent), "-j", str(CORES), *["--overwrite"] * overwrite]
+    create("create_splits.py", settings["TABLE"], *flags)
 
 
 def pack_own(settings: dict[str, str], dry_run: bool, overwrite: bool) -> None:

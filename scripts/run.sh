@@ -4,9 +4,11 @@
 #   BENCHMARK=lists/benchmark.yaml SOURCE=images DATA_DIR=data METHOD=cumulative SCALE=tic_redcaps bash scripts/run.sh
 #   DRY_RUN=1 BENCHMARK=lists/benchmark.yaml DATA_DIR=data METHOD=oracle SCALE=my_scale.yaml bash scripts/run.sh
 #
-# BENCHMARK is a name, or the file that dataset_creation/create_splits.py has written. With SOURCE, a folder of images or
-# archives, the lists beside that file are packed first; without it the shards must be in DATA_DIR. Writes
-# OUTPUT_DIR/NAME/METHOD/. Killed and started again, it goes on where it was.
+# BENCHMARK is a name, or the file that dataset_creation/create_splits.py has written. With TABLE that is run first:
+# TABLE_IMAGE, TABLE_CAPTION, TABLE_DATE, TABLE_LABEL, TABLE_KEY, TABLE_EVERY, TABLE_STEPS and TEST_SHARE are its flags,
+# and the name is that of the file's folder. With SOURCE, a folder of images or archives, the lists beside the file are
+# packed; without it the shards must be in DATA_DIR. Writes OUTPUT_DIR/NAME/METHOD/. Killed and started again, it goes on
+# where it was.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 

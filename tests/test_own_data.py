@@ -48,10 +48,10 @@ def write_parquet(folder):
 
 def test_from_parquet_with_images_to_the_report(tmp_path):
     write_parquet(tmp_path)
-    columns = ("--image", "image", "--caption", "text", "--date", "date", "--label", "kind")
-    lists = ("--name", "mine", "--every", "year", "--test-share", "0.4", "--output-path", tmp_path / "lists")
-    script("create_splits.py", tmp_path / "table.parquet", *columns, *lists)
-    check_report(tmp_path, ["retrieval", "labels"], SOURCE=str(tmp_path / "lists/images"))
+    columns = {"IMAGE": "image", "CAPTION": "text", "DATE": "date", "LABEL": "kind", "EVERY": "year"}
+    settings = {f"TABLE_{name}": value for name, value in columns.items()} | {"TEST_SHARE": "0.4"}
+    settings |= {"TABLE": str(tmp_path / "table.parquet"), "SOURCE": str(tmp_path / "mine/images")}
+    check_report(tmp_path, ["retrieval", "labels"], **settings)
 
 
 def test_from_a_pool_with_dates_to_the_report(tmp_path):
@@ -64,20 +64,20 @@ def test_from_a_pool_with_dates_to_the_report(tmp_path):
             samples.append((f"{n:05d}", members))
         write_shard(tmp_path / f"pool/{shard:08d}.tar", iter(samples))
     dates = ("--pool", tmp_path / "pool", "--date-field", "taken", "--steps", ",".join(YEARS))
-    script("create_splits.py", *dates, "--name", "mine", "--test-share", "0.3", "--output-path", tmp_path / "lists")
+    script("create_splits.py", *dates, "--name", "mine", "--test-share", "0.3", "--output-path", tmp_path / "mine")
     root = tmp_path / "data/tic/mine/steps"
-    script("reshard.py", "-i", tmp_path / "pool", "-o", root, "-s", tmp_path / "lists/uids")
+    script("reshard.py", "-i", tmp_path / "pool", "-o", root, "-s", tmp_path / "mine/uids")
     check_report(tmp_path, ["retrieval"])
 
 
 def check_report(folder, tasks, **settings):
     """Train, evaluate and report with run.py, and look at what came out."""
     (folder / "scale.yaml").write_text(SCALE)
-    settings |= {"BENCHMARK": str(folder / "lists/benchmark.yaml"), "SCALE": str(folder / "scale.yaml")}
+    settings |= {"BENCHMARK": str(folder / "mine/benchmark.yaml"), "SCALE": str(folder / "scale.yaml")}
     settings |= {"METHOD": "cumulative", "DATA_DIR": str(folder / "data"), "OUT": str(folder / "out")}
     done = Script(ROOT / "scripts/run.py", **settings).wait()
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "lists/benchmark.yaml").unlink()
+    (folder / "mine/benchmark.yaml").unlink()
     again = Script(
         ROOT / "scripts/report.py", folder / "out", "--out", folder / "out"
     ).wait()  # from the run's own copy

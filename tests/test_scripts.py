@@ -156,6 +156,8 @@ def test_a_benchmark_and_a_scale_of_files(run, tmp_path, capsys):
     assert [line.split()[:4] for line in lines] == [[step, "640", "10", "×"] for step in ("2014-2016", "2017Q1")]
     benchmark.unlink()
     assert run("run.sh", **settings).startswith(f"error: {benchmark}")
+    code = run("run.sh", TABLE="t.csv", **{**settings, "BENCHMARK": "emoji"})
+    assert code == "error: TABLE needs BENCHMARK=LISTS/benchmark.yaml, the file that is made of it, not 'emoji'"
 
 
 def test_run_sh_needs_a_benchmark(checkout):
