@@ -82,11 +82,17 @@ def _has_images(folder: str) -> bool:
 def find_archives(folder: str, skipped: str) -> list[str]:
     """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
     found = []
-    seen = {os.path.realpath(skipped)}  # also what a link has led to before
+    seen = {os.path.realpath(folder), os.path.realpath(skipped)}
+
+    def is_seen(path: str) -> bool:
+        """Return whether a folder is one that a link has led to before; only links are resolved, which takes time."""
+        if not os.path.islink(path) and os.path.basename(path) != os.path.basename(skipped):
+            return False
+        place = os.path.realpath(path)
+        return place in seen or bool(seen.add(place))
+
     for path, folders, names in os.walk(folder, followlinks=True):
-        places = {name: os.path.realpath(f"{path}/{name}") for name in sorted(folders)}
-        folders[:] = [name for name, place in places.items() if place not in seen]
-        seen.update(places.values())
+        folders[:] = [name for name in folders if not is_seen(f"{path}/{name}")]
         found += [f"{path}/{name}" for name in names if name.lower().endswith((".zip", ".tar"))]
     return sorted(found)
 
