@@ -81,20 +81,23 @@ def _has_images(folder: str) -> bool:
 
 def find_archives(folder: str, skipped: str) -> list[str]:
     """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
-    found = []
-    seen = {os.path.realpath(folder), os.path.realpath(skipped)}
-
-    def is_seen(path: str) -> bool:
-        """Return whether a folder is one that a link has led to before; only links are resolved, which takes time."""
-        if not os.path.islink(path) and os.path.basename(path) != os.path.basename(skipped):
-            return False
-        place = os.path.realpath(path)
-        return place in seen or bool(seen.add(place))
-
-    for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_seen(f"{path}/{name}")]
-        found += [f"{path}/{name}" for name in names if name.lower().endswith((".zip", ".tar"))]
+    found, folders, seen = [], [folder], {os.path.realpath(folder), os.path.realpath(skipped)}
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith((".zip", ".tar")) and entry.is_file():
+                    found.append(entry.path)
+                elif entry.is_dir() and not _is_seen(entry, seen, skipped):
+                    folders.append(entry.path)
     return sorted(found)
+
+
+def _is_seen(entry: os.DirEntry, seen: set[str], skipped: str) -> bool:
+    """Return whether a folder is to be skipped, or one that a link has led to before; only links are resolved."""
+    if not entry.is_symlink() and entry.name != os.path.basename(skipped):
+        return False
+    place = os.path.realpath(entry.path)
+    return place in seen or bool(seen.add(place))
 
 
 def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:
