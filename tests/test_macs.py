@@ -17,7 +17,8 @@ def test_the_embedded_models_macs_by_hand():
 
 
 def test_published_figures():
-    """OpenCLIP's profile gives 41.09 GFLOPs for ViT-B-16 and 14.78 for ViT-B-32; a MAC is two."""
+    """OpenCLIP's profile gives 41.09 GFLOPs for ViT-B-16, 14.78 for ViT-B-32, 46.44 for SigLIP's; a MAC is two."""
+    assert round(models.macs_per_sample("ViT-B-16-SigLIP") * 2 / 1e9, 2) == 46.44
     assert round(models.macs_per_sample("ViT-B-16") * 2 / 1e9, 2) == 41.09
     assert round(models.macs_per_sample("ViT-B-32") * 2 / 1e9, 2) == 14.78
     assert models.macs_per_sample("ViT-B-32") * 12_800_000 == pytest.approx(9.5e16, rel=0.01)  # DataComp's small scale
