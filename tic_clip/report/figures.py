@@ -51,6 +51,11 @@ def draw_figures(results: Results) -> dict[str, bytes]:
     return files
 
 
+def _escape(name: str) -> str:
+    """Return ``name`` as a label: matplotlib sets what is between dollars as a formula and hides a leading _."""
+    return ("\u200a" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _metric_label(results: Results, task: str) -> str:
     return f"{MAIN_METRIC[results.benchmark.tasks[task]]} (%)"
 
@@ -76,12 +81,12 @@ def draw_heatmap(results: Results) -> Figure | None:
         limits = {"vmin": np.nanmin(grids), "vmax": np.nanmax(grids)}
         for panel, run, grid in zip(row, runs, grids, strict=False):
             image = panel.imshow(grid, aspect="auto", interpolation="nearest", cmap="cividis", **limits)
-            panel.set_title(task if single else f"{task}: {run.name}")
+            panel.set_title(task if single else f"{task}: {_escape(run.name)}")
             _finish_matrix(panel, run, grid, image.to_rgba(grid))
         for panel in row[len(runs) :]:
             panel.set_axis_off()
         figure.colorbar(image, ax=list(row), shrink=0.85, pad=0.02, label=_metric_label(results, task))
-    figure.suptitle(results.benchmark.title + (f", {single.about['method']}" if single else ""), fontsize=13)
+    figure.suptitle(_escape(results.benchmark.title) + (f", {single.about['method']}" if single else ""), fontsize=13)
     return figure
 
 
@@ -122,7 +127,7 @@ def draw_curves(results: Results) -> Figure | None:
     for panel, task in zip(panels, results.tasks, strict=True):
         size = {} if len(periods) <= MAX_NUMBERED else {"markersize": 0}
         for label, (one, step) in lines.items():
-            panel.plot(range(len(periods)), 100 * one.matrix(task).loc[step].to_numpy(), label=label, **size)
+            panel.plot(range(len(periods)), 100 * one.matrix(task).loc[step].to_numpy(), label=_escape(label), **size)
         _set_periods(panel, periods)
         panel.set(ylabel=_metric_label(results, task), title=task)
         panel.set_ylim(bottom=0)
@@ -151,7 +156,7 @@ def draw_compute(results: Results) -> Figure | None:
     panel = figure.subplots()
     for name, part in points.items():
         if part.size:
-            panel.plot(*part, label=name)
+            panel.plot(*part, label=_escape(name))
     for line, (name, part) in zip((":", "--"), paper.items(), strict=False):
         x, y = np.array(part).T
         label = f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)"
@@ -177,7 +182,7 @@ def draw_robustness(results: Results) -> Figure | None:
     panel = figure.subplots()
     for (is_run, name), (x, y) in series.items():
         look = {} if is_run else {"linestyle": "none", "markerfacecolor": "white"}
-        (drawn,) = panel.plot(x, y, label=name, **look)
+        (drawn,) = panel.plot(x, y, label=_escape(name), **look)
         if not is_run and np.ptp(x) > 0:
             fitted = np.polyval(np.polyfit(x, y, 1), np.sort(x))
             panel.plot(np.sort(x), fitted, color=drawn.get_color(), marker="none", linestyle="-")
@@ -202,7 +207,7 @@ def draw_training(results: Results) -> Figure | None:
         for name, steps in logs.items():
             lines = [line for step in steps for line in step]
             values = [line.get("contrastive_loss", line[key]) if key == "loss" else line[key] for line in lines]
-            panel.plot([line["samples_seen"] for line in lines], values, marker="none", label=name)
+            panel.plot([line["samples_seen"] for line in lines], values, marker="none", label=_escape(name))
         for step in filter(None, steps if len(logs) == 1 else ()):
             panel.axvline(step[-1]["samples_seen"], color="0.8", linewidth=0.8, zorder=0, marker="none")
         panel.set_ylabel(label)
