@@ -457,6 +457,14 @@ def test_curves_are_of_the_steps_of_one_run_or_of_the_last_models(tmp_path, runs
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([40, 40, 40, 70])
 
 
+def test_names_are_not_formulas_and_not_hidden(tmp_path):
+    """Matplotlib ends in an error at a formula such as $^c$, and leaves names with _ out of a legend."""
+    folders = [write_run(tmp_path / name, CUMULATIVE) for name in ("a$^$c", "_hidden")]
+    figure = figures.draw_curves(load_results(folders))
+    figure.savefig(io.BytesIO())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a\\$^\\$c", "\u200a_hidden"]
+
+
 def test_training_shows_the_log_of_each_step(tmp_path):
     run = write_run(tmp_path / "run", CUMULATIVE)
     assert figures.draw_training(load_results([run])) is None
