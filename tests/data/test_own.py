@@ -5,6 +5,7 @@ import datetime
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from hub import serving_hub
 from miniature import picture
 
 from tic_clip.data.dates import parse_date
+from tic_clip.data.own import create_own_splits
+from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 
 SCRIPT = "dataset_creation/create_splits.py"
@@ -447,3 +450,28 @@ def test_a_table_of_a_web_server(tmp_path):
     assert lists(tmp_path) == found
     _, (error,) = split(tmp_path, f"{url}/t.csv", "--every", "year", "--overwrite")
     assert error.startswith(f"error: {url}/t.csv could not be fetched: <urlopen error ")
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
+    """What a run leaves that ends at any moment of that is replaced by the next, also the folder of images."""
+    rows = [{"file": picture(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
+    table, columns = str(write_table(tmp_path / "t.parquet", rows)), Columns(date="taken", image="file", caption="text")
+    flags = {"name": "mine", "every": "year", "test_share": 0.0, "overwrite": True}
+    create_own_splits([table], str(tmp_path / "whole"), columns, **flags)
+    create_own_splits([table], str(tmp_path / "lists"), columns, **flags | {"every": None, "steps": "2014-2015"})
+    replace, calls = os.replace, []
+
+    def die(source, target):
+        calls.extend([target] * (Path(source).parent.name == "new" != Path(target).parent.name))
+        if len(calls) > moved:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            create_own_splits([table], str(tmp_path / "lists"), columns, **flags)
+    assert not (tmp_path / "lists/manifest.json").exists()
+    create_own_splits([table], str(tmp_path / "lists"), columns, **flags)
+    assert tree(tmp_path / "lists") == tree(tmp_path / "whole")

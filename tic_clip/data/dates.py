@@ -70,12 +70,13 @@ def _seconds(date: datetime.date) -> float:
 
 def check_format(form: str) -> None:
     """Raise a TicError if a format of dates is not one."""
+    if form in FORMATS:
+        return
     problem = f"--date-format {form!r} is not {', '.join(FORMATS)} or a format such as %d.%m.%Y"
-    if form not in FORMATS and "%" not in form:
+    if "%" not in form:
         raise TicError(problem)
     try:
-        now = datetime.datetime(2020, 2, 3, 4, 5, 6)
-        _ = form in FORMATS or datetime.datetime.strptime(now.strftime(form), form)
+        datetime.datetime.strptime(datetime.datetime(2020, 2, 3, 4, 5, 6).strftime(form), form)
     except (ValueError, re.error) as error:
         raise TicError(f"{problem}: {error}") from None
 

@@ -31,5 +31,5 @@ def decode_image(data: bytes) -> "Image.Image":
             return image.convert("RGB")
     except BadImage:
         raise
-    except Exception as error:  # noqa: BLE001  Pillow's plugins raise RuntimeError, MemoryError, NotImplementedError, …
+    except Exception as error:  # noqa: BLE001  Pillow's plugins raise errors of any kind
         raise BadImage((str(error).strip() or type(error).__name__).splitlines()[0]) from None

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tic_clip import TicError
-from tic_clip.benchmarks import BENCHMARKS, Benchmark, check_steps, get_benchmark, is_name
+from tic_clip.benchmarks import BENCHMARKS, Benchmark, check_steps, is_name, read_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.dates import Months, check_format, cut_every, suggest_steps
 from tic_clip.data.images import UnusableImage, detect_format
@@ -113,7 +113,7 @@ def save_benchmark(
     tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if label else {})
     file = {"name": name, "title": name, "cadence": CADENCES[every], "steps": names, "tasks": tasks}
     write_text(folder / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
-    return get_benchmark(str(folder / BENCHMARK_FILE))
+    return read_benchmark(str(folder / BENCHMARK_FILE))
 
 
 class ImageStore:
@@ -176,7 +176,7 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
 def next_step(folder: str, pool: str | None) -> str:
     """Return the command that makes shards of lists, as a line."""
     if pool:
-        root = f"data/{get_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
+        root = f"data/{read_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
         command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
         return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
     has_images = IMAGES in read_json(f"{folder}/{MANIFEST}").get("others", ())

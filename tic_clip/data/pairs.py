@@ -184,7 +184,7 @@ def finish_lists(folder: Path, manifest: dict[str, Any]) -> None:
     write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
     remove(folder / MANIFEST)  # before any list is replaced
     for name in old | new.keys():
-        shutil.rmtree(folder / name) if (folder / name).is_dir() else remove(folder / name)
+        (shutil.rmtree if (folder / name).is_dir() else remove)(folder / name)
     for name, path in new.items():
         os.replace(path, folder / name)
     write_json(folder / MANIFEST, manifest)
