@@ -5,7 +5,7 @@
 #   .venv/bin/python -m http.server -d site/html
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
+source scripts/cli.sh
 
 bash setup.sh
 rm -rf site
