@@ -79,6 +79,13 @@ def read_done(path: object) -> dict[str, Any]:
     return facts
 
 
+def read_plan(run: object, steps: list[str]) -> dict[str, Any]:
+    """Return the plan of a run's first finished step of ``steps``, and when its last was ``finished``; {} if none is."""
+    paths = [to_path(run) / step / "done.json" for step in steps]
+    found = [read_done(path) for path in paths if exists(path)]
+    return found[0]["plan"] | {"finished": found[-1].get("finished")} if found else {}
+
+
 def models_of(run: str, *, every: bool = False) -> list[Model]:
     """Return the last checkpoint of each finished step of a run, in order; a TicError if no step is finished.
 
