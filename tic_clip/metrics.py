@@ -186,7 +186,8 @@ def transfer(matrix: np.ndarray, where: np.ndarray | None = None) -> dict[str, f
     With E[i, j] the model of step i on the data of step j: ``id`` is the mean of the diagonal, ``backward`` the mean
     below it (j < i), ``forward`` the mean above it (j > i). ``where`` (T, T): only of these cells.
     """
-    cells = {name: matrix[mask if where is None else mask & where] for name, mask in transfer_cells(len(matrix)).items()}
+    where = np.ones(matrix.shape, dtype=bool) if where is None else where
+    cells = {name: matrix[mask & where] for name, mask in transfer_cells(len(matrix)).items()}
     return {name: float(values.mean()) if values.size else float("nan") for name, values in cells.items()}
 
 
@@ -205,8 +206,8 @@ def transfer_errors(widths: np.ndarray) -> dict[str, float]:
 def forgetting(matrix: np.ndarray) -> dict[str, float]:
     """Return what else is said of a step × step matrix E (T, T); NaN where a cell that it needs is.
 
-    ``average``: the mean over i of the mean of E[i, j] over j <= i. ``bwt``: the mean over j < T of E[T, j] - E[j, j].
-    ``forgetting``: the mean over j < T of the maximum of E[i, j] over i < T, less E[T, j]. ``last``: the mean of E[T, j].
+    ``average``: the mean over i of the mean of E[i, j] over j <= i. ``last``: the mean of E[T, j]. ``bwt``: the mean
+    over j < T of E[T, j] - E[j, j]. ``forgetting``: the mean over j < T of the maximum of E[i, j] over i < T, -E[T, j].
     """
     seen = [row[: i + 1].mean() for i, row in enumerate(matrix)]
     last, earlier = matrix[-1], matrix[:-1, :-1]
@@ -217,7 +218,7 @@ def forgetting(matrix: np.ndarray) -> dict[str, float]:
 
 
 def mean_over_compute(compute: np.ndarray, accuracy: np.ndarray) -> float:
-    """Return the area under accuracy (T,) against compute (T,) by trapezoids, as a share of the width; NaN if it is 0."""
+    """Return the area under accuracy (T,) against compute (T,), by trapezoids, over the width; NaN if that is 0."""
     width = compute[-1] - compute[0]
     return float(np.trapezoid(accuracy, compute) / width) if width > 0 else float("nan")
 

@@ -124,6 +124,16 @@ def test_over_time_draws_the_first_and_the_last_finished_model(benchmark, steps,
     assert lines[-1].get_ydata() == pytest.approx(100 * values[steps - 1])
 
 
+# Several seeds.
+
+
+@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf0", "lwf1")])
+def test_seeds_have_the_name_that_their_folders_share(names, tmp_path):
+    runs = [write_run(tmp_path / name, CUMULATIVE, seed=i, settings="x") for i, name in enumerate(names)]
+    (row,) = load_results(runs).rows
+    assert row.name == "lwf"
+
+
 # Settings.
 
 

@@ -200,6 +200,8 @@ def test_folders_that_cannot_be_reported(report, tmp_path):
         report(tmp_path)
     with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
         report(write_lines(tmp_path / "empty", []))
+    with pytest.raises(TicError, match=r"nothing to report: no result in .*run has a number"):
+        report(write_run(tmp_path / "run", [[float("nan")] * 4]))
     with pytest.raises(TicError, match="of one benchmark, not None"):
         report(write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]))
     with pytest.raises(TicError, match="no result of a task of emoji"):
@@ -272,6 +274,11 @@ def test_runs_with_different_seeds_are_one_row(report, tmp_path):
     head, row = csv.reader(io.StringIO(found.csv))
     assert head[2:7] == ["runs", "samples seen", "MACs", "retrieval backward", "retrieval backward sd"]
     assert (row[2], [float(cell) for cell in row[5:9]]) == ("2", pytest.approx([0.35, deviation, 0.5, deviation]))
+    assert "| 2013-2014 | 35.0 | 35.0 | 35.0 | **65.0** |" in found.md  # the mean
+    assert "mean over 2 seeds" in found.text
+    assert "35.0 ± 7.1* 50.0 ± 7.1* 5.0 ± 7.1*" in found.text
+    assert "ID 50.0 ± 7.1, backward 35.0 ± 7.1, forward 5.0 ± 7.1 (" in found.text
+    assert "50.0 ± 7.1" in found.html
     one_lacks = report(*write_seeds(tmp_path / "b", [*CUMULATIVE[:3], [*CUMULATIVE[3][:3], None]]))
     assert "| 40,000 | 31 of 32 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in one_lacks.md
 

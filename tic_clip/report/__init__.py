@@ -11,6 +11,7 @@ import re
 
 import jinja2
 
+from tic_clip import TicError
 from tic_clip.report import tables
 from tic_clip.report.compare import compare
 from tic_clip.report.figures import draw_figures
@@ -32,6 +33,8 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
     results = load_results(folders)
     runs, models = ({one.name: summarize(one) for one in part} for part in (results.runs, results.models))
     summary = {kind: part for kind, part in (("runs", runs), ("models", models)) if part}
+    if not results.tasks and not results.static_keys:
+        raise TicError(f"nothing to report: no result in {', '.join(map(str, folders))} has a number")
     compared = compare(results)
     figures = draw_figures(results, compared)
     values = {

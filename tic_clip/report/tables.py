@@ -78,7 +78,9 @@ def matrix_tables(run: Subject) -> list[Table]:
         is_complete, square = len(shown) == len(values), run.square_matrix(label)
         transfers = run.transfer(label) if is_complete else transfer(square, np.isfinite(square))
         counts = count_cells(np.isfinite(square)) if not is_complete else dict.fromkeys(transfers, "")
-        legend = ", ".join(f"{TRANSFERS[key]} {percent(transfers[key])}{counts[key]}" for key in ORDER)
+        spread = {key: pd.Series([one.transfer(label)[key] for one in run.members]).std() for key in ORDER}
+        figures = {key: percent(transfers[key], spread[key] if is_complete else np.nan) + counts[key] for key in ORDER}
+        legend = ", ".join(f"{TRANSFERS[key]} {figures[key]}" for key in ORDER)
         legend += f" ({MARK}: a step's model on the step's own periods)"
         width = run.half_widths(label).stack().mean()
         legend += "" if pd.isna(width) else f"; a cell is good to ± {100 * width:.1f} on average (95 %)"
@@ -212,7 +214,7 @@ def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Tabl
 
 def static_table(results: Results, compared: pd.DataFrame) -> Table:
     """Return the static tasks: a row a task; a column a step of the single run, or a run or model."""
-    if results.single:
+    if results.single and len(results.runs) == 1:
         cells, legend = results.single.static.dropna(how="all").map(percent).T, "of each step's model"
     else:
         some = compared.dropna(subset=results.static_keys, how="all")
@@ -264,6 +266,7 @@ def about_table(results: Results, summaries: dict[str, dict]) -> Table:
         }
         about |= {"samples seen": seen.max(), "steps": f"{len(seen)} of {len(one.steps)}" if one.is_run else None}
         about |= {"finished": plan.get("finished"), "command": " ".join(plan.get("command", [])) or None}
+        about["trained at commit"] = plan.get("pins", {}).get("tic_clip")
         pins = summaries[one.name]["pins"].items()
         columns[one.name] = about | {"versions": ", ".join(f"{name} {version}" for name, version in pins) or None}
     cells = pd.DataFrame(columns, dtype=object).dropna(how="all")
