@@ -119,6 +119,17 @@ def test_all_kinds_of_tables_give_the_same_lists(tmp_path, name):
     assert after == before
 
 
+def test_rows_of_json_may_lack_fields(tmp_path):
+    """Also the first; what is not there is empty."""
+    rows = [{"file": "a.jpg", "taken": "2014"}, {"file": "b.jpg", "text": "b", "taken": "2014", "more": [1]}]
+    write_table(tmp_path / "t.jsonl", [{"more": 1}, *rows])
+    _, (error,) = split(tmp_path, "t.jsonl", "--every", "year")
+    assert error.startswith("error: 1 dates can't be read (t.jsonl, line 1: ''); --date-format says")
+    split(tmp_path, "t.jsonl", "--every", "year", "--skip-bad-rows", write=(*WRITE[:4], "--test-share", "0"))
+    assert [row["key"] for row in lists(tmp_path)["train", "2014"]] == ["b"]
+    assert manifest(tmp_path)["dropped"] == {"no caption": 1, "unusable key": 1}
+
+
 def test_a_table_in_a_cloud(tmp_path, s3):
     write_table(tmp_path / "t.csv.gz")
     write_table(tmp_path / "t.parquet")
@@ -388,10 +399,13 @@ def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
     write_table(tmp_path / "t.parquet", image)
     (tmp_path / "lists" / name).mkdir(parents=True)
     (tmp_path / "lists" / name / "mine.txt").write_text("mine")
+    (tmp_path / "t.csv").write_text("file,text,taken\na,b,never\n")
     before = tree(tmp_path)
     write = (*WRITE[:4], "--test-share", "0")
     _, (error,) = split(tmp_path, "t.parquet", "--every", "year", write=write)
     assert error == f"error: lists has {name}, which is not of lists: give another --output-path"
+    if name == "benchmark.yaml":  # so it is said before a table is read
+        assert split(tmp_path, "t.csv", "--every", "year", write=write)[1] == [error]
     assert tree(tmp_path) == before
     shutil.rmtree(tmp_path / "lists")
     split(tmp_path, "t.parquet", "--every", "year", write=write)

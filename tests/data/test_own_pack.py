@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import call_script, tree, write_tar
+from conftest import call_script, forget, tree, write_tar
 from miniature import picture
 
 from tic_clip.data.own import OwnOptions, create_own_splits
-from tic_clip.data.pack import create_tars
+from tic_clip.data.pack import PackOptions, create_tars
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
@@ -44,6 +44,7 @@ def pack(tmp_path):
     """Make the lists of rows and pack them; returns {folder below DATA/tic/mine/yearly: {key: members}}."""
 
     def call(rows=ROWS, out="data", label="", images="images", **settings):
+        forget()
         with open(tmp_path / "t.csv", "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
@@ -51,9 +52,8 @@ def pack(tmp_path):
         options = {"output_path": str(tmp_path / "lists"), "name": "mine", "every": "year", "test_share": 0.5}
         columns, options = Columns(**COLUMNS, label=label), OwnOptions(**options, overwrite=True)
         create_own_splits([str(tmp_path / "t.csv")], columns, options)
-        call.splits, call.dropped = create_tars(
-            str(tmp_path / "lists"), str(tmp_path / images), str(tmp_path / out), **settings
-        )
+        folders = (str(tmp_path / name) for name in ("lists", images, out))
+        call.splits, call.dropped = create_tars(*folders, PackOptions(**settings))
         return packed(tmp_path / out)
 
     return call
@@ -207,8 +207,16 @@ def test_labels_become_classification(tmp_path, pack):
     pack(rows, label="kind", max_per_class=3, templates=("a drawing of {c}.",), num_workers=2)
     assert all(split.reused for split in pack.splits)
     assert tree(root) == before
-    with pytest.raises(ValueError, match=r"labels/2014 was made with other arguments: subset .* give --overwrite"):
-        pack(rows, label="kind", max_per_class=2)
+    later = [{**row, "file": f"{i}.jpg", "taken": "2016", "kind": "apes"} for i, row in enumerate(rows[:20])]
+    save(tmp_path / "images", later)
+    pack([*rows, *later], label="kind", max_per_class=3, templates=("a drawing of {c}.",))
+    reused = {split.path.removeprefix(f"{root}/") for split in pack.splits if split.reused}
+    assert reused == {f"{kind}/{year}" for kind in ("train", "eval/retrieval") for year in ("2014", "2015")}
+    found = read_set(str(root / "eval/labels/2015"), {"classification"})
+    assert (found.classes[0], {sample.label for sample in found.samples}) == (
+        ("apes", "cats", "dogs", "owls"),
+        {1, 2, 3},
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,4 +249,4 @@ def test_a_manifest_of_something_else_is_one_line(tmp_path, pack):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"lists/manifest.json is not of create_splits.py"):
-        create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"))
+        create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"), PackOptions())

@@ -22,7 +22,7 @@ from miniature import picture, write_yfcc
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data import images as image_files
-from tic_clip.data.pack import create_tars
+from tic_clip.data.pack import PackOptions, create_tars
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
@@ -81,7 +81,8 @@ def images(tmp_path, lists):
 @pytest.fixture
 def make(tmp_path):
     def call(out="data", **settings):
-        return create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / out), **settings)
+        folders = (str(tmp_path / name) for name in ("lists", "images", out))
+        return create_tars(*folders, PackOptions(**settings))
 
     return call
 
