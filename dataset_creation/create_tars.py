@@ -10,6 +10,8 @@ also eval/labels/{step}/. Of your own data, test images whose bytes are in a tra
 depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, add_flags, from_flags, run_main
 from tic_clip.data.folder import table
 from tic_clip.data.labels import TEMPLATES

@@ -19,6 +19,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import require_venv  # noqa: E402, F401  as scripts do that run in this process
+
+del sys.path[0]
 
 
 def pytest_configure():

@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import require_venv  # noqa: F401
+
 import numpy as np
 
 from tic_clip import TicError
