@@ -68,7 +68,7 @@ class Pool:
         return list(self.samples)
 
 
-def picture(number):
+def make_png(number):
     file = io.BytesIO()
     Image.new("RGB", (3, 2), (number % 256, number // 256, 0)).save(file, "PNG")
     return file.getvalue()
@@ -137,7 +137,7 @@ def make_pool(tmp_path):
                 key, caption = f"{shard:05d}{i:04d}", f"picture {number} of {name}"
                 uid = hashlib.sha256(caption.encode()).hexdigest()[:32]
                 record = {"uid": uid, "caption": caption, "key": key}
-                members = {"png": picture(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
+                members = {"png": make_png(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
                 if edit:
                     edit(number, members)
                 pool.samples[uid] = members

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import call_script, tree
 from hub import serving_hub
-from miniature import picture
+from miniature import make_image
 
 from tic_clip.data.dates import parse_date
 from tic_clip.data.own import OwnOptions, create_own_splits
@@ -257,7 +257,7 @@ def test_images_in_the_table(tmp_path, kind):
     """They go to zips, and the list has their names there."""
     rows = []
     for i in range(4):
-        data = picture(str(i), "PNG" if i == 2 else "JPEG") if i != 3 else b"no image"
+        data = make_image(str(i), "PNG" if i == 2 else "JPEG") if i != 3 else b"no image"
         image = {"bytes": data, "path": f"p{i}.jpg"} if kind == "struct" else data
         rows.append({"file": image, "text": f"{i}", "taken": 2014, "id": f"k{i}"})
     (tmp_path / "in").mkdir()
@@ -270,9 +270,9 @@ def test_images_in_the_table(tmp_path, kind):
     assert found == {keys.format(i + 1, i): f"{i:09d}.{suffix}" for i, suffix in enumerate(suffixes)}
     with zipfile.ZipFile(tmp_path / "lists/images/00000.zip") as archive:
         assert [archive.read(f"00000000{i}.{suffixes[i]}") for i in range(3)] == [
-            picture("0"),
-            picture("1"),
-            picture("2", "PNG"),
+            make_image("0"),
+            make_image("1"),
+            make_image("2", "PNG"),
         ]
     assert set(tree(tmp_path / "lists")) >= {"images/00000.zip", "benchmark.yaml", "manifest.json"}
 
@@ -395,7 +395,7 @@ def test_a_stream_of_rows_needs_little_memory(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "benchmark.yaml"])
 def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
-    image = [{"file": picture("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
+    image = [{"file": make_image("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
     write_table(tmp_path / "t.parquet", image)
     (tmp_path / "lists" / name).mkdir(parents=True)
     (tmp_path / "lists" / name / "mine.txt").write_text("mine")
@@ -469,7 +469,7 @@ def test_a_table_of_a_web_server(tmp_path):
 @pytest.mark.parametrize("moved", range(5))
 def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
     """What a run leaves that ends at any moment of that is replaced by the next, also the folder of images."""
-    rows = [{"file": picture(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
+    rows = [{"file": make_image(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
     table, columns = str(write_table(tmp_path / "t.parquet", rows)), Columns(date="taken", image="file", caption="text")
 
     def make(out, **steps):

@@ -339,7 +339,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
-    """A tenth of the pictures can't be decoded."""
+    """A tenth of the images can't be decoded."""
     content = []
     split = tmp_path / "data/tic/emoji/yearly/train/2014"
     for i in range(90):
