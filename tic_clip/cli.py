@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def flag(text: str, default: Any, **options: Any) -> Any:
     """Return a field of a dataclass that is a flag, with its help; ``options`` are argparse's, or a ``short`` name."""
-    shown = "" if default in ("", False) else f" (default: {default})"
+    shown = "" if default is False or default == "" else f" (default: {default})"
     return field(default=default, metadata={"help": text + shown, **options})
 
 
