@@ -236,9 +236,10 @@ def test_siglip_architectures_get_siglips_loss_alone_and_on_two_ranks(data, tmp_
     """A small one; two ranks make the weights of one."""
     tiny = read_json(ROOT / "tic_clip/model_configs/ViT-Tiny-8-48.json") | {"init_logit_bias": -10, "custom_text": True}
     write_json(tmp_path / "models/Tiny-SigLIP.json", tiny)
-    code = "import pathlib, runpy\nfrom tic_clip import models\nmodels.MODEL_CONFIGS = pathlib.Path({!r})\n"
-    code += "runpy.run_path({!r}, run_name='__main__')\n"
-    (tmp_path / "train.py").write_text(code.format(str(tmp_path / "models"), str(ROOT / "scripts/train.py")))
+    code = "import pathlib, runpy, sys\nfrom tic_clip import models\nmodels.MODEL_CONFIGS = pathlib.Path({!r})\n"
+    code += "sys.path.insert(0, {!r})\nrunpy.run_path({!r}, run_name='__main__')\n"
+    code = code.format(str(tmp_path / "models"), str(ROOT / "scripts"), str(ROOT / "scripts/train.py"))
+    (tmp_path / "train.py").write_text(code)
     flags = [*FLAGS, "--model", "Tiny-SigLIP", "--method", "sequential", "--data_dir", data, "--step", "2014"]
     for ranks in (1, 2):
         done = Script(tmp_path / "train.py", *flags, "--output_dir", tmp_path / str(ranks), ranks=ranks).wait()

@@ -223,7 +223,8 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     """Each rank makes its own plan; here the first one is given 1, the second one 2."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
     code = f"import os, runpy, sys\nsys.argv += ['--', {flag!r}, str(int(os.environ['RANK']) + 1)]\n"
-    script.write_text(f"{code}runpy.run_path({train_py!r}, run_name='__main__')\n")
+    code += f"sys.path.insert(0, os.path.dirname({train_py!r}))\nrunpy.run_path({train_py!r}, "
+    script.write_text(f"{code}run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
     done = Script(script, *flags, ranks=2).wait()
     assert done.returncode != 0
@@ -346,7 +347,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
-    """A tenth of the pictures can't be decoded."""
+    """A tenth of the images can't be decoded."""
     content = []
     split = tmp_path / "data/tic/emoji/yearly/train/2014"
     for i in range(90):
