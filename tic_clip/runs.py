@@ -97,9 +97,9 @@ def _models_of_step(run: str, facts: dict[str, Any], every: bool) -> list[Model]
     folder = Path(run) / plan["step"]
     last = folder / facts["checkpoint"]
     fields = ("benchmark", "method", "filter", "scale", "step", "seed", "samples_seen", "macs_seen")
-    settings = json.dumps({name: plan.get(name) for name in SETTINGS})  # runs that share them can be averaged
+    settings = json.dumps({name: plan.get(name) for name in SETTINGS} | plan.get("settings", {}))
     about = {name: plan.get(name) for name in fields}
-    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}
+    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}  # runs that share it can be averaged
     name, arch = f"{plan['method']} {plan['step']}", plan["model"]
     models = []
     for path in sorted((folder / "checkpoints").glob("epoch_*.pt"), key=_epoch) if every else ():

@@ -21,10 +21,17 @@ from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
+from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, cooldown_blocks
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "teacher")  # the teacher is the start
-SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
+NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "teacher", "settings")
+CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
+"""Settings that a plan has as they were given, so that runs that share them can be averaged."""
+SETTINGS = {
+    "buffer": "replay",
+    "block": "resume_every",
+    "learning_rate": "lr",
+}  # keys of a plan that are not called as their settings
 
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
@@ -39,11 +46,12 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     check_architecture(scale.model)
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
-    start = init_path(config)
-    if t > first and method.start != "random":
-        last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-        start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
     length = plan_length(config, method, scale, first, t)
+    start = teacher = init_path(config)
+    if t > first and method.start != "random":
+        before = Path(config.output_dir, benchmark.steps[t - 1].name)
+        teacher = str(before / (PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)))
+        start = str(before / BRANCH) if length["trunk"] and length["cooldown"] else teacher
     return {
         "benchmark": benchmark.name,
         "filter": selection,
@@ -55,25 +63,22 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "sampling": "resampled" if config.resampled else "exact",
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
-        "teacher": start if method.teacher else None,
+        "teacher": teacher if method.teacher else None,
         "seed": config.seed,
         **length,
-        "learning_rate": scale.learning_rate,
-        "warmup": scale.next_warmup if start else scale.warmup,
-        "optimizer": "kept" if start and config.keep_optimizer else "fresh",
+        **plan_rate(config, scale, first, t, start),
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
         "keep": {"max_kept": scale.max_kept}
         | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
+        "settings": {name: value for name in CHANGES if (value := getattr(config, name)) is not None},
     }
 
 
 def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
     """Refuse settings that exclude each other or that the method does not have."""
-    if config.budget and len(config.budget) != len(benchmark.steps):
-        raise TicError(f"--budget has {len(config.budget)} numbers, {benchmark.name} has {len(benchmark.steps)} steps")
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
     if config.coefficient is not None and not method.hold_out:
@@ -84,6 +89,26 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
+    check_rate(config, benchmark, method)
+
+
+def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
+    """Refuse lists that have not a number for each step, and a schedule that does not fit the method."""
+    steps, name = len(benchmark.steps), config.schedule or DEFAULT
+    for flag, alone in (("budget", False), ("lr", True), ("warmup", True)):
+        count = len(getattr(config, flag) or ())
+        if count not in (0, steps) and not (count == 1 and alone):
+            raise TicError(f"--{flag} has {count} numbers, {benchmark.name} has {steps} steps")
+    if len(config.warmup or ()) > 1 and config.next_warmup is not None:
+        raise TicError("--warmup has a number for each step: leave out --next_warmup")
+    if config.cooldown is not None and not SCHEDULES[name].cooldown:
+        others = ", ".join(key for key, row in SCHEDULES.items() if row.cooldown)
+        raise TicError(f"{name} has no cool-down: --cooldown is for {others}")
+    if SCHEDULES[name].continues and method.start != "last":
+        raise TicError(
+            f"--schedule {name} goes on from the last step's model before its cool-down, and {method.name} does not "
+            "start from the last model: use const-cooldown"
+        )
 
 
 def steps_of(config: Config) -> Sequence[str]:
@@ -95,7 +120,9 @@ def steps_of(config: Config) -> Sequence[str]:
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
     """Return how much is trained in step ``t``, and in the run up to it."""
-    iterations, smallest = [], scale.batch_size * scale.checkpoints
+    schedule, smallest = SCHEDULES[config.schedule or DEFAULT], scale.batch_size * scale.checkpoints
+    cooldown = schedule.cooldown if config.cooldown is None else config.cooldown
+    iterations, cooldowns = [], []
     for i in range(first, t + 1):
         factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
         samples = int(scale.samples_per_step * Fraction(str(factor)))
@@ -107,7 +134,10 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
         multiple = max(1, scale.workers) if config.resampled else 1
         blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        if cooldown and scale.checkpoints * blocks == 1:
+            raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
         iterations.append(scale.checkpoints * blocks * block)
+        cooldowns.append(block * cooldown_blocks(cooldown, scale.checkpoints * blocks))
     distilled = iterations[0 if config.init else 1 :] if method.teacher else []
     return {
         "batch_size": scale.batch_size,
@@ -117,6 +147,26 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         "samples": iterations[-1] * scale.batch_size,
         "samples_seen": sum(iterations) * scale.batch_size,
         "samples_distilled": sum(distilled) * scale.batch_size,
+        "cooldown": cooldowns[-1],
+        "trunk": sum(iterations[:-1]) - sum(cooldowns[:-1]) if schedule.continues else 0,
+    }
+
+
+def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
+    """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
+    name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
+    warmups = config.warmup or (scale.warmup,)
+    is_branch = SCHEDULES[name].continues and t > first
+    next_warmup = 0 if is_branch and config.next_warmup is None else scale.next_warmup
+    warmup = warmups[t] if warmups[1:] else next_warmup if start else warmups[0]
+    of_first = warmups[first] if warmups[1:] else scale.next_warmup if config.init else warmups[0]
+    keep_optimizer = is_branch if config.keep_optimizer is None else config.keep_optimizer
+    return {
+        "learning_rate": peaks[t % len(peaks)],  # one number, or one for each step
+        "schedule": name,
+        "warmup": warmup,
+        "run_warmup": of_first if is_branch else warmup,
+        "optimizer": "kept" if start and keep_optimizer else "fresh",
     }
 
 
@@ -236,7 +286,7 @@ def comparable(plan: dict[str, Any]) -> dict[str, Any]:
         for source in plan["sources"]
     }
     names = [source["name"] for source in plan["sources"]]
-    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
+    return {"schedule": DEFAULT, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -272,7 +322,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
             begun = f"{plan['step']} starts from {before.name}, which was trained"
-            check_same(read_finished(before)["plan"], expected, begun, (*RUN, "samples_seen"))
+            check_same(read_finished(before)["plan"], expected, begun, (*RUN, "schedule", "samples_seen"))
         elif dry_run:
             return False
         else:
