@@ -72,9 +72,7 @@ def main() -> None:
     settings = read_environment(environ, KNOWN, OLD_VARIABLES)
     for name in SWEEP:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
-            raise TicError(
-                f"{name} is set, but {name[:-1]} is {one} in {args['script']} or by you: leave out one of them"
-            )
+            raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
     try:
         run({**fixed, **settings})

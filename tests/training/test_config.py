@@ -112,7 +112,6 @@ def test_flags_are_fields(words, value):
         ("budget", ("1,,2", "a", "", "nan", "1/0", "1e400", "1,0"), "is not a list of numbers above 0"),
         ("lr", ("0", "5e-4,", "fast"), "is not a list of numbers above 0"),
         ("warmup", ("-1", "1.5", "5,", "5,-1"), "is not a whole number from 0, or a list of them"),
-        ("schedule", ("linear",), "is not one of cosine, const-cooldown, wsd, rsqrt"),
         ("cooldown", ("1", "-0.1", "nan"), "is not a number from 0, less than 1"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),

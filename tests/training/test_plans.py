@@ -248,6 +248,7 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
         ({"lr": (1e-3, 1e-4)}, r"--lr has 2 numbers, emoji has 7 steps"),
         ({"warmup": (1,) * 8}, r"--warmup has 8 numbers, emoji has 7 steps"),
         ({"warmup": (1,) * 7, "next_warmup": 1}, r"a number for each step: leave out --next_warmup"),
+        ({"schedule": "linear"}, r"unknown schedule 'linear'; the schedules are cosine, const-cooldown, wsd, rsqrt"),
         ({"cooldown": 0.1}, r"cosine has no cool-down: --cooldown is for const-cooldown, wsd, rsqrt"),
         ({"schedule": "wsd", "method": "oracle"}, r"oracle does not start from the last model: use const-cooldown"),
         ({"schedule": "rsqrt", "method": "patching"}, r"and patching does not start from the last model"),

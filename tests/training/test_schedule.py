@@ -1,10 +1,13 @@
 """The learning rate of each iteration, against answers worked out by hand and OpenCLIP's own schedules."""
 
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 
 from tic_clip.training import hooks
+from tic_clip.training.config import Config
 from tic_clip.training.schedule import SCHEDULES, branch_point, cooldown_blocks, learning_rate
 
 PLAN = {"learning_rate": 1.0, "iterations": 20, "warmup": 4, "run_warmup": 4, "cooldown": 5, "trunk": 0}
@@ -60,6 +63,11 @@ def test_openclip_gets_the_rate_of_the_plan():
 )
 def test_a_cool_down_is_of_whole_blocks(share, blocks, found):
     assert cooldown_blocks(share, blocks) == found
+
+
+def test_the_flag_names_every_schedule():
+    help_text = next(each.metadata["help"] for each in fields(Config) if each.name == "schedule")
+    assert re.findall(r"[a-z-]+", help_text.partition(": ")[2].partition(" (")[0].replace(" or ", ", ")) == [*SCHEDULES]
 
 
 def test_where_the_next_step_goes_on():

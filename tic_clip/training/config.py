@@ -18,7 +18,6 @@ from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, to_path
 from tic_clip.training.methods import METHODS
-from tic_clip.training.schedule import SCHEDULES
 
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
@@ -132,7 +131,6 @@ share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
 counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
-schedule = _value(str, SCHEDULES.get, f"one of {', '.join(SCHEDULES)}")
 reports = _value(
     str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
 )
@@ -176,7 +174,7 @@ class Config:
     next_warmup: int | None = _flag(
         whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
     )
-    schedule: str | None = _flag(schedule, f"of the learning rate: one of {', '.join(SCHEDULES)} (default: cosine)")
+    schedule: str | None = _flag(str, "of the learning rate: cosine, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
     keep_optimizer: bool | None = _flag(
         boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"

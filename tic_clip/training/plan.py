@@ -13,7 +13,7 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.data.split import split_sizes
+from tic_clip.data.split import list_fingerprint, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
@@ -21,17 +21,14 @@ from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
-from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, cooldown_blocks
+from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "teacher", "settings")
+NOT_COMPARED = ("command", "pins", "lists", "keep", "macs", "macs_seen", "validation", "teacher", "settings")
 CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
-SETTINGS = {
-    "buffer": "replay",
-    "block": "resume_every",
-    "learning_rate": "lr",
-}  # keys of a plan that are not called as their settings
+SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
+"""Keys of a plan that are not called as their settings."""
 
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
@@ -92,25 +89,6 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
     check_rate(config, benchmark, method)
 
 
-def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
-    """Refuse lists that have not a number for each step, and a schedule that does not fit the method."""
-    steps, name = len(benchmark.steps), config.schedule or DEFAULT
-    for flag, alone in (("budget", False), ("lr", True), ("warmup", True)):
-        count = len(getattr(config, flag) or ())
-        if count not in (0, steps) and not (count == 1 and alone):
-            raise TicError(f"--{flag} has {count} numbers, {benchmark.name} has {steps} steps")
-    if len(config.warmup or ()) > 1 and config.next_warmup is not None:
-        raise TicError("--warmup has a number for each step: leave out --next_warmup")
-    if config.cooldown is not None and not SCHEDULES[name].cooldown:
-        others = ", ".join(key for key, row in SCHEDULES.items() if row.cooldown)
-        raise TicError(f"{name} has no cool-down: --cooldown is for {others}")
-    if SCHEDULES[name].continues and method.start != "last":
-        raise TicError(
-            f"--schedule {name} goes on from the last step's model before its cool-down, and {method.name} does not "
-            "start from the last model: use const-cooldown"
-        )
-
-
 def steps_of(config: Config) -> Sequence[str]:
     """Return the names of the steps that a run trains, in order."""
     benchmark = get_benchmark(config.benchmark)
@@ -149,24 +127,6 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         "samples_distilled": sum(distilled) * scale.batch_size,
         "cooldown": cooldowns[-1],
         "trunk": sum(iterations[:-1]) - sum(cooldowns[:-1]) if schedule.continues else 0,
-    }
-
-
-def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
-    """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
-    name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
-    warmups = config.warmup or (scale.warmup,)
-    is_branch = SCHEDULES[name].continues and t > first
-    next_warmup = 0 if is_branch and config.next_warmup is None else scale.next_warmup
-    warmup = warmups[t] if warmups[1:] else next_warmup if start else warmups[0]
-    of_first = warmups[first] if warmups[1:] else scale.next_warmup if config.init else warmups[0]
-    keep_optimizer = is_branch if config.keep_optimizer is None else config.keep_optimizer
-    return {
-        "learning_rate": peaks[t % len(peaks)],  # one number, or one for each step
-        "schedule": name,
-        "warmup": warmup,
-        "run_warmup": of_first if is_branch else warmup,
-        "optimizer": "kept" if start and keep_optimizer else "fresh",
     }
 
 
@@ -219,7 +179,8 @@ def plan_data(
     if is_chosen:
         earlier = {name: size[name] for step in benchmark.steps[first:t] for name in step.splits}
         facts["validation"] = plan_validation(root, earlier)
-    return {"sources": sources, **facts}
+    lists = {source["name"]: list_fingerprint(source["split"]) for source in sources}
+    return {"sources": sources, "lists": lists, **facts}
 
 
 def read_size(split: str, benchmark: Benchmark, config: Config) -> int:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tic_clip import TicError, lookup
+from tic_clip.benchmarks import Benchmark
+from tic_clip.training.config import Config, Scale
+from tic_clip.training.methods import Method
+
 BRANCH = Path("checkpoints/before_cooldown.pt")  # in a step's folder: where the next one goes on, if it continues
 
 
@@ -49,6 +54,44 @@ SCHEDULES = {
     "rsqrt": Schedule(shape=inverse_sqrt, cooldown=0.2, continues=True),
 }
 DEFAULT = "cosine"  # and that of plans without a schedule, which are of an earlier version
+
+
+def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
+    """Refuse lists that have not a number for each step, and a schedule that does not fit the method."""
+    steps, name = len(benchmark.steps), config.schedule or DEFAULT
+    schedule = lookup(SCHEDULES, "schedule", name)
+    for flag, alone in (("budget", False), ("lr", True), ("warmup", True)):
+        count = len(getattr(config, flag) or ())
+        if count not in (0, steps) and not (count == 1 and alone):
+            raise TicError(f"--{flag} has {count} numbers, {benchmark.name} has {steps} steps")
+    if len(config.warmup or ()) > 1 and config.next_warmup is not None:
+        raise TicError("--warmup has a number for each step: leave out --next_warmup")
+    if config.cooldown is not None and not schedule.cooldown:
+        others = ", ".join(key for key, row in SCHEDULES.items() if row.cooldown)
+        raise TicError(f"{name} has no cool-down: --cooldown is for {others}")
+    if schedule.continues and method.start != "last":
+        raise TicError(
+            f"--schedule {name} goes on from the last step's model before its cool-down, and {method.name} does not "
+            "start from the last model: use const-cooldown"
+        )
+
+
+def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
+    """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
+    name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
+    warmups = config.warmup or (scale.warmup,)
+    is_branch = SCHEDULES[name].continues and t > first
+    next_warmup = 0 if is_branch and config.next_warmup is None else scale.next_warmup
+    warmup = warmups[t] if warmups[1:] else next_warmup if start else warmups[0]
+    of_first = warmups[first] if warmups[1:] else scale.next_warmup if config.init else warmups[0]
+    keep_optimizer = is_branch if config.keep_optimizer is None else config.keep_optimizer
+    return {
+        "learning_rate": peaks[t % len(peaks)],  # one number, or one for each step
+        "schedule": name,
+        "warmup": warmup,
+        "run_warmup": of_first if is_branch else warmup,
+        "optimizer": "kept" if start and keep_optimizer else "fresh",
+    }
 
 
 def learning_rate(plan: dict[str, Any], iteration: int) -> float:
