@@ -183,7 +183,7 @@ def locate_output(settings: dict[str, str], benchmark: str, method: str, suffix:
 
 def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
     """Return the variables that are set as flags of train.py or evaluate.py."""
-    return [word for name in names if name in settings for word in (f"--{name.lower()}", settings[name])]
+    return [f"--{name.lower()}={settings[name]}" for name in names if name in settings]
 
 
 @dataclass(frozen=True)

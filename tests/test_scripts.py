@@ -300,8 +300,8 @@ def swept(run, data_dir, monkeypatch):
 
             def main(words, *_, name=name, flag=flag):
                 if not {"--check", "--dry_run"} & set(words):
-                    seed = words[words.index("--seed") + 1] if "--seed" in words else ""
-                    copy = words[words.index("--remote") + 1] if "--remote" in words else ""
+                    given = dict(word.split("=", 1) for word in words if "=" in word)
+                    seed, copy = given.get("--seed"), given.get("--remote")
                     more = [word for word in words[: words.index("--out")]] if name == "report" else []
                     done.append((name, words[words.index(flag) + 1], *filter(None, (seed, copy)), *more[1:]))
 
