@@ -1,7 +1,7 @@
 # Settings of every run_*.sh, from the environment; README.md describes them, `.venv/bin/python scripts/train.py --help`
 # has the defaults:
 #
-#   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run), REMOTE (a folder or bucket for copies)
+#   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run, or these), REMOTE (a folder or bucket for copies)
 #   the run      BENCHMARK, METHOD, SCALE, FILTER, MODEL, SEED, SAMPLES_PER_STEP, BATCH_SIZE, BUDGET, REPLAY, MIXTURE,
 #                RESAMPLED=1 (with replacement), FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT,
 #                INIT (a checkpoint, a model such as "ViT-B-32 laion2b_s34b_b79k", or hf-hub:OWNER/NAME)

@@ -279,6 +279,28 @@ def test_a_step_can_keep_the_optimizer_and_report_to_tensorboard_and_wandb(data,
     assert list(run.glob("*.wandb"))
 
 
+def test_wsd_goes_on_from_before_the_cool_down(data, tmp_path):
+    """Two steps without their cool-downs are one line of training; killed between, it ends the same."""
+    flags = ("--schedule", "wsd", "--lr", "1e-3", "--warmup", "2", "--cooldown", "0.3")
+    script = start(data, tmp_path, "all", *flags)
+    while not (tmp_path / "2015/plan.json").exists():
+        assert script.processes[0].is_alive()
+        time.sleep(0.005)
+    script.kill()
+    assert train(data, tmp_path, "2015", *flags).returncode == 0
+    rates = [[line[3] for line in curve(tmp_path, step)] for step in ("2014", "2015")]
+    assert rates == [
+        pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),  # of six iterations two cool down
+        pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),
+    ]
+    branch = torch.load(tmp_path / "2014/checkpoints/before_cooldown.pt", weights_only=True)
+    assert branch["tic"]["iteration"] == 4
+    ends = [torch.load(tmp_path / step / "checkpoints/epoch_2.pt", weights_only=True) for step in ("2014", "2015")]
+    updates = [{int(state["step"]) for state in end["optimizer"]["state"].values()} for end in ends]
+    assert updates == [{6}, {4 + 6}]
+    assert "before_cooldown.pt" in (tmp_path / "2015/out.log").read_text()
+
+
 def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
     """Training from the hub's model gives the weights that training from its file gives."""
     torch.save({"state_dict": weights(undisturbed[0], "2014")}, tmp_path / "2014.pt")
