@@ -25,11 +25,12 @@ from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, init_path, scale_of
-from tic_clip.training.patching import patch
+from tic_clip.training.losses import save_fisher
+from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 from tic_clip.training.sampling import derive_seed
 
-FINISH = {"patching": patch}
+FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
