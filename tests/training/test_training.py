@@ -14,6 +14,7 @@ import torch
 from forked import Script
 from hub import serving_hub
 from PIL import Image
+from safetensors.torch import save_file
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
@@ -225,9 +226,9 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path):
 
 
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
-    """From a bare state dict, as released models are; both ranks take the same number of batches."""
-    last = tmp_path / "2014.pt"
-    torch.save(weights(undisturbed[0], "2014"), last)
+    """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
+    last = tmp_path / "2014.safetensors"
+    save_file({name: value.half() for name, value in weights(undisturbed[0], "2014").items()}, last)
     done = train(data, tmp_path, "2015", "--method", "lwf", "--first_step", "2015", "--init", last, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "loaded checkpoint" in (tmp_path / "2015/out.log").read_text()

@@ -68,7 +68,7 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     """
     from training.file_utils import pt_load
 
-    checkpoint = weights.read_safely(pt_load, args.resume, map_location="cpu")
+    checkpoint = weights.read(args.resume, pt_load)
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     state = {prefix + name: value for name, value in weights.state_dict(checkpoint, args.resume).items()}
