@@ -21,6 +21,7 @@ LOG, BENCHMARK_FILE = "train.log.jsonl", "benchmark.yaml"
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("torch", "torchvision", "webdataset", "numpy")
 RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
+LATER = ("precision", "openclip_flags", "settings")  # settings that plans have had only since they were added
 SETTINGS = tuple(name for name in RUN if name != "seed")
 
 
@@ -52,8 +53,13 @@ def run_name(plan: dict[str, Any]) -> str:
 
 def run_id(plan: dict[str, Any], folder: object) -> str:
     """Return what tells a step's run in wandb from those of other settings, seeds and folders."""
-    settings = json.dumps([{name: plan.get(name) for name in RUN}, str(Path(folder).absolute())])
+    settings = json.dumps([settings_of(plan, RUN), str(Path(folder).absolute())])
     return f"{run_name(plan)}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def settings_of(plan: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a plan's settings of these ``names``, and those added later where they have a value."""
+    return {name: plan.get(name) for name in names} | {name: plan[name] for name in LATER if plan.get(name)}
 
 
 def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
@@ -117,9 +123,9 @@ def _models_of_step(run: str, facts: dict[str, Any], every: bool) -> list[Model]
     folder = Path(run) / plan["step"]
     last = folder / facts["checkpoint"]
     fields = ("benchmark", "method", "filter", "scale", "step", "seed", "samples_seen", "macs_seen")
-    settings = json.dumps({name: plan.get(name) for name in SETTINGS})  # runs that share them can be averaged
+    settings = json.dumps(settings_of(plan, SETTINGS))
     about = {name: plan.get(name) for name in fields}
-    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}
+    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}  # runs that share it can be averaged
     name, arch = f"{plan['method']} {plan['step']}", plan["model"]
     models = []
     for path in sorted((folder / "checkpoints").glob("epoch_*.pt"), key=_epoch) if every else ():
