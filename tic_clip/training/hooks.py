@@ -12,6 +12,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
 from tic_clip.training.loader import ExactDataset, Loader
+from tic_clip.training.schedule import learning_rate
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 
@@ -78,6 +79,15 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     if "optimizer" not in checkpoint:
         raise TicError(f"{args.resume} has no optimizer to resume with")
     return {**checkpoint, "state_dict": state, "epoch": 0 if args.new_run else checkpoint["epoch"]}
+
+
+def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> Callable[[int], None]:
+    """Return what sets the learning rate before each iteration: OpenCLIP's, in a step of ours that of its plan."""
+    from training.scheduler import assign_learning_rate
+
+    if not hasattr(args, "tic"):
+        return stock
+    return lambda iteration: assign_learning_rate(optimizer, learning_rate(args.tic.plan, iteration))
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:

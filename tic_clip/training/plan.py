@@ -22,11 +22,15 @@ from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
+from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "teacher")
+NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "teacher", "settings")
 """What does not make the model, or is said by another key: the teacher is the start."""
-SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
+CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
+"""Settings that a plan has as they were given, so that runs that share them can be averaged."""
+SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
+"""Keys of a plan that are not called as their settings."""
 
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
@@ -41,11 +45,12 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     check_teacher(config, method, scale.model, layout["accum_freq"])
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
-    start = init_path(config)
-    if t > first and method.start != "random":
-        last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-        start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
     length = plan_length(config, method, scale, first, t)
+    start = teacher = init_path(config)
+    if t > first and method.start != "random":
+        before = Path(config.output_dir, benchmark.steps[t - 1].name)
+        teacher = str(before / (PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)))
+        start = str(before / BRANCH) if length["trunk"] and length["cooldown"] else teacher
     return {
         "benchmark": benchmark.name,
         "filter": selection,
@@ -57,12 +62,10 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "sampling": "resampled" if config.resampled else "exact",
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
-        "teacher": start if method.teacher else None,
+        "teacher": teacher if method.teacher else None,
         "seed": config.seed,
         **length,
-        "learning_rate": scale.learning_rate,
-        "warmup": scale.next_warmup if start else scale.warmup,
-        "optimizer": "kept" if start and config.keep_optimizer else "fresh",
+        **plan_rate(config, scale, first, t, start),
         "openclip_flags": shlex.split(config.openclip_flags),
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
@@ -72,13 +75,12 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
+        "settings": {name: value for name in CHANGES if (value := getattr(config, name)) is not None},
     }
 
 
 def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
     """Refuse settings that exclude each other or that the method does not have."""
-    if config.budget and len(config.budget) != len(benchmark.steps):
-        raise TicError(f"--budget has {len(config.budget)} numbers, {benchmark.name} has {len(benchmark.steps)} steps")
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
     if config.coefficient is not None and not method.hold_out:
@@ -89,6 +91,7 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
+    check_rate(config, benchmark, method)
 
 
 def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
@@ -122,7 +125,9 @@ def steps_of(config: Config) -> Sequence[str]:
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
     """Return how much is trained in step ``t``, and in the run up to it."""
-    iterations, smallest = [], scale.batch_size * scale.checkpoints
+    schedule, smallest = SCHEDULES[config.schedule or DEFAULT], scale.batch_size * scale.checkpoints
+    cooldown = schedule.cooldown if config.cooldown is None else config.cooldown
+    iterations, cooldowns = [], []
     for i in range(first, t + 1):
         factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
         samples = int(scale.samples_per_step * Fraction(str(factor)))
@@ -134,7 +139,10 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
         multiple = max(1, scale.workers) if config.resampled else 1
         blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        if cooldown and scale.checkpoints * blocks == 1:
+            raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
         iterations.append(scale.checkpoints * blocks * block)
+        cooldowns.append(block * cooldown_blocks(cooldown, scale.checkpoints * blocks))
     distilled = iterations[0 if config.init else 1 :] if method.teacher else []
     return {
         "batch_size": scale.batch_size,
@@ -144,6 +152,8 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         "samples": iterations[-1] * scale.batch_size,
         "samples_seen": sum(iterations) * scale.batch_size,
         "samples_distilled": sum(distilled) * scale.batch_size,
+        "cooldown": cooldowns[-1],
+        "trunk": sum(iterations[:-1]) - sum(cooldowns[:-1]) if schedule.continues else 0,
     }
 
 
@@ -264,7 +274,7 @@ def comparable(plan: dict[str, Any]) -> dict[str, Any]:
         for source in plan["sources"]
     }
     names = [source["name"] for source in plan["sources"]]
-    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
+    return {"schedule": DEFAULT, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -300,7 +310,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
             begun = f"{plan['step']} starts from {before.name}, which was trained"
-            check_same(read_finished(before)["plan"], expected, begun, (*RUN, *LATER, "samples_seen"))
+            check_same(read_finished(before)["plan"], expected, begun, (*RUN, *LATER, "schedule", "samples_seen"))
         elif dry_run:
             return False
         else:

@@ -22,7 +22,7 @@ from typing import Any
 from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import has_logit_bias, save_pretrained
-from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
+from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, init_path, scale_of
 from tic_clip.training.patching import patch
@@ -103,7 +103,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
 
     checkpoint.fetch(folder, plan)
     if check_step(config, plan):
-        checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
+        checkpoint.push_done(folder, plan)
         return None
     check_ready(config)
     keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
@@ -275,4 +275,4 @@ def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
     }
     checkpoint.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    checkpoint.push_done(folder, plan, facts["checkpoint"])
+    checkpoint.push_done(folder, plan)
