@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import require_venv  # noqa: F401
+
 import evaluate
 import report
 import train

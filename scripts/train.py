@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-try:
-    from tic_clip.cli import Parser, run_main
-    from tic_clip.training.config import Config, add_flags, config_from
-    from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
-    from tic_clip.training.step import check_ready, train_steps
-except ModuleNotFoundError as error:
-    raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
+import require_venv  # noqa: F401
+
+from tic_clip.cli import Parser, run_main
+from tic_clip.training.config import Config, add_flags, config_from
+from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
+from tic_clip.training.step import check_ready, train_steps
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

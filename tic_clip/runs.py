@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,19 @@ SETTINGS = tuple(name for name in RUN if name != "seed")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that a number depends on."""
-    return {name: importlib.metadata.version(name) for name in PINNED} | {"open_clip": OPEN_CLIP_COMMIT}
+    """Return the versions of the packages that a number depends on, and the commit of this checkout."""
+    packages = {name: importlib.metadata.version(name) for name in PINNED}
+    return packages | {"open_clip": OPEN_CLIP_COMMIT} | _own_commit()
+
+
+@cache
+def _own_commit() -> dict[str, str]:
+    """Return the commit of the checkout that this module is in, with -dirty if files differ; {} without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return {"tic_clip": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        return {}
 
 
 def last_checkpoint(checkpoints: int) -> Path:
@@ -83,6 +96,13 @@ def read_done(path: object) -> dict[str, Any]:
     if not isinstance(facts, dict) or not {"plan", "checkpoint"} <= facts.keys():
         raise TicError(f"{path} is damaged: delete the step to train it again")
     return facts
+
+
+def read_plan(run: object, steps: list[str]) -> dict[str, Any]:
+    """Return the plan of a run's first finished step of ``steps``, and when its last was ``finished``; {} if none."""
+    paths = [to_path(run) / step / "done.json" for step in steps]
+    found = [read_done(path) for path in paths if exists(path)]
+    return found[0]["plan"] | {"finished": found[-1].get("finished")} if found else {}
 
 
 def models_of(run: str, *, every: bool = False) -> list[Model]:
