@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from tic_clip import TicError
+from tic_clip.parallel import describe_loader_error
 
 T = TypeVar("T")
 
@@ -72,6 +73,10 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
             os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
+    except RuntimeError as error:
+        if message := describe_loader_error(error):
+            sys.exit(f"error: {message}")
+        raise
     except KeyboardInterrupt as error:
         if is_rank_zero():
             print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import re
+import shutil
 import signal
 import socket
 from collections import deque
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tic_clip import TicError
 
@@ -122,3 +123,23 @@ def iterate_batches(loader: Iterable[Job]) -> Iterator[Job]:
     except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None
+
+
+def share(tensor: Any) -> Any:
+    """Return a loader process's tensor in shared memory: an error if that is full, for which torch's queue waits."""
+    from torch.utils.data import get_worker_info
+
+    return tensor.share_memory_() if get_worker_info() else tensor
+
+
+def describe_loader_error(error: RuntimeError) -> str | None:
+    """Return what to do about a torch loader process that ended for lack of memory; None for another error."""
+    text = f"{error} {error.__cause__}"
+    if "shared memory" in text:
+        size = shutil.disk_usage("/dev/shm").total / 2**20
+        hint = "docker run --shm-size=16g, or fewer --workers; --workers 0 needs none"
+        return f"/dev/shm, {size:,.3g} MB, is too small for the batches of the loader processes: {hint}"
+    if not re.match(r"DataLoader worker \(pid", str(error)):
+        return None
+    reason = re.search(r"killed by signal: [\w ]+|exit code \d+", text)
+    return f"a loader process ended ({reason[0] if reason else error}); if memory ran out, give fewer --workers"
