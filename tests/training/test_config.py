@@ -34,7 +34,7 @@ def test_the_scales(row):
     assert scale.max_kept >= scale.checkpoints
     interval = iterations // scale.checkpoints
     assert scale.checkpoints * interval == iterations
-    number, size = choose_block(int(interval), scale.resume_every, max(1, scale.workers))  # no iteration is lost
+    number, size = choose_block(int(interval), scale.resume_every)  # no iteration is lost
     assert number * size == interval
     if name != "tic_tiny":
         assert (scale.weight_decay, scale.beta2, scale.checkpoints, scale.grad_checkpointing) == (0.2, 0.98, 5, True)
@@ -110,6 +110,7 @@ def test_flags_are_fields(words, value):
         ("coefficient", ("1.5",), "is not a number from 0 to 1"),
         ("budget", ("1,,2", "a", "", "nan", "1/0", "1e400", "1,0"), "is not a list of numbers above 0"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
+        ("image_backend", ("opencv",), "'opencv' is not torchvision or pil"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),
         ("data_dir", ("",), "is not a folder or a URL"),
         ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -40,6 +40,7 @@ class Scale:
     log_every: Count = 100  # iterations
     grad_checkpointing: bool = True
     workers: CountOr0 = 4  # a rank
+    image_backend: Literal["torchvision", "pil"] = "torchvision"
 
 
 SCALES = {
@@ -125,6 +126,7 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
+image_backend = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
 reports = _value(
     str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
 )
@@ -164,6 +166,9 @@ class Config:
     next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
     keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
+    image_backend: str | None = _flag(
+        image_backend, "what decodes and resizes images: torchvision, or pil as in OpenCLIP (default: the scale's)"
+    )
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
     workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
     max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
