@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -12,9 +14,9 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from tic_clip import TicError
-from tic_clip.parallel import describe_loader_error
 
 T = TypeVar("T")
+MINUTE = 60.0  # seconds between the lines of a progress bar that is not on a terminal
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 def flag(text: str, default: Any, **options: Any) -> Any:
     """Return a field of a dataclass that is a flag, with its help; ``options`` are argparse's, or a ``short`` name."""
-    shown = "" if default in ("", False) else f" (default: {default})"
+    shown = "" if default is False or default == "" else f" (default: {default})"
     return field(default=default, metadata={"help": text + shown, **options})
 
 
@@ -95,6 +97,19 @@ def _is_stdout_closed() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def describe_loader_error(error: RuntimeError) -> str | None:
+    """Return what to do about a torch loader process that ended for lack of memory; None for another error."""
+    text = f"{error} {error.__cause__}"
+    if "shared memory" in text:
+        size = shutil.disk_usage("/dev/shm").total / 2**20
+        hint = "docker run --shm-size=16g, or fewer --workers; --workers 0 needs none"
+        return f"/dev/shm, {size:,.3g} MB, is too small for the batches of the loader processes: {hint}"
+    if not re.match(r"DataLoader worker \(pid", str(error)):
+        return None
+    reason = re.search(r"killed by signal: [\w ]+|exit code \d+", text)
+    return f"a loader process ended ({reason[0] if reason else error}); if memory ran out, give fewer --workers"
+
+
 def format_os_error(error: OSError) -> str:
     """Return the path of an error of the operating system (of a rename, the new one) and what is wrong with it."""
     path = error.filename2 or error.filename
@@ -104,9 +119,26 @@ def format_os_error(error: OSError) -> str:
 def progress(
     items: Iterable[T] | None, description: str, total: int | None = None, unit: str = "it", done: int = 0
 ) -> "tqdm[T]":
-    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only."""
+    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only.
+
+    Where standard error is not a terminal, as in the log of a batch job, it is a line at start, a minute, and end.
+    """
     options = {"disable": not is_rank_zero() or total == 0, "dynamic_ncols": True, "mininterval": 0.5}
+    if not sys.stderr.isatty():
+        options |= {"dynamic_ncols": False, "ncols": 0, "file": _LogLines()}
+        options |= {"mininterval": MINUTE, "maxinterval": MINUTE}
     return tqdm(items, description, total, initial=done, unit=unit, **options)
+
+
+class _LogLines:
+    """Standard error for tqdm: each state of a bar is a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def is_rank_zero() -> bool:

@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import re
-import shutil
 import signal
 import socket
 from collections import deque
@@ -130,16 +129,3 @@ def share(tensor: Any) -> Any:
     from torch.utils.data import get_worker_info
 
     return tensor.share_memory_() if get_worker_info() else tensor
-
-
-def describe_loader_error(error: RuntimeError) -> str | None:
-    """Return what to do about a torch loader process that ended for lack of memory; None for another error."""
-    text = f"{error} {error.__cause__}"
-    if "shared memory" in text:
-        size = shutil.disk_usage("/dev/shm").total / 2**20
-        hint = "docker run --shm-size=16g, or fewer --workers; --workers 0 needs none"
-        return f"/dev/shm, {size:,.3g} MB, is too small for the batches of the loader processes: {hint}"
-    if not re.match(r"DataLoader worker \(pid", str(error)):
-        return None
-    reason = re.search(r"killed by signal: [\w ]+|exit code \d+", text)
-    return f"a loader process ended ({reason[0] if reason else error}); if memory ran out, give fewer --workers"
