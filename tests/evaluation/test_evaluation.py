@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import Script
 from hub import serving_hub
 from huggingface_hub import constants
 from PIL import Image
@@ -593,6 +595,16 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     assert script_here(*check) == (None, "", "")
     write_split(Path(net.folder), [])
     assert script_here(*check) == (f"error: {net.folder} holds no sample", "", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
+def test_a_small_shared_memory_is_one_line(data, checkpoint, tmp_path):
+    (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
+    flags = ("--use_model", f"{ARCH} {checkpoint}", "--data_dir", data, "--output_dir", tmp_path / "out")
+    done = Script(SCRIPT, *flags, "--tasklist", tmp_path / "list.yml", "--workers", 1, shm="128k").wait()
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
+    assert "Traceback" not in done.stderr
 
 
 class Malicious:

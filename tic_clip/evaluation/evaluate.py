@@ -23,6 +23,7 @@ from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, 
 from tic_clip.evaluation.results import RESULTS, append_result, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
+from tic_clip.parallel import iterate_batches, share
 from tic_clip.runs import versions
 from tic_clip.storage import is_dir, local_folder, read_json
 
@@ -140,7 +141,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
 
     _, part, items = batch
     if part == "texts":
-        return tokenizer(items), []
+        return share(tokenizer(items)), []
     images, bad = [], []
     for i, (sample, data) in enumerate(zip(items, read_images(items), strict=True)):
         try:
@@ -149,7 +150,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
             if not skip_bad:
                 raise TicError(f"{sample.name}: bad image: {error} (--skip_bad leaves it out)") from None
             bad.append(i)
-    return torch.stack(images) if images else torch.empty(0), bad
+    return share(torch.stack(images) if images else torch.empty(0)), bad
 
 
 class Encoder:
@@ -202,8 +203,6 @@ def score(
 ) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
     """Yield (task, encoder, its part of a result); all encoders see the same batches."""
     from torch.utils.data import DataLoader
-
-    from tic_clip.parallel import iterate_batches
 
     first, settings = encoders[0], encoders[0].settings
     index = [
