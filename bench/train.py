@@ -198,6 +198,7 @@ def main() -> None:
                 if done.returncode:
                     sys.exit(done.stderr)
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{name}: {found[name][-1]}", file=sys.stderr)  # also of a run that is cut off
     print("\n".join(table(found, args.batch, flops_of(args.model, args.peak))))
 
 
