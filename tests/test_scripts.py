@@ -242,10 +242,10 @@ def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started):
     assert not code
     assert " ".join(words).startswith(
         "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
-        f"{ROOT}/scripts/train.py --benchmark datacomp --method oracle --scale tic_medium "
+        f"{ROOT}/scripts/train.py --benchmark=datacomp --method=oracle --scale=tic_medium "
     )
     assert " ".join(words).endswith("--output_dir /runs/medium_basic_oracle --step all")
-    assert "--remote s3://b/x/medium_basic_oracle" in " ".join(words)
+    assert "--remote=s3://b/x/medium_basic_oracle" in " ".join(words)
     assert environment["OMP_NUM_THREADS"] == "1"
 
 
