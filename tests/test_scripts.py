@@ -284,7 +284,7 @@ def test_all_methods_of_emoji_are_run_beside_each_other(checkout):
         [(words, environment)] = calls(checkout, "scripts/run_emoji_all.sh", **settings)
         assert words[-2:] == ["--benchmark", "emoji"]
         assert environment["OUT"] == out
-        assert set(environment["METHODS"].split()) == METHODS.keys()
+        assert set(environment["METHODS"].split()) == METHODS.keys() - {"ewc", "averaging"}  # those of the paper
         assert "METHOD" not in environment
 
 

@@ -16,12 +16,14 @@ from hub import serving_hub
 from PIL import Image
 from safetensors.torch import save_file
 
+from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS, macs_per_sample
 from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.patching import CANDIDATES
+from tic_clip.training.step import check_shares
 
 ROOT = Path(__file__).parents[2]
 STEPS = [step.name for step in get_benchmark("emoji").steps]
@@ -357,16 +359,37 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
-    """Its shards come from plan.json, so they may be many; a progress bar is there too; each batch in two passes."""
+    """Each split gives its share, as with exact sampling; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
     start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
-    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", {})
+    shares = {source["name"]: {"read": source["samples"]} for source in facts["plan"]["sources"]}
+    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", shares)
     assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
-    assert "train_data: " + str(out / "2015/plan.json") in (out / "2015/params.txt").read_text()
+
+
+def test_a_source_that_gave_no_sample_ends_the_step(undisturbed, tmp_path, caplog):
+    plan = read_json(undisturbed[0] / "2014/plan.json")
+    (source,) = plan["sources"]
+    check_shares(plan, {"2014": {"read": 384}})
+    check_shares(plan, {})  # an earlier version counted nothing where it sampled with replacement
+    assert not caplog.text
+    check_shares(plan, {"2014": {"read": 380}})
+    assert "2014: 380 samples were read, 384 were planned" in caplog.text
+    plan["sources"].append({**source, "name": "2015", "samples": 40})
+    with pytest.raises(TicError, match="step 2014 read no sample of 2015, 40 were planned"):
+        check_shares(plan, {"2014": {"read": 384}})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
+def test_a_small_shared_memory_is_one_line(data, tmp_path):
+    done = train(data, tmp_path, "2014", "--workers", "1", shm="128k")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
