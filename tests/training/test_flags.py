@@ -79,7 +79,7 @@ def test_flags_that_cannot_be_are_one_line(text, message):
     [
         ("--accum-freq 0", (), "OpenCLIP's --accum-freq: '0' is not a whole number from 1"),
         ("--precision pure_bf16", (), "OpenCLIP's --precision: 'pure_bf16' is not fp32, amp or amp_bf16"),
-        ("--accum-freq 2", ("--accum_freq", "4"), "--accum_freq is 4, OpenCLIP's --accum-freq 2: give one of them"),
+        ("--accum-freq 2", ("--accum_freq", "4"), "--accum_freq is 4, and 2 among OpenCLIP's flags: give one"),
     ],
 )
 def test_a_setting_of_ours_as_a_flag_of_openclip_is_checked_as_ours(text, more, message):

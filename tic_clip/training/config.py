@@ -271,7 +271,7 @@ def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
             if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, OpenCLIP's --{flag} {found[name]}: give one of them")
+                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
     return found | {"openclip_flags": shlex.join(join_flags(given))}
 
 
