@@ -254,7 +254,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
 
 def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
     start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    done = train(data, tmp_path, "all", "--method", "ewc", *start, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     fisher = weights(tmp_path, "2020", "fisher.pt")
     assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
