@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from cloudpathlib import S3Path
-from conftest import read_tars
+from conftest import ROOT, read_tars
 from datasets.arrow_writer import ArrowWriter
 from forked import Script
 from miniature import make_image
@@ -37,7 +37,6 @@ from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
 from tic_clip.storage import write_json
 
-ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"
 CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
 TINY = ["--scale", "tic_tiny", "--precision", "fp32", "--workers", "0", "--num_checkpoints", "2"]

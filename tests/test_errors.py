@@ -5,14 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from forked import Script
 
 from tic_clip.storage import write_json
 
-ROOT = Path(__file__).parent.parent
 DATACOMP = "dataset_creation/tic-datacomp"
 TRAIN = (
     "scripts/train.py --benchmark datacomp --method cumulative --scale tic_medium --step 2014-2016 --output_dir {x}/o"

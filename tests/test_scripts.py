@@ -14,13 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import ROOT
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
 from tic_clip.training.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
 
