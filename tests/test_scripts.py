@@ -176,7 +176,8 @@ def test_run_sh_needs_a_benchmark(checkout):
         ("run_datacomp.sh", {}, "METHOD is not set: it must be one of oracle, "),
         (CUMULATIVE, {"METHODS": "lwf"}, "METHODS is set, and METHOD is cumulative for run_medium"),
         (CUMULATIVE, {"SEED": 1, "SEEDS": "1 2"}, "SEEDS is set, and SEED is 1 for run_medium"),
-        (CUMULATIVE, {"SEEDS": "0 x"}, "'x' is not a whole number from 0"),
+        (CUMULATIVE, {"SEEDS": "0 x"}, "argument SEED: 'x' is not a whole number from 0"),
+        ("run_datacomp.sh", {"METHODS": " "}, "METHOD is not set"),
         ("run_datacomp.sh", {"METHODS": "lwf magic"}, "METHOD is magic: it must be one of oracle, "),
         ("run_datacomp.sh", {"METHOD": "lwf oracle"}, "METHOD is lwf oracle: it must be one of oracle, "),
         (CUMULATIVE, {"LR": "1e-3,1e-4"}, "LR has 2 numbers, datacomp has 7 steps"),
@@ -313,7 +314,7 @@ def swept(run, data_dir, monkeypatch):
 
 
 def test_methods_and_seeds_are_run_and_compared(swept):
-    several = {"METHODS": "lwf sequential", "SEEDS": "0 2", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
+    several = {"METHODS": "lwf sequential", "SEEDS": "0,2,0", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
     code, done = swept("run_datacomp.sh", **several)
     assert not code
     names = [f"medium_basic_{name}" for name in ("lwf", "lwf_seed2", "sequential", "sequential_seed2")]
