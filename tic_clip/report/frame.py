@@ -88,7 +88,9 @@ class Subject:
     @property
     def settings(self) -> dict[str, Any]:
         """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
-        told = {key: self.about[key] for key in ("filter", "scale")} | {"samples": self.spent["samples_seen"].iloc[0]}
+        seen = self.spent["samples_seen"].dropna()
+        told = {key: self.about[key] for key in ("filter", "scale")}
+        told["samples"] = round(seen.iloc[0] / (self.steps.index(seen.index[0]) + 1)) if len(seen) else None
         return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
