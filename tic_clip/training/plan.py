@@ -32,6 +32,7 @@ NOT_COMPARED += ("teacher", "anchor")
 CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
 CHANGES += ("loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
+UNLOCKED = ("--lock-image-unlocked-groups", "--lock-text-unlocked-layers")
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 """Keys of a plan that are not called as their settings."""
 
@@ -112,6 +113,11 @@ def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]
     passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
     if batch % passes:
         raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
+    unlocked = [flag for flag in UNLOCKED if flag in config.openclip_flags]
+    if unlocked and scale.grad_checkpointing:
+        raise TicError(
+            f"the layers of {unlocked[0]} get no gradient with gradient checkpointing: --grad_checkpointing 0"
+        )
     return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
