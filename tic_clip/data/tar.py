@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.cache import Cache
 from tic_clip.storage import atomic_open, is_remote, local_copy, open_file, temporary_folder
 
 BLOCK = 512
@@ -86,11 +87,18 @@ class Sample:
 
 
 @contextmanager
-def open_shard(path: object) -> Iterator[Buffer]:
-    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name."""
+def open_shard(path: object, cache: Cache | None = None) -> Iterator[Buffer]:
+    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name.
+
+    One in a cloud is fetched into ``cache``, or without it into a folder that is removed after the block.
+    """
     try:
-        download_folder = temporary_folder() if is_remote(path) else nullcontext(Path())
-        with download_folder as folder, open_file(local_copy(path, folder)) as file:
+        with ExitStack() as stack:
+            if cache and is_remote(path):
+                file = stack.enter_context(cache.open(path))
+            else:
+                folder = stack.enter_context(temporary_folder()) if is_remote(path) else Path()
+                file = stack.enter_context(open_file(local_copy(path, folder)))
             if os.fstat(file.fileno()).st_size == 0:
                 raise TicError("empty file")
             yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last view of it

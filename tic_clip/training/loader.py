@@ -15,6 +15,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from tic_clip import TicError
+from tic_clip.cache import Cache, open_cache
 from tic_clip.data.decode import decode_image
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
@@ -35,17 +36,29 @@ class Source:
     seed: tuple[int, int]
     shards: list[str]
     sizes: np.ndarray
+    cache: Cache | None = None
+
+    def slices(self, positions: range) -> Iterator[Slice]:
+        """Yield what is at ``positions`` of the line; the shard of the next slice is fetched while one is read."""
+        line = sampling.slices(self.sizes, self.seed, positions)
+        return self.cache.ahead(line, lambda piece: self.shards[piece.shard]) if self.cache else line
+
+    def prefetch(self, positions: range) -> None:
+        """Fetch the first shard of ``positions`` in the background, if there is a cache."""
+        if self.cache and positions:
+            (piece,) = sampling.slices(self.sizes, self.seed, positions[:1])
+            self.cache.prefetch(self.shards[piece.shard])
 
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
     """Return the sources of a plan with their shards."""
-    sources = []
+    sources, cache = [], open_cache(plan.get("keep", {}))
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
         sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
         shards = [shard for shard, size in zip(table, sizes, strict=True) if size]
         seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
-        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0]))
+        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0], cache=cache))
     return sources
 
 
@@ -58,10 +71,10 @@ class RawSample(NamedTuple):
     name: str
 
 
-def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSample]:
+def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | None = None) -> Iterator[RawSample]:
     """Yield the samples of a slice of the shard at ``path``."""
     i = piece.start
-    with open_shard(path) as shard:
+    with open_shard(path, cache) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
             image, text = (
                 next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)
@@ -75,9 +88,9 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSa
 
 def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[RawSample]:
     """Yield the samples at ``positions`` of a source's line, shuffled within each pass."""
-    line = sampling.slices(source.sizes, source.seed, positions)
-    for number, pieces in itertools.groupby(line, key=lambda piece: piece.number):
-        raw = itertools.chain.from_iterable(read_slice(source.shards[p.shard], p, source.seed) for p in pieces)
+    for number, pieces in itertools.groupby(source.slices(positions), key=lambda piece: piece.number):
+        read = (read_slice(source.shards[piece.shard], piece, source.seed, source.cache) for piece in pieces)
+        raw = itertools.chain.from_iterable(read)
         rng = random.Random(derive_seed(source.seed, number, positions.start))
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
@@ -139,10 +152,16 @@ class ExactDataset(IterableDataset):
         plan, info, counts = self.plan, get_worker_info(), defaultdict(Counter)
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         sources = read_sources(plan)
-        for block in range(self.first, plan["iterations"] // plan["block"]):
-            # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
-            place = (worker - (block - self.first) * plan["block"]) % num_workers
-            ranges = sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+        blocks = range(plan["iterations"] // plan["block"])[self.first :]
+        # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
+        places = ((worker - i * plan["block"]) % num_workers for i in range(len(blocks)))
+        parts = (
+            sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+            for block, place in zip(blocks, places, strict=False)
+        )
+        for ranges, following in itertools.pairwise(itertools.chain(parts, [[]])):
+            for source, positions in zip([*sources, *sources], [*ranges, *following], strict=False):
+                source.prefetch(positions)
             items = read_samples(sources, ranges, self.transforms, counts)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
                 images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared

@@ -5,6 +5,7 @@ plan.json is this plan: training reads it, a restart compares with it, a dry run
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,11 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.data.split import split_sizes
+from tic_clip.cache import GB
+from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
-from tic_clip.storage import NotFoundError, read_bytes, read_json
+from tic_clip.storage import NotFoundError, is_remote, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
@@ -64,7 +66,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
         "keep": {"max_kept": scale.max_kept}
-        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
+        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote", "cache", "cache_gb")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
     }
@@ -82,6 +84,8 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("sampling with replacement holds out no data to choose on: give --coefficient or --resampled 0")
     if config.keep_optimizer and method.start == "last patched":
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
+    if bool(config.cache) != bool(config.cache_gb):
+        raise TicError("--cache and --cache_gb go together: a folder, and the most GB of shards that it holds")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
 
@@ -256,6 +260,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     In a ``dry_run`` the step before need not be done.
     """
     check_benchmark(config.output_dir, get_benchmark(config.benchmark))
+    check_cache(plan)
     folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
@@ -279,6 +284,21 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
             raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
     check_cutoff(start, plan)
     return False
+
+
+def check_cache(plan: dict[str, Any]) -> None:
+    """Raise a TicError if a shard in a cloud is larger than the cache."""
+    limit = plan["keep"]["cache_gb"]
+    for split in [source["split"] for source in plan["sources"] if limit and is_remote(source["split"])]:
+        shard, size = largest_shard(split)
+        if size > limit * GB:
+            raise TicError(f"--cache_gb {limit:g} is less than a shard: {shard} has {size / GB:.3g} GB")
+
+
+@cache
+def largest_shard(split: str) -> tuple[str, int]:
+    """Return the largest shard of a split, and its bytes."""
+    return max(list_shards(split).items(), key=lambda item: item[1])
 
 
 def read_finished(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from its own newest checkpoint, and starts from the last step's model only if it
 
 import functools
 import gc
+import inspect
 import io
 import logging
 import os
@@ -17,10 +18,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.cache import open_cache
 from tic_clip.models import save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
 from tic_clip.storage import write_json
@@ -161,7 +163,9 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
     from tic_clip.training import checkpoint
 
     for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
-        gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
+        gopen_schemes[scheme] = lambda url, *_, **__: open_remote(plan, url)
+    draw = inspect.unwrap(openclip_data.ResampledShards2.__iter__)
+    openclip_data.ResampledShards2.__iter__ = functools.wraps(draw)(lambda self: fetch_ahead(plan, draw(self)))
     openclip_data.pytorch_worker_seed = worker_seed
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
@@ -171,6 +175,18 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def open_remote(plan: dict[str, Any], url: str) -> IO[bytes]:
+    """Open a shard in a cloud: its copy in the cache, or without one all of it in memory."""
+    cache = open_cache(plan["keep"])
+    return cache.open(url) if cache else io.BytesIO(storage.read_bytes(url))
+
+
+def fetch_ahead(plan: dict[str, Any], shards: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Yield OpenCLIP's ``shards``; while one is read, the cache fetches the next."""
+    cache = open_cache(plan["keep"])
+    return cache.ahead(shards, lambda shard: shard["url"]) if cache else shards
 
 
 def worker_seed(increment: int = 0) -> int:
