@@ -36,7 +36,12 @@ class Source:
     seed: tuple[int, int]
     shards: list[str]
     sizes: np.ndarray
-    cache: Cache | None = None
+    keep: dict[str, Any]  # the plan's, which says if there is a cache
+
+    @property
+    def cache(self) -> Cache | None:
+        """Return this process's cache."""
+        return open_cache(self.keep)
 
     def slices(self, positions: range) -> Iterator[Slice]:
         """Yield what is at ``positions`` of the line; the shard of the next slice is fetched while one is read."""
@@ -52,13 +57,15 @@ class Source:
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
     """Return the sources of a plan with their shards."""
-    sources, cache = [], open_cache(plan.get("keep", {}))
+    sources, keep = [], plan.get("keep", {})
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
-        sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
-        shards = [shard for shard, size in zip(table, sizes, strict=True) if size]
+        sizes = np.fromiter(table.values(), np.int64, len(table))
+        if entry["used"] < sizes.sum():
+            sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
+        shards = [shard for shard, size in zip(table, sizes.tolist(), strict=True) if size]
         seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
-        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0], cache=cache))
+        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0], keep=keep))
     return sources
 
 
@@ -145,13 +152,13 @@ class ExactDataset(IterableDataset):
 
     def __init__(self, plan: dict[str, Any], rank: int, world_size: int, transforms: tuple) -> None:
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
+        self.sources = read_sources(plan)  # before loader workers are forked, which share them
         self.first = 0
 
     def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], dict]]:
         """Yield this loader worker's ((images (B, 3, H, W), tokens (B, L)), counts)."""
-        plan, info, counts = self.plan, get_worker_info(), defaultdict(Counter)
+        plan, sources, info, counts = self.plan, self.sources, get_worker_info(), defaultdict(Counter)
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        sources = read_sources(plan)
         blocks = range(plan["iterations"] // plan["block"])[self.first :]
         # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
         places = ((worker - i * plan["block"]) % num_workers for i in range(len(blocks)))
