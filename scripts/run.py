@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import require_venv  # noqa: F401
+
 import evaluate
 import report
 import train
@@ -128,7 +130,7 @@ def locate_output(settings: dict[str, str], benchmark: str) -> str:
 
 def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
     """Return the variables that are set as flags of train.py or evaluate.py."""
-    return [word for name in names if name in settings for word in (f"--{name.lower()}", settings[name])]
+    return [f"--{name.lower()}={settings[name]}" for name in names if name in settings]
 
 
 @dataclass(frozen=True)

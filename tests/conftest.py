@@ -19,6 +19,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import require_venv  # noqa: E402, F401  as scripts do that run in this process
+
+del sys.path[0]
 
 
 def pytest_configure():
@@ -42,11 +46,12 @@ def like_a_new_process():
 
 def forget():
     from tic_clip.benchmarks import BENCHMARKS
-    from tic_clip.data.split import read_sizes
+    from tic_clip.cache import identify
+    from tic_clip.data.split import largest_shard, read_sizes
     from tic_clip.data.tables import _fetch
 
-    read_sizes.cache_clear()
-    _fetch.cache_clear()
+    for function in (read_sizes, largest_shard, identify, _fetch):
+        function.cache_clear()
     logging.disable(logging.NOTSET)
     for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
         del BENCHMARKS[name]
@@ -64,7 +69,7 @@ class Pool:
         return list(self.samples)
 
 
-def picture(number):
+def make_png(number):
     file = io.BytesIO()
     Image.new("RGB", (3, 2), (number % 256, number // 256, 0)).save(file, "PNG")
     return file.getvalue()
@@ -133,7 +138,7 @@ def make_pool(tmp_path):
                 key, caption = f"{shard:05d}{i:04d}", f"picture {number} of {name}"
                 uid = hashlib.sha256(caption.encode()).hexdigest()[:32]
                 record = {"uid": uid, "caption": caption, "key": key}
-                members = {"png": picture(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
+                members = {"png": make_png(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
                 if edit:
                     edit(number, members)
                 pool.samples[uid] = members

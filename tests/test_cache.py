@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cloud import HANG
-from conftest import picture
+from conftest import make_png
 from forked import Script
 
 from tic_clip import TicError, cache
@@ -26,8 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bucket(s3, s3_faulty):
-    """Give the URL of ``{letter}.tar`` for a to e, 100 bytes each, and forget what earlier tests knew of them."""
-    cache.identify.cache_clear()
+    """Give the URL of ``{letter}.tar`` for a to e, 100 bytes each."""
     for letter in "abcde":
         write_text(f"{s3}/x/{letter}.tar", letter * 100)
     s3_faulty.requests.clear()
@@ -179,11 +178,10 @@ def test_an_error_is_one_line_and_leaves_no_copy(bucket, tmp_path, monkeypatch, 
 @pytest.fixture
 def data(s3, s3_server, tmp_path):
     """Give the URL of two steps of TiC-Emoji with three shards each."""
-    cache.identify.cache_clear()
     for number, step in enumerate(get_benchmark("emoji").steps[:2]):
         folder = f"{get_benchmark('emoji').root}/train/{step.name}"
         for shard in range(3):
-            content = [(f"{number}{shard}{i}", {"png": picture(i), "txt": b"a picture"}) for i in range(30)]
+            content = [(f"{number}{shard}{i}", {"png": make_png(i), "txt": b"a picture"}) for i in range(30)]
             write_shard(tmp_path / "x.tar", content)
             upload(tmp_path / "x.tar", f"{s3}/{folder}/{shard:08d}.tar")
         write_json(f"{s3}/{folder}/sizes.json", {f"{shard:08d}.tar": 30 for shard in range(3)})

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import call_script, tree
 from hub import serving_hub
-from miniature import picture
+from miniature import make_image
 
 from tic_clip.data.dates import parse_date
 from tic_clip.data.own import OwnOptions, create_own_splits
@@ -117,6 +117,17 @@ def test_all_kinds_of_tables_give_the_same_lists(tmp_path, name):
     after = tree(tmp_path / "lists")
     assert after.pop("manifest.json") != before.pop("manifest.json")  # the input's digest
     assert after == before
+
+
+def test_rows_of_json_may_lack_fields(tmp_path):
+    """Also the first; what is not there is empty."""
+    rows = [{"file": "a.jpg", "taken": "2014"}, {"file": "b.jpg", "text": "b", "taken": "2014", "more": [1]}]
+    write_table(tmp_path / "t.jsonl", [{"more": 1}, *rows])
+    _, (error,) = split(tmp_path, "t.jsonl", "--every", "year")
+    assert error.startswith("error: 1 dates can't be read (t.jsonl, line 1: ''); --date-format says")
+    split(tmp_path, "t.jsonl", "--every", "year", "--skip-bad-rows", write=(*WRITE[:4], "--test-share", "0"))
+    assert [row["key"] for row in lists(tmp_path)["train", "2014"]] == ["b"]
+    assert manifest(tmp_path)["dropped"] == {"no caption": 1, "unusable key": 1}
 
 
 def test_a_table_in_a_cloud(tmp_path, s3):
@@ -246,7 +257,7 @@ def test_images_in_the_table(tmp_path, kind):
     """They go to zips, and the list has their names there."""
     rows = []
     for i in range(4):
-        data = picture(str(i), "PNG" if i == 2 else "JPEG") if i != 3 else b"no image"
+        data = make_image(str(i), "PNG" if i == 2 else "JPEG") if i != 3 else b"no image"
         image = {"bytes": data, "path": f"p{i}.jpg"} if kind == "struct" else data
         rows.append({"file": image, "text": f"{i}", "taken": 2014, "id": f"k{i}"})
     (tmp_path / "in").mkdir()
@@ -259,9 +270,9 @@ def test_images_in_the_table(tmp_path, kind):
     assert found == {keys.format(i + 1, i): f"{i:09d}.{suffix}" for i, suffix in enumerate(suffixes)}
     with zipfile.ZipFile(tmp_path / "lists/images/00000.zip") as archive:
         assert [archive.read(f"00000000{i}.{suffixes[i]}") for i in range(3)] == [
-            picture("0"),
-            picture("1"),
-            picture("2", "PNG"),
+            make_image("0"),
+            make_image("1"),
+            make_image("2", "PNG"),
         ]
     assert set(tree(tmp_path / "lists")) >= {"images/00000.zip", "benchmark.yaml", "manifest.json"}
 
@@ -384,14 +395,17 @@ def test_a_stream_of_rows_needs_little_memory(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "benchmark.yaml"])
 def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
-    image = [{"file": picture("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
+    image = [{"file": make_image("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
     write_table(tmp_path / "t.parquet", image)
     (tmp_path / "lists" / name).mkdir(parents=True)
     (tmp_path / "lists" / name / "mine.txt").write_text("mine")
+    (tmp_path / "t.csv").write_text("file,text,taken\na,b,never\n")
     before = tree(tmp_path)
     write = (*WRITE[:4], "--test-share", "0")
     _, (error,) = split(tmp_path, "t.parquet", "--every", "year", write=write)
     assert error == f"error: lists has {name}, which is not of lists: give another --output-path"
+    if name == "benchmark.yaml":  # so it is said before a table is read
+        assert split(tmp_path, "t.csv", "--every", "year", write=write)[1] == [error]
     assert tree(tmp_path) == before
     shutil.rmtree(tmp_path / "lists")
     split(tmp_path, "t.parquet", "--every", "year", write=write)
@@ -455,7 +469,7 @@ def test_a_table_of_a_web_server(tmp_path):
 @pytest.mark.parametrize("moved", range(5))
 def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
     """What a run leaves that ends at any moment of that is replaced by the next, also the folder of images."""
-    rows = [{"file": picture(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
+    rows = [{"file": make_image(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
     table, columns = str(write_table(tmp_path / "t.parquet", rows)), Columns(date="taken", image="file", caption="text")
 
     def make(out, **steps):

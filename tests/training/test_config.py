@@ -1,9 +1,6 @@
 """The table of scales, and the flags that settings are made of."""
 
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -125,10 +122,3 @@ def test_a_value_out_of_range_is_one_line_with_flag_and_value(flag, values, mess
         assert value in ended.value.code
         assert message in ended.value.code
         assert "\n" not in ended.value.code
-
-
-def test_a_python_without_the_library_is_one_line_that_names_the_right_one():
-    train = Path(__file__).parents[2] / "scripts/train.py"
-    done = subprocess.run([sys.executable, "-S", str(train)], capture_output=True, text=True)  # no site-packages
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert ".venv/bin/python scripts/train.py" in done.stderr

@@ -215,7 +215,8 @@ def second(undisturbed, data, tmp_path_factory):
 def test_ranks_that_disagree_are_told_how(data, tmp_path):
     """Each rank makes its own plan; here the second one is given another seed."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
-    code = f"import os, runpy, sys\nsys.argv += ['--seed', os.environ['RANK']]\nrunpy.run_path({train_py!r}, "
+    code = "import os, runpy, sys\nsys.argv += ['--seed', os.environ['RANK']]\n"
+    code += f"sys.path.insert(0, os.path.dirname({train_py!r}))\nrunpy.run_path({train_py!r}, "
     script.write_text(f"{code}run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
     done = Script(script, *flags, ranks=2).wait()
@@ -352,7 +353,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
-    """A tenth of the pictures can't be decoded."""
+    """A tenth of the images can't be decoded."""
     content = []
     split = tmp_path / "data/tic/emoji/yearly/train/2014"
     for i in range(90):

@@ -69,7 +69,9 @@ class Keeper:
         if not all(map(math.isfinite, losses.values())):
             raise TicError(f"the loss after {iteration} iterations of step {plan['step']} is {values['loss']}")
         line = {"step": iteration, "samples_seen": self._samples_seen(iteration), **losses, "lr": values["lr"]}
-        line |= {"samples_per_second": values["samples_per_second"], "data_wait": values["data_time"]}
+        line |= {"samples_per_second": values["samples_per_second"]}
+        if plan.get("layout", {}).get("accum_freq", 1) == 1:  # else OpenCLIP counts passes of the model to the wait
+            line["data_wait"] = values["data_time"]
         with open(self.folder / LOG, "a") as file:
             file.write(json.dumps(line) + "\n")
         if self.bar is None:

@@ -20,9 +20,12 @@ def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: in
     """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
     from training.data import DataInfo, SharedEpoch
 
-    plan = read_json(args.train_data)
-    if plan["batch_size"] != args.batch_size * args.world_size:
-        raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
+    plan, passes = read_json(args.train_data), getattr(args, "accum_freq", 1)
+    if plan["batch_size"] != args.batch_size * args.world_size * passes:
+        found = f"{args.batch_size} × {args.world_size} ranks" + f" × {passes} passes" * (passes > 1)
+        raise TicError(f"the plan's batch is {plan['batch_size']}, not {found}")
+    plan |= {name: passes * plan[name] for name in ("iterations", "block")}
+    plan["batch_size"] //= passes
     shared_epoch = SharedEpoch(epoch=epoch)
     dataset = ExactDataset(plan, args.rank, args.world_size, (preprocess, tokenizer))
     return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers), shared_epoch=shared_epoch)

@@ -3,9 +3,9 @@
 plan.json is this plan: training reads it, a restart compares with it, a dry run prints it.
 """
 
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,18 +14,18 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.cache import GB
-from tic_clip.data.split import list_fingerprint, list_shards, split_sizes
-from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
-from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
-from tic_clip.storage import NotFoundError, is_remote, read_bytes, read_json
+from tic_clip.data.split import check_cache, list_fingerprint, split_sizes
+from tic_clip.models import check_architecture, check_pretrained, has_logit_bias, macs_per_sample
+from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
+from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "lists", "keep", "macs", "macs_seen", "validation", "teacher")  # teacher: the start
+NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "teacher")
+"""What does not make the model, or is said by another key: the teacher is the start."""
 SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
 
 
@@ -35,10 +35,10 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
-    if scale.batch_size % world_size:
-        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
-    check_settings(config, benchmark, method)
     check_architecture(scale.model)
+    layout = plan_layout(config, scale, world_size)
+    check_settings(config, benchmark, method)
+    check_teacher(config, method, scale.model, layout["accum_freq"])
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
     start = init_path(config)
@@ -63,8 +63,11 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "learning_rate": scale.learning_rate,
         "warmup": scale.next_warmup if start else scale.warmup,
         "optimizer": "kept" if start and config.keep_optimizer else "fresh",
+        "openclip_flags": shlex.split(config.openclip_flags),
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
+        **({"precision": config.precision} if config.precision else {}),
+        "layout": layout,
         "keep": {"max_kept": scale.max_kept}
         | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote", "cache", "cache_gb")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
@@ -88,6 +91,28 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("--cache and --cache_gb go together: a folder, and the most GB of shards that it holds")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
+
+
+def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
+    """Return how a batch is laid out on the hardware, which does not change the model: ranks, passes, memory."""
+    batch, rest = divmod(scale.batch_size, world_size)
+    if rest:
+        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
+    if config.accum_freq and config.max_batch:
+        raise TicError("--max_batch chooses the number of passes, --accum_freq is this number: give one of them")
+    limit = config.max_batch or batch
+    passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
+    if batch % passes:
+        raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
+    return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
+
+
+def check_teacher(config: Config, method: Method, model: str, passes: int) -> None:
+    """Raise a TicError if a method needs a teacher where OpenCLIP's distillation has none."""
+    siglip = has_logit_bias(model) or "--siglip" in config.openclip_flags
+    reasons = {"CoCa": "coca" in model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
+    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
+        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
 
 
 def steps_of(config: Config) -> Sequence[str]:
@@ -235,7 +260,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
+    kept = {"openclip_flags": []} | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
@@ -261,7 +286,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     In a ``dry_run`` the step before need not be done.
     """
     check_benchmark(config.output_dir, get_benchmark(config.benchmark))
-    check_cache(plan)
+    check_cache([source["split"] for source in plan["sources"]], config.cache_gb)
     folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):
@@ -278,28 +303,13 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
             begun = f"{plan['step']} starts from {before.name}, which was trained"
-            check_same(read_finished(before)["plan"], expected, begun, (*RUN, "samples_seen"))
+            check_same(read_finished(before)["plan"], expected, begun, (*RUN, *LATER, "samples_seen"))
         elif dry_run:
             return False
         else:
             raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
     check_cutoff(start, plan)
     return False
-
-
-def check_cache(plan: dict[str, Any]) -> None:
-    """Raise a TicError if a shard in a cloud is larger than the cache."""
-    limit = plan["keep"]["cache_gb"]
-    for split in [source["split"] for source in plan["sources"] if limit and is_remote(source["split"])]:
-        shard, size = largest_shard(split)
-        if size > limit * GB:
-            raise TicError(f"--cache_gb {limit:g} is less than a shard: {shard} has {size / GB:.3g} GB")
-
-
-@cache
-def largest_shard(split: str) -> tuple[str, int]:
-    """Return the largest shard of a split, and its bytes."""
-    return max(list_shards(split).items(), key=lambda item: item[1])
 
 
 def read_finished(folder: Path) -> dict[str, Any]:
