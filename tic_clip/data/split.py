@@ -136,7 +136,8 @@ def check_cache(splits: Iterable[str], most_gb: float | None) -> None:
 
 
 @cache
-def _largest_shard(split: str) -> tuple[str, int]:
+def largest_shard(split: str) -> tuple[str, int]:
+    """Return the largest shard of a split, and its bytes, cached."""
     return max(list_shards(split).items(), key=lambda item: item[1])
 
 
