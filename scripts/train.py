@@ -84,9 +84,9 @@ def describe(plans: Sequence[dict[str, Any]]) -> str:
     facts = [plan[key] for key in ("benchmark", "filter", "method", "scale", "model")]
     facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
     facts += filter(None, [plan.get("precision"), " ".join(plan["openclip_flags"])])
-    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
+    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient", "schedule") if key in plan]
     facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
-    columns = ("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")
+    columns = ("step", "samples", "iterations × batch", "MACs", "lr", "warm-up", "start", "trained on")
     rows = [columns, *map(describe_step, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
@@ -103,6 +103,7 @@ def describe_step(plan: dict[str, Any]) -> tuple[str, ...]:
         f"{plan['samples']:,}",
         f"{plan['iterations']:,} × {plan['batch_size']:,}" + f" ({parts} passes)" * (parts > 1),
         f"{plan['macs']:.2e}",
+        f"{plan['learning_rate']:g}" + f" down in {plan['cooldown']:,}" * (plan["cooldown"] > 0),
         f"{plan['warmup']:,}" + " (longer than the step)" * (plan["warmup"] > plan["iterations"]),
         shorten(plan["start"]) + " with its optimizer" * (plan["optimizer"] == "kept"),
         ", ".join(sources),

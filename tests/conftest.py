@@ -84,6 +84,19 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
+def read_tars(folder):
+    """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
+    samples = []
+    for path in sorted(Path(folder).rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in filter(tarfile.TarInfo.isfile, tar):
+                key, suffix = info.name.split(".", 1)
+                if not samples or samples[-1][0] != key or suffix in samples[-1][1]:
+                    samples.append((key, {}))
+                samples[-1][1][suffix] = tar.extractfile(info).read()
+    return samples
+
+
 def tree(folder):
     """{path: bytes, or where a link leads} of what is below a folder, without what a killed process was writing."""
     return {

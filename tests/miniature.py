@@ -21,9 +21,9 @@ def make_image(text, kind="JPEG"):
     return file.getvalue()
 
 
-def held_out(dataset, key):
-    """Whether a key is of the test set, as create_splits.py has it: one in a hundred."""
-    return int(hashlib.sha256(f"0/{dataset}/{key}".encode()).hexdigest()[:16], 16) < 2**64 / 100
+def held_out(dataset, key, share=0.01, seed=0):
+    """Whether a key is of the test set, as create_splits.py has it."""
+    return int(hashlib.sha256(f"{seed}/{dataset}/{key}".encode()).hexdigest(), 16) < share * 2**256
 
 
 def keys_of(dataset, step, train, test, length):

@@ -28,7 +28,7 @@ from tic_clip.evaluation.data import TEMPLATES
 ROOT = Path(__file__).parent.parent
 SMALL = {
     **{"MODEL": "ViT-Tiny-8-48", "SAMPLES_PER_STEP": "320", "BATCH_SIZE": "32", "WORKERS": "0"},
-    **{"PRECISION": "fp32", "METHODS": "cumulative", "PYTEST_ADDOPTS": "tests/data/test_uids.py"},
+    **{"PRECISION": "fp32", "PYTEST_ADDOPTS": "tests/data/test_uids.py"},
     **{"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"},
     **{"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"},
 }
@@ -182,6 +182,7 @@ def run_blocks(page, checkout, environment):
         if state == "skipped":
             continue
         own = {"DRY_RUN": "1"} if state == "dry" else {"SCALE": "tic_tiny"} if needs == "datacomp" else {}
+        own |= {"METHODS": "cumulative"} if "run_emoji_all.sh" in block else {}
         script = f'source "{exported}"\n{block}\nexport -p > "{exported}"\n'
         shell = ["bash", "-euo", "pipefail", "-c", script]
         ran = subprocess.run(

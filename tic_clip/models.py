@@ -102,11 +102,16 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     if not Path(weights).is_file():
         return make_model(arch, device, tag=weights or None)
     model, *rest = make_model(arch, device)
-    state = load(weights)
+    state = without_bias(load(weights), model)
     if difference := mismatch(state, model.state_dict()):
         raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
     model.load_state_dict(state)
     return model, *rest
+
+
+def without_bias(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return ``state`` without the bias of SigLIP's loss if the model has none: it moves all similarities alike."""
+    return state if "logit_bias" in model.state_dict() else {k: v for k, v in state.items() if k != "logit_bias"}
 
 
 def check_pretrained(text: str, arch: str) -> None:

@@ -21,7 +21,7 @@ LOG, BENCHMARK_FILE = "train.log.jsonl", "benchmark.yaml"
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("torch", "torchvision", "webdataset", "numpy")
 RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
-LATER = ("precision", "openclip_flags")  # settings that plans have had only since they were added
+LATER = ("precision", "openclip_flags", "settings")  # settings that plans have had only since they were added
 SETTINGS = tuple(name for name in RUN if name != "seed")
 
 
@@ -123,9 +123,9 @@ def _models_of_step(run: str, facts: dict[str, Any], every: bool) -> list[Model]
     folder = Path(run) / plan["step"]
     last = folder / facts["checkpoint"]
     fields = ("benchmark", "method", "filter", "scale", "step", "seed", "samples_seen", "macs_seen")
-    settings = json.dumps(settings_of(plan, SETTINGS))  # runs that share them can be averaged
+    settings = json.dumps(settings_of(plan, SETTINGS))
     about = {name: plan.get(name) for name in fields}
-    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}
+    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}  # runs that share it can be averaged
     name, arch = f"{plan['method']} {plan['step']}", plan["model"]
     models = []
     for path in sorted((folder / "checkpoints").glob("epoch_*.pt"), key=_epoch) if every else ():

@@ -1,9 +1,7 @@
 """A user's own table and its images to shards: paths, zips, tars, images in Parquet, labels, equal images."""
 
 import csv
-import hashlib
 import json
-import tarfile
 import zipfile
 from collections import defaultdict
 
@@ -11,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import call_script, forget, tree, write_tar
-from miniature import make_image
+from conftest import call_script, forget, read_tars, tree, write_tar
+from miniature import held_out, make_image
 
 from tic_clip.data.own import OwnOptions, create_own_splits
 from tic_clip.data.pack import PackOptions, create_tars
@@ -29,10 +27,6 @@ ROWS = [
 ]
 for row in ROWS:
     row["kind"] = row["file"].split("/")[0]
-
-
-def is_test(key, share=0.5):
-    return int(hashlib.sha256(f"0/mine/{key}".encode()).hexdigest(), 16) < share * 2**256
 
 
 def key_of(row):
@@ -60,15 +54,10 @@ def pack(tmp_path):
 
 
 def packed(data):
-    found = {}
-    for path in sorted((data / "tic/mine/yearly").rglob("00*.tar")):
-        folder = found.setdefault(str(path.parent.relative_to(data / "tic/mine/yearly")), {})
-        with tarfile.open(path) as tar:
-            samples = defaultdict(dict)
-            for one in tar:
-                name, _, suffix = one.name.partition(".")
-                samples[name][suffix] = tar.extractfile(one).read()
-        folder |= {json.loads(members["json"])["key"]: members for members in samples.values()}
+    """{folder: {key: members}} of the splits of a benchmark."""
+    root, found = data / "tic/mine/yearly", {}
+    for folder in sorted({path.parent for path in root.rglob("00*.tar")}):
+        found[str(folder.relative_to(root))] = {json.loads(one["json"])["key"]: one for _, one in read_tars(folder)}
     return found
 
 
@@ -87,7 +76,7 @@ def test_files_zips_and_tars(tmp_path, pack):
     folders = {f"{kind}/{year}" for kind in ("train", "eval/retrieval") for year in (2014, 2015)}
     assert set(found) == folders
     for row in rows:
-        folder = f"{'eval/retrieval' if is_test(key_of(row)) else 'train'}/{row['taken']}"
+        folder = f"{'eval/retrieval' if held_out('mine', key_of(row), 0.5) else 'train'}/{row['taken']}"
         assert found[folder][key_of(row)]["jpg"] == make_image(row["file"])
     for folder in folders:
         assert list(verify(str(tmp_path / "data/tic/mine/yearly" / folder))) == []
@@ -155,8 +144,8 @@ def test_images_in_parquet(tmp_path):
 
 def test_a_test_image_that_is_in_a_training_set_is_left_out(tmp_path, pack):
     """Whatever its step; also where the training sets are there already. What is in two test sets stays in both."""
-    trained = [row for row in ROWS if not is_test(key_of(row))]
-    tested = [row for row in ROWS if is_test(key_of(row))]
+    trained = [row for row in ROWS if not held_out("mine", key_of(row), 0.5)]
+    tested = [row for row in ROWS if held_out("mine", key_of(row), 0.5)]
     first, second = (next(row for row in tested if row["taken"] == year) for year in ("2014", "2015"))
     tested = [first, second, *(row for row in tested if row not in (first, second))]
     save(tmp_path / "images")
@@ -190,7 +179,7 @@ def test_labels_become_classification(tmp_path, pack):
         assert found.classes == (("cats", "dogs", "owls"), ("a drawing of {c}.",))
         expected = defaultdict(list)
         for row in sorted(rows, key=lambda row: make_uid(f"mine/{key_of(row)}")):
-            if is_test(key_of(row)) and row["taken"] == year and row["kind"]:
+            if held_out("mine", key_of(row), 0.5) and row["taken"] == year and row["kind"]:
                 expected[("cats", "dogs", "owls").index(row["kind"])].append(make_image(row["file"]))
         assert max(map(len, expected.values())) > 3
         images = defaultdict(list)

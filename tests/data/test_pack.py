@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from contextlib import suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import call_script, times, tree
+from conftest import call_script, read_tars, times, tree
 from miniature import make_image, write_yfcc
 
 from tic_clip import TicError
@@ -92,14 +91,7 @@ def split(tmp_path, out="data", folder="train/2018"):
 
 
 def members(folder):
-    """{key: {suffix: bytes}} of a split, in its order."""
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for one in tar:
-                key, _, suffix = one.name.partition(".")
-                found.setdefault(key, {})[suffix] = tar.extractfile(one).read()
-    return found
+    return dict(read_tars(folder))
 
 
 def meta(folder):

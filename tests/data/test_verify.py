@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_png, run_script, write_tar
+from conftest import call_script, make_png, write_tar
 from test_tar import pax, raw
 
 from tic_clip import TicError
@@ -267,7 +267,7 @@ def test_damaged_shards_do_not_stop_the_others(split):
 
 
 def script(name, *arguments):
-    done = run_script(f"dataset_creation/{name}.py", *arguments)
+    done = call_script(f"dataset_creation/{name}.py", *arguments)
     return done.returncode, done.stdout
 
 

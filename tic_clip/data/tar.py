@@ -9,16 +9,16 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cache import Cache
 from tic_clip.storage import atomic_open, is_remote, local_copy, open_file, temporary_folder
 
 BLOCK = 512
@@ -87,15 +87,15 @@ class Sample:
 
 
 @contextmanager
-def open_shard(path: object, cache: Cache | None = None) -> Iterator[Buffer]:
+def open_shard(path: object, open_remote: Callable[[str], IO[bytes]] | None = None) -> Iterator[Buffer]:
     """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name.
 
-    One in a cloud is fetched into ``cache``, or without it into a folder that is removed after the block.
+    One in a cloud is opened by ``open_remote``, a cache's, or fetched into a folder that is removed after the block.
     """
     try:
         with ExitStack() as stack:
-            if cache and is_remote(path):
-                file = stack.enter_context(cache.open(path))
+            if open_remote and is_remote(path):
+                file = stack.enter_context(open_remote(str(path)))
             else:
                 folder = stack.enter_context(temporary_folder()) if is_remote(path) else Path()
                 file = stack.enter_context(open_file(local_copy(path, folder)))

@@ -158,6 +158,11 @@ class Results:
         titles = dict.fromkeys(task.benchmark.title for task in self.tasks.values()) or {self.benchmark.title: None}
         self.title = ", ".join(titles)
 
+    def limits(self, task: str) -> tuple[float, float]:
+        """Return the least and the greatest value of a task in all rows, between which colours go."""
+        values = np.concatenate([row.matrix(task).to_numpy(dtype=float).ravel() for row in self.rows])
+        return float(np.nanmin(values)), float(np.nanmax(values))
+
 
 def group_seeds(runs: list[Subject]) -> list[Subject]:
     """Return the runs, the mean in place of those that differ in their seed only."""

@@ -9,6 +9,7 @@ from tic_clip import TicError
 PLANNED = {
     *("model", "logs", "name", "train-data", "train-num-samples", "train-data-upsampling-factors", "dataset-type"),
     *("dataset-resampled", "val-data", "epochs", "batch-size", "workers", "lr", "warmup", "wd", "beta2", "eps", "seed"),
+    *("lr-cooldown-end", "lr-cooldown-power", "epochs-cooldown", "skip-scheduler"),
     *("log-every-n-steps", "report-to", "resume", "new-run", "keep-optimizer", "pretrained", "fused-adamw"),
     *("local-loss", "gather-with-grad", "distill-model", "distill-pretrained", "save-frequency", "save-most-recent"),
     *(
@@ -27,6 +28,7 @@ OTHER_MODEL = {
 }
 """What evaluation, which makes the model by its name, would not know."""
 OURS = {"accum-freq": "accum_freq", "precision": "precision", "grad-checkpointing": "grad_checkpointing"}
+OURS |= {"lr-scheduler": "schedule"}
 """OpenCLIP's flags that are settings of ours -> those."""
 
 

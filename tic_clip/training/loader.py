@@ -81,7 +81,7 @@ class RawSample(NamedTuple):
 def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | None = None) -> Iterator[RawSample]:
     """Yield the samples of a slice of the shard at ``path``."""
     i = piece.start
-    with open_shard(path, cache) as shard:
+    with open_shard(path, cache.open if cache else None) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
             image, text = (
                 next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)

@@ -25,14 +25,15 @@ from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cache import open_cache
 from tic_clip.models import has_logit_bias, save_pretrained
-from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
+from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, init_path, scale_of
-from tic_clip.training.patching import patch
+from tic_clip.training.losses import save_fisher
+from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 from tic_clip.training.sampling import derive_seed
 
-FINISH = {"patching": patch}
+FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
@@ -122,7 +123,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
 
     checkpoint.fetch(folder, plan)
     if check_step(config, plan):
-        checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
+        checkpoint.push_done(folder, plan)
         return None
     check_ready(config)
     keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
@@ -207,11 +208,13 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
+    from open_clip import factory
     from training import data as openclip_data
     from training import main as openclip_main
     from training import train as openclip_train
     from webdataset.gopen import gopen_schemes
 
+    from tic_clip import weights
     from tic_clip.training import checkpoint
 
     for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
@@ -219,6 +222,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
     draw = inspect.unwrap(openclip_data.ResampledShards2.__iter__)
     openclip_data.ResampledShards2.__iter__ = functools.wraps(draw)(lambda self: fetch_ahead(plan, draw(self)))
     openclip_data.pytorch_worker_seed = worker_seed
+    factory.load_state_dict = lambda path, **_: weights.load(path)  # as for --resume
     if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
@@ -308,4 +312,4 @@ def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
     }
     checkpoint.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    checkpoint.push_done(folder, plan, facts["checkpoint"])
+    checkpoint.push_done(folder, plan)
