@@ -58,7 +58,10 @@ def plan_worker(dataset: loader.ExactDataset, ranks: int, results: Any) -> None:
     memory, start = private_memory(), time.process_time()
     block = dataset.plan["iterations"] // dataset.plan["block"] // 2
     ranges = source_ranges(dataset.plan, block, ranks // 2, ranks, 5, WORKERS)
-    pieces = [next(source.slices(positions)) for source, positions in zip(dataset.sources, ranges, strict=True)]
+    pieces = [
+        next(iter(next(iter(source.passes(positions)))))
+        for source, positions in zip(dataset.sources, ranges, strict=True)
+    ]
     paths = [source.shards[piece.shard] for source, piece in zip(dataset.sources, pieces, strict=True)]
     assert len(paths) == len(ranges)
     results.put((time.process_time() - start, private_memory() - memory))
