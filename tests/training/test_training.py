@@ -235,6 +235,20 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     assert not (tmp_path / "out").exists()
 
 
+def test_tasks_of_srun_are_ranks(data, tmp_path):
+    """Slurm's names in place of torchrun's, but the port, which is a free one here."""
+    script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    code = f"import os, runpy\nfor name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    script.write_text(f"{code}del os.environ['MASTER_ADDR']\nrunpy.run_path({train_py!r}, run_name='__main__')\n")
+    flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
+    job = {"SLURM_STEP_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = Script(script, *flags, ranks=2, **job).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "out/2014/done.json")["read"] == {"2014": {"read": 384}}
+    assert "world_size: 2" in (tmp_path / "out/2014/params.txt").read_text()
+
+
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
     """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
     last = tmp_path / "2014.safetensors"
