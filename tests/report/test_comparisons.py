@@ -74,6 +74,17 @@ def test_runs_of_two_benchmarks_stand_side_by_side(make, tmp_path):
     assert "| – | – | – | **50.0** | **50.0** | **50.0** |" in md
 
 
+def test_a_run_on_a_benchmark_of_other_years(make, tmp_path):
+    """Of TiC-Emoji's periods only 2014 is within a step of TiC-YFCC15M, its last."""
+    run = write_run(tmp_path / "run", CUMULATIVE)
+    emoji = get_benchmark("emoji")
+    keys = [task_key(emoji, "retrieval", period) for period in emoji.periods]
+    write_lines(run, [(key, 0.3, {"step": STEPS[3]}) for key in keys], **RUN)
+    md = make(run)
+    assert "| 2013-2014 | **30.0** | 30.0 | 30.0 | 30.0 | 30.0 | 30.0 | 30.0 |" in md
+    assert "ID 30.0 (over 1 of 4), backward – (over 0 of 6), forward – (over 0 of 6)" in md
+
+
 def test_tasks_of_no_known_benchmark_are_left_out_with_a_warning(make, tmp_path, caplog):
     run = write_run(tmp_path / "run", CUMULATIVE)
     write_lines(run, [("tic/other/retrieval/yearly/2014", 0.5, {"step": STEPS[0]})], **RUN)
