@@ -16,7 +16,8 @@ METRIC_VERSION = 2
 """Numbers of different versions are not comparable: 1 counted ties as a stable sort does, 2 as above."""
 KS = (1, 5, 10)
 MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
-"""The metric of each kind of task that stands in the matrix."""
+"""The metric of each kind of task that stands in the matrix, if its benchmark names no other."""
+WITH_INTERVAL = (*MAIN_METRIC.values(), "mean_per_class_recall")
 
 NEAR, TIED = 1e-5, 1e-12
 """Scores closer than NEAR in float32, wrong by up to 1e-6, are computed in float64, where they tie within TIED."""
@@ -123,9 +124,15 @@ def retrieval(
 
 
 def classification(
-    images: np.ndarray, classifier: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]] | None = None
+    images: np.ndarray,
+    classifier: np.ndarray,
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    main_metric: str = "acc1",
 ) -> tuple[dict[str, float], tuple[float, float]]:
     """Return acc1, acc5 and mean per-class recall (over the classes with samples), and the 95 % interval of acc1.
+
+    The interval is that of the mean per-class recall if this is the ``main_metric``.
 
     ``images`` (N, D) and ``classifier`` (C, D) are normalised, ``labels`` (N,) are class ids; C < 5 gives no acc5.
     ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
@@ -145,8 +152,15 @@ def classification(
         if members.size:
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
-    (total,) = resample(hits[:, None])
-    return metrics, _interval(total / len(images), len(images))
+    weights = 1 / counts[labels] if main_metric == "mean_per_class_recall" else np.ones(len(labels))
+    hit, total = resample(np.stack([hits * weights, weights], axis=1))
+    return metrics, _interval(hit / total, len(images))
+
+
+def constant_guess(labels: np.ndarray, main_metric: str) -> float:
+    """Return the mean per-class recall, or else the accuracy, of the best answer that is the same for all images."""
+    counts = np.bincount(labels)
+    return float(1 / np.count_nonzero(counts) if main_metric == "mean_per_class_recall" else counts.max() / len(labels))
 
 
 def resample(samples: np.ndarray) -> np.ndarray:

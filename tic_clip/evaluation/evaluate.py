@@ -239,16 +239,18 @@ def _score(
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
         keys = np.concatenate(features["texts"])[which]
         numbers, interval = metrics.retrieval(images, keys, text_image)
+        guess = {"chance": 1 / len(images)}
     else:
         keys, labels = encoder.classifier(found.classes), np.array([sample.label for sample in samples])
-        numbers, interval = metrics.classification(images, keys, labels, _groups(found.classes))
+        numbers, interval = metrics.classification(images, keys, labels, _groups(found.classes), task.main_metric)
+        guess = {"chance": 1 / len(keys), "constant_guess": metrics.constant_guess(labels, task.main_metric)}
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
-    is_main = task.main_metric == metrics.MAIN_METRIC[task.kind]
     bad = Counter({"bad image": len(found) - len(samples)})
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
-        "ci95": list(interval) if is_main else None,
+        "ci95": list(interval) if task.main_metric in metrics.WITH_INTERVAL else None,
+        **guess,
         "num_samples": len(images),
         "coverage": found.coverage,
         "dropped": dict(found.dropped + bad),

@@ -13,7 +13,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from tic_clip.evaluation.results import read_log
-from tic_clip.metrics import MAIN_METRIC
 from tic_clip.report.frame import Results, Subject
 from tic_clip.report.tables import IMAGENET, MAX_NUMBERED, SHIFTS, old_and_new, percent
 
@@ -57,7 +56,7 @@ def _escape(name: str) -> str:
 
 
 def _metric_label(results: Results, task: str) -> str:
-    return f"{MAIN_METRIC[results.benchmark.tasks[task]]} (%)"
+    return f"{results.benchmark.main_metric(task)} (%)"
 
 
 def _set_periods(panel: Axes, periods: tuple[str, ...]) -> None:

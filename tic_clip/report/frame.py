@@ -10,7 +10,7 @@ import pandas as pd
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.evaluation.results import RESULTS, read_results, task_key
-from tic_clip.metrics import MAIN_METRIC, transfer
+from tic_clip.metrics import transfer
 from tic_clip.runs import find_benchmark
 from tic_clip.storage import to_path
 
@@ -160,7 +160,7 @@ def summarize(one: Subject) -> dict[str, Any]:
 
 
 def _summarize_task(one: Subject, task: str) -> dict[str, Any]:
-    values, summary = one.matrix(task), {"metric": MAIN_METRIC[one.benchmark.tasks[task]]}
+    values, summary = one.matrix(task), {"metric": one.benchmark.main_metric(task)}
     if not one.is_run:
         return summary | {"periods": dict(zip(values.columns, _to_json(values)[0], strict=True))}
     summary["matrix"] = _to_json(one.square_matrix(task))

@@ -9,7 +9,6 @@ import pandas as pd
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
-from tic_clip.metrics import MAIN_METRIC
 from tic_clip.report.frame import DATA, SPENT, Results, Subject
 
 IMAGENET, FLICKR = "imagenet1k", "retrieval/flickr_1k_test_image_text_retrieval"
@@ -67,7 +66,7 @@ def headline_tables(results: Results, compared: pd.DataFrame, reference: str | N
 
 def metric_notes(results: Results) -> list[str]:
     """Return which metric each task's numbers are."""
-    return [f"{task} = {MAIN_METRIC[results.benchmark.tasks[task]]}" for task in results.tasks]
+    return [f"{task} = {results.benchmark.main_metric(task)}" for task in results.tasks]
 
 
 def matrix_tables(run: Subject) -> list[Table]:
@@ -81,7 +80,7 @@ def matrix_tables(run: Subject) -> list[Table]:
         legend += "" if pd.isna(width) else f"; a cell is good to ± {50 * width:.1f} on average (95 %)"
         found = int(values.notna().sum(axis=None))
         legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
-        title = f"{benchmark.title}, {run.about['method']}: {task}, {MAIN_METRIC[benchmark.tasks[task]]} in per cent"
+        title = f"{benchmark.title}, {run.about['method']}: {task}, {benchmark.main_metric(task)} in per cent"
         cells = values.map(percent)
         for step in benchmark.steps:
             cells.loc[step.name, list(step.periods)] += MARK
