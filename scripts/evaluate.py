@@ -22,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import require_venv  # noqa: F401
+
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main

@@ -136,6 +136,8 @@ def test_a_file_names_splits_periods_tasks_and_filters(read):
     [
         ("", "Expected `object`, got `null`"),
         ("a: [1\nb: 2", "line 2: expected ',' or ']'"),
+        ("name: mine\nsteps: [2014]\nname: x", "line 3: name is there twice"),
+        ("name: mine\nsteps: [2014]\ntasks: {a: retrieval, a: classification}", "line 3: a is there twice"),
         ("steps: [2014]", "missing required field `name`"),
         ("name: mine\nstep: [2014]", "unknown field `step`"),
         ("name: mine", "give one of the keys steps, every"),

@@ -19,6 +19,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import require_venv  # noqa: F401
+
 import numpy as np
 
 from tic_clip import TicError

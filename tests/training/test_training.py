@@ -212,16 +212,24 @@ def second(undisturbed, data, tmp_path_factory):
     return copy
 
 
-def test_ranks_that_disagree_are_told_how(data, tmp_path):
-    """Each rank makes its own plan; here the second one is given another seed."""
+@pytest.mark.parametrize(
+    ("flag", "found"),
+    [
+        ("--accum-freq", "accum_freq 2, now it is 1"),
+        ("--grad-clip-norm", "openclip_flags ['--grad-clip-norm', '2'], now it is ['--grad-clip-norm', '1']"),
+    ],
+)
+def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
+    """Each rank makes its own plan; here the first one is given 1, the second one 2."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
-    code = f"import os, runpy, sys\nsys.argv += ['--seed', os.environ['RANK']]\nrunpy.run_path({train_py!r}, "
+    code = f"import os, runpy, sys\nsys.argv += ['--', {flag!r}, str(int(os.environ['RANK']) + 1)]\n"
+    code += f"sys.path.insert(0, os.path.dirname({train_py!r}))\nrunpy.run_path({train_py!r}, "
     script.write_text(f"{code}run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
     done = Script(script, *flags, ranks=2).wait()
     assert done.returncode != 0
-    assert "rank 1 has another plan than rank 0: seed 1, now it is 0" in done.stderr
-    assert not (tmp_path / "out/2014/done.json").exists()
+    assert f"rank 1 has another plan than rank 0: {found}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
@@ -271,6 +279,28 @@ def test_a_step_can_keep_the_optimizer_and_report_to_tensorboard_and_wandb(data,
     assert list(run.glob("*.wandb"))
 
 
+def test_wsd_goes_on_from_before_the_cool_down(data, tmp_path):
+    """Two steps without their cool-downs are one line of training; killed between, it ends the same."""
+    flags = ("--schedule", "wsd", "--lr", "1e-3", "--warmup", "2", "--cooldown", "0.3")
+    script = start(data, tmp_path, "all", *flags)
+    while not (tmp_path / "2015/plan.json").exists():
+        assert script.processes[0].is_alive()
+        time.sleep(0.005)
+    script.kill()
+    assert train(data, tmp_path, "2015", *flags).returncode == 0
+    rates = [[line[3] for line in curve(tmp_path, step)] for step in ("2014", "2015")]
+    assert rates == [
+        pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),  # of six iterations two cool down
+        pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),
+    ]
+    branch = torch.load(tmp_path / "2014/checkpoints/before_cooldown.pt", weights_only=True)
+    assert branch["tic"]["iteration"] == 4
+    ends = [torch.load(tmp_path / step / "checkpoints/epoch_2.pt", weights_only=True) for step in ("2014", "2015")]
+    updates = [{int(state["step"]) for state in end["optimizer"]["state"].values()} for end in ends]
+    assert updates == [{6}, {4 + 6}]
+    assert "before_cooldown.pt" in (tmp_path / "2015/out.log").read_text()
+
+
 def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
     """Training from the hub's model gives the weights that training from its file gives."""
     torch.save({"state_dict": weights(undisturbed[0], "2014")}, tmp_path / "2014.pt")
@@ -302,14 +332,15 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
-    """Its shards come from plan.json, so they may be many; a progress bar is there too."""
+    """Its shards come from plan.json, so they may be many; a progress bar is there too; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    start = ("--first_step", "2015", "--init", init)
+    start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
     assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", {})
+    assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
     assert "train_data: " + str(out / "2015/plan.json") in (out / "2015/params.txt").read_text()
 
 
@@ -338,7 +369,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
-    """A tenth of the pictures can't be decoded."""
+    """A tenth of the images can't be decoded."""
     content = []
     split = tmp_path / "data/tic/emoji/yearly/train/2014"
     for i in range(90):

@@ -11,7 +11,9 @@ import re
 
 import jinja2
 
+from tic_clip import TicError
 from tic_clip.report import tables
+from tic_clip.report.compare import compare
 from tic_clip.report.figures import draw_figures
 from tic_clip.report.frame import load_results, summarize
 from tic_clip.storage import atomic_open, remove, to_path
@@ -31,16 +33,20 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
     results = load_results(folders)
     runs, models = ({one.name: summarize(one) for one in part} for part in (results.runs, results.models))
     summary = {kind: part for kind, part in (("runs", runs), ("models", models)) if part}
-    compared, figures = tables.compare(results), draw_figures(results)
+    if not results.tasks and not results.static_keys:
+        raise TicError(f"nothing to report: no result in {', '.join(map(str, folders))} has a number")
+    compared = compare(results)
+    figures = draw_figures(results, compared)
     values = {
-        "title": f"{results.benchmark.title}: {', '.join(runs | models)}",
+        "title": f"{results.title}: {', '.join(runs | models)}",
         "headline": tables.headline_tables(results, compared, reference),
         "data": tables.data_tables(runs | models),
         "about": tables.about_table(results, runs | models),
         "figures": figures,
     }
     texts = {
-        "summary.json": json.dumps(runs[results.single.name] if results.single else summary, indent=2) + "\n",
+        "summary.json": json.dumps(runs[results.runs[0].name] if len(summary) == len(runs) == 1 else summary, indent=2)
+        + "\n",
         "matrix.csv": tables.matrix_csv(results),
         "table.csv": tables.comparison_csv(results, compared),
     }

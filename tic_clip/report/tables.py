@@ -5,19 +5,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark
-from tic_clip.report.frame import DATA, SPENT, Results, Subject
+from tic_clip.metrics import TRANSFERS as ORDER
+from tic_clip.metrics import transfer, transfer_cells
+from tic_clip.report.compare import ABOUT, MISSING, SHIFTS, TRANSFERS, count_results, list_settings
+from tic_clip.report.frame import DATA, Results, Subject
 
-IMAGENET, FLICKR = "imagenet1k", "retrieval/flickr_1k_test_image_text_retrieval"
-SHIFTS = ["imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "imagenet-o", "objectnet"]
-"""ImageNet's distribution shifts, as DataComp's list of tasks calls them; the paper averages them."""
-TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
-ABOUT = ["method", "runs", "samples seen", "MACs", "results"]
-MISSING = "–"
 MARK = "*"
+NEAR = "~"
 MAX_NUMBERED = 15
 """With more columns than this, a matrix is drawn without numbers and left out of the terminal."""
 
@@ -48,7 +46,7 @@ def to_text(table: Table) -> str:
     heads = zip_longest(*(head.split("\n") for head in table.cells), fillvalue="")
     columns = []
     for j, column in enumerate(zip(*heads, *table.cells.to_numpy(), strict=True)):
-        padded = [cell if cell.endswith(MARK) else f"{cell} " for cell in column]
+        padded = [cell if cell.endswith((MARK, NEAR)) else f"{cell} " for cell in column]
         width = max(map(len, padded))
         columns.append([cell.ljust(width) if j < table.text else cell.rjust(width) for cell in padded])
     aligned = [" ".join(row).rstrip() for row in zip(*columns, strict=True)]
@@ -56,35 +54,70 @@ def to_text(table: Table) -> str:
 
 
 def headline_tables(results: Results, compared: pd.DataFrame, reference: str | None = None) -> list[Table]:
-    """Return the matrices of a single run, else the comparison of runs and models; then what stands beside it."""
+    """Return the matrices of a single row, else the comparison of runs and models; then what stands beside it."""
     tables = matrix_tables(results.single) if results.single else []
-    tables += [comparison_table(results, compared)] if len(compared) and not tables else []
+    if results.runs or results.static_keys:
+        tables += [comparison_table(results, compared)] if not tables or len(results.runs) > 1 else []
+    tables += common_tables(results)
     tables += [reference_table(results, compared, reference)] if reference else []
     tables += [static_table(results, compared)] if results.static_keys else []
-    return tables + ([models_table(results)] if any(one.tasks for one in results.models) else [])
+    return tables + ([models_table(results, compared)] if any(one.tasks for one in results.models) else [])
 
 
 def metric_notes(results: Results) -> list[str]:
     """Return which metric each task's numbers are."""
-    return [f"{task} = {results.benchmark.main_metric(task)}" for task in results.tasks]
+    return [f"{label} = {task.metric}" for label, task in results.tasks.items()]
 
 
 def matrix_tables(run: Subject) -> list[Table]:
-    """Return the matrix of each task of a run, its own periods marked."""
-    benchmark, tables = run.benchmark, []
-    for task in run.tasks:
-        values, transfers = run.matrix(task), run.transfer(task)
-        legend = ", ".join(f"{TRANSFERS[key]} {percent(transfers[key])}" for key in ("id", "backward", "forward"))
+    """Return the matrix of each task of a run, its own periods marked, without the steps that have no result."""
+    tables = []
+    for label in run.tasks:
+        task, values = run.known[label], run.matrix(label)
+        shown = values.dropna(how="all")
+        is_complete, square = len(shown) == len(values), run.square_matrix(label)
+        transfers = run.transfer(label) if is_complete else transfer(square, np.isfinite(square))
+        counts = count_cells(np.isfinite(square)) if not is_complete else dict.fromkeys(transfers, "")
+        spread = {key: pd.Series([one.transfer(label)[key] for one in run.members]).std() for key in ORDER}
+        figures = {key: percent(transfers[key], spread[key] if is_complete else np.nan) + counts[key] for key in ORDER}
+        legend = ", ".join(f"{TRANSFERS[key]} {figures[key]}" for key in ORDER)
         legend += f" ({MARK}: a step's model on the step's own periods)"
-        width = (run.matrix(task, "high") - run.matrix(task, "low")).stack().mean()
-        legend += "" if pd.isna(width) else f"; a cell is good to ± {50 * width:.1f} on average (95 %)"
+        width = run.half_widths(label).stack().mean()
+        legend += "" if pd.isna(width) else f"; a cell is good to ± {100 * width:.1f} on average (95 %)"
         found = int(values.notna().sum(axis=None))
         legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
-        title = f"{benchmark.title}, {run.about['method']}: {task}, {benchmark.main_metric(task)} in per cent"
-        cells = values.map(percent)
-        for step in benchmark.steps:
-            cells.loc[step.name, list(step.periods)] += MARK
+        legend += f"; mean over {len(run.members)} seeds" if len(run.members) > 1 else ""
+        cells = shown.map(percent)
+        for step, own in zip(run.steps, task.periods_of(run.benchmark), strict=True):
+            if step in cells.index:
+                cells.loc[step, own] += MARK
+        title = f"{task.benchmark.title}, {run.about['method']}: {task.name}, {task.metric} in per cent"
         tables.append(Table(title, cells.reset_index(names="trained up to"), legend))
+    return tables
+
+
+def count_cells(where: np.ndarray) -> dict[str, str]:
+    """Return, of each transfer, how many of its cells (T, T) are there: " (over 6 of 21)"."""
+    masks = transfer_cells(len(where))
+    return {key: f" (over {(mask & where).sum()} of {mask.sum()})" for key, mask in masks.items()}
+
+
+def common_tables(results: Results) -> list[Table]:
+    """Return the means over the results that all runs have, of each task of which some run lacks steps."""
+    tables = []
+    for label, task in results.tasks.items() if len(results.groups) > 1 else ():
+        rows = [one for one in results.groups if label in one.tasks and one.benchmark == results.groups[0].benchmark]
+        squares = [one.square_matrix(label) for one in rows]
+        common = np.isfinite(squares).all(axis=0)
+        if len(rows) < 2 or not common.any() or all(np.isfinite(square).all() for square in squares):
+            continue
+        counts = count_cells(common)
+        means = [transfer(square, common) for square in squares]
+        cells = {"run": [one.name for one in rows], "method": [one.about["method"] for one in rows]}
+        cells |= {head: [percent(each[key]) for each in means] for key, head in TRANSFERS.items()}
+        legend = ", ".join(f"{head}{counts[key]}" for key, head in TRANSFERS.items())
+        title = f"{task.benchmark.title}: {label} in per cent, means over the results that all runs have"
+        tables.append(Table(title, pd.DataFrame(cells), legend, text=2))
     return tables
 
 
@@ -93,83 +126,51 @@ def matrix_csv(results: Results) -> str:
     parts = {(one.name, task): one.matrix(task) for one in results.subjects for task in one.tasks}
     parts = parts or {("", ""): pd.DataFrame(columns=results.benchmark.periods)}
     table = pd.concat(parts, names=["run", "task", "step"])
-    return (table.droplevel("run") if results.single else table).to_csv(lineterminator="\n")
-
-
-def compare(results: Results) -> pd.DataFrame:
-    """Return a row for each group of runs that differ in their seed only, and for each model with static results.
-
-    Columns: ``ABOUT``, and for each figure and static task its mean, a share of 1, and its standard deviation, "… sd".
-    """
-    figures = pd.DataFrame({one.name: _read_figures(results, one) for one in results.subjects}, dtype=float)
-    groups, about = _group_seeds(results), {}
-    for label, group in groups.items():
-        spent = [group[0].spent[column].dropna().max() for column in SPENT]
-        method = group[0].about["method"] or group[0].about["family"] or MISSING
-        about[label] = [method, len(group), *spent, _count_results(results, group)]
-    compared = pd.DataFrame.from_dict(about, orient="index", columns=ABOUT, dtype=object)
-    for head in figures.index:
-        values = [figures.loc[head, [one.name for one in group]] for group in groups.values()]
-        compared[head] = [part.mean(skipna=False) for part in values]
-        compared[f"{head} sd"] = [part.std(skipna=False) for part in values]
-    return compared
-
-
-def _read_figures(results: Results, one: Subject) -> dict[str, float]:
-    """Return the figures of a run or model by their heads, and its static tasks."""
-    static, keys = one.static.loc[one.last_step], results.static_keys
-    groups = {"ImageNet": [IMAGENET], f"shifts ({len(SHIFTS)})": SHIFTS, "Flickr30k": [FLICKR]}
-    groups[f"average ({len(keys)})"] = sorted(keys)
-    figures = {head: static.reindex(part).to_numpy().mean() for head, part in groups.items() if set(part) & set(keys)}
-    for task in results.tasks:
-        transfers = one.transfer(task)
-        figures |= {f"{task} {label}": transfers[key] for key, label in TRANSFERS.items()}
-    return figures | static.reindex(keys).to_dict()
-
-
-def _group_seeds(results: Results) -> dict[str, list[Subject]]:
-    """Return the runs or models of each row: runs that differ in their seed only; a model that has static results."""
-    alike: dict[tuple, list[Subject]] = {}
-    for run in results.runs:
-        settings = run.about[["method", "scale", "filter", "settings"]].map(str)
-        is_known = run.about[["settings", "seed"]].notna().all()
-        alike.setdefault((*settings, *map(str, run.spent["samples_seen"])) if is_known else (run.name,), []).append(run)
-    groups = {}
-    for runs in alike.values():
-        if len({run.about["seed"] for run in runs}) < len(runs):  # one seed twice: not repetitions
-            groups |= {run.name: [run] for run in runs}
-        else:
-            groups[runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"] = runs
-    return groups | {one.name: [one] for one in results.models if len(one.static.columns)}
-
-
-def _count_results(results: Results, group: list[Subject]) -> str:
-    """Return "15 of 49" results, or "all"."""
-    parts = [one.matrix(task) for one in group for task in results.tasks]
-    parts += [one.static.loc[one.last_step].reindex(results.static_keys) for one in group if len(one.static.columns)]
-    found, total = sum(int(part.notna().sum(axis=None)) for part in parts), sum(part.size for part in parts)
-    return f"{found:,} of {total:,}" if found < total else "all"
+    return (table.droplevel("run") if len(results.subjects) == 1 and results.runs else table).to_csv(
+        lineterminator="\n"
+    )
 
 
 def _figure_heads(results: Results, compared: pd.DataFrame) -> list[str]:
-    """Return the heads of the figures in the order of the paper's table, without static tasks."""
-    return [head for head in compared if f"{head} sd" in compared and head not in results.static_keys]
+    """Return the heads of the figures in the order of the paper's table, without static tasks and spans."""
+    heads = [head for head in compared if f"{head} sd" in compared and "\n" not in head]
+    return [head for head in heads if head not in results.static_keys]
 
 
 def comparison_csv(results: Results, compared: pd.DataFrame) -> str:
     """Return the comparison in full precision, as shares of 1."""
     heads = [column for head in _figure_heads(results, compared) for column in (head, f"{head} sd")]
-    return compared[[*ABOUT[:-1], *heads]].to_csv(index_label="run", lineterminator="\n")
+    spans = [head for head in compared if "\n" in head and not head.endswith((" sd", " error"))]
+    table = compared[[*ABOUT[:-1], *heads, *spans, "settings"]].rename(columns=lambda head: head.replace("\n", " "))
+    return table.to_csv(index_label="run", lineterminator="\n")
 
 
 def _write_figures(compared: pd.DataFrame, head: str) -> list[str]:
     return list(map(percent, compared[head], compared[f"{head} sd"]))
 
 
+def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
+    """Return the figures in per cent: the best of each group of settings marked, and what is within noise of it."""
+    marks = pd.Series("", index=compared.index)
+    groups = compared["settings"] if compared["settings"].nunique() > 1 else pd.Series("", index=compared.index)
+    for _, group in compared.groupby(groups, dropna=False):
+        values, errors = group[head], group[f"{head} error"]
+        best = values.map(percent) == percent(values.max())
+        noise = np.hypot(errors, errors.get(values.idxmax()) if values.notna().any() else np.nan)
+        marks[group.index[values.max() - values <= noise]] = NEAR
+        marks[group.index[best & values.notna()]] = MARK
+    return [text + mark for text, mark in zip(_write_figures(compared, head), marks, strict=True)]
+
+
 def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
     """Return the comparison in per cent; the best figure of each column is marked."""
     heads, notes = _figure_heads(results, compared), [f"{MARK}: the best of its column"]
+    compared = compared[[one.is_run or bool(len(one.static.columns)) for one in results.rows]]
     cells = compared[["method"]].assign(**{"samples\nseen": compared["samples seen"].map(number)})
+    if compared["settings"].nunique() > 1:
+        cells.insert(1, "settings", compared["settings"].fillna(MISSING))
+        told = list_settings(results, compared["settings"])
+        notes = [f"{MARK}: the best of its column among runs with equal settings", *told]
     if any(head.startswith("shifts (") for head in heads):
         notes.append(f"shifts: mean of {', '.join(SHIFTS)}")
     if results.static_keys:
@@ -182,9 +183,10 @@ def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
     if (compared["results"] != "all").any():
         cells["results"] = compared["results"]
     for head in heads:
-        best = (compared[head].map(percent) == percent(compared[head].max())) & compared[head].notna()
-        cells["\n".join(head.rsplit(" ", 1))] = _write_figures(compared, head) + best.map({True: MARK, False: ""})
-    title = f"{results.benchmark.title}: {', '.join([*metric_notes(results), 'in per cent'])}"
+        cells["\n".join(head.rsplit(" ", 1))] = mark_best(compared, head)
+    if any(cells[column].str.endswith(NEAR).any() for column in cells):
+        notes.insert(1, f"{NEAR}: within noise of it, by the 95 % intervals")
+    title = f"{results.title}: {', '.join([*metric_notes(results), 'in per cent'])}"
     return Table(title, cells.reset_index(names="run"), "; ".join(notes), text=2)
 
 
@@ -212,8 +214,8 @@ def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Tabl
 
 def static_table(results: Results, compared: pd.DataFrame) -> Table:
     """Return the static tasks: a row a task; a column a step of the single run, or a run or model."""
-    if results.single:
-        cells, legend = results.single.static.map(percent).T, "of each step's model"
+    if results.single and len(results.runs) == 1:
+        cells, legend = results.single.static.dropna(how="all").map(percent).T, "of each step's model"
     else:
         some = compared.dropna(subset=results.static_keys, how="all")
         cells = pd.DataFrame({key: _write_figures(some, key) for key in results.static_keys}, index=some.index).T
@@ -222,25 +224,15 @@ def static_table(results: Results, compared: pd.DataFrame) -> Table:
     return Table("Static tasks, main metric in per cent", cells, legend)
 
 
-def models_table(results: Results) -> Table:
+def models_table(results: Results, compared: pd.DataFrame) -> Table:
     """Return models that are not runs of ours, on old and new data."""
-    spans = old_and_new(results.benchmark) | {"all": results.benchmark.periods}
-    cells = {"model": [one.name for one in results.models]}
-    cells["family"] = [one.about["family"] or MISSING for one in results.models]
-    counts = [_count_results(results, [one]) for one in results.models]
+    some = compared.loc[[one.name for one in results.models if one.tasks]]
+    cells = {"model": list(some.index), "family": list(some["method"])}
+    counts = [count_results(results, [one]) for one in results.models if one.tasks]
     cells |= {"results": counts} if set(counts) != {"all"} else {}
-    for task in results.tasks:
-        means = [map(percent, one.mean_over(task, spans.values())[0]) for one in results.models]
-        cells |= {f"{task}\n{label}": column for label, column in zip(spans, zip(*means, strict=True), strict=True)}
-    title = f"{results.benchmark.title}: models by the time of the data, in per cent"
+    cells |= {head: list(map(percent, some[head])) for head in some if "\n" in head and f"{head} sd" in some}
     legend = f"means over the periods named; {', '.join(metric_notes(results))}"
-    return Table(title, pd.DataFrame(cells), legend, text=2)
-
-
-def old_and_new(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
-    """Return the periods of the first step, and the last two: 2014 to 2016, 2021 and 2022 of TiC-DataComp."""
-    spans = (benchmark.steps[0].periods, benchmark.periods[-2:])
-    return {span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}": span for span in spans}
+    return Table(f"{results.title}: models by the time of the data, in per cent", pd.DataFrame(cells), legend, text=2)
 
 
 def data_tables(summaries: dict[str, dict]) -> list[Table]:
@@ -262,14 +254,23 @@ def data_tables(summaries: dict[str, dict]) -> list[Table]:
 
 
 def about_table(results: Results, summaries: dict[str, dict]) -> Table:
-    """Return what was run, and with which versions."""
-    fields = ["method", "family", "scale", "filter", "seed"]
-    cells = pd.DataFrame([one.about[fields].fillna(MISSING) for one in results.subjects]).astype(str)
-    seen = [one.spent["samples_seen"].dropna() for one in results.subjects]
-    cells.insert(0, "run", list(summaries))
-    cells["samples seen"] = [number(count.max()) for count in seen]
-    cells["steps"] = [f"{len(count)} of {len(one.steps)}" for count, one in zip(seen, results.subjects, strict=True)]
-    cells["versions"] = [
-        ", ".join(f"{name} {version}" for name, version in one["pins"].items()) for one in summaries.values()
-    ]
-    return Table("What was run", cells, text=6)
+    """Return what was run: settings, how far, when, by which command and with which versions; a column a run."""
+    columns = {}
+    for one in results.subjects:
+        seen, plan = one.spent["samples_seen"].dropna(), one.plan
+        about = {
+            "method": one.about["method"],
+            "family": one.about["family"],
+            **one.settings,
+            "seed": one.about["seed"],
+        }
+        about |= {"samples seen": seen.max(), "steps": f"{len(seen)} of {len(one.steps)}" if one.is_run else None}
+        about |= {"finished": plan.get("finished"), "command": " ".join(plan.get("command", [])) or None}
+        about["trained at commit"] = plan.get("pins", {}).get("tic_clip")
+        pins = summaries[one.name]["pins"].items()
+        columns[one.name] = about | {"versions": ", ".join(f"{name} {version}" for name, version in pins) or None}
+    cells = pd.DataFrame(columns, dtype=object).dropna(how="all")
+    cells = cells.map(
+        lambda value: MISSING if pd.isna(value) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+    return Table("What was run", cells.reset_index(names=""), text=1 + len(columns))

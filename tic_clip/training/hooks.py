@@ -12,6 +12,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
 from tic_clip.training.loader import ExactDataset, Loader
+from tic_clip.training.schedule import learning_rate
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 
@@ -20,9 +21,12 @@ def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: in
     """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
     from training.data import DataInfo, SharedEpoch
 
-    plan = read_json(args.train_data)
-    if plan["batch_size"] != args.batch_size * args.world_size:
-        raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
+    plan, passes = read_json(args.train_data), getattr(args, "accum_freq", 1)
+    if plan["batch_size"] != args.batch_size * args.world_size * passes:
+        found = f"{args.batch_size} × {args.world_size} ranks" + f" × {passes} passes" * (passes > 1)
+        raise TicError(f"the plan's batch is {plan['batch_size']}, not {found}")
+    plan |= {name: passes * plan[name] for name in ("iterations", "block")}
+    plan["batch_size"] //= passes
     shared_epoch = SharedEpoch(epoch=epoch)
     dataset = ExactDataset(plan, args.rank, args.world_size, (preprocess, tokenizer))
     return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers), shared_epoch=shared_epoch)
@@ -75,6 +79,15 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     if "optimizer" not in checkpoint:
         raise TicError(f"{args.resume} has no optimizer to resume with")
     return {**checkpoint, "state_dict": state, "epoch": 0 if args.new_run else checkpoint["epoch"]}
+
+
+def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> Callable[[int], None]:
+    """Return what sets the learning rate before each iteration: OpenCLIP's, in a step of ours that of its plan."""
+    from training.scheduler import assign_learning_rate
+
+    if not hasattr(args, "tic"):
+        return stock
+    return lambda iteration: assign_learning_rate(optimizer, learning_rate(args.tic.plan, iteration))
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:
