@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call_script, read_tars, tree
+from conftest import ROOT, call_script, read_tars, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tar import raw
@@ -24,7 +24,7 @@ from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
-SCRIPT = "dataset_creation/reshard.py"
+SCRIPT = ROOT / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
 
 

@@ -13,6 +13,7 @@ from tic_clip.report import figures, report
 from tic_clip.report.compare import compare
 from tic_clip.report.frame import load_results
 
+SQUARE_4 = [[0.5] * 4] * 4
 MONTHLY = get_benchmark("datacomp_monthly")
 
 
@@ -201,7 +202,7 @@ def test_what_is_within_noise_of_the_best_is_marked(make, tmp_path):
     assert "| b | cumulative | 40,000 | 38.8~ | 53.8~ | 8.8~ |" in md
     assert "| c | cumulative | 40,000 | 35.0 | 50.0 | 5.0 |" in md
     assert "~: within noise of it, by the 95 % intervals" in md
-    errors = compare(load_results([first]))
+    errors = compare(load_results([first])).table
     assert errors.loc["a", "retrieval ID error"] == pytest.approx(0.02 / 2)
     assert errors.loc["a", "retrieval backward error"] == pytest.approx(0.02 * (9 + 4 + 1) ** 0.5 / 6)
 
@@ -216,3 +217,28 @@ def test_bars_have_a_group_a_figure_and_a_bar_a_run(tmp_path):
     assert [line.get_ydata()[0] for line in panel.lines if line.get_label() == "chance"] == [2]
     assert figures.draw_bars(load_results(runs[:1]), compare(results)) is None
     figures.draw_bars(results, compare(results)).savefig(io.BytesIO())
+
+
+# Forgetting.
+
+
+def test_forgetting_and_what_is_relative_to_the_oracle(make, tmp_path):
+    """By hand, sequential: the last row 0.1, 0.2, 0.3, 0.5; own steps 0.5 and best earlier ones 0.5, 0.5, 0.5."""
+    runs = [write_run(tmp_path / "a", SEQUENTIAL, method="sequential"), write_run(tmp_path / "b", CUMULATIVE)]
+    write_run(tmp_path / "oracle", SQUARE_4, method="oracle")
+    average = (0.5 + 0.8 / 2 + 1.0 / 3 + 1.1 / 4) / 4
+    area = (1.1 / 2 + 1.2 + 1.2 + 1.1 / 2) / 4 / 3  # trapezoids of the rows' means over equal steps
+    row = f"| a | sequential | {100 * average:.1f} | 27.5 | -30.0 | 30.0 | {100 * area:.1f} |"
+    assert "oracle" not in make(*runs)
+    assert row in make(*runs)
+    md = make(*runs, tmp_path / "oracle")
+    assert row + " 46.7 | 100.0 | 40.0 |" in md  # 0.2333 / 0.5, 0.5 / 0.5, 0.2 / 0.5
+    head = make(*runs, tmp_path / "oracle", name="table.csv").splitlines()[0].split(",")
+    names = ("average accuracy", "last model", "BWT", "forgetting", "over compute")
+    assert head[11:16] == [f"retrieval {name}" for name in names]
+    assert head[16:] == [f"retrieval {name} / oracle" for name in ("backward", "ID", "forward")] + ["settings"]
+
+
+def test_another_oracle_is_not_compared_with(make, tmp_path):
+    run = write_run(tmp_path / "a", CUMULATIVE)
+    assert "/ oracle" not in make(run, write_run(tmp_path / "oracle", SQUARE_4, method="oracle", samples_seen=7))

@@ -7,10 +7,11 @@ import pytest
 
 from tic_clip import TicError, weights
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.models import macs_per_sample
 from tic_clip.runs import models_of, run_name
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
-from tic_clip.training.plan import check_step, choose_block, difference, make_plan, steps_of
+from tic_clip.training.plan import add_macs, check_step, choose_block, difference, make_plan, steps_of
 
 YEARS = [str(year) for year in range(2014, 2023)]
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
@@ -155,6 +156,27 @@ def test_lwf_is_distilled_from_the_model_that_it_starts_from(config):
     assert make_plan(config(method="lwf", init="init", first_step="2016"))["samples_distilled"] == 1280
 
 
+def test_the_term_of_the_loss_for_the_last_model(config):
+    names = ("loss_weight", "temperature", "anchor", "fisher_samples", "fisher_samples_seen")
+
+    def facts(**changes):
+        plan = make_plan(config(**changes))
+        return {name: plan[name] for name in names if name in plan}
+
+    assert facts() == {}
+    assert facts(method="lwf") == {"loss_weight": 1, "temperature": 1}
+    assert facts(method="lwf", loss_weight=0.0, temperature=2.0) == {"loss_weight": 0, "temperature": 2}
+    # A twentieth of 1,280 samples is 64; every step has Fisher information, for the next one.
+    found = facts(method="ewc", loss_weight=5.0)
+    assert found.pop("anchor").endswith("2015/checkpoints/epoch_2.pt")
+    assert found == {"loss_weight": 5, "fisher_samples": 64, "fisher_samples_seen": 192}
+    assert facts(method="ewc", step="2014")["anchor"] is None
+    assert facts(method="ewc", init="init", first_step="2016")["anchor"] is None  # no Fisher information of it
+    each = macs_per_sample("ViT-Tiny-8-48")
+    assert add_macs(make_plan(config(method="ewc")))["macs_seen"] == each * (3 * 1280 + 192)
+    assert difference(make_plan(config(method="lwf")), make_plan(config(method="lwf", loss_weight=2.0)))
+
+
 def test_patching_chooses_on_a_twentieth_of_every_step_before(config):
     plan = make_plan(config(method="patching"))
     assert [(entry["name"], entry["held_out"]) for entry in plan["validation"]] == [("2014", 15), ("2015", 5)]
@@ -248,6 +270,12 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
         ({"lr": (1e-3, 1e-4)}, r"--lr has 2 numbers, emoji has 7 steps"),
         ({"warmup": (1,) * 8}, r"--warmup has 8 numbers, emoji has 7 steps"),
         ({"warmup": (1,) * 7, "next_warmup": 1}, r"a number for each step: leave out --next_warmup"),
+        (
+            {"loss_weight": 1.0},
+            r"cumulative has no term of the loss for the last model: --loss_weight",
+        ),
+        ({"method": "ewc", "temperature": 2.0}, r"ewc distils no model: --temperature is for lwf"),
+        ({"method": "averaging", "max_kept": 1}, r"averaging is of all 2 checkpoints of a step: --max_kept is below"),
         ({"schedule": "linear"}, r"unknown schedule 'linear'; the schedules are cosine, const-cooldown, wsd, rsqrt"),
         ({"cooldown": 0.1}, r"cosine has no cool-down: --cooldown is for const-cooldown, wsd, rsqrt"),
         ({"schedule": "wsd", "method": "oracle"}, r"oracle does not start from the last model: use const-cooldown"),

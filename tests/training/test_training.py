@@ -14,6 +14,7 @@ import torch
 from forked import Script
 from hub import serving_hub
 from PIL import Image
+from safetensors.torch import save_file
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
@@ -233,9 +234,9 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
 
 
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
-    """From a bare state dict, as released models are; both ranks take the same number of batches."""
-    last = tmp_path / "2014.pt"
-    torch.save(weights(undisturbed[0], "2014"), last)
+    """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
+    last = tmp_path / "2014.safetensors"
+    save_file({name: value.half() for name, value in weights(undisturbed[0], "2014").items()}, last)
     done = train(data, tmp_path, "2015", "--method", "lwf", "--first_step", "2015", "--init", last, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "loaded checkpoint" in (tmp_path / "2015/out.log").read_text()
@@ -247,6 +248,30 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
     assert first["loss"] == pytest.approx(first["contrastive_loss"] + first["distill_loss"])
     assert first["distill_loss"] > 0
     assert not same(weights(undisturbed[0], "2014"), weights(tmp_path, "2015"))
+
+
+def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
+    start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
+    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fisher = weights(tmp_path, "2020", "fisher.pt")
+    assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
+    assert all((value >= 0).all() for value in fisher.values())
+    first, last = ((tmp_path / step / "train.log.jsonl").read_text().splitlines() for step in STEPS[-2:])
+    assert "ewc_loss" not in json.loads(first[0])  # no step before it
+    terms = [json.loads(line)["ewc_loss"] for line in last]
+    assert terms[0] == 0
+    assert terms[-1] > 0
+    facts = read_json(tmp_path / STEPS[-1] / "done.json")
+    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-8-48") * 2 * (384 + 64)
+
+
+def test_averaging_leaves_the_mean_of_a_steps_checkpoints(data, tmp_path):
+    assert train(data, tmp_path, "2014", "--method", "averaging").returncode == 0
+    parts = [weights(tmp_path, "2014", f"epoch_{k}.pt") for k in (1, 2)]
+    mean = weights(tmp_path, "2014", "average.pt")
+    assert all(torch.allclose(mean[n], (parts[0][n] + parts[1][n]) / 2, atol=1e-6) for n in mean)
+    assert models_of(str(tmp_path))[0].weights == str(tmp_path / "2014/checkpoints/average.pt")
 
 
 def test_patching_interpolates_with_the_last_patched_model(data, tmp_path):

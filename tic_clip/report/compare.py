@@ -1,63 +1,98 @@
 """The figures of each run and model side by side: mean, deviation over seeds and error, as shares of 1."""
 
 from string import ascii_uppercase
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from tic_clip.metrics import seed_error, transfer_errors
+from tic_clip.metrics import forgetting, mean_over_compute, seed_error, transfer_errors
 from tic_clip.report.frame import SPENT, Results, Subject, Task
+from tic_clip.report.table import MISSING
 
 IMAGENET, FLICKR = "imagenet1k", "retrieval/flickr_1k_test_image_text_retrieval"
 SHIFTS = ["imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "imagenet-o", "objectnet"]
 """ImageNet's distribution shifts, as DataComp's list of tasks calls them; the paper averages them."""
 TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
 ABOUT = ["method", "runs", "samples seen", "MACs", "results"]
-MISSING = "–"
+FORGETTING = {"average": "average accuracy", "last": "last model", "bwt": "BWT", "forgetting": "forgetting"}
+FORGETTING |= {"area": "over compute"}
 
 
-def compare(results: Results) -> pd.DataFrame:
-    """Return a row for each group of runs that differ in their seed only, and for each model.
+class Compared(NamedTuple):
+    """A row for each group of runs that differ in their seed only, and for each model.
 
-    Columns: ``ABOUT``, ``settings`` (a letter for those that can be compared), and for each figure and static task its
-    mean, a share of 1, its standard deviation, "… sd", and the half-width of its 95 % interval, "… error".
+    ``table``: ``ABOUT``, ``settings`` (a letter for those that can be compared), and for each head its mean, a share of
+    1, its standard deviation, "… sd", and the half-width of its 95 % interval, "… error". ``heads``: by what they are.
     """
+
+    table: pd.DataFrame
+    heads: dict[str, list[str]]
+
+
+def compare(results: Results) -> Compared:
+    """Return the figures of all rows."""
     about = {}
     for one in results.rows:
         spent = [one.spent[column].dropna().max() for column in SPENT]
         method = one.about["method"] or one.about["family"] or MISSING
         about[one.name] = [method, len(one.members), *spent, count_results(results, one.members)]
-    compared = pd.DataFrame.from_dict(about, orient="index", columns=ABOUT, dtype=object)
-    compared["settings"] = group_settings(results)
-    figures = {one.name: pd.DataFrame([_read_figures(results, each) for each in one.members]) for one in results.rows}
+    table = pd.DataFrame.from_dict(about, orient="index", columns=ABOUT, dtype=object)
+    table["settings"] = group_settings(results)
+    read = {one.name: [_read_figures(results, each) for each in one.members] for one in results.rows}
+    heads = {kind: list(figures) for kind, figures in next(iter(read.values()))[0].items()}
     columns = {}
-    for head in next(iter(figures.values())):
-        parts = [frame[head].astype(float) for frame in figures.values()]
+    for kind, head in ((kind, head) for kind, listed in heads.items() for head in listed):
+        parts = [pd.Series([each[kind][head] for each in members], dtype=float) for members in read.values()]
         errors = [_read_errors(results, one).get(head, np.nan) for one in results.rows]
-        columns[head] = [part.mean(skipna=False) for part in parts]
-        columns[f"{head} sd"] = deviations = [part.std(skipna=False) for part in parts]
+        columns[head] = [values.mean(skipna=False) for values in parts]
+        columns[f"{head} sd"] = deviations = [values.std(skipna=False) for values in parts]
         columns[f"{head} error"] = [
-            seed_error(deviation, len(part)) if len(part) > 1 else error
-            for deviation, part, error in zip(deviations, parts, errors, strict=True)
+            seed_error(deviation, len(values)) if len(values) > 1 else error
+            for deviation, values, error in zip(deviations, parts, errors, strict=True)
         ]
-    return compared.join(pd.DataFrame(columns, index=compared.index))
+    table = table.join(pd.DataFrame(columns, index=table.index))
+    relative = _relate_to_oracle(results, table)
+    return Compared(table.join(relative), heads | {"relative": list(relative)})
 
 
-def _read_figures(results: Results, one: Subject) -> dict[str, float]:
-    """Return the figures of a run or model by their heads, its static tasks, and its last model on old and new data."""
+def _relate_to_oracle(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """Return each transfer as a share of that of the first oracle run with the same settings; nothing without one."""
+    has_others = table["settings"].duplicated(keep=False) & table["settings"].notna()
+    oracles = table[(table["method"] == "oracle") & has_others].drop_duplicates("settings")
+    if oracles.empty:
+        return pd.DataFrame(index=table.index)
+    own = oracles.set_index("settings").reindex(table["settings"]).set_index(table.index)
+    heads = [(label, head) for label in results.tasks for head in TRANSFERS.values()]
+    return pd.DataFrame(
+        {f"{label}\n{head} / oracle": table[f"{label} {head}"] / own[f"{label} {head}"] for label, head in heads}
+    )
+
+
+def _read_figures(results: Results, one: Subject) -> dict[str, dict[str, float]]:
+    """Return the ``figures`` of a run or model by their heads, its ``static`` tasks, and its ``forgetting``.
+
+    ``spans``: its last model on old and on new data.
+    """
     static, keys = one.static.loc[one.last_step], results.static_keys
     groups = {"ImageNet": [IMAGENET], f"shifts ({len(SHIFTS)})": SHIFTS, "Flickr30k": [FLICKR]}
     groups[f"average ({len(keys)})"] = sorted(keys)
     figures = {head: static.reindex(part).to_numpy().mean() for head, part in groups.items() if set(part) & set(keys)}
-    for label in results.tasks:
+    others: dict[str, float] = {}
+    spans: dict[str, float] = {}
+    for label, task in results.tasks.items():
         transfers = one.transfer(label)
         figures |= {f"{label} {head}": transfers[key] for key, head in TRANSFERS.items()}
-    figures |= static.reindex(keys).to_dict()
-    for label, task in results.tasks.items() if results.models else ():
-        spans = old_and_new(task)
-        means = one.mean_over(label, spans.values())[one.steps.index(one.last_step)]
-        figures |= {f"{label}\n{head}": mean for head, mean in zip(spans, means, strict=True)}
-    return figures
+        more = forgetting(one.square_matrix(label)) if one.is_run else {}
+        compute = one.spent["macs_seen" if one.spent["macs_seen"].notna().all() else "samples_seen"].to_numpy(
+            dtype=float
+        )
+        more |= {"area": mean_over_compute(compute, one.mean_over(label, [task.periods])[:, 0])}
+        others |= {f"{label}\n{head}": more.get(key, np.nan) for key, head in FORGETTING.items()}
+        periods = old_and_new(task) if results.models else {}
+        means = one.mean_over(label, periods.values())[one.steps.index(one.last_step)] if periods else []
+        spans |= {f"{label}\n{head}": mean for head, mean in zip(periods, means, strict=True)}
+    return {"figures": figures, "static": static.reindex(keys).to_dict(), "spans": spans, "forgetting": others}
 
 
 def _read_errors(results: Results, one: Subject) -> dict[str, float]:

@@ -15,9 +15,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from tic_clip.evaluation.results import read_log
-from tic_clip.report.compare import IMAGENET, SHIFTS, TRANSFERS, old_and_new
+from tic_clip.report.compare import IMAGENET, SHIFTS, TRANSFERS, Compared, old_and_new
 from tic_clip.report.frame import Results, Subject
-from tic_clip.report.tables import MAX_NUMBERED, percent
+from tic_clip.report.table import MAX_NUMBERED, percent
 
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """File types, and what is left out of them so that equal figures are equal bytes."""
@@ -28,8 +28,8 @@ SERIES = cycler(color=COLOURS * 9, marker="osD^vP*Xd" * 8, linestyle=["-", "--",
 """72 series, each with a colour and marker of its own."""
 STYLE = Path(__file__).with_name("report.mplstyle")
 CHANCE = {"color": "0.45", "linestyle": (0, (1, 1.5)), "marker": "none", "linewidth": 1, "label": "chance"}
-MAX_LABELLED = 60
-"""With more points than this, only the first and the last of each run are labelled."""
+MAX_LABELLED = 30
+"""With more points than this, only the last of each run is labelled."""
 UNIT = 5.0e18
 """MACs of a step of TiC-DataComp-large, C in the paper's figure."""
 FIGURE_1 = {
@@ -40,7 +40,7 @@ FIGURE_1 = {
 shifts; read off the figure, good to about 0.3."""
 
 
-def draw_figures(results: Results, compared: pd.DataFrame) -> dict[str, bytes]:
+def draw_figures(results: Results, compared: Compared) -> dict[str, bytes]:
     """Return each figure as PNG and as SVG by file name, b"" if it has nothing to show."""
     drawings = {"heatmap": draw_heatmap, "bars": lambda results: draw_bars(results, compared), "curves": draw_curves}
     drawings |= {"compute": draw_compute, "robustness": draw_robustness, "training": draw_training}
@@ -75,12 +75,6 @@ def _add_legend(figure: Figure, panel: Axes, title: str | None = None) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), title=title)
 
 
-def _label_points(panel: Axes, points: np.ndarray, labels: list[str], colour: object) -> None:
-    """Write a label beside each of ``points`` (N, 2)."""
-    for point, label in zip(points, labels, strict=True):
-        panel.annotate(_escape(label), point, (4, 3), textcoords="offset points", fontsize=6, color=colour)
-
-
 def _metric_label(results: Results, task: str) -> str:
     return f"{results.tasks[task].metric} (%)"
 
@@ -104,7 +98,8 @@ def draw_heatmap(results: Results) -> Figure | None:
     for row, task in zip(panels, tasks, strict=True):
         grids = [100 * run.matrix(task) for run in runs]
         grids = [grid.dropna(how="all") for grid in grids] if single else grids
-        limits = {"vmin": np.nanmin(grids), "vmax": np.nanmax(grids)}
+        low, high = results.limits(task)
+        limits = {"vmin": 100 * low, "vmax": 100 * high}
         for panel, run, grid in zip(row, runs, grids, strict=False):
             image = panel.imshow(grid, aspect="auto", interpolation="nearest", cmap="cividis", **limits)
             panel.set_title(task if single else f"{task}: {_escape(run.name)}")
@@ -139,7 +134,7 @@ def _finish_matrix(panel: Axes, run: Subject, task: str, grid: pd.DataFrame, col
         panel.text(j, i, percent(value / 100), ha="center", va="center", fontsize=size, color=colour)
 
 
-def draw_bars(results: Results, compared: pd.DataFrame) -> Figure | None:
+def draw_bars(results: Results, compared: Compared) -> Figure | None:
     """Draw the three transfers of each task: a bar a run, with its deviation over seeds or else its interval."""
     runs = [one for one in results.groups if one.tasks]
     if len(runs) < 2:
@@ -149,8 +144,8 @@ def draw_bars(results: Results, compared: pd.DataFrame) -> Figure | None:
     for panel, task in zip(panels, results.tasks, strict=True):
         heads = [f"{task} {head}" for head in TRANSFERS.values()]
         for i, (name, look) in enumerate(_looks(one.name for one in runs).items()):
-            values = compared.loc[name, heads].astype(float)
-            deviations, errors = (compared.loc[name, [f"{h} {kind}" for h in heads]] for kind in ("sd", "error"))
+            values = compared.table.loc[name, heads].astype(float)
+            deviations, errors = (compared.table.loc[name, [f"{h} {kind}" for h in heads]] for kind in ("sd", "error"))
             spread = 100 * np.where(pd.isna(deviations), errors, deviations).astype(float)
             style = {
                 "color": look["color"],
@@ -217,7 +212,7 @@ def draw_compute(results: Results) -> Figure | None:
         if shown.any():
             panel.plot(*points[shown].T, label=_escape(run.name), **look)
             labels = [step for step, is_shown in zip(run.steps, shown, strict=True) if is_shown]
-            _label_ends(panel, points[shown], labels, look["color"], len(runs) * len(labels))
+            _label_points(panel, points[shown], labels, look["color"], len(runs) * len(labels))
             is_empty = False
     if is_empty:
         return None
@@ -231,10 +226,11 @@ def draw_compute(results: Results) -> Figure | None:
     return figure
 
 
-def _label_ends(panel: Axes, points: np.ndarray, labels: list[str], colour: object, total: int) -> None:
-    """Label each of ``points`` (N, 2), or only the first and the last if the figure has very many."""
-    chosen = slice(None) if total <= MAX_LABELLED else slice(None, None, max(1, len(labels) - 1))
-    _label_points(panel, points[chosen], labels[chosen], colour)
+def _label_points(panel: Axes, points: np.ndarray, labels: list[str], colour: object, total: int) -> None:
+    """Write a label beside each of ``points`` (N, 2), or only the last if the figure has very many."""
+    chosen = slice(None if total <= MAX_LABELLED else -1, None)
+    for point, label in zip(points[chosen], labels[chosen], strict=True):
+        panel.annotate(_escape(label), point, (4, 3), textcoords="offset points", fontsize=6, color=colour)
 
 
 def draw_robustness(results: Results) -> Figure | None:
@@ -260,7 +256,7 @@ def draw_robustness(results: Results) -> Figure | None:
         panel.plot(
             x, y, label=_escape(name), **look | ({} if is_run else {"linestyle": "none", "markerfacecolor": "white"})
         )
-        _label_ends(panel, np.array(points).T, list(labels), look["color"], sum(map(len, series.values())))
+        _label_points(panel, np.array(points).T, list(labels), look["color"], is_run * sum(map(len, series.values())))
         if not is_run and np.ptp(x) > 0:
             fitted = np.polyval(np.polyfit(x, y, 1), np.sort(x))
             panel.plot(np.sort(x), fitted, color=look["color"], marker="none", linestyle="-")

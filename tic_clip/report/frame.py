@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -158,6 +159,11 @@ class Results:
         titles = dict.fromkeys(task.benchmark.title for task in self.tasks.values()) or {self.benchmark.title: None}
         self.title = ", ".join(titles)
 
+    def limits(self, task: str) -> tuple[float, float]:
+        """Return the least and the greatest value of a task in all rows, between which colours go."""
+        values = np.concatenate([row.matrix(task).to_numpy(dtype=float).ravel() for row in self.rows])
+        return float(np.nanmin(values)), float(np.nanmax(values))
+
 
 def group_seeds(runs: list[Subject]) -> list[Subject]:
     """Return the runs, the mean in place of those that differ in their seed only."""
@@ -180,7 +186,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
 
 def load_results(folders: list) -> Results:
     """Read ``eval_results.jsonl`` of each folder; raise a TicError if there is none or they are not comparable."""
-    read, versions = [], {}
+    read, versions, data = [], {}, defaultdict(dict)
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         try:
@@ -188,10 +194,14 @@ def load_results(folders: list) -> Results:
         except TicError as error:
             raise TicError(f"{path}: {error}") from None
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
-        versions |= {line.get("metric_version", 1): path for lines in groups.values() for line in lines}
+        for line in (line for lines in groups.values() for line in lines):
+            versions[line.get("metric_version", 1)] = path
+            data[line["key"]] |= {line["data"]: path} if "data" in line else {}
     if len(versions) > 1:
         listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
+    for key, (first, *others) in ((key, list(paths.values())) for key, paths in data.items() if len(paths) > 1):
+        raise TicError(f"can't compare {first} and {others[0]}: {key} was scored on different data")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
     known = {label: task for task, label, _ in cells.values()}
     subjects: dict[str, Subject] = {}

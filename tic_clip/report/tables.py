@@ -1,67 +1,60 @@
 """The tables of a report: matrices, the comparison, published numbers, static tasks, models, evaluation data."""
 
 from collections import Counter
-from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.metrics import TRANSFERS as ORDER
-from tic_clip.metrics import transfer, transfer_cells
-from tic_clip.report.compare import ABOUT, MISSING, SHIFTS, TRANSFERS, count_results, list_settings
-from tic_clip.report.frame import DATA, Results, Subject
+from tic_clip.report.compare import ABOUT, FORGETTING, SHIFTS, Compared, count_results, list_settings
+from tic_clip.report.frame import DATA, Results
+from tic_clip.report.matrices import common_tables, matrix_tables
+from tic_clip.report.table import MARK, MISSING, NEAR, Table, number, percent, write
 
-MARK = "*"
-NEAR = "~"
-MAX_NUMBERED = 15
-"""With more columns than this, a matrix is drawn without numbers and left out of the terminal."""
-
-
-class Table(NamedTuple):
-    """A table of text. Cells that end in ``MARK`` stand out; ``legend`` says why, in files as "bold"."""
-
-    title: str
-    cells: pd.DataFrame
-    legend: str = ""
-    text: int = 1  # so many columns at the left are words
+FORGETTING_LEGEND = """average accuracy: of each step's model on the periods up to its own; last model: over all \
+periods; BWT: how a period's result has changed since its own step, in points; forgetting: its best earlier result - \
+the last; over compute: the area under the mean over all periods against compute"""
 
 
-def percent(value: float, deviation: float = float("nan")) -> str:
-    """Return a share in per cent with one decimal."""
-    return number(100 * value, ".1f") + ("" if pd.isna(deviation) else f" ± {100 * deviation:.1f}")
+def headline_tables(results: Results, compared: Compared, reference: str | None = None) -> dict[str, list[Table]]:
+    """Return the matrices of a single row, the comparison of runs and models, and what stands beside it."""
+    is_compared = bool(results.runs or results.static_keys)
+    others = common_tables(results)
+    others += [reference_table(results, compared, reference)] if reference else []
+    others += [static_table(results, compared)] if results.static_keys else []
+    others += [models_table(results, compared)] if any(one.tasks for one in results.models) else []
+    matrices = matrix_tables(results.single, results) if results.single else []
+    is_needed = is_compared and (len(results.subjects) > 1 or not matrices)
+    return {
+        "matrices": matrices,
+        "summary": [comparison_table(results, compared)] if is_needed else [],
+        "others": others,
+        "forgetting": forgetting_tables(results, compared),
+    }
 
 
-def number(count: float | None, form: str = ",") -> str:
-    """Return a count with separators, or as ``form`` says."""
-    return MISSING if pd.isna(count) else format(count, form).replace("e+", "e")
+def describe(results: Results) -> str:
+    """Return in a sentence what was run."""
+    if not results.single:
+        counts = ((len(results.runs), "run"), (len(results.models), "other model"))
+        said = " and ".join(f"{count} {word}{'s' * (count > 1)}" for count, word in counts if count)
+        return f"{said}; their settings, commands and versions are at the end of the page."
+    run = results.single
+    seen = run.spent["samples_seen"].dropna()
+    settings = [f"{head} {write(value)}" for head, value in run.settings.items() if not pd.isna(value)]
+    done = f"{len(seen)} of {len(run.steps)} steps, {number(seen.max())} samples seen"
+    seeds = ", ".join(str(one.about["seed"]) for one in run.members if one.about["seed"] is not None)
+    ends = [f"{head} {value}" for head, value in (("seed", seeds), ("finished", run.plan.get("finished"))) if value]
+    return f"{run.about['method']}: {', '.join([*settings, done, *ends])}."
 
 
-def to_text(table: Table) -> str:
-    """Return a table as aligned text for a terminal."""
-    if table.cells.shape[1] > MAX_NUMBERED + 1:
-        return f"{table.title}\n({table.cells.shape[1]} columns: see table.md)\n{table.legend}"
-    heads = zip_longest(*(head.split("\n") for head in table.cells), fillvalue="")
-    columns = []
-    for j, column in enumerate(zip(*heads, *table.cells.to_numpy(), strict=True)):
-        padded = [cell if cell.endswith((MARK, NEAR)) else f"{cell} " for cell in column]
-        width = max(map(len, padded))
-        columns.append([cell.ljust(width) if j < table.text else cell.rjust(width) for cell in padded])
-    aligned = [" ".join(row).rstrip() for row in zip(*columns, strict=True)]
-    return "\n".join([table.title, "", *aligned, "", table.legend])
-
-
-def headline_tables(results: Results, compared: pd.DataFrame, reference: str | None = None) -> list[Table]:
-    """Return the matrices of a single row, else the comparison of runs and models; then what stands beside it."""
-    tables = matrix_tables(results.single) if results.single else []
-    if results.runs or results.static_keys:
-        tables += [comparison_table(results, compared)] if not tables or len(results.runs) > 1 else []
-    tables += common_tables(results)
-    tables += [reference_table(results, compared, reference)] if reference else []
-    tables += [static_table(results, compared)] if results.static_keys else []
-    return tables + ([models_table(results, compared)] if any(one.tasks for one in results.models) else [])
+def read_cards(results: Results, compared: Compared) -> dict[str, str]:
+    """Return the figures of a single row by head, with their deviation over seeds or their error."""
+    row = compared.table.iloc[0]
+    heads = [head for head in compared.heads["figures"] if results.single and not pd.isna(row[head])]
+    spread = {head: row[f"{head} sd"] if row["runs"] > 1 else row[f"{head} error"] for head in heads}
+    return {head: percent(row[head], spread[head]) for head in heads}
 
 
 def metric_notes(results: Results) -> list[str]:
@@ -69,84 +62,19 @@ def metric_notes(results: Results) -> list[str]:
     return [f"{label} = {task.metric}" for label, task in results.tasks.items()]
 
 
-def matrix_tables(run: Subject) -> list[Table]:
-    """Return the matrix of each task of a run, its own periods marked, without the steps that have no result."""
-    tables = []
-    for label in run.tasks:
-        task, values = run.known[label], run.matrix(label)
-        shown = values.dropna(how="all")
-        is_complete, square = len(shown) == len(values), run.square_matrix(label)
-        transfers = run.transfer(label) if is_complete else transfer(square, np.isfinite(square))
-        counts = count_cells(np.isfinite(square)) if not is_complete else dict.fromkeys(transfers, "")
-        spread = {key: pd.Series([one.transfer(label)[key] for one in run.members]).std() for key in ORDER}
-        figures = {key: percent(transfers[key], spread[key] if is_complete else np.nan) + counts[key] for key in ORDER}
-        legend = ", ".join(f"{TRANSFERS[key]} {figures[key]}" for key in ORDER)
-        legend += f" ({MARK}: a step's model on the step's own periods)"
-        width = run.half_widths(label).stack().mean()
-        legend += "" if pd.isna(width) else f"; a cell is good to ± {100 * width:.1f} on average (95 %)"
-        found = int(values.notna().sum(axis=None))
-        legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
-        legend += f"; mean over {len(run.members)} seeds" if len(run.members) > 1 else ""
-        cells = shown.map(percent)
-        for step, own in zip(run.steps, task.periods_of(run.benchmark), strict=True):
-            if step in cells.index:
-                cells.loc[step, own] += MARK
-        title = f"{task.benchmark.title}, {run.about['method']}: {task.name}, {task.metric} in per cent"
-        tables.append(Table(title, cells.reset_index(names="trained up to"), legend))
-    return tables
-
-
-def count_cells(where: np.ndarray) -> dict[str, str]:
-    """Return, of each transfer, how many of its cells (T, T) are there: " (over 6 of 21)"."""
-    masks = transfer_cells(len(where))
-    return {key: f" (over {(mask & where).sum()} of {mask.sum()})" for key, mask in masks.items()}
-
-
-def common_tables(results: Results) -> list[Table]:
-    """Return the means over the results that all runs have, of each task of which some run lacks steps."""
-    tables = []
-    for label, task in results.tasks.items() if len(results.groups) > 1 else ():
-        rows = [one for one in results.groups if label in one.tasks and one.benchmark == results.groups[0].benchmark]
-        squares = [one.square_matrix(label) for one in rows]
-        common = np.isfinite(squares).all(axis=0)
-        if len(rows) < 2 or not common.any() or all(np.isfinite(square).all() for square in squares):
-            continue
-        counts = count_cells(common)
-        means = [transfer(square, common) for square in squares]
-        cells = {"run": [one.name for one in rows], "method": [one.about["method"] for one in rows]}
-        cells |= {head: [percent(each[key]) for each in means] for key, head in TRANSFERS.items()}
-        legend = ", ".join(f"{head}{counts[key]}" for key, head in TRANSFERS.items())
-        title = f"{task.benchmark.title}: {label} in per cent, means over the results that all runs have"
-        tables.append(Table(title, pd.DataFrame(cells), legend, text=2))
-    return tables
-
-
-def matrix_csv(results: Results) -> str:
-    """Return every cell of every task in full precision; empty where there is no result."""
-    parts = {(one.name, task): one.matrix(task) for one in results.subjects for task in one.tasks}
-    parts = parts or {("", ""): pd.DataFrame(columns=results.benchmark.periods)}
-    table = pd.concat(parts, names=["run", "task", "step"])
-    return (table.droplevel("run") if len(results.subjects) == 1 and results.runs else table).to_csv(
-        lineterminator="\n"
-    )
-
-
-def _figure_heads(results: Results, compared: pd.DataFrame) -> list[str]:
-    """Return the heads of the figures in the order of the paper's table, without static tasks and spans."""
-    heads = [head for head in compared if f"{head} sd" in compared and "\n" not in head]
-    return [head for head in heads if head not in results.static_keys]
-
-
-def comparison_csv(results: Results, compared: pd.DataFrame) -> str:
+def comparison_csv(compared: Compared) -> str:
     """Return the comparison in full precision, as shares of 1."""
-    heads = [column for head in _figure_heads(results, compared) for column in (head, f"{head} sd")]
-    spans = [head for head in compared if "\n" in head and not head.endswith((" sd", " error"))]
-    table = compared[[*ABOUT[:-1], *heads, *spans, "settings"]].rename(columns=lambda head: head.replace("\n", " "))
+    heads = [column for head in compared.heads["figures"] for column in (head, f"{head} sd")]
+    more = [head for part in ("spans", "forgetting", "relative") for head in compared.heads[part]]
+    table = compared.table[[*ABOUT[:-1], *heads, *more, "settings"]].rename(
+        columns=lambda head: head.replace("\n", " ")
+    )
     return table.to_csv(index_label="run", lineterminator="\n")
 
 
-def _write_figures(compared: pd.DataFrame, head: str) -> list[str]:
-    return list(map(percent, compared[head], compared[f"{head} sd"]))
+def _write_figures(table: pd.DataFrame, head: str, form: str = ".1f") -> list[str]:
+    deviations = table.get(f"{head} sd", pd.Series(np.nan, table.index))
+    return [percent(value, deviation, form) for value, deviation in zip(table[head], deviations, strict=True)]
 
 
 def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
@@ -162,10 +90,10 @@ def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
     return [text + mark for text, mark in zip(_write_figures(compared, head), marks, strict=True)]
 
 
-def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
+def comparison_table(results: Results, compared: Compared) -> Table:
     """Return the comparison in per cent; the best figure of each column is marked."""
-    heads, notes = _figure_heads(results, compared), [f"{MARK}: the best of its column"]
-    compared = compared[[one.is_run or bool(len(one.static.columns)) for one in results.rows]]
+    heads, notes = compared.heads["figures"], [f"{MARK}: the best of its column"]
+    compared = compared.table[[one.is_run or bool(len(one.static.columns)) for one in results.rows]]
     cells = compared[["method"]].assign(**{"samples\nseen": compared["samples seen"].map(number)})
     if compared["settings"].nunique() > 1:
         cells.insert(1, "settings", compared["settings"].fillna(MISSING))
@@ -190,13 +118,14 @@ def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
     return Table(title, cells.reset_index(names="run"), "; ".join(notes), text=2)
 
 
-def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Table:
+def reference_table(results: Results, compared: Compared, path: str) -> Table:
     """Return ours, published, and the difference in points, of what the CSV ``path`` has; in per cent."""
     try:
         published = pd.read_csv(path, index_col="method", skipinitialspace=True, encoding="utf-8-sig").astype(float)
     except ValueError as error:  # not CSV, no column "method", a text
         raise TicError(f"{path} is not a table of method and numbers in per cent: {error}") from None
-    methods, heads = [*compared["method"], *compared.index], _figure_heads(results, compared)
+    heads, compared = compared.heads["figures"], compared.table
+    methods = [*compared["method"], *compared.index]
     for kind, used, valid in (("method", published.index, methods), ("column", published.columns, heads)):
         if len(wrong := used.difference(valid)):
             raise TicError(f"{path}: unknown {kind} {wrong[0]!r}; there are: {', '.join(dict.fromkeys(valid))}")
@@ -212,25 +141,41 @@ def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Tabl
     return Table(title, cells, "differences are ours - published, in points", text=3)
 
 
-def static_table(results: Results, compared: pd.DataFrame) -> Table:
+def static_table(results: Results, compared: Compared) -> Table:
     """Return the static tasks: a row a task; a column a step of the single run, or a run or model."""
     if results.single and len(results.runs) == 1:
         cells, legend = results.single.static.dropna(how="all").map(percent).T, "of each step's model"
     else:
-        some = compared.dropna(subset=results.static_keys, how="all")
+        some = compared.table.dropna(subset=results.static_keys, how="all")
         cells = pd.DataFrame({key: _write_figures(some, key) for key in results.static_keys}, index=some.index).T
         legend = "of a run, the model of its last step"
     cells = cells.reset_index(names="task", allow_duplicates=True)
     return Table("Static tasks, main metric in per cent", cells, legend)
 
 
-def models_table(results: Results, compared: pd.DataFrame) -> Table:
+def forgetting_tables(results: Results, compared: Compared) -> list[Table]:
+    """Return what else is said of each task's matrix: a row a run."""
+    tables = []
+    for label, task in results.tasks.items():
+        heads = compared.heads["forgetting"] + compared.heads["relative"]
+        heads = [head for head in heads if head.startswith(f"{label}\n")]
+        some = compared.table.dropna(subset=heads, how="all")
+        heads = list(some[heads].dropna(axis="columns", how="all"))
+        cells = {"run": list(some.index), "method": list(some["method"])}
+        forms = {head: "+.1f" if head.endswith(FORGETTING["bwt"]) else ".1f" for head in heads}
+        cells |= {head.removeprefix(f"{label}\n"): _write_figures(some, head, form) for head, form in forms.items()}
+        title = f"{task.benchmark.title}: forgetting, {label}, in per cent"
+        tables += [Table(title, pd.DataFrame(cells), FORGETTING_LEGEND, text=2)] if len(some) else []
+    return tables
+
+
+def models_table(results: Results, compared: Compared) -> Table:
     """Return models that are not runs of ours, on old and new data."""
-    some = compared.loc[[one.name for one in results.models if one.tasks]]
+    some = compared.table.loc[[one.name for one in results.models if one.tasks]]
     cells = {"model": list(some.index), "family": list(some["method"])}
     counts = [count_results(results, [one]) for one in results.models if one.tasks]
     cells |= {"results": counts} if set(counts) != {"all"} else {}
-    cells |= {head: list(map(percent, some[head])) for head in some if "\n" in head and f"{head} sd" in some}
+    cells |= {head: list(map(percent, some[head])) for head in compared.heads["spans"]}
     legend = f"means over the periods named; {', '.join(metric_notes(results))}"
     return Table(f"{results.title}: models by the time of the data, in per cent", pd.DataFrame(cells), legend, text=2)
 
@@ -247,7 +192,8 @@ def data_tables(summaries: dict[str, dict]) -> list[Table]:
             samples, coverage = facts["num_samples"].sum(min_count=1), facts["coverage"].min()
             rows.append([name, task, number(samples, ",.0f"), number(coverage, ".2%"), left_out])
     columns = ["run", "task", "samples", "coverage", "left out"]
-    cells = pd.DataFrame(rows, columns=columns).groupby(columns[1:], sort=False)["run"].agg(", ".join)
+    cells = pd.DataFrame(rows, columns=columns).groupby(columns[1:], sort=False)["run"]
+    cells = cells.agg(lambda names: "all" if len(names) == len(summaries) > 3 else ", ".join(names))
     legend = "samples: over all periods; coverage: the least share of a period's list of UIDs that is there"
     table = Table("Evaluation data", cells.reset_index()[columns], legend, text=2)
     return [table] if rows else []

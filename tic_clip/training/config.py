@@ -129,6 +129,7 @@ whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
 random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1")
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
+positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
 counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
@@ -149,7 +150,7 @@ class Config:
     """What to train: rows of the tables by name, folders, and values that replace those of the rows.
 
     Each field is a flag of scripts/train.py, and in capitals a variable of the run scripts. The fields after
-    ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
+    ``temperature`` have no effect on the model: a step may be resumed with other values of them.
     """
 
     benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
@@ -189,6 +190,8 @@ class Config:
     openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
+    loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")
+    temperature: float | None = _flag(positive, "of lwf's similarities (default: 1)")
     accum_freq: int | None = _flag(whole, "passes that a process's batch is cut into (default: 1)")
     max_batch: int | None = _flag(whole, "samples that a process can hold: cuts its batch (default: all)")
     grad_checkpointing: bool | None = _flag(boolean, "less memory for a third more time (default: the scale's)")

@@ -11,6 +11,7 @@ from tic_clip.data.split import dataset_size as dataset_size
 from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
+from tic_clip.training import losses
 from tic_clip.training.loader import ExactDataset, Loader
 from tic_clip.training.schedule import learning_rate
 
@@ -67,7 +68,7 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     """
     from training.file_utils import pt_load
 
-    checkpoint = weights.read_safely(pt_load, args.resume, map_location="cpu")
+    checkpoint = weights.read(args.resume, pt_load)
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     state = {prefix + name: value for name, value in weights.state_dict(checkpoint, args.resume).items()}
@@ -88,6 +89,14 @@ def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> C
     if not hasattr(args, "tic"):
         return stock
     return lambda iteration: assign_learning_rate(optimizer, learning_rate(args.tic.plan, iteration))
+
+
+def loss(stock: torch.nn.Module, model: torch.nn.Module, args: Any) -> Callable:
+    """Return OpenCLIP's loss, in a step of ours as its method has it."""
+    if not hasattr(args, "tic"):
+        return stock
+    parameters = {name.removeprefix("module."): value for name, value in model.named_parameters()}
+    return losses.adapt(stock, args.tic.plan, parameters, args.accum_freq)
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:

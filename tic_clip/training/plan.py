@@ -15,19 +15,22 @@ import msgspec
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import list_fingerprint, split_sizes
-from tic_clip.models import check_architecture, check_pretrained, has_logit_bias, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
+from tic_clip.training.losses import check_loss, count_fisher, plan_loss
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
 from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "teacher", "settings")
-"""What does not make the model, or is said by another key: the teacher is the start."""
+NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "settings")
+NOT_COMPARED += ("teacher", "anchor")
+"""What does not make the model, or is said by another key: teacher and anchor are the last model."""
 CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
+CHANGES += ("loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 """Keys of a plan that are not called as their settings."""
@@ -42,7 +45,9 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     check_architecture(scale.model)
     layout = plan_layout(config, scale, world_size)
     check_settings(config, benchmark, method)
-    check_teacher(config, method, scale.model, layout["accum_freq"])
+    check_loss(config, method, scale.model, layout["accum_freq"])
+    if method.all_checkpoints and scale.max_kept < scale.checkpoints:
+        raise TicError(f"{method.name} is of all {scale.checkpoints} checkpoints of a step: --max_kept is below that")
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
     length = plan_length(config, method, scale, first, t)
@@ -63,6 +68,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
         "teacher": teacher if method.teacher else None,
+        **plan_loss(config, method, teacher if t > first else None),
         "seed": config.seed,
         **length,
         **plan_rate(config, scale, first, t, start),
@@ -108,14 +114,6 @@ def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]
     return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
-def check_teacher(config: Config, method: Method, model: str, passes: int) -> None:
-    """Raise a TicError if a method needs a teacher where OpenCLIP's distillation has none."""
-    siglip = has_logit_bias(model) or "--siglip" in config.openclip_flags
-    reasons = {"CoCa": "coca" in model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
-    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
-        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
-
-
 def steps_of(config: Config) -> Sequence[str]:
     """Return the names of the steps that a run trains, in order."""
     benchmark = get_benchmark(config.benchmark)
@@ -144,6 +142,7 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         iterations.append(scale.checkpoints * blocks * block)
         cooldowns.append(block * cooldown_blocks(cooldown, scale.checkpoints * blocks))
     distilled = iterations[0 if config.init else 1 :] if method.teacher else []
+    fisher = [count_fisher(number * scale.batch_size, scale.batch_size) for number in iterations]
     return {
         "batch_size": scale.batch_size,
         "iterations": iterations[-1],
@@ -152,6 +151,7 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         "samples": iterations[-1] * scale.batch_size,
         "samples_seen": sum(iterations) * scale.batch_size,
         "samples_distilled": sum(distilled) * scale.batch_size,
+        **({"fisher_samples": fisher[-1], "fisher_samples_seen": sum(fisher)} if method.anchor else {}),
         "cooldown": cooldowns[-1],
         "trunk": sum(iterations[:-1]) - sum(cooldowns[:-1]) if schedule.continues else 0,
     }
@@ -247,11 +247,13 @@ def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
     """Return the plan with the MACs of the forward passes, as in DataComp, of the step and of the run so far.
 
-    A training step costs three times as much, so a teacher's forward passes count 1/3.
+    A training step costs three times as much, so a teacher's forward passes count 1/3; Fisher information, which needs
+    gradients, counts as training.
     """
     each, distilled = macs_per_sample(plan["model"]), plan["samples"] if plan["teacher"] else 0
-    macs = each * (plan["samples"] + distilled // 3)
-    return {**plan, "macs": macs, "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3)}
+    samples = plan["samples"] + distilled // 3 + plan.get("fisher_samples", 0)
+    seen = plan["samples_seen"] + plan["samples_distilled"] // 3 + plan.get("fisher_samples_seen", 0)
+    return {**plan, "macs": each * samples, "macs_seen": each * seen}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = ()) -> str | None:
@@ -268,13 +270,14 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    kept = {"openclip_flags": []} | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
+    defaults = {"openclip_flags": [], "loss_weight": 1.0, "temperature": 1.0, "schedule": DEFAULT}
+    kept = defaults | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
     }
     names = [source["name"] for source in plan["sources"]]
-    return {"schedule": DEFAULT, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
+    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:

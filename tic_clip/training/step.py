@@ -25,11 +25,12 @@ from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, init_path, scale_of
-from tic_clip.training.patching import patch
+from tic_clip.training.losses import save_fisher
+from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 from tic_clip.training.sampling import derive_seed
 
-FINISH = {"patching": patch}
+FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
@@ -188,16 +189,19 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
+    from open_clip import factory
     from training import data as openclip_data
     from training import main as openclip_main
     from training import train as openclip_train
     from webdataset.gopen import gopen_schemes
 
+    from tic_clip import weights
     from tic_clip.training import checkpoint
 
     for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
         gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
     openclip_data.pytorch_worker_seed = worker_seed
+    factory.load_state_dict = lambda path, **_: weights.load(path)  # as for --resume
     if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
