@@ -196,13 +196,15 @@ def load_results(folders: list) -> Results:
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
         for line in (line for lines in groups.values() for line in lines):
             versions[line.get("metric_version", 1)] = path
-            data[line["key"]] |= {line["data"]: path} if "data" in line else {}
+            data[line["key"]] |= {line["data"]: name} if "data" in line else {}
     if len(versions) > 1:
         listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
-    for key, (first, *others) in ((key, list(paths.values())) for key, paths in data.items() if len(paths) > 1):
-        raise TicError(f"can't compare {first} and {others[0]}: {key} was scored on different data")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
+    for key, names in data.items():
+        if len(names) > 1:
+            what = ", ".join(cells.get(key, ("", key))[1:])
+            raise TicError(f"{', '.join(dict.fromkeys(names.values()))}: evaluated on different data of {what}")
     known = {label: task for task, label, _ in cells.values()}
     subjects: dict[str, Subject] = {}
     for name, model, folder, benchmark, lines in read:
