@@ -14,13 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import ROOT
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
 from tic_clip.training.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
 
@@ -242,10 +242,10 @@ def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started):
     assert not code
     assert " ".join(words).startswith(
         "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
-        f"{ROOT}/scripts/train.py --benchmark datacomp --method oracle --scale tic_medium "
+        f"{ROOT}/scripts/train.py --benchmark=datacomp --method=oracle --scale=tic_medium "
     )
     assert " ".join(words).endswith("--output_dir /runs/medium_basic_oracle --step all")
-    assert "--remote s3://b/x/medium_basic_oracle" in " ".join(words)
+    assert "--remote=s3://b/x/medium_basic_oracle" in " ".join(words)
     assert environment["OMP_NUM_THREADS"] == "1"
 
 
@@ -284,7 +284,7 @@ def test_all_methods_of_emoji_are_run_beside_each_other(checkout):
         [(words, environment)] = calls(checkout, "scripts/run_emoji_all.sh", **settings)
         assert words[-2:] == ["--benchmark", "emoji"]
         assert environment["OUT"] == out
-        assert set(environment["METHODS"].split()) == METHODS.keys()
+        assert set(environment["METHODS"].split()) == METHODS.keys() - {"ewc", "averaging"}  # those of the paper
         assert "METHOD" not in environment
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tic_clip import TicError
 
@@ -122,3 +122,10 @@ def iterate_batches(loader: Iterable[Job]) -> Iterator[Job]:
     except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None
+
+
+def share(tensor: Any) -> Any:
+    """Return a loader process's tensor in shared memory: an error if that is full, for which torch's queue waits."""
+    from torch.utils.data import get_worker_info
+
+    return tensor.share_memory_() if get_worker_info() else tensor

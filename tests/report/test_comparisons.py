@@ -128,7 +128,7 @@ def test_over_time_draws_the_first_and_the_last_finished_model(benchmark, steps,
 # Several seeds.
 
 
-@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf0", "lwf1")])
+@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf", "lwf_seed1")])
 def test_seeds_have_the_name_that_their_folders_share(names, tmp_path):
     runs = [write_run(tmp_path / name, CUMULATIVE, seed=i, settings="x") for i, name in enumerate(names)]
     (row,) = load_results(runs).rows

@@ -31,7 +31,7 @@ def test_the_scales(row):
     assert scale.max_kept >= scale.checkpoints
     interval = iterations // scale.checkpoints
     assert scale.checkpoints * interval == iterations
-    number, size = choose_block(int(interval), scale.resume_every, max(1, scale.workers))  # no iteration is lost
+    number, size = choose_block(int(interval), scale.resume_every)  # no iteration is lost
     assert number * size == interval
     if name != "tic_tiny":
         assert (scale.weight_decay, scale.beta2, scale.checkpoints, scale.grad_checkpointing) == (0.2, 0.98, 5, True)
@@ -111,6 +111,7 @@ def test_flags_are_fields(words, value):
         ("warmup", ("-1", "1.5", "5,", "5,-1"), "is not a whole number from 0, or a list of them"),
         ("cooldown", ("1", "-0.1", "nan"), "is not a number from 0, less than 1"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
+        ("image_backend", ("opencv",), "'opencv' is not torchvision or pil"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),
         ("data_dir", ("",), "is not a folder or a URL"),
         ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),

@@ -1,7 +1,6 @@
 """Each hunk of open_clip.patch, and that without a flag of ours OpenCLIP trains as the wheel does."""
 
 import csv
-import itertools
 import json
 import pickle
 import subprocess
@@ -23,7 +22,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
-from tic_clip.training.step import join_ranks, worker_seed
+from tic_clip.training.step import join_ranks
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
@@ -145,20 +144,6 @@ def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
         data.get_wds_dataset(args, None, True)
 
 
-def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
-    sources = []
-    for name, samples in (("a", 30), ("b", 10)):
-        make_shards(tmp_path / name, [3, 2])
-        sources.append({"split": str(tmp_path / name), "size": 5, "samples": samples})
-    write_json(tmp_path / "plan.json", {"sources": sources})
-    urls, weights = openclip("data").expand_urls(str(tmp_path / "plan.json"))
-    assert [url.removeprefix(f"{tmp_path}/") for url in urls] == [f"{n}/{i:08d}.tar" for n in "ab" for i in range(2)]
-    assert weights == [6, 6, 2, 2]  # a shard that is drawn gives all its samples: weight × 5 samples is the share
-    write_json(tmp_path / "plan.json", {"sources": [{**source, "samples": 10} for source in sources]})
-    assert openclip("data").expand_urls(str(tmp_path / "plan.json")) == (urls, None)  # in proportion to the sizes
-    assert openclip("data").expand_urls("{00..02}.tar") == (["00.tar", "01.tar", "02.tar"], None)
-
-
 def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images, monkeypatch):
     """A second group in one process fails with gloo; and on a CPU neither model has device_ids. The group is of one."""
     folder, *_ = runs
@@ -183,20 +168,6 @@ def test_what_the_pinned_openclip_calls_gives_no_future_warning(tmp_path):
     done = Script(tmp_path / "script.py").wait()
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr
-
-
-def test_shards_drawn_without_loader_processes_depend_on_the_seed_and_the_block(monkeypatch):
-    from training import data
-
-    monkeypatch.setattr(data, "pytorch_worker_seed", worker_seed)
-
-    def draw(seed, epoch):
-        torch.manual_seed(seed)
-        shards = data.ResampledShards2("{00..99}.tar", deterministic=True, epoch=data.SharedEpoch(epoch))
-        return tuple(shard["url"] for shard in itertools.islice(shards, 5))
-
-    assert len({draw(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
-    assert draw(0, 2) == draw(0, 2)
 
 
 def test_one_process_in_an_interactive_slurm_allocation_is_one_rank(monkeypatch):

@@ -16,12 +16,14 @@ from hub import serving_hub
 from PIL import Image
 from safetensors.torch import save_file
 
+from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS, macs_per_sample
 from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.patching import CANDIDATES
+from tic_clip.training.step import check_shares
 
 ROOT = Path(__file__).parents[2]
 STEPS = [step.name for step in get_benchmark("emoji").steps]
@@ -252,7 +254,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
 
 def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
     start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    done = train(data, tmp_path, "all", "--method", "ewc", *start, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     fisher = weights(tmp_path, "2020", "fisher.pt")
     assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
@@ -357,16 +359,37 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
-    """Its shards come from plan.json, so they may be many; a progress bar is there too; each batch in two passes."""
+    """Each split gives its share, as with exact sampling; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
     start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
-    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", {})
+    shares = {source["name"]: {"read": source["samples"]} for source in facts["plan"]["sources"]}
+    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", shares)
     assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
-    assert "train_data: " + str(out / "2015/plan.json") in (out / "2015/params.txt").read_text()
+
+
+def test_a_source_that_gave_no_sample_ends_the_step(undisturbed, tmp_path, caplog):
+    plan = read_json(undisturbed[0] / "2014/plan.json")
+    (source,) = plan["sources"]
+    check_shares(plan, {"2014": {"read": 384}})
+    check_shares(plan, {})  # an earlier version counted nothing where it sampled with replacement
+    assert not caplog.text
+    check_shares(plan, {"2014": {"read": 380}})
+    assert "2014: 380 samples were read, 384 were planned" in caplog.text
+    plan["sources"].append({**source, "name": "2015", "samples": 40})
+    with pytest.raises(TicError, match="step 2014 read no sample of 2015, 40 were planned"):
+        check_shares(plan, {"2014": {"read": 384}})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
+def test_a_small_shared_memory_is_one_line(data, tmp_path):
+    done = train(data, tmp_path, "2014", "--workers", "1", shm="128k")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -413,17 +436,21 @@ def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path):
-    """ViT-B-32 in mixed precision, five checkpoints; there the losses are equal but for rounding."""
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16"])
+def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path, precision):
+    """ViT-B-32, five checkpoints; the losses are equal but for rounding. With bfloat16, the default, in two passes."""
     debug = ("--scale", "tic_debug", "--samples_per_step", "10240", "--workers", "2")
+    debug += ("--precision", "amp") if precision == "amp" else ("--max_batch", "512")
     done = train(data, tmp_path / "whole", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     kill_at("epoch_2.pt", data, tmp_path / "killed", "2014", *debug)
-    scaler = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)["scaler"]
-    assert scaler["scale"] > 0
+    checkpoint = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)
+    assert checkpoint["scaler"]["scale"] > 0 if precision == "amp" else "scaler" not in checkpoint
     done = train(data, tmp_path / "killed", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, killed = curve(tmp_path / "whole", "2014"), curve(tmp_path / "killed", "2014")
     assert [line[:2] for line in killed] == [line[:2] for line in whole]
     assert [line[2] for line in killed] == pytest.approx([line[2] for line in whole], rel=0.02)
-    assert read_json(tmp_path / "killed/2014/done.json")["read"] == {"2014": {"read": 10240}}
+    facts = read_json(tmp_path / "killed/2014/done.json")
+    assert facts["read"] == {"2014": {"read": 10240}}
+    assert facts["plan"]["precision"] == precision

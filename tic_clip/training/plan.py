@@ -65,6 +65,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "cutoff": step.cutoff,
         "model": scale.model,
         "sampling": "resampled" if config.resampled else "exact",
+        "image_backend": scale.image_backend,
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
         "teacher": teacher if method.teacher else None,
@@ -134,9 +135,7 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
                 f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
                 f"{scale.batch_size} = {smallest}: give more --samples_per_step"
             )
-        # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
-        multiple = max(1, scale.workers) if config.resampled else 1
-        blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        blocks, block = choose_block(samples // smallest, scale.resume_every)
         if cooldown and scale.checkpoints * blocks == 1:
             raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
         iterations.append(scale.checkpoints * blocks * block)
@@ -157,14 +156,12 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
     }
 
 
-def choose_block(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
-    """Return (number, size) of blocks of about ``wanted``, a multiple of ``multiple``, that fill ``interval`` best."""
-    if interval < multiple:
-        raise TicError(f"{interval} batches a checkpoint are less than one for each of {multiple} loader workers")
+def choose_block(interval: int, wanted: int) -> tuple[int, int]:
+    """Return (number, size) of blocks of about ``wanted`` that fill ``interval`` best."""
     about = max(1, round(interval / wanted))
-    sizes = {number: interval // number // multiple * multiple for number in range(max(1, about // 2), 2 * about + 1)}
-    number = min((n for n in sizes if sizes[n]), key=lambda n: (interval - n * sizes[n], abs(n - about)), default=1)
-    return number, sizes.get(number) or interval // multiple * multiple
+    numbers = range(max(1, about // 2), min(2 * about, interval) + 1)
+    number = min(numbers, key=lambda n: (interval % n, abs(n - about)))
+    return number, interval // number
 
 
 def plan_data(
@@ -186,7 +183,7 @@ def plan_data(
         used = dict(zip(free, chain.from_iterable(map(apportion, sizes, totals)), strict=True))
     shares = apportion([(mixture or used)[name] for name in used], samples)
     if config.resampled:
-        used = {name: size[name] for name in used}  # whole shards are drawn, with a source's share as their weight
+        used = {name: size[name] for name in used}  # whole shards are drawn
     sources = [
         {
             "name": name,
@@ -270,7 +267,8 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    defaults = {"openclip_flags": [], "loss_weight": 1.0, "temperature": 1.0, "schedule": DEFAULT}
+    defaults = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT}  # of plans from before they were
+    defaults |= {"loss_weight": 1.0, "temperature": 1.0}
     kept = defaults | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
