@@ -47,7 +47,7 @@ class Scale:
 
 SCALES = {
     "tic_tiny": Scale(
-        model="ViT-Tiny-8-48",
+        model="ViT-Tiny-12-48",
         batch_size=64,
         samples_per_step=7_680,
         learning_rate=1e-3,
