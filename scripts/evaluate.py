@@ -30,7 +30,7 @@ from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
-from tic_clip.models import Model, named_model, released_models
+from tic_clip.models import Model, named_model, quickgelu_fault, released_models
 from tic_clip.runs import keep_benchmark, models_of
 from tic_clip.settings import is_on
 
@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_tasks(select_tasks(args, get_benchmark(args.benchmark or "datacomp")), settings)
         return
     models, output_dir = select_models(args)
+    for model in models:
+        if model.weights != "openai" and (fault := quickgelu_fault(model.arch, model.weights)):
+            print(f"warning: {fault}", file=sys.stderr)  # OpenCLIP itself sees to openai's
     benchmark = get_benchmark(args.benchmark or models[0].about["benchmark"])
     tasks = select_tasks(args, benchmark)
     if args.dry_run or is_on(os.environ, "DRY_RUN"):
