@@ -12,6 +12,7 @@
 #                GRAD_CHECKPOINTING=0, OPENCLIP_FLAGS (OpenCLIP's own, as "--torchcompile --grad-clip-norm 1")
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
 #   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1
+#   shards       CACHE, CACHE_GB (a folder that keeps those of a cloud): docs/training.md
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
 #
 # DRY_RUN=1 prints the plan and trains nothing. 1, true and yes are the same, as are 0, false and no.

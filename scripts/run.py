@@ -6,9 +6,11 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
+import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -24,6 +26,7 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
+from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
 from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
@@ -146,7 +149,7 @@ def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[
     """Train, evaluate and report each run; with several machines, which wait for no evaluation, first train all."""
     for out, flags in runs.items():
         if launch.world_size == 1:
-            train.main(flags)
+            train.main(flags, launch.world_size)
         else:
             start([*launch.command, ROOT / "scripts/train.py", *flags])
         if launch.nodes == 1:
@@ -305,12 +308,13 @@ def create(script: str, *flags: str, stdout: int | None = None) -> None:
 
 
 def start(command: list[str | Path], stdout: int | None = None) -> None:
-    """Run a command that reports its own errors, and exit as it does if it fails; an interruption ends it, too."""
-    process = subprocess.Popen(command, stdout=stdout)
+    """Run a command that reports its own errors, and exit as it does if it fails; it ends if this process does."""
+    end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # torchrun then ends its processes
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=end)
     try:
         code = process.wait()
     except BaseException:
-        process.terminate()  # torchrun then ends its processes
+        process.terminate()
         process.wait()
         raise
     if code:

@@ -384,6 +384,22 @@ def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     assert Path(environment["TOLD"]).read_text() == "requeue 1234567\n"
 
 
+def test_what_a_killed_run_has_started_gets_to_know(tmp_path):
+    """As torchrun does, which then ends its processes."""
+    told = tmp_path / "told"
+    child = f"trap 'mkdir {told}; exit' TERM; touch {tmp_path}/begun; for i in {{1..1200}}; do sleep 0.05; done"
+    code = f"import sys; sys.path.insert(0, 'scripts'); import run; run.start(['bash', '-c', {child!r}])"
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    while not told.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert told.exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["scripts/run_nothing.sh"], ["scripts/run_tests.sh", "tests"]])
 def test_a_slurm_job_without_a_script_is_one_line(slurm, arguments):
     script, environment = slurm
