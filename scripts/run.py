@@ -6,9 +6,11 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
+import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -24,6 +26,7 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
+from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
 from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
@@ -76,12 +79,13 @@ def main() -> None:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
+    names = {*settings, *(name[:-1] for name in SWEEP if name in settings)}
     try:
         run({**fixed, **settings})
     except TicError as error:
-        raise TicError(name_variables(str(error), settings)) from None
+        raise TicError(name_variables(str(error), names)) from None
     except SystemExit as error:
-        sys.exit(name_variables(error.code, settings) if isinstance(error.code, str) else error.code)
+        sys.exit(name_variables(error.code, names) if isinstance(error.code, str) else error.code)
 
 
 def run(settings: dict[str, str]) -> None:
@@ -126,8 +130,8 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     Raises:
         TicError: there is no such method or scale.
     """
-    methods = settings["METHODS"].split() if "METHODS" in settings else [settings.get("METHOD", "not set")]
-    seeds = settings["SEEDS"].split() if "SEEDS" in settings else [settings.get("SEED", "")]
+    several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
+    methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
     named = [("METHOD", METHODS, method) for method in methods]
     for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
         if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
@@ -145,7 +149,7 @@ def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[
     """Train, evaluate and report each run; with several machines, which wait for no evaluation, first train all."""
     for out, flags in runs.items():
         if launch.world_size == 1:
-            train.main(flags)
+            train.main(flags, launch.world_size)
         else:
             start([*launch.command, ROOT / "scripts/train.py", *flags])
         if launch.nodes == 1:
@@ -304,12 +308,13 @@ def create(script: str, *flags: str, stdout: int | None = None) -> None:
 
 
 def start(command: list[str | Path], stdout: int | None = None) -> None:
-    """Run a command that reports its own errors, and exit as it does if it fails; an interruption ends it, too."""
-    process = subprocess.Popen(command, stdout=stdout)
+    """Run a command that reports its own errors, and exit as it does if it fails; it ends if this process does."""
+    end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # torchrun then ends its processes
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=end)
     try:
         code = process.wait()
     except BaseException:
-        process.terminate()  # torchrun then ends its processes
+        process.terminate()
         process.wait()
         raise
     if code:

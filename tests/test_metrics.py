@@ -15,6 +15,7 @@ from tic_clip.metrics import (
     KS,
     RESAMPLES,
     classification,
+    constant_guess,
     forgetting,
     mean_over_compute,
     paired_test,
@@ -245,6 +246,27 @@ def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
     assert ours == pytest.approx({"acc1": acc1, "acc5": acc5, "mean_per_class_recall": recall}, abs=1e-6)
     assert 0.3 < ours["acc1"] < ours["acc5"] < 1
     assert "acc5" not in classification(np.eye(4), np.eye(4), np.arange(4))[0]
+
+
+def test_mean_per_class_recall_and_its_interval_by_hand():
+    """Ninety of a hundred images of class 0 are right and five of ten of class 1: recalls of 0.9 and 0.5."""
+    labels, classifier = np.repeat([0, 1], [100, 10]), np.eye(3)
+    answers = np.repeat([0, 2, 1, 2], [90, 10, 5, 5])
+    numbers, (low, high), hits = classification(classifier[answers], classifier, labels, None, "mean_per_class_recall")
+    assert (hits.mean(), sorted(set(hits.round(9)))) == (pytest.approx(0.7), pytest.approx([0, 110 / 2 / 100, 5.5]))
+    assert (numbers["acc1"], numbers["mean_per_class_recall"]) == pytest.approx((95 / 110, 0.7))
+    deviation = (0.9 * 0.1 / 100 + 0.5 * 0.5 / 10) ** 0.5 / 2  # of the mean of two independent shares
+    assert (low, high) == pytest.approx((0.7 - 1.96 * deviation, 0.7 + 1.96 * deviation), abs=0.02)
+    _, accuracy, _ = classification(classifier[answers], classifier, labels)
+    assert accuracy == pytest.approx((95 / 110 - 1.96 * 0.0327, 95 / 110 + 1.96 * 0.0327), abs=0.01)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("acc1", 0.75), ("mean_per_class_recall", 0.5)])
+def test_the_best_answer_that_is_the_same_for_all(metric, best):
+    labels, classifier = np.array([4, 4, 4, 7]), np.eye(8)
+    assert constant_guess(labels, metric) == best
+    always = [classification(np.tile(row, (4, 1)), classifier, labels)[0][metric] for row in classifier]
+    assert max(always) == pytest.approx(best)
 
 
 def test_the_accuracy_of_a_group_is_a_choice_within_it():

@@ -16,7 +16,8 @@ METRIC_VERSION = 2
 """Numbers of different versions are not comparable: 1 counted ties as a stable sort does, 2 as above."""
 KS = (1, 5, 10)
 MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
-"""The metric of each kind of task that stands in the matrix."""
+"""The metric of each kind of task that stands in the matrix, if its benchmark names no other."""
+WITH_INTERVAL = (*MAIN_METRIC.values(), "mean_per_class_recall")
 
 NEAR, TIED = 1e-5, 1e-12
 """Scores closer than NEAR in float32, wrong by up to 1e-6, are computed in float64, where they tie within TIED."""
@@ -126,10 +127,15 @@ def retrieval(
 
 
 def classification(
-    images: np.ndarray, classifier: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]] | None = None
+    images: np.ndarray,
+    classifier: np.ndarray,
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    main_metric: str = "acc1",
 ) -> tuple[dict[str, float], tuple[float, float], np.ndarray]:
     """Return acc1, acc5 and mean per-class recall (over classes with samples), acc1's 95 % interval and its hits (N,).
 
+    Interval and hits are those of the mean per-class recall if this is the ``main_metric``, the mean of its hits.
     ``images`` (N, D) and ``classifier`` (C, D) are normalised, ``labels`` (N,) are class ids; C < 5 gives no acc5.
     ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
     them only (restricted ImageNet accuracy); a group without a sample is left out.
@@ -148,8 +154,17 @@ def classification(
         if members.size:
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
-    (total,) = resample(hits[:, None])
-    return metrics, _interval(total / len(images), len(images)), hits
+    weights = np.ones(len(labels))
+    if main_metric == "mean_per_class_recall":
+        weights = len(labels) / np.count_nonzero(counts) / counts[labels]
+    hit, total = resample(np.stack([hits * weights, weights], axis=1))
+    return metrics, _interval(hit / total, len(images)), hits * weights
+
+
+def constant_guess(labels: np.ndarray, main_metric: str) -> float:
+    """Return the mean per-class recall, or else the accuracy, of the best answer that is the same for all images."""
+    counts = np.bincount(labels)
+    return float(1 / np.count_nonzero(counts) if main_metric == "mean_per_class_recall" else counts.max() / len(labels))
 
 
 def resample(samples: np.ndarray, seed: int = 0) -> np.ndarray:

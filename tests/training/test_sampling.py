@@ -349,3 +349,26 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
         upload(tmp_path / "a" / name, f"{s3}/a/{name}")
     local, cloud = (make_plan([source(folder, 26)], 13, 2, 2) for folder in (split, f"{s3}/a"))
     assert captions(cloud, 1, 2) == captions(local, 1, 2)
+
+
+def test_loader_processes_of_all_ranks_share_a_cache_and_fetch_each_shard_once(tmp_path, s3, s3_server):
+    split, kept = make_split(tmp_path / "a", [7, 6, 5, 4]), tmp_path / "cache"
+    for name in os.listdir(split):
+        upload(tmp_path / "a" / name, f"{s3}/a/{name}")
+    local, cloud = (make_plan([source(folder, 80)], 8, 10, 5) for folder in (split, f"{s3}/a"))
+    cloud["keep"] = {"cache": str(kept), "cache_gb": 1}
+    s3_server.requests.clear()
+    for rank in range(2):
+        batches = [
+            [(images.tolist(), texts.tolist()) for block in range(2) for images, texts in open_block(info, block)]
+            for info in (open_loader(tmp_path, plan, 2, rank, workers=2) for plan in (local, cloud))
+        ]
+        assert batches[0] == batches[1]
+        assert len(batches[0]) == 10
+    assert [s3_server.count("GET", f"/a/{shard:08d}.tar") for shard in range(4)] == [1] * 4
+    assert len(list(kept.glob("*.tar"))) == 4
+
+
+def open_block(info, block):
+    info.set_epoch(block)
+    return info.dataloader

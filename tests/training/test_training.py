@@ -84,7 +84,7 @@ def test_a_step_leaves_its_plan_checkpoints_log_and_done(undisturbed):
     assert facts["plan"] == read_json(out / "2014/plan.json")
     assert facts["samples_seen"] == 384
     assert facts["read"] == {"2014": {"read": 384}}
-    assert facts["macs_seen"] == facts["plan"]["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
+    assert facts["macs_seen"] == facts["plan"]["macs"] == 384 * macs_per_sample("ViT-Tiny-12-48")
     assert facts["plan"]["pins"]["open_clip"] == OPEN_CLIP_COMMIT
     assert [file.name for file in sorted((out / "2014/checkpoints").iterdir())] == ["epoch_1.pt", "epoch_2.pt"]
     assert [line[:2] for line in curve(out, "2014")] == [(i, 64 * i) for i in range(1, 7)]
@@ -235,6 +235,20 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     assert not (tmp_path / "out").exists()
 
 
+def test_tasks_of_srun_are_ranks(data, tmp_path):
+    """Slurm's names in place of torchrun's, but the port, which is a free one here."""
+    script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    code = f"import os, runpy\nfor name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    script.write_text(f"{code}del os.environ['MASTER_ADDR']\nrunpy.run_path({train_py!r}, run_name='__main__')\n")
+    flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
+    job = {"SLURM_STEP_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = Script(script, *flags, ranks=2, **job).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "out/2014/done.json")["read"] == {"2014": {"read": 384}}
+    assert "world_size: 2" in (tmp_path / "out/2014/params.txt").read_text()
+
+
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
     """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
     last = tmp_path / "2014.safetensors"
@@ -245,7 +259,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
     facts = read_json(tmp_path / "2015/done.json")
     assert facts["plan"]["start"] == facts["plan"]["teacher"] == str(last)
     assert facts["read"] == {"2015": {"read": 384}}
-    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-8-48") * (384 + 128)
+    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-12-48") * (384 + 128)
     first = json.loads((tmp_path / "2015/train.log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(first["contrastive_loss"] + first["distill_loss"])
     assert first["distill_loss"] > 0
@@ -331,7 +345,7 @@ def test_wsd_goes_on_from_before_the_cool_down(data, tmp_path):
 def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
     """Training from the hub's model gives the weights that training from its file gives."""
     torch.save({"state_dict": weights(undisturbed[0], "2014")}, tmp_path / "2014.pt")
-    config = {"model_cfg": json.loads((MODEL_CONFIGS / "ViT-Tiny-8-48.json").read_text()), "preprocess_cfg": {}}
+    config = {"model_cfg": json.loads((MODEL_CONFIGS / "ViT-Tiny-12-48.json").read_text()), "preprocess_cfg": {}}
     files = {"open_clip_config.json": json.dumps(config).encode()}
     files["open_clip_pytorch_model.bin"] = (tmp_path / "2014.pt").read_bytes()
     start = ("--first_step", "2015", "--init")
@@ -412,7 +426,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     done = train(data, tmp_path / "out", "2015", "--dry_run")
     plan = json.loads(done.stdout)
     assert [plan["sources"][0][key] for key in ("name", "samples", "used")] == ["2014", 216, 90]
-    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
+    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-12-48")
     assert not (tmp_path / "out").exists()
 
 

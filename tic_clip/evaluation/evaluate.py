@@ -238,18 +238,20 @@ def _score(
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
         keys = np.concatenate(features["texts"])[which]
         numbers, interval, hits = metrics.retrieval(images, keys, text_image)
+        guess = {"chance": 1 / len(images)}
     else:
         keys, labels = encoder.classifier(found.classes), np.array([sample.label for sample in samples])
-        numbers, interval, hits = metrics.classification(images, keys, labels, _groups(found.classes))
+        groups, metric = _groups(found.classes), task.main_metric
+        numbers, interval, hits = metrics.classification(images, keys, labels, groups, metric)
+        guess = {"chance": 1 / len(keys), "constant_guess": metrics.constant_guess(labels, metric)}
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
-    is_main = task.main_metric == metrics.MAIN_METRIC[task.kind]
-    bad = Counter({"bad image": len(found) - len(samples)})
+    bad, is_main = Counter({"bad image": len(found) - len(samples)}), task.main_metric in metrics.WITH_INTERVAL
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
         "ci95": list(interval) if is_main else None,
         "hits": hits if is_main else None,
-        "chance": 1 / len(images if task.kind == "retrieval" else keys) if is_main else None,
+        **(guess if is_main else dict.fromkeys(guess)),
         "num_samples": len(images),
         "coverage": found.coverage,
         "dropped": dict(found.dropped + bad),

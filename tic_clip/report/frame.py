@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ class Task(NamedTuple):
     @property
     def metric(self) -> str:
         """Return the name of its main metric."""
-        return MAIN_METRIC[self.benchmark.tasks[self.name]]
+        return self.benchmark.main_metric(self.name)
 
     @property
     def periods(self) -> list[str]:
@@ -189,7 +190,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
 
 def load_results(folders: list) -> Results:
     """Read ``eval_results.jsonl`` of each folder; raise a TicError if there is none or they are not comparable."""
-    read, versions = [], {}
+    read, versions, data = [], {}, defaultdict(dict)
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         try:
@@ -197,11 +198,17 @@ def load_results(folders: list) -> Results:
         except TicError as error:
             raise TicError(f"{path}: {error}") from None
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
-        versions |= {line.get("metric_version", 1): path for lines in groups.values() for line in lines}
+        for line in (line for lines in groups.values() for line in lines):
+            versions[line.get("metric_version", 1)] = path
+            data[line["key"]] |= {line["data"]: name} if "data" in line else {}
     if len(versions) > 1:
         listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
+    for key, names in data.items():
+        if len(names) > 1:
+            what = ", ".join(cells.get(key, ("", key))[1:])
+            raise TicError(f"{', '.join(dict.fromkeys(names.values()))}: evaluated on different data of {what}")
     known = {label: task for task, label, _ in cells.values()}
     subjects: dict[str, Subject] = {}
     for name, model, folder, benchmark, lines in read:
