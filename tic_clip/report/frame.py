@@ -161,10 +161,12 @@ class Results:
         titles = dict.fromkeys(task.benchmark.title for task in self.tasks.values()) or {self.benchmark.title: None}
         self.title = ", ".join(titles)
 
-    def limits(self, task: str) -> tuple[float, float]:
-        """Return the least and the greatest value of a task in all rows, between which colours go."""
-        values = np.concatenate([row.matrix(task).to_numpy(dtype=float).ravel() for row in self.rows])
-        return float(np.nanmin(values)), float(np.nanmax(values))
+    @cached_property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the least and the greatest value of each task in all rows, between which colours go."""
+        grids = {task: [row.matrix(task).to_numpy(float).ravel() for row in self.rows] for task in self.tasks}
+        values = {task: np.concatenate(grid) for task, grid in grids.items()}
+        return {task: (float(np.nanmin(part)), float(np.nanmax(part))) for task, part in values.items()}
 
 
 def group_seeds(runs: list[Subject]) -> list[Subject]:
