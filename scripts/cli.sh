@@ -6,7 +6,8 @@
 #                RESAMPLED=1 (with replacement), FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT,
 #                INIT (a checkpoint, a model such as "ViT-B-32 laion2b_s34b_b79k", or hf-hub:OWNER/NAME)
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
-#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION, SKIP_BAD=1
+#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION, SKIP_BAD=1,
+#                EVALUATE=step (after each step, with the report; default: end)
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
 #
 # DRY_RUN=1 prints the plan and trains nothing. 1, true and yes are the same, as are 0, false and no.

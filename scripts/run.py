@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 
 import evaluate
 import report
@@ -28,6 +29,7 @@ from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
+WHEN = ("end", "step")
 FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
 FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
@@ -38,7 +40,7 @@ COLUMNS = {
 """Variable -> flag of create_splits.py, for the user's own TABLE."""
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 KNOWN = dict.fromkeys(
-    (*TRAINING, *EVALUATION, *FOLDERS, *PACKING, "TABLE", *COLUMNS, *PROCESSES, "DRY_RUN", "SKIP_BAD")
+    (*TRAINING, *EVALUATION, "EVALUATE", *FOLDERS, *PACKING, "TABLE", *COLUMNS, *PROCESSES, "DRY_RUN", "SKIP_BAD")
 )
 OTHERS = ("METHODS", "MODELS", "RESULTS")  # of run_emoji_all.sh and evaluate_released.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
@@ -81,8 +83,10 @@ def run(settings: dict[str, str]) -> None:
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
     out = locate_output(settings, benchmark.name)
     launch = make_launcher(settings)
+    if settings.setdefault("EVALUATE", "end") not in WHEN:
+        raise TicError(f"EVALUATE is {settings['EVALUATE']}: it must be one of {', '.join(WHEN)}")
     flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
-    train.parse_args(flags)  # a wrong value shows before hours of packing
+    parsed = train.parse_args(flags)  # a wrong value shows before hours of packing
     if dataset == "emoji":
         make_emoji(data_dir)
     if dataset in DATASETS:
@@ -96,13 +100,21 @@ def run(settings: dict[str, str]) -> None:
     train.main([*flags, "--check"], launch.world_size)
     if launch.node_rank == 0:
         evaluate.main(["--check", "--benchmark", benchmark.name, *evaluation])
-    if launch.world_size == 1:
-        train.main(flags)
+    steps = train.list_steps(train.config_from(parsed)) if settings["EVALUATE"] == "step" else ["all"]
+    done = [Path(out, step, "done.json").exists() for step in [*steps, ""]].index(False)
+    for step in steps[max(done - 1, 0) :]:  # the last one that is done may lack its evaluation
+        run_script(train, launch.command, [*flags[:-1], step])
+        run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
+        if launch.node_rank == 0:
+            report.main([out, "--out", out])
+
+
+def run_script(script: ModuleType, torchrun: list[str], flags: list[str]) -> None:
+    """Run train.py or evaluate.py in this process, or in those of torchrun if there are to be several."""
+    if torchrun:
+        start([*torchrun, ROOT / f"scripts/{script.__name__}.py", *flags])
     else:
-        start([*launch.command, ROOT / "scripts/train.py", *flags])
-    if launch.node_rank == 0:
-        evaluate.main(["--train_output_dir", out, *evaluation])
-        report.main([out, "--out", out])
+        script.main(flags)
 
 
 def default_folder(name: str) -> str:
@@ -130,11 +142,12 @@ def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How many processes train, and the command that starts those of this machine."""
+    """How many processes there are, and the commands that start those of this machine: together, or each for itself."""
 
     world_size: int
     node_rank: int
     command: list[str]
+    local: list[str]
 
 
 def make_launcher(settings: dict[str, str]) -> Launcher:
@@ -149,9 +162,10 @@ def make_launcher(settings: dict[str, str]) -> Launcher:
     node_rank = settings.get("NODE_RANK", "0")
     if not (node_rank.isdecimal() and int(node_rank) < nnodes):
         raise TicError(f"NODE_RANK is {node_rank}, not a number from 0 to {nnodes - 1}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    local, command = ([*torchrun, "--standalone"] if nproc > 1 else []), torchrun
     if nnodes == 1:
-        command.append("--standalone")
+        command = local
     elif "MASTER_ADDR" not in settings:
         raise TicError(f"MASTER_ADDR is not set: NNODES is {nnodes}, and it is the first machine's name")
     else:
@@ -159,7 +173,7 @@ def make_launcher(settings: dict[str, str]) -> Launcher:
         command += ["--master-port", settings.get("MASTER_PORT", "29500")]
     if nproc > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // nproc)))
-    return Launcher(nproc * nnodes, int(node_rank), command)
+    return Launcher(nproc * nnodes, int(node_rank), command, local)
 
 
 def parse_count(name: str, value: str) -> int:

@@ -112,7 +112,7 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
         if values[1:] or "None" in values:
             raise TicError(f"the results of a run must be of one {field}, not {', '.join(values)}")
     groups: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["key"]):  # whatever process was first
         if line.get("final", True) or not line.get("step"):
             model = "" if line.get("step") else line.get("model", {}).get("name", "?")
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line
