@@ -18,14 +18,15 @@ def recorded(name):
     return json.loads((ROOT / "docs" / name).read_text())
 
 
-def between(mark):
-    return re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.DOTALL)[1]
+def between(mark, page="README.md"):
+    return re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", (ROOT / page).read_text(), re.DOTALL)[1]
 
 
 def test_the_readme_begins_with_a_figure_and_two_commands():
     lines = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).splitlines()
     commands = ["bash scripts/run_emoji_cumulative.sh", "bash scripts/run_tests.sh"]
     assert [" ".join(line.split()[:2]) for line in lines[:2]] == commands
+    assert len(README.splitlines()) <= 220
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -68,14 +69,15 @@ def test_the_recorded_runs_are_the_default_ones_and_show_what_the_readme_says():
 
 
 @pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
-def test_it_names_every_row_of_the_tables(names):
-    assert all(f"`{name}`" in README for name in names)
+def test_the_pages_name_every_row_of_the_tables(names):
+    pages = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("training", "methods"))
+    assert all(f"`{name}`" in pages for name in names)
 
 
 def test_its_figures_of_resharding_are_those_measured():
     """The sentence in the README against the table in bench/README.md."""
     ours_now, beside_datacomp = (ROOT / "bench/README.md").read_text().split("### Beside DataComp's resharder")
-    said = " ".join(between("bench").split())
+    said = " ".join(between("bench", "docs/data.md").split())
     for state, words in {"clean": "`cp -r` of it if", "full": "if the cache is full", "warm": "if all"}.items():
         ratio = re.search(rf"\| {state} \| ours, nine subsets \| [^|]*\| ([\d.]+) ", ours_now)[1]
         assert re.search(rf"{ratio} times (as long as )?{words}", said)
@@ -92,5 +94,5 @@ def test_its_figures_of_packing_are_those_measured():
     measured = (ROOT / "bench/README.md").read_text().partition("## create_tars.py")[2]
     warm, cold = (re.search(rf"\| {state} \| ours \| [^|]*\| ([\d.]+) ", measured)[1] for state in ("warm", "cold"))
     assert f"packed at {warm} times the images a second of GNU tar, images on the disk at {cold} times" in between(
-        "pack"
+        "pack", "docs/yfcc_redcaps.md"
     )

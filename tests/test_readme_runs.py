@@ -1,4 +1,4 @@
-"""The bash blocks of README.md and docs/own_data.md, run in their order in a copy of the checkout.
+"""The bash blocks of README.md and of docs/, run page by page in copies of the checkout.
 
 A pool of a few hundred pictures, a hub and an S3, all of this machine; a tiny model. What makes it
 small is set in the environment, as the README says; the commands are its own, word for word.
@@ -22,11 +22,10 @@ from tic_clip.benchmarks import MONTHS
 from tic_clip.data.eval_uids import imagenet_synsets
 from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS
 from tic_clip.data.tar import write_shard
-from tic_clip.data.uids import make_uid, parse_uids, save_uids
+from tic_clip.data.uids import fingerprint, make_uid, parse_uids, save_uids, unique_uids
 from tic_clip.evaluation.data import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 SMALL = {
     **{"MODEL": "ViT-Tiny-8-48", "SAMPLES_PER_STEP": "320", "BATCH_SIZE": "32", "WORKERS": "0"},
     **{"PRECISION": "fp32", "METHODS": "cumulative", "PYTEST_ADDOPTS": "tests/data/test_uids.py"},
@@ -36,6 +35,15 @@ SMALL = {
 WITH_DATACOMP = (ROOT / "datacomp").exists()
 # What a block's first line says that it needs, and what is done with it here.
 NEEDS = {"GPUs": "dry", "a download": "dry", "GitHub": "ran", "datacomp": "ran", "the web": "skipped"}
+NEEDS |= {"Slurm": "skipped", "a bucket": "skipped"}
+# Pages that go on from each other in one checkout, and what their runs leave: (results, steps).
+GROUPS = {
+    "datacomp": (
+        ("README.md", "docs/data.md", "docs/training.md", "docs/evaluation.md", "docs/cluster.md", "docs/datacomp.md"),
+        (("medium_basic_cumulative", 7), ("yfcc15m/cumulative", 4), ("redcaps/cumulative", 4)),
+    ),
+    "own": (("docs/own_data.md", "docs/yfcc_redcaps.md"), ()),
+}
 
 
 def blocks(text):
@@ -95,7 +103,7 @@ def released_model():
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def checkout(tmp_path_factory):
     """A copy of what git has, and of what setup.sh has made, by hard links where that can be.
 
@@ -120,7 +128,7 @@ def checkout(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment(checkout, tmp_path_factory, s3_server):
     """What a user would set: the small sizes, and where the servers are, which have all that is asked of them."""
     import boto3
@@ -129,6 +137,8 @@ def environment(checkout, tmp_path_factory, s3_server):
     uids = write_lists(lists)
     (checkout / "pool").mkdir()
     write_pool(checkout / "pool", uids)
+    for name, count in (("basic", len(uids) - 5), ("bestpool", len(uids) // 2)):
+        save_uids(checkout / f"data/lists/{name}.npy", unique_uids(parse_uids(uids[:count])))
     for cadence in ("yearly", "monthly"):  # one prompt a class, not eighty, of which 560,000 take a laptop minutes
         folder = checkout / f"data/tic/datacomp/{cadence}/eval/datacompnet"
         folder.mkdir(parents=True)
@@ -153,11 +163,12 @@ def environment(checkout, tmp_path_factory, s3_server):
         one.delete()
 
 
-def test_the_readme_says_how_many_of_its_blocks_run():
-    states = Counter(state for _, _, _, state in blocks(README))
-    said = f"Of {states.total()} blocks {states['ran']} run, {states['dry']} run with `DRY_RUN=1`, and"
-    assert f"{said} {states['skipped']} is left out" in " ".join(README.split())
-    assert set(re.findall(r"^```(\w+)$", README, re.MULTILINE)) == {"bash", "yaml", "bibtex"}  # no command is elsewhere
+def test_every_page_with_a_command_is_run():
+    pages = [path.relative_to(ROOT) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    with_commands = {str(page) for page in pages if list(blocks((ROOT / page).read_text()))}
+    assert with_commands == {page for group, _ in GROUPS.values() for page in group}
+    marks = {mark for page in pages for mark in re.findall(r"^```(\w+)$", (ROOT / page).read_text(), re.MULTILINE)}
+    assert marks == {"bash", "yaml", "python", "bibtex"}  # no command is elsewhere
 
 
 def run_blocks(page, checkout, environment):
@@ -183,17 +194,31 @@ def run_blocks(page, checkout, environment):
 
 
 @pytest.mark.slow
-def test_the_blocks_run_in_their_order(checkout, environment, capsys):
-    said = [run_blocks("README.md", checkout, environment)]
-    sizes = dict.fromkeys(SMALL.keys() - {"no_proxy", "NO_PROXY"}, "")  # this page brings its own
-    said.append(run_blocks("docs/own_data.md", checkout, {**environment, **sizes}))
-    with capsys.disabled():
-        print("", *said, sep="\n", file=sys.stderr)  # stdout is not pytest's own in a process of pytest-xdist
-    for name, steps in (("medium_basic_cumulative", 7), ("yfcc15m/cumulative", 4), ("redcaps/cumulative", 4)):
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_blocks_run_in_their_order(group, checkout, environment, capsys):
+    pages, runs = GROUPS[group]
+    for page in pages:
+        settings = {**environment}
+        if page == "docs/own_data.md":  # it brings its own sizes
+            settings |= dict.fromkeys(SMALL.keys() - {"no_proxy", "NO_PROXY"}, "")
+        elif page != "README.md":  # which says how
+            settings["PATH"] = f"{checkout}/.venv/bin:{os.environ['PATH']}"
+        said = run_blocks(page, checkout, settings)
+        with capsys.disabled():
+            print(f"\n{said}", file=sys.stderr)  # stdout is not pytest's own in a process of pytest-xdist
+    for path in checkout.glob("**/results/**/table.md"):  # no report is empty
+        assert path.stat().st_size
+        assert (path.parent / "report.html").stat().st_size
+    for name, steps in runs:
         run = json.loads((checkout / f"results/{name}/summary.json").read_text())
         assert len(run["steps"]) == steps
         assert all(number is not None for task in run["tasks"].values() for row in task["matrix"] for number in row)
-        assert (checkout / f"results/{name}/report.html").stat().st_size
-    shapes = json.loads((checkout / "own/results/shapes/cumulative/summary.json").read_text())
-    assert set(shapes["tasks"]) == {"retrieval", "labels"}
-    assert all(number is not None for task in shapes["tasks"].values() for row in task["matrix"] for number in row)
+    if group == "datacomp":
+        plan = json.loads((checkout / "results/medium_basic_cumulative/2017/plan.json").read_text())
+        years = ("2014", "2015", "2016", "2017")
+        lists = {year: fingerprint(checkout / f"data/lists/basic/yearly/train/{year}.npy") for year in years}
+        assert plan["lists"] == lists
+    else:
+        shapes = json.loads((checkout / "own/results/shapes/cumulative/summary.json").read_text())
+        assert set(shapes["tasks"]) == {"retrieval", "labels"}
+        assert all(number is not None for task in shapes["tasks"].values() for row in task["matrix"] for number in row)

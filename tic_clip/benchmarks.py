@@ -154,6 +154,9 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[benchmark.name]
 
 
+CADENCES = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
+
+
 class _Step(msgspec.Struct, forbid_unknown_fields=True):
     """A step of a YAML file whose splits or periods are not called as the step."""
 
@@ -184,9 +187,16 @@ def read_yaml(path: object, kind: type[T]) -> T:
     """Return the content of a YAML file as a ``kind``; raise a TicError that says which key or line is wrong."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            for i, (key, _) in enumerate(node.value):
+                if key.value in [other.value for other, _ in node.value[:i]]:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            return super().construct_mapping(node, deep)
+
     data = read_bytes(path)
     try:
-        return msgspec.convert(yaml.safe_load(data.decode()), kind)
+        return msgspec.convert(yaml.load(data.decode(), Loader), kind)
     except yaml.MarkedYAMLError as error:
         raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError
@@ -200,7 +210,6 @@ def read_benchmark(path: str) -> Benchmark:
         steps = _file_steps(file)
     except ValueError as error:
         raise TicError(f"{path}: {error}") from None
-    cadences = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: "steps"}
     return Benchmark(
         name=file.name,
         title=file.title or file.name,
@@ -208,7 +217,7 @@ def read_benchmark(path: str) -> Benchmark:
         tasks=file.tasks,
         prepare_with="dataset_creation/create_splits.py and dataset_creation/create_tars.py",
         dataset=file.dataset or file.name,
-        cadence=file.cadence or cadences[file.every],
+        cadence=file.cadence or CADENCES[file.every],
         filters=file.filters,
         text=read_bytes(path).decode(),
     )
@@ -221,10 +230,8 @@ def _file_steps(file: _File) -> tuple[Step, ...]:
             raise ValueError(f"{key}: give one at least")
     names = {"name": [file.name], "dataset": [file.dataset or file.name], "cadence": [file.cadence or "steps"]}
     for key, values in (names | {"tasks": file.tasks, "filters": file.filters.values()}).items():
-        if wrong := [value for value in values if not is_name(value)]:
-            raise ValueError(
-                f"{key}: {wrong[0]!r} is not made of letters, digits, _, . and -, from a letter or digit on"
-            )
+        for value in values:
+            check_name(value, key)
     if sum(map(bool, (file.steps, file.every, file.boundaries))) != 1:
         raise ValueError("give one of the keys steps, every (with first and last) and boundaries")
     if file.every:
@@ -252,9 +259,10 @@ def _file_steps(file: _File) -> tuple[Step, ...]:
     return steps
 
 
-def is_name(text: str) -> bool:
-    """Return whether a text can be the name of a benchmark and of a folder, and is not taken for a file or a flag."""
-    return bool(re.fullmatch(r"\w[\w.-]*", text)) and not text.endswith((".yaml", ".yml"))
+def check_name(text: str, key: str) -> None:
+    """Raise a ValueError that begins with ``key`` if a text can't be a name and a folder, or is taken for a file."""
+    if not re.fullmatch(r"\w[\w.-]*", text) or text.endswith((".yaml", ".yml")):
+        raise ValueError(f"{key}: {text!r} is not made of letters, digits, _, . and -, from a letter or digit on")
 
 
 def check_steps(names: list[str], key: str = "steps") -> None:

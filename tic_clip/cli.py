@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import field, fields
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -31,6 +32,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with the message alone."""
         sys.exit(f"error: {message} (--help shows the flags)")
+
+
+def flag(text: str, default: Any, **options: Any) -> Any:
+    """Return a field of a dataclass that is a flag, with its help; ``options`` are argparse's, or a ``short`` name."""
+    shown = "" if default in ("", False) else f" (default: {default})"
+    return field(default=default, metadata={"help": text + shown, **options})
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add a flag for each field of a dataclass that ``flag`` has made."""
+    for each in fields(kind):
+        if options := dict(each.metadata):
+            names = [name for name in (options.pop("short", ""), f"--{each.name.replace('_', '-')}") if name]
+            options |= {"action": "store_true"} if each.default is False else {"type": type(each.default)}
+            parser.add_argument(*names, default=each.default, **options)
+
+
+def from_flags(kind: type[T], args: argparse.Namespace) -> T:
+    """Return the dataclass of the flags that have its fields' names."""
+    return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
 
 
 def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> None:

@@ -7,7 +7,9 @@
 #   POOL=/pool DATA_DIR=data bash dataset_creation/tic-datacomp/build_tic_datacomp.sh
 #
 # Relative paths count from the current folder; by default DATA_DIR is data/ and LISTS is data/lists/ in the checkout.
-# LISTS holds released/, and gets uids/ and classes/. CADENCE=yearly or monthly makes one of them only. FLAGS are further
+# LISTS holds released/, and gets uids/ and classes/. FILTER_UIDS is a .npy of the UIDs that pass a filter, as DataComp's
+# baselines.py writes it: training splits hold those only. FILTER says which it is, basic (default; train/) or bestpool
+# (train_bestpool/). CADENCE=yearly or monthly makes one of them only. FLAGS are further
 # flags of reshard.py, such as "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards" (a --part alone is for
 # reshard.py itself). Prints a table of the splits (samples, shards, bytes, coverage of the lists) and leaves it in
 # DATA_DIR/tic/datacomp/summary.txt.
@@ -21,11 +23,14 @@ POOL=${POOL:-}
 DATA_DIR=${DATA_DIR:-${checkout}data}
 LISTS=${LISTS:-${checkout}data/lists}
 CADENCE=${CADENCE:-}
+FILTER=${FILTER:-basic}
+FILTER_UIDS=${FILTER_UIDS:-}
 NUM_WORKERS=${NUM_WORKERS:-$(nproc)}
 read -ra flags <<< "-j $NUM_WORKERS ${FLAGS:-}"
 
 [ -n "$POOL" ] || fail "POOL is not set: the folder of the pool's tars, or its URL"
 [[ $POOL == *://* || -d $POOL ]] || fail "POOL is $POOL, which is not a folder"
+[[ -n $FILTER_UIDS || $FILTER == basic ]] || fail "FILTER is $FILTER without FILTER_UIDS, the .npy of the UIDs that pass it"
 [[ $CADENCE =~ ^(yearly|monthly)?$ ]] || fail "CADENCE is $CADENCE; it can be yearly or monthly, or is left out for both"
 
 python=$root/.venv/bin/python
@@ -36,8 +41,13 @@ below=${CADENCE:+/$CADENCE}
 bash "$root/setup.sh"
 "$python" "$here/generate_eval_uids.py" --output-path "$LISTS"
 "$python" "$here/generate_datacompnet_uid2classid.py" --output-path "$LISTS"
+uids=$LISTS/uids
+if [ -n "$FILTER_UIDS" ]; then
+    uids=$LISTS/$FILTER
+    "$python" "$here/filter_uids.py" --uids "$LISTS/uids" --filter-uids "$FILTER_UIDS" --output-path "$uids" --filter "$FILTER"
+fi
 if [[ -d $LISTS/classes$below ]]; then flags+=(-c "$LISTS/classes$below"); fi  # months may have none
-table=$("$python" "$root/dataset_creation/reshard.py" -i "$POOL" -o "$data$below" -s "$LISTS/uids$below" "${flags[@]}")
+table=$("$python" "$root/dataset_creation/reshard.py" -i "$POOL" -o "$data$below" -s "$uids$below" "${flags[@]}")
 if [[ $DATA_DIR != *://* && " ${flags[*]} " != *" --dry-run "* ]]; then
     for folder in "$data"/${CADENCE:-*}/eval/*/; do
         case $folder in

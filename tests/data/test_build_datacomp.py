@@ -195,6 +195,37 @@ def test_without_months_and_from_another_folder(tmp_path, pool, uid, command, re
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/lists/uids/monthly is missing: ")
 
 
+def test_training_lists_through_a_filter(tmp_path, pool, uid, build, command, data):
+    """Evaluation is what it was; train_bestpool/ stands beside train/, which another list replaces only if told."""
+    chosen = {"basic": (0, 2, 4, 7, 13, 104), "bestpool": (0, 4)}
+    for name, numbers in chosen.items():
+        save_uids(tmp_path / f"{name}.npy", parse_uids(map(uid, numbers)))
+        build(FILTER=name, FILTER_UIDS=str(tmp_path / f"{name}.npy"))
+    kept = {"yearly/train/2014": [0, 2], "yearly/train/2016": [4, 4], "monthly/train/201604": [0, 13]}
+    best = {
+        "yearly/train_bestpool/2014": [0],
+        "yearly/train_bestpool/2016": [4, 4],
+        "monthly/train_bestpool/201604": [0],
+    }
+    for name, numbers in (kept | best).items():
+        assert sum(split_sizes(data / name).values()) == len(numbers)
+        assert {key.split("-")[0] for key in content(data / name, "txt")} == {uid(number) for number in numbers}
+    assert sum(split_sizes(data / "yearly/eval/retrieval/2016").values()) == 3
+    before = tree(tmp_path), times(data)
+    build(FILTER="bestpool", FILTER_UIDS=str(tmp_path / "bestpool.npy"))
+    assert (tree(tmp_path), times(data)) == before
+    done = subprocess.run(**command(FILTER_UIDS=str(tmp_path / "bestpool.npy")))
+    assert done.returncode == 1
+    assert "give --overwrite" in done.stderr.splitlines()[-1]
+    for settings, message in (
+        ({"FILTER": "bestpool"}, "error: FILTER is bestpool without FILTER_UIDS"),
+        ({"FILTER": "worst", "FILTER_UIDS": str(tmp_path / "basic.npy")}, "error: unknown filter 'worst'"),
+        ({"FILTER_UIDS": str(tmp_path / "none.npy")}, f"error: {tmp_path}/none.npy is missing"),
+    ):
+        done = subprocess.run(**command(**settings))
+        assert (done.returncode, done.stderr.splitlines()[-1][: len(message)]) == (1, message)
+
+
 def test_evaluation_that_the_pool_has_nothing_of(uid, build, data, released):
     save_uids(released / MONTHLY / "201604.npy", parse_uids([uid(number) for number in (0, 103)]))
     lines = build(CADENCE="monthly")

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import run_script, tree
+from conftest import call_script, tree
 from hub import serving_hub
 from miniature import picture
 
 from tic_clip.data.dates import parse_date
-from tic_clip.data.own import create_own_splits
+from tic_clip.data.own import OwnOptions, create_own_splits
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 
@@ -52,7 +52,7 @@ def write_table(path, rows=ROWS):
 
 def split(folder, *flags, columns=COLUMNS, write=WRITE):
     """Run the script; what it has printed, of an error only that."""
-    done = run_script(SCRIPT, *flags, *columns, *write, cwd=folder)
+    done = call_script(SCRIPT, *flags, *columns, *write, cwd=folder)
     errors = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
     assert (done.returncode == 1) == any(line.startswith("error: ") for line in errors), done.stderr
     return done.stdout, errors
@@ -321,7 +321,7 @@ BAD = {
 @pytest.mark.parametrize(("rows", "flags", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line(tmp_path, rows, flags, message):
     write_table(tmp_path / "t.csv", rows)
-    done = run_script(SCRIPT, "t.csv", *COLUMNS, *WRITE, *flags, cwd=tmp_path)
+    done = call_script(SCRIPT, "t.csv", *COLUMNS, *WRITE, *flags, cwd=tmp_path)
     (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
     assert line.startswith("error: ")
@@ -457,9 +457,13 @@ def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
     """What a run leaves that ends at any moment of that is replaced by the next, also the folder of images."""
     rows = [{"file": picture(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
     table, columns = str(write_table(tmp_path / "t.parquet", rows)), Columns(date="taken", image="file", caption="text")
-    flags = {"name": "mine", "every": "year", "test_share": 0.0, "overwrite": True}
-    create_own_splits([table], str(tmp_path / "whole"), columns, **flags)
-    create_own_splits([table], str(tmp_path / "lists"), columns, **flags | {"every": None, "steps": "2014-2015"})
+
+    def make(out, **steps):
+        options = OwnOptions(output_path=str(tmp_path / out), name="mine", test_share=0.0, overwrite=True, **steps)
+        create_own_splits([table], columns, options)
+
+    make("whole", every="year")
+    make("lists", steps="2014-2015")
     replace, calls = os.replace, []
 
     def die(source, target):
@@ -471,7 +475,7 @@ def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
-            create_own_splits([table], str(tmp_path / "lists"), columns, **flags)
+            make("lists", every="year")
     assert not (tmp_path / "lists/manifest.json").exists()
-    create_own_splits([table], str(tmp_path / "lists"), columns, **flags)
+    make("lists", every="year")
     assert tree(tmp_path / "lists") == tree(tmp_path / "whole")

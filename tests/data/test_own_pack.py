@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_script, tree, write_tar
+from conftest import call_script, tree, write_tar
 from miniature import picture
 
-from tic_clip.data.own import create_own_splits
+from tic_clip.data.own import OwnOptions, create_own_splits
 from tic_clip.data.pack import create_tars
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
@@ -48,8 +48,9 @@ def pack(tmp_path):
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
             table.writerows(rows)
-        columns, flags = Columns(**COLUMNS, label=label), {"name": "mine", "every": "year", "test_share": 0.5}
-        create_own_splits([str(tmp_path / "t.csv")], str(tmp_path / "lists"), columns, **flags, overwrite=True)
+        options = {"output_path": str(tmp_path / "lists"), "name": "mine", "every": "year", "test_share": 0.5}
+        columns, options = Columns(**COLUMNS, label=label), OwnOptions(**options, overwrite=True)
+        create_own_splits([str(tmp_path / "t.csv")], columns, options)
         call.splits, call.dropped = create_tars(
             str(tmp_path / "lists"), str(tmp_path / images), str(tmp_path / out), **settings
         )
@@ -126,12 +127,12 @@ def test_the_tars_of_img2dataset(tmp_path):
     write_tar(tmp_path / "in/00000.tar", [(f"{key}.{end}", picture(key)) for key in keys for end in ("jpg", "txt")])
     columns = ("--image", "key", "--caption", "caption", "--date", "taken")
     flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
-    done = run_script("dataset_creation/create_splits.py", "in", *columns, *flags, cwd=tmp_path)
+    done = call_script("dataset_creation/create_splits.py", "in", *columns, *flags, cwd=tmp_path)
     assert done.stdout.endswith(
         "next: python dataset_creation/create_tars.py --csv-path lists --image-path IMAGES --output-path data\n"
     )
     flags = ("--csv-path", "lists", "--image-path", "in", "--output-path", "data")
-    assert run_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).returncode == 0
+    assert call_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).returncode == 0
     found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
     assert found == {key: picture(key) for key in keys}
 
@@ -143,10 +144,10 @@ def test_images_in_parquet(tmp_path):
     )
     columns = [part for name, column in COLUMNS.items() for part in (f"--{name}", column)]
     flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
-    done = run_script("dataset_creation/create_splits.py", "t.parquet", *columns, *flags, cwd=tmp_path)
+    done = call_script("dataset_creation/create_splits.py", "t.parquet", *columns, *flags, cwd=tmp_path)
     note, command = done.stdout.splitlines()[-2:]
     assert note == "the images are in lists/images"
-    done = run_script(command.split()[2], *command.split()[3:], cwd=tmp_path)
+    done = call_script(command.split()[2], *command.split()[3:], cwd=tmp_path)
     assert done.stdout.endswith("dropped: 1 not an image\n")
     found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
     assert found == {f"t.parquet/{i + 1}": picture(f"{i}") for i in range(9)}
@@ -220,7 +221,7 @@ def test_labels_become_classification(tmp_path, pack):
 )
 def test_bad_flags(tmp_path, flags, message):
     folders = ("--csv-path", ".", "--image-path", ".", "--output-path", "data")
-    done = run_script("dataset_creation/create_tars.py", *folders, *flags, cwd=tmp_path)
+    done = call_script("dataset_creation/create_tars.py", *folders, *flags, cwd=tmp_path)
     assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (1, True, 1)
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from conftest import run_script, tree
+from conftest import call_script, tree
 
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import format_uids, open_uids
@@ -33,7 +33,7 @@ def date(number, members):
 
 
 def split(folder, *flags, code=0):
-    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder)
+    done = call_script(SCRIPT, *FLAGS, *flags, cwd=folder)
     assert done.returncode == code, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
 
@@ -69,7 +69,7 @@ def test_from_a_pool_to_splits(tmp_path, make_pool, workers):
     command = printed.splitlines()[-1].removeprefix("next: python ")
     assert command.endswith(" && cp lists/benchmark.yaml data/tic/mine/steps/")
     words = command.partition(" && ")[0].split()
-    assert run_script(*words, cwd=tmp_path).returncode == 0
+    assert call_script(*words, cwd=tmp_path).returncode == 0
     for name, uids in expected.items():
         assert sum(split_sizes(tmp_path / "data/tic/mine/steps" / name).values()) == len(uids)
     before = tree(tmp_path / "lists")

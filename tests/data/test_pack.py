@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import run_script, times, tree
+from conftest import call_script, times, tree
 from miniature import picture, write_yfcc
 
 from tic_clip import TicError
@@ -317,9 +317,9 @@ def test_two_at_once(tmp_path, images, make):
 def test_from_the_sources_to_splits(tmp_path):
     write_yfcc(tmp_path, 6, 2)
     flags = ("--csv-path", "yfcc15m.csv", "--output-path", "lists")
-    assert run_script("dataset_creation/tic-yfcc15m/create_splits.py", *flags, cwd=tmp_path).returncode == 0
+    assert call_script("dataset_creation/tic-yfcc15m/create_splits.py", *flags, cwd=tmp_path).returncode == 0
     flags = ("--csv-path", "lists", "--image-path", "images", "--output-path", "data", "-j", 2)
-    assert run_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).stdout.endswith("100.0 % of 2\n")
+    assert call_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).stdout.endswith("100.0 % of 2\n")
     folders = sorted((tmp_path / "data/tic/yfcc15m/yearly/train").iterdir())
     captions = [sample["txt"].decode() for folder in folders for sample in members(folder).values()]
     assert 'Picture 0. a "walk". sea,new york' in captions

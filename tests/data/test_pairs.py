@@ -21,6 +21,7 @@ from miniature import write_redcaps, write_yfcc
 
 from tic_clip import TicError
 from tic_clip.data import sources
+from tic_clip.data.lists import Options
 from tic_clip.data.pairs import CHUNK, create_splits
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
@@ -32,8 +33,8 @@ TIMES = {"2004-2008": 1_200_000_000, "2009-2010": 1_262_304_000, "2011-2012": 1_
 KEYS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(400)]
 
 
-def make(table, out, **settings):
-    return create_splits("yfcc15m", str(table), str(out), **settings)
+def make(source, out, dataset="yfcc15m", benchmark=None, **settings):
+    return create_splits(dataset, str(source), Options(output_path=str(out), **settings), benchmark)
 
 
 def read_list(path):
@@ -281,8 +282,8 @@ def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(t
     """The digests are of the code that had YFCC15M and RedCaps only."""
     write_yfcc(tmp_path / "yfcc")
     write_redcaps(tmp_path / "redcaps")
-    create_splits("yfcc15m", str(tmp_path / "yfcc/yfcc15m.csv"), str(tmp_path / "yfcc15m"), test_share=0.1)
-    create_splits("redcaps", str(tmp_path / "redcaps/annotations"), str(tmp_path / "lists"), num_workers=2)
+    make(tmp_path / "yfcc/yfcc15m.csv", tmp_path / "yfcc15m", test_share=0.1)
+    make(tmp_path / "redcaps/annotations", tmp_path / "lists", "redcaps", num_workers=2)
     digests = []
     for folder in ("yfcc15m", "lists"):
         content = (path.name.encode() + b"\0" + path.read_bytes() for path in sorted((tmp_path / folder).iterdir()))
@@ -363,8 +364,8 @@ def test_of_a_key_the_first_good_row_is_kept(tmp_path):
 def test_a_bad_annotation(tmp_path, bad, reason, expected):
     folder, out = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]}), tmp_path / "out"
     with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: {expected}"):
-        create_splits("redcaps", str(folder), str(out))
-    create_splits("redcaps", str(folder), str(out), skip_bad_rows=True)
+        make(folder, out, "redcaps")
+    make(folder, out, "redcaps", skip_bad_rows=True)
     assert manifest(out)["dropped"] == {reason: 1}
     assert [row["key"] for row in read_list(out / "train_batch_2019.csv")] == ["x"]
 
@@ -378,15 +379,15 @@ def test_a_damaged_annotation_file(tmp_path, old, new):
     path = folder / "cats_2019.json"
     path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(TicError, match=f"^{path} is cut off or holds no annotations: "):
-        create_splits("redcaps", str(folder), str(tmp_path / "out"), skip_bad_rows=True)
+        make(folder, tmp_path / "out", "redcaps", skip_bad_rows=True)
     assert not list((tmp_path / "out").iterdir())
 
 
 BAD_INPUT = {
-    "no table": ({"input_path": "none.csv"}, "No such file"),
-    "another table": ({"input_path": "other.csv"}, "other.csv has no column usertags, dateuploaded"),
-    "no caption": ({"input_path": "empty.csv"}, "no row that can be used; dropped: {'no caption': 1}"),
-    "output in a cloud": ({"output_path": "gs://bucket/out"}, "is not local"),
+    "no table": ({"source": "none.csv"}, "No such file"),
+    "another table": ({"source": "other.csv"}, "other.csv has no column usertags, dateuploaded"),
+    "no caption": ({"source": "empty.csv"}, "no row that can be used; dropped: {'no caption': 1}"),
+    "output in a cloud": ({"out": "gs://bucket/out"}, "is not local"),
     "test share": ({"test_share": 1}, "from 0 to below 1, not 1"),
     "benchmark": ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
 }
@@ -398,5 +399,5 @@ def test_bad_input(table, tmp_path, monkeypatch, change, message):
     Path("other.csv").write_text("key,title,description,tags,date\n")
     Path("empty.csv").write_text(f"{HEADER}\nk,,,,{TIMES['2009-2010']}\n")
     with pytest.raises((TicError, OSError), match=message):
-        create_splits("yfcc15m", **({"input_path": str(table), "output_path": "out"} | change))
+        make(**({"source": table, "out": "out"} | change))
     assert not list(Path("out").glob("*"))

@@ -11,16 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from tic_clip import TicError, package_file
+from tic_clip import TicError, lookup, package_file
 from tic_clip.benchmarks import MONTHS, get_benchmark
 from tic_clip.cli import progress
 from tic_clip.data.folder import link_or_copy
 from tic_clip.data.released import DOWNLOAD, TABLES, YEARS, month_list, read_table, table_path, year_list
-from tic_clip.data.uids import CLASS_ROW, UID, find_uids, fingerprint, open_uids, parse_uids, save_uids, unique_uids
+from tic_clip.data.uids import (
+    BLOCK,
+    CLASS_ROW,
+    UID,
+    find_uids,
+    fingerprint,
+    open_uids,
+    parse_uids,
+    save_uids,
+    unique_uids,
+)
 from tic_clip.storage import local_folder, read_json, write_json
 
 INPUTS = "inputs.json"
-"""Beside the months' lists: month -> SHA-256 of the published list and of the evaluation tables."""
+"""Beside lists: the name of each -> SHA-256 of what it was made of."""
 
 
 def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
@@ -88,6 +98,39 @@ def _write_month(
         yield f"uids/monthly/eval/{task}/{month}: {len(own)} UIDs{'' if len(own) else ', so no file'}"
     write_json(folder / INPUTS, done | {month: inputs})
     yield f"uids/monthly/train/{month}: {kept.sum()} UIDs, {(~kept).sum()} evaluation UIDs removed"
+
+
+def filter_lists(uids: str, filter_uids: str, output_path: str, filter: str = "basic") -> Iterator[str]:
+    """Write the lists below ``uids`` to ``output_path``, those of training without what ``filter_uids`` lacks.
+
+    ``filter_uids`` is a sorted UID file, such as DataComp's baselines.py writes. ``filter`` names the folder of the
+    filtered lists, train or train_bestpool; the other lists are linked. Yields a line for each filtered list.
+    """
+    source, target = local_folder(uids), local_folder(output_path)
+    train = lookup(get_benchmark("datacomp").filters, "filter", filter)
+    selected, digest = open_uids(filter_uids), fingerprint(filter_uids)
+    if not (lists := sorted(source.rglob("*.npy"))):
+        raise TicError(f"{source} holds no list of UIDs: run generate_eval_uids.py first")
+    if source == target or source in target.parents:
+        raise TicError(f"{target} lies in {source}: give another output folder")
+    done = read_json(target / INPUTS) if (target / INPUTS).exists() else {}
+    for path in progress(lists, "filter lists", len(lists), " lists"):
+        name = str(path.relative_to(source))
+        if "/train/" not in f"/{name}":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, target / name)
+            continue
+        name = name.replace("train/", f"{train}/")
+        inputs, rows = {"list": fingerprint(path), "filter": digest}, open_uids(path)
+        if is_done := done.get(name) == inputs and (target / name).exists():
+            kept = open_uids(target / name)
+        else:
+            blocks = (np.array(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
+            kept = np.concatenate([rows[:0], *(block[find_uids(selected, block)[1] > 0] for block in blocks)])
+            save_uids(target / name, kept)
+            done[name] = inputs
+            write_json(target / INPUTS, done)
+        yield f"{name}: {len(kept)} of {len(rows)} UIDs{', already there' * is_done}"
 
 
 def imagenet_synsets() -> list[str]:

@@ -33,7 +33,7 @@ from tic_clip.data.images import (
     strip_suffix,
 )
 from tic_clip.data.labels import TEMPLATES, check_templates, read_records, write_label_splits
-from tic_clip.data.pairs import MANIFEST, file_digest, list_name, list_names, read_rows
+from tic_clip.data.lists import MANIFEST, file_digest, list_name, list_names, read_rows
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids

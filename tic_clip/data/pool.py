@@ -18,40 +18,35 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import progress
-from tic_clip.data.dates import EPOCH, Date, Months, check_format, first_of_month, read_date, suggest_steps
-from tic_clip.data.own import describe_cut, require, save_benchmark
-from tic_clip.data.pairs import (
-    NEW,
-    OUTSIDE,
-    SPLITS,
-    count_samples,
-    file_digest,
-    finish_lists,
-    list_names,
-    load_finished,
-    work_folder,
-)
+from tic_clip.data.dates import EPOCH, Date, Months, first_of_month, read_date
+from tic_clip.data.lists import OUTSIDE, SPLITS, count_samples, file_digest, list_names, make_lists
+from tic_clip.data.own import OwnOptions
 from tic_clip.data.reshard.index import usable_json
 from tic_clip.data.split import list_shards
 from tic_clip.data.tar import open_shard, read_table
 from tic_clip.data.uids import UID, parse_uids, read_uid
 from tic_clip.parallel import map_ordered
-from tic_clip.storage import atomic_open, local_folder, to_path
+from tic_clip.runs import BENCHMARK_FILE
+from tic_clip.storage import atomic_open, to_path
 from tic_clip.timeline import span
 
 ROW = np.dtype([*UID.descr, ("day", "<i4"), ("is_test", "?")])
 """A sample: its UID, its day counted from 1970, and whether it is held out."""
-FOLDERS = {"train": "train", "test": "eval/retrieval"}  # where the lists lie in uids/
+UIDS, FOLDERS = "uids", {"train": "train", "test": "eval/retrieval"}  # where the lists lie
 
 
 class Field(NamedTuple):
-    """Where the date of a sample is, and what decides whether the sample is held out."""
+    """The field of a sample's JSON that has its date, and how that is written."""
 
     name: str
-    form: str
-    dataset: str = ""
-    seed: int = 0
-    test_share: float = 0.0
+    form: str = "auto"
+
+    def check(self) -> None:
+        """Raise a TicError if there is no name, or one with characters that JSON writes as something else."""
+        if not self.name:
+            raise TicError("--date-field must be given")
+        if not self.name.isprintable() or {'"', "\\"} & set(self.name):
+            raise TicError(f"--date-field {self.name!r} has a character that a field's name can't have here")
 
 
 class Shard(NamedTuple):
@@ -62,73 +57,38 @@ class Shard(NamedTuple):
     bad: list[Date]
 
 
-def create_pool_splits(
-    pool: str,
-    output_path: str,
-    *,
-    date_field: str,
-    name: str,
-    date_format: str = "auto",
-    steps: str | None = None,
-    every: str | None = None,
-    num_workers: int = 1,
-    test_share: float = 0.01,
-    seed: int = 0,
-    skip_bad_rows: bool = False,
-    overwrite: bool = False,
-) -> tuple[dict[str, Any], bool]:
+def create_pool_splits(pool: str, field: Field, options: OwnOptions) -> tuple[dict[str, Any], bool]:
     """Write ``uids/{train,eval/retrieval}/{step}.npy``, ``benchmark.yaml`` and ``manifest.json`` of a pool.
 
     Returns the manifest, and whether it was there already.
     """
-    require({"date-field": date_field, "output-path": output_path})
-    check_format(date_format)
-    check_field(date_field)
-    made_from = describe_cut(name, steps, every, seed, test_share)
-    tars, folder = list_shards(pool), local_folder(output_path)
-    made_from |= {"date_field": date_field, "date_format": date_format, "input": {"pool": _digest(tars)}}
-    if manifest := load_finished(folder, made_from, overwrite):
-        return manifest, True
-    with work_folder(folder) as work:
-        field, dropped, months = Field(date_field, date_format, name, seed, test_share), Counter(), Months()
-        for shard in _read_shards(list(tars), field, num_workers, months):
+    field.check()
+    tars, made_from = list_shards(pool), options.settings()
+    made_from |= {"date_field": field.name, "date_format": field.form, "input": {"pool": _digest(tars)}}
+
+    def write(work: Path) -> dict[str, Any]:
+        dropped, months = Counter(), Months()
+        for shard in _read_shards(list(tars), field, options, months):
             dropped += shard.dropped
             for byte in np.unique(bucket := shard.rows["f0"] >> np.uint64(56)).tolist():
                 with open(work / f"{byte:02x}", "ab") as file:
                     shard.rows[bucket == byte].tofile(file)
         if not months.counts and not months.bad:
             raise TicError(f"{pool} has no sample that can be used; dropped: {dict(dropped) or 'none'}")
-        months.check(skip_bad_rows)
-        benchmark = save_benchmark(work / NEW, name, steps, every, months.counts)
-        manifest = {**made_from, **_write_lists(work, benchmark, dropped), "order": "uid"}
-        finish_lists(folder, manifest)
-    return manifest, False
+        months.check(options.skip_bad_rows)
+        return _write_lists(work, options.new, options.write_benchmark(months), dropped)
+
+    return make_lists(options, made_from, write, others=(BENCHMARK_FILE, UIDS))
 
 
-def suggest(
-    pool: str,
-    steps: int,
-    *,
-    date_field: str,
-    date_format: str = "auto",
-    num_workers: int = 1,
-    skip_bad_rows: bool = False,
-) -> list[tuple[str, int]]:
-    """Return (name, samples) of near-equal steps of a pool."""
-    require({"date-field": date_field})
-    check_format(date_format)
-    check_field(date_field)
+def count_months(pool: str, field: Field, options: OwnOptions) -> Months:
+    """Return how many samples of a pool each month has; a TicError says which dates can't be read."""
+    field.check()
     months = Months()
-    for _ in _read_shards(list(list_shards(pool)), Field(date_field, date_format), num_workers, months):
+    for _ in _read_shards(list(list_shards(pool)), field, options, months):
         pass
-    months.check(skip_bad_rows)
-    return suggest_steps(months.counts, steps)
-
-
-def check_field(name: str) -> None:
-    """Raise a TicError if a name of a field has characters that JSON writes as something else."""
-    if not name.isprintable() or {'"', "\\"} & set(name):
-        raise TicError(f"--date-field {name!r} has a character that a field's name can't have here")
+    months.check(options.skip_bad_rows)
+    return months
 
 
 def _digest(tars: dict[str, int]) -> str:
@@ -136,9 +96,10 @@ def _digest(tars: dict[str, int]) -> str:
     return hashlib.sha256("".join(f"{to_path(tar).name} {size}\n" for tar, size in tars.items()).encode()).hexdigest()
 
 
-def _read_shards(tars: list[str], field: Field, num_workers: int, months: Months) -> Iterator[Shard]:
+def _read_shards(tars: list[str], field: Field, options: OwnOptions, months: Months) -> Iterator[Shard]:
     """Yield the shards of a pool in its order, and count their months."""
-    shards = map_ordered(partial(read_shard, field), tars, num_workers, use_processes=num_workers > 1)
+    read, workers = partial(read_shard, field, options), options.num_workers
+    shards = map_ordered(read, tars, workers, use_processes=workers > 1)
     for shard in progress(shards, "dates", len(tars), "shard"):
         for day, count in zip(*np.unique(shard.rows["day"], return_counts=True), strict=True):
             months.counts[first_of_month(int(day))] += int(count)
@@ -147,7 +108,7 @@ def _read_shards(tars: list[str], field: Field, num_workers: int, months: Months
         yield shard
 
 
-def read_shard(field: Field, tar: str) -> Shard:
+def read_shard(field: Field, options: OwnOptions, tar: str) -> Shard:
     """Return the UIDs and dates of a pool shard; a TicError says that no sample has the field, and names the others."""
     record = msgspec.defstruct("Record", [("date", Any, None)], rename={"date": field.name})
     decoder, dropped, rows, bad, names = msgspec.json.Decoder(record), Counter(), [], [], None
@@ -168,7 +129,7 @@ def read_shard(field: Field, tar: str) -> Shard:
                 dropped["impossible date"] += 1
                 bad.append(date)
             else:
-                rows.append((uid, date.seconds // 86_400, _is_test(field, uid)))
+                rows.append((uid, date.seconds // 86_400, options.is_test(options.name, uid)))
     if names and not rows and field.name not in names:
         raise TicError(f"{tar} has no field {field.name} in its samples' JSON; it has {', '.join(names)}")
     found, uids = np.empty(len(rows), ROW), parse_uids(uid for uid, *_ in rows)
@@ -186,12 +147,7 @@ def _read_field(decoder: msgspec.json.Decoder, data: bytes, name: str) -> object
         return record.get(name) if isinstance(record, dict) else None
 
 
-def _is_test(field: Field, uid: str) -> bool:
-    digest = hashlib.sha256(f"{field.seed}/{field.dataset}/{uid}".encode()).digest()
-    return int.from_bytes(digest[:8]) < field.test_share * 2.0**64
-
-
-def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str]) -> dict[str, Any]:
+def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str]) -> dict[str, Any]:
     """Write the lists from the buckets, each UID once; return their part of the manifest."""
     buckets, lists, rows = sorted(path for path in work.iterdir() if path.is_file()), {}, Counter()
     for split, step in list_names(benchmark).values():
@@ -212,11 +168,8 @@ def _write_lists(work: Path, benchmark: Benchmark, dropped: Counter[str]) -> dic
                 rows[key] += len(chosen)
                 is_listed += len(chosen)
             dropped[OUTSIDE] += len(found) - is_listed
-    counts, files = count_samples(benchmark, +rows, +dropped), {}
-    for key in lists:
-        name = f"uids/{FOLDERS[key[0]]}/{key[1]}.npy"
-        with atomic_open(work / NEW / name, sync=False) as file:
+    files = {f"{UIDS}/{FOLDERS[split]}/{step}.npy": (split, step) for split, step in lists}
+    for name, key in files.items():
+        with atomic_open(new / name, sync=False) as file:
             np.save(file, np.memmap(work / "-".join(key), UID, "r") if rows[key] else np.empty(0, UID))
-        files[name] = file_digest(work / NEW / name)
-    read = rows.total() + dropped.total()
-    return {"counts": counts, "read": read, "dropped": dict(sorted((+dropped).items())), "files": files}
+    return count_samples(benchmark, rows, dropped, {name: file_digest(new / name) for name in files})

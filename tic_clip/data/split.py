@@ -120,6 +120,12 @@ def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
     return sizes
 
 
+@cache
+def list_fingerprint(split: str) -> str | None:
+    """Return the SHA-256 of the list of UIDs that reshard has made a split of, cached; None for data from elsewhere."""
+    return ((read_meta(split_folders(split)[0]) or {}).get("arguments") or {}).get("subset")
+
+
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
     """Return ``split_sizes``, also {}, or every shard with None for its samples where there is no table."""
     has_parts = not storage.list_files(split, "*.tar") and storage.list_files(split, f"*/{SIZES}")

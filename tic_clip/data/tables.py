@@ -11,14 +11,15 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from typing import IO, Any
 
 from tic_clip import TicError
-from tic_clip.data.dates import Date, read_date
+from tic_clip.cli import flag
+from tic_clip.data.dates import Date, check_format, read_date
 from tic_clip.data.images import strip_suffix
 from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, check_columns, read_csv
 from tic_clip.storage import StorageError, exists, is_dir, list_files, open_file
@@ -26,19 +27,28 @@ from tic_clip.storage import StorageError, exists, is_dir, list_files, open_file
 WEB = re.compile("https?://", re.IGNORECASE)
 SUFFIXES = re.compile(r"\.(?:(csv|tsv|jsonl|ndjson)(?:\.gz)?|(parquet))$", re.IGNORECASE)
 BATCH = 256  # rows of Parquet, which may hold images
+ROLES = ("image", "caption", "date", "label", "key")  # of columns
 _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of a table's columns, and how its dates are written."""
+    """The names of a table's columns, and how its dates are written: flags of create_splits.py."""
 
-    date: str
-    image: str = ""
-    caption: str = ""
-    label: str = ""
-    key: str = ""
-    date_format: str = "auto"
+    date: str = flag("the column of dates", "", metavar="COLUMN")
+    image: str = flag("the column of paths, or of images", "", metavar="COLUMN")
+    caption: str = flag("the column of captions", "", metavar="COLUMN")
+    label: str = flag("a column of classes: adds classification", "", metavar="COLUMN")
+    key: str = flag("the column of keys; else the image's path without suffix", "", metavar="COLUMN")
+    date_format: str = flag("auto, year, s, ms, or of strftime, as %%d.%%m.%%Y", "auto")
+
+    def __post_init__(self) -> None:
+        check_format(self.date_format)
+
+    def require(self, *names: str) -> None:
+        """Raise a TicError that says which of the columns are not named."""
+        if missing := [f"--{name}" for name in names if not getattr(self, name)]:
+            raise TicError(f"{' and '.join(missing)} must be given")
 
 
 def find_tables(paths: list[str]) -> list[str]:
@@ -89,20 +99,14 @@ def read_dates(path: str, columns: Columns) -> Iterator[Date]:
 
 def read_rows(columns: Columns, path: str) -> Iterator[Row | BadRow | tuple[Row, bytes]]:
     """Yield the rows of a table; where a column has the images themselves, with their bytes."""
-    names = [columns.image, columns.caption, columns.date, columns.label, columns.key]
-    used = [name for name in names if name]
-    for row in read_values(path, used):
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        where, values = row
-        image, caption, date, label, key = (dict(zip(used, values, strict=True)).get(name) for name in names)
-        yield _make_row(where, columns, image, caption, date, label, key)
+    names = [name for name in (getattr(columns, role) for role in ROLES) if name]
+    for row in read_values(path, names):
+        yield row if isinstance(row, BadRow) else _make_row(row[0], columns, dict(zip(names, row[1], strict=True)))
 
 
-def _make_row(where: str, columns: Columns, *values: Any) -> Row | BadRow | tuple[Row, bytes]:
-    """Return the row of the values of an image, a caption, a date, a label and a key, or what is wrong with it."""
-    image, caption, date, label, key = values
+def _make_row(where: str, columns: Columns, values: dict[str, Any]) -> Row | BadRow | tuple[Row, bytes]:
+    """Return the row of a table's values, or what is wrong with it."""
+    image, caption, date, label, key = (values.get(getattr(columns, role)) for role in ROLES)
     data = None
     if isinstance(image, dict):  # as the hub has images
         data, image = image.get("bytes"), image.get("path")
@@ -158,23 +162,27 @@ def _open_text(path: str) -> Iterator[IO[str]]:
 
 
 def _read_json_lines(file: IO[str], path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
-    """Yield the rows of JSON Lines; the first must have all columns, in others what is not there is None."""
-    is_checked = False
+    """Yield the rows of JSON Lines; each column must be in one of them, what is not in a row is None."""
+    names = {}
+    for line in file:
+        names |= dict.fromkeys(_read_object(line) or {})
+        if names.keys() >= set(columns):
+            break
+    check_columns(path, columns, names)
+    file.seek(0)
     for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            record = error
-        if not isinstance(record, dict):
+        where, record = f"{path}, line {number}", _read_object(line)
+        if record is not None:
+            yield where, [record.get(name) for name in columns]
+        elif line.strip():
             yield BadRow("malformed row", f"{where} is not a JSON object")
-            continue
-        if not is_checked:
-            check_columns(path, columns, record)
-            is_checked = True
-        yield where, [record.get(name) for name in columns]
+
+
+def _read_object(line: str) -> dict[str, Any] | None:
+    """Return the JSON object of a line, or None."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        return record if isinstance(record, dict) else None
 
 
 def _read_parquet(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:

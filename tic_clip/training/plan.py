@@ -13,7 +13,7 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.data.split import split_sizes
+from tic_clip.data.split import list_fingerprint, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
@@ -23,7 +23,7 @@ from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new
 from tic_clip.training.sampling import apportion
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "keep", "macs", "macs_seen", "validation", "teacher")  # the teacher is the start
+NOT_COMPARED = ("command", "pins", "lists", "keep", "macs", "macs_seen", "validation", "teacher")  # teacher: the start
 SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
 
 
@@ -169,7 +169,8 @@ def plan_data(
     if is_chosen:
         earlier = {name: size[name] for step in benchmark.steps[first:t] for name in step.splits}
         facts["validation"] = plan_validation(root, earlier)
-    return {"sources": sources, **facts}
+    lists = {source["name"]: list_fingerprint(source["split"]) for source in sources}
+    return {"sources": sources, "lists": lists, **facts}
 
 
 def read_size(split: str, benchmark: Benchmark, config: Config) -> int:
