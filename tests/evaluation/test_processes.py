@@ -9,6 +9,8 @@ import shutil
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from forked import Script
 from test_evaluation import ARCH, SCRIPT, png, write_classes, write_split
 
 from tic_clip import TicError, models
-from tic_clip.evaluation import claims
+from tic_clip.evaluation import claims, features
 from tic_clip.evaluation.claims import claim, local_rank, open_lock, process_rank, release, take
 from tic_clip.evaluation.evaluate import Settings, evaluate
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
@@ -253,7 +255,7 @@ def test_watching_evaluates_each_step_when_it_is_finished(emoji, tmp_path, monke
 # --- Memory
 
 
-def test_a_full_disk_for_features_is_one_line(emoji, tmp_path):
+def test_a_full_disk_for_features_is_one_line(emoji, tmp_path, monkeypatch):
     model = Model(name="x", arch=ARCH, weights=str(emoji / "run/2014/model.pt"))
     task = static_task("x", {"folder": str(emoji / "data/tic/emoji/yearly/eval/emojinet/2014")}, "")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -263,5 +265,8 @@ def test_a_full_disk_for_features_is_one_line(emoji, tmp_path):
             evaluate([model], [task], str(tmp_path), Settings())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=32_000))
+    with pytest.raises(TicError, match=r"the features of x need 0.0 GB in .*, which has 0.0 GB: set TMPDIR to"):
+        evaluate([model, replace(model, name="y"), replace(model, name="z")], [task], str(tmp_path), Settings())
     assert not (tmp_path / RESULTS).exists()
     assert len(evaluate([model], [task], str(tmp_path), Settings())) == 1

@@ -23,7 +23,7 @@ from tic_clip.data.decode import decode_image
 from tic_clip.data.tar import UNUSABLE
 from tic_clip.evaluation.claims import local_rank, open_lock, take
 from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
-from tic_clip.evaluation.features import Rows, count_nonfinite, pick
+from tic_clip.evaluation.features import Rows, check_space, count_nonfinite, pick
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
@@ -255,7 +255,10 @@ def score(
     for (part, items), (batch, bad) in zip(index, batches, strict=True):
         samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
         for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
-            parts[part].append(encoder.encode(part, batch))
+            rows = encoder.encode(part, batch)
+            if not features[0]["images"].width:
+                check_space(tasks[0].key, len(encoders) * (len(found) + len(found.texts)), rows.shape[1])
+            parts[part].append(rows)
     if not samples:
         raise TicError(f"{tasks[0].folder} holds no image that can be decoded")
     for task in tasks:

@@ -1,6 +1,7 @@
 """Features on disk: memory holds a piece of them, however many samples and models there are."""
 
 import mmap
+import shutil
 import tempfile
 
 import numpy as np
@@ -8,6 +9,15 @@ import numpy as np
 from tic_clip import TicError
 
 PIECE = 1 << 14  # rows in memory at a time
+ADVICE = "set TMPDIR to a larger disk, or lower --models_at_once"
+
+
+def check_space(name: str, count: int, width: int) -> None:
+    """Raise a TicError if ``count`` features of ``name`` have no room in TMPDIR, before hours of encoding them."""
+    needed, free = 4 * count * width, shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:
+        sizes = f"{needed / 1e9:.1f} GB in {tempfile.gettempdir()}, which has {free / 1e9:.1f} GB"
+        raise TicError(f"the features of {name} need {sizes}: {ADVICE}")
 
 
 class Rows:
@@ -22,8 +32,7 @@ class Rows:
             self.file.write(np.ascontiguousarray(rows, dtype=np.float32))
             self.file.flush()
         except OSError as error:
-            advice = "set TMPDIR to a larger disk, or lower --models_at_once"
-            raise TicError(f"{tempfile.gettempdir()}, where features are kept: {error.strerror}; {advice}") from None
+            raise TicError(f"{tempfile.gettempdir()}, where features are kept: {error.strerror}; {ADVICE}") from None
         self.width = rows.shape[1]
 
     def read(self) -> np.ndarray:
