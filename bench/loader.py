@@ -43,7 +43,7 @@ class Size:
     per_shard: int
 
 
-def pictures(size: Size, shard: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+def make_images(size: Size, shard: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members) of a shard: smooth JPEGs of 256 pixels, about 23 KB each, and captions."""
     from PIL import Image
 
@@ -62,7 +62,7 @@ def make_split(folder: Path, size: Size) -> None:
         table = {}
         for shard in range(size.num_shards):
             name = f"{shard:08d}.tar"
-            table[name] = write_shard(folder / name, pictures(size, shard))
+            table[name] = write_shard(folder / name, make_images(size, shard))
         write_json(folder / "sizes.json", table)
 
 

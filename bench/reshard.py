@@ -41,7 +41,7 @@ YEARS = range(2014, 2023)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The pool: shards, samples of each, and the mean bytes of a picture."""
+    """The pool: shards, samples of each, and the mean bytes of an image."""
 
     num_shards: int
     per_shard: int
@@ -59,7 +59,7 @@ def random_uids(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def pool_samples(size: Size, shard: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of the samples of a shard: random bytes for a picture, and a JSON like the pool's."""
+    """(key, members) of the samples of a shard: random bytes for an image, and a JSON like the pool's."""
     rng = np.random.default_rng(1000 + shard)
     for i, uid in enumerate(format_uids(pool_uids(size, shard))):
         caption = f"a picture of the thing with the number {i}"
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=ROOT / "data/bench", help="of the pool, kept (default: data/bench)")
     parser.add_argument("--num-shards", type=int, default=20, help="shards of the pool (default: 20)")
     parser.add_argument("--per-shard", type=int, default=5000, help="samples of a shard (default: 5000)")
-    parser.add_argument("--image-bytes", type=int, default=27_000, help="of a picture, in the mean (default: 27000)")
+    parser.add_argument("--image-bytes", type=int, default=27_000, help="of an image, in the mean (default: 27000)")
     parser.add_argument("-j", "--num-workers", type=int, default=2, help="our processes (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (default: 5)")
     parser.add_argument("--datacomp", type=Path, help="a checkout of DataComp: its resharder takes part")

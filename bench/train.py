@@ -88,6 +88,7 @@ def measure(contender: str, folder: Path, launched: float, args: argparse.Namesp
         flags += ["--batch_size", args.batch, "--samples_per_step", args.iterations * args.batch, "--block", 100]
         flags += ["--data_dir", folder, "--output_dir", out]
         sys.argv = ["train.py", *map(str, flags)]
+        sys.path.insert(0, str(ROOT / "scripts"))
         with suppress(SystemExit):
             runpy.run_path(str(ROOT / "scripts/train.py"), run_name="__main__")
         assert (Path(out) / "2014/done.json").exists()

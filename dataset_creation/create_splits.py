@@ -16,6 +16,8 @@ uids/{train,eval/retrieval}/{step}.npy, as reshard.py takes them.
 import argparse
 import sys
 
+import require_venv  # noqa: F401
+
 from tic_clip import TicError
 from tic_clip.cli import Parser, add_flags, from_flags, run_main
 from tic_clip.data import own, pool

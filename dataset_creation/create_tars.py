@@ -10,10 +10,12 @@ also eval/labels/{step}/. Of your own data, test images whose bytes are in a tra
 depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
 """
 
-from tic_clip.cli import Parser, run_main
+import require_venv  # noqa: F401
+
+from tic_clip.cli import Parser, add_flags, from_flags, run_main
 from tic_clip.data.folder import table
 from tic_clip.data.labels import TEMPLATES
-from tic_clip.data.pack import create_tars
+from tic_clip.data.pack import PackOptions, create_tars
 
 TEXTS = " and ".join(TEMPLATES)
 
@@ -24,15 +26,12 @@ def main() -> None:
     parser.add_argument("--csv-path", required=True, help="the lists: the output folder of create_splits.py")
     parser.add_argument("--image-path", required=True, help="the folder of the images")
     parser.add_argument("--output-path", required=True, help="the folder of all data, --data_dir of train.py")
-    parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="rows of a list in a shard (default: 10000)")
-    parser.add_argument("--max-per-class", type=int, default=50, help="images of a class and period (default: 50)")
-    parser.add_argument("--template", action="append", metavar="TEXT", help=f"a prompt, repeatable (default: {TEXTS})")
-    parser.add_argument("--overwrite", action="store_true", help="make all splits again, with images come since")
-    parser.add_argument("--dry-run", action="store_true", help="read all images, write nothing")
+    add_flags(parser, PackOptions)
+    text = f"a prompt, repeatable (default: {TEXTS})"
+    parser.add_argument("--template", dest="templates", action="append", metavar="TEXT", help=text)
     args = parser.parse_args()
-    flags = vars(args)
-    splits, dropped = create_tars(templates=flags.pop("template") or TEMPLATES, **flags)
+    args.templates = args.templates or TEMPLATES
+    splits, dropped = create_tars(args.csv_path, args.image_path, args.output_path, from_flags(PackOptions, args))
     print(table(splits))
     if dropped:
         print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))

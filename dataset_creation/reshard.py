@@ -9,6 +9,8 @@ in each {split}/{part:05d}/ (sample_ids.npy in 00000/ only). The bytes do not de
 run the same command again to resume. A UID that is twice in the pool is taken once; with --parts, once in each part.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.folder import table
 from tic_clip.data.reshard import ENGINES, reshard

@@ -8,6 +8,8 @@ there is one. Missing UIDs of the subset are counted, not a fault: links die. Wr
 
 from collections import Counter
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.verify import verify
 

@@ -1,12 +1,14 @@
 # Settings of every run_*.sh, from the environment; README.md describes them, `.venv/bin/python scripts/train.py --help`
 # has the defaults:
 #
-#   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run), REMOTE (a folder or bucket for copies)
+#   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run, or these), REMOTE (a folder or bucket for copies)
 #   the run      BENCHMARK, METHOD, SCALE, FILTER, MODEL, SEED, SAMPLES_PER_STEP, BATCH_SIZE, BUDGET, REPLAY, MIXTURE,
 #                RESAMPLED=1 (with replacement), FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT,
 #                INIT (a checkpoint, a model such as "ViT-B-32 laion2b_s34b_b79k", or hf-hub:OWNER/NAME)
+#   hardware     MAX_BATCH (the largest batch a GPU holds), ACCUM_FREQ, PRECISION (fp32, amp, amp_bf16; of evaluation, too),
+#                GRAD_CHECKPOINTING=0, OPENCLIP_FLAGS (OpenCLIP's own, as "--torchcompile --grad-clip-norm 1")
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
-#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), PRECISION, SKIP_BAD=1,
+#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1,
 #                EVALUATE=step (after each step, with the report; default: end)
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
 #

@@ -15,13 +15,15 @@ MODELS_DIR=${MODELS_DIR:-${here}data/models}
 DATA_DIR=${DATA_DIR:-${here}data}
 OUT=${OUT:-${here}results/released}
 
+flags_of=(TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE)
 bash "$root/setup.sh"
+"$root/.venv/bin/python" -m tic_clip.settings MODELS_DIR MODELS DATA_DIR OUT SKIP_BAD DRY_RUN "${flags_of[@]}"
 if [ -z "${MODELS:-}" ]; then
     MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
         fail "$MODELS_DIR has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh $MODELS_DIR"
 fi
 flags=(--data_dir "$DATA_DIR")
-for variable in TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE; do
+for variable in "${flags_of[@]}"; do
     [ -z "${!variable:-}" ] || flags+=("--${variable,,}" "${!variable}")
 done
 ! is_on SKIP_BAD || flags+=(--skip_bad)

@@ -5,6 +5,8 @@
 fetch_models.sh calls it and says more.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.released import download_models
 from tic_clip.models import RELEASED

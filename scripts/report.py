@@ -16,6 +16,8 @@ robustness and training as .png and .svg, those that have something to show; pri
 
 from collections.abc import Sequence
 
+import require_venv  # noqa: F401
+
 from tic_clip import TicError
 from tic_clip.cli import Parser, run_main
 from tic_clip.report import report

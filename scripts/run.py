@@ -6,6 +6,7 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+
+import require_venv  # noqa: F401
 
 import evaluate
 import report
@@ -30,6 +33,7 @@ from tic_clip.training.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
 WHEN = ("end", "step")
+SWEEP = ("METHODS", "SEEDS")
 FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
 FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
@@ -40,9 +44,22 @@ COLUMNS = {
 """Variable -> flag of create_splits.py, for the user's own TABLE."""
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 KNOWN = dict.fromkeys(
-    (*TRAINING, *EVALUATION, "EVALUATE", *FOLDERS, *PACKING, "TABLE", *COLUMNS, *PROCESSES, "DRY_RUN", "SKIP_BAD")
+    (
+        *TRAINING,
+        "METHODS",
+        "SEEDS",
+        *EVALUATION,
+        "EVALUATE",
+        *FOLDERS,
+        *PACKING,
+        "TABLE",
+        *COLUMNS,
+        *PROCESSES,
+        "DRY_RUN",
+        "SKIP_BAD",
+    )
 )
-OTHERS = ("METHODS", "MODELS", "RESULTS")  # of run_emoji_all.sh and evaluate_released.sh: not misspelt
+OTHERS = ("MODELS", "RESULTS")  # of evaluate_released.sh and run_emoji_all.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
 CORES = len(os.sched_getaffinity(0))
@@ -58,6 +75,9 @@ def main() -> None:
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
     environ = {name: value for name, value in os.environ.items() if name not in OTHERS}
     settings = read_environment(environ, KNOWN, OLD_VARIABLES)
+    for name in SWEEP:
+        if name in settings and (one := (settings | fixed).get(name[:-1])):
+            raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
     try:
         run({**fixed, **settings})
@@ -68,7 +88,7 @@ def main() -> None:
 
 
 def run(settings: dict[str, str]) -> None:
-    """Make the data, train, evaluate and report."""
+    """Make the data, train, evaluate and report; compare several runs."""
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
     if "POLICY" in settings:
         print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
@@ -76,37 +96,66 @@ def run(settings: dict[str, str]) -> None:
         cut_table(settings, overwrite)
     benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
     dataset = "" if benchmark.text else benchmark.name.split("_")[0]  # a file's benchmark is packed as it says
-    for name, table in (("METHOD", METHODS), ("SCALE", SCALES)):
-        value = settings.get(name, "not set")
-        if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
-            raise TicError(f"{name} is {value}: it must be one of {', '.join(table)}")
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
-    out = locate_output(settings, benchmark.name)
-    launch = make_launcher(settings)
     if settings.setdefault("EVALUATE", "end") not in WHEN:
         raise TicError(f"EVALUATE is {settings['EVALUATE']}: it must be one of {', '.join(WHEN)}")
-    flags = [*make_flags(TRAINING, settings), "--output_dir", out, "--step", "all"]
-    parsed = train.parse_args(flags)  # a wrong value shows before hours of packing
+    launch, runs = make_launcher(settings), list_runs(settings, benchmark.name)
+    for flags in runs.values():
+        train.parse_args(flags)  # a wrong value shows before hours of packing
     if dataset == "emoji":
         make_emoji(data_dir)
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
     if benchmark.text and "SOURCE" in settings:
         pack_own(settings, dry_run, overwrite)
-    evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
+    for flags in runs.values():
+        train.main([*flags, "--dry_run" if dry_run else "--check"], launch.world_size)
     if dry_run:
-        train.main([*flags, "--dry_run"], launch.world_size)
         return
-    train.main([*flags, "--check"], launch.world_size)
+    evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
     if launch.node_rank == 0:
         evaluate.main(["--check", "--benchmark", benchmark.name, *evaluation])
-    steps = train.list_steps(train.config_from(parsed)) if settings["EVALUATE"] == "step" else ["all"]
-    done = [Path(out, step, "done.json").exists() for step in [*steps, ""]].index(False)
-    for step in steps[max(done - 1, 0) :]:  # the last one that is done may lack its evaluation
-        run_script(train, launch.command, [*flags[:-1], step])
-        run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
-        if launch.node_rank == 0:
-            report.main([out, "--out", out])
+    train_runs(runs, launch, evaluation, by_step=settings["EVALUATE"] == "step")
+    if launch.node_rank == 0 and is_sweep(settings):
+        report.main([*runs, "--out", locate_output(settings, benchmark.name, "comparison")])
+
+
+def is_sweep(settings: dict[str, str]) -> bool:
+    """Return whether a script is asked for several runs."""
+    return any(name in settings for name in SWEEP)
+
+
+def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
+    """Return the folder of each run and its flags of train.py: one, or one for each of METHODS and each of SEEDS.
+
+    Raises:
+        TicError: there is no such method or scale.
+    """
+    methods = settings["METHODS"].split() if "METHODS" in settings else [settings.get("METHOD", "not set")]
+    seeds = settings["SEEDS"].split() if "SEEDS" in settings else [settings.get("SEED", "")]
+    named = [("METHOD", METHODS, method) for method in methods]
+    for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
+        if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
+            raise TicError(f"{name} is {value}: it must be one of {', '.join(table)}")
+    runs = {}
+    for method, seed in itertools.product(methods, seeds):
+        suffix = f"_seed{seed}" * ("SEEDS" in settings and seed != "0")
+        one = {**settings, "METHOD": method} | ({"SEED": seed} if seed else {})
+        out = locate_output(one, benchmark, method, suffix)
+        runs[out] = [*make_flags(TRAINING, one), "--output_dir", out, "--step", "all"]
+    return runs
+
+
+def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[str], by_step: bool) -> None:
+    """Train, evaluate and report each run, or each of its steps."""
+    for out, flags in runs.items():
+        steps = train.list_steps(train.config_from(train.parse_args(flags))) if by_step else ["all"]
+        done = [Path(out, step, "done.json").exists() for step in [*steps, ""]].index(False)
+        for step in steps[max(done - 1, 0) :]:  # the last one that is done may lack its evaluation
+            run_script(train, launch.command, [*flags[:-1], step])
+            run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
+            if launch.node_rank == 0:
+                report.main([out, "--out", out])
 
 
 def run_script(script: ModuleType, torchrun: list[str], flags: list[str]) -> None:
@@ -122,22 +171,26 @@ def default_folder(name: str) -> str:
     return os.path.relpath(ROOT / name)
 
 
-def locate_output(settings: dict[str, str], benchmark: str) -> str:
-    """Return the run's folder: OUT, or one by the run's name in OUTPUT_DIR; its copy has the same name in REMOTE."""
-    if settings.get("OUT"):
-        return settings["OUT"]
-    name = f"{benchmark}/{settings['METHOD']}"
+def locate_output(settings: dict[str, str], benchmark: str, method: str, suffix: str = "") -> str:
+    """Return the run's folder: OUT, or one by the run's name in OUTPUT_DIR; its copy has the same name in REMOTE.
+
+    Of several runs, OUT is the folder that holds them all.
+    """
+    name = f"{benchmark}/{method}"
     if benchmark in ("datacomp", "datacomp_monthly"):
-        parts = settings["SCALE"].removeprefix("tic_"), settings.get("FILTER", "basic"), settings["METHOD"]
+        parts = settings["SCALE"].removeprefix("tic_"), settings.get("FILTER", "basic"), method
         name = "_".join([*parts, *benchmark.split("_")[1:]])
-    if settings.get("REMOTE"):
-        settings["REMOTE"] = f"{settings['REMOTE'].rstrip('/')}/{name}"
-    return f"{settings.get('OUTPUT_DIR', default_folder('results')).rstrip('/')}/{name}"
+    folder = settings.get("OUTPUT_DIR", default_folder("results"))
+    if "OUT" in settings:
+        folder, name = settings["OUT"], method if is_sweep(settings) else ""
+    if "REMOTE" in settings and name:
+        settings["REMOTE"] = f"{settings['REMOTE'].rstrip('/')}/{name}{suffix}"
+    return f"{folder.rstrip('/')}/{name}{suffix}" if name else folder
 
 
 def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
     """Return the variables that are set as flags of train.py or evaluate.py."""
-    return [word for name in names if name in settings for word in (f"--{name.lower()}", settings[name])]
+    return [f"--{name.lower()}={settings[name]}" for name in names if name in settings]
 
 
 @dataclass(frozen=True)

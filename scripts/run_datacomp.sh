@@ -14,5 +14,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
 export SCALE=${SCALE:-tic_medium} FILTER=${FILTER:-basic}
-[ "${METHOD:-}" = patching ] || export RESAMPLED=${RESAMPLED:-1}
+[[ " ${METHODS:-${METHOD:-}} " = *" patching "* ]] || export RESAMPLED=${RESAMPLED:-1}
 run --benchmark datacomp

@@ -9,5 +9,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 
-export SCALE=${SCALE:-tic_tiny} METHOD=${METHOD:-cumulative}
+export SCALE=${SCALE:-tic_tiny}
+[ -n "${METHODS:-}" ] || export METHOD=${METHOD:-cumulative}
 run --benchmark emoji

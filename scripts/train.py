@@ -3,7 +3,9 @@
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
     torchrun --nproc-per-node 8 scripts/train.py --benchmark datacomp --method oracle --scale tic_large --step all \\
-        --data_dir /data --output_dir /runs/oracle
+        --data_dir /data --output_dir /runs/oracle -- --torchcompile --grad-clip-norm 1
+
+What follows a -- are OpenCLIP's own flags (docs/training.md).
 
 Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
 was cut off resumes from its own newest checkpoint. With --dry_run it prints the step's plan, with "--step all" a table
@@ -13,26 +15,32 @@ of all steps.
 import argparse
 import json
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-try:
-    from tic_clip.cli import Parser, run_main
-    from tic_clip.training.config import Config, add_flags, config_from
-    from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
-    from tic_clip.training.step import check_ready, train_steps
-except ModuleNotFoundError as error:
-    raise SystemExit(f"error: {error}: use the Python of bash setup.sh, .venv/bin/python scripts/train.py") from None
+import require_venv  # noqa: F401
+
+from tic_clip.cli import Parser, run_main
+from tic_clip.training.config import Config, add_flags, config_from
+from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
+from tic_clip.training.step import check_ready, train_steps
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the flags."""
+    """Return the flags; OpenCLIP's own follow a ``--``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
     parser = Parser(__doc__)
     add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     parser.add_argument("--check", action="store_true", help="make the plan and stop")
-    return parser.parse_args(argv)
+    args = parser.parse_args(words[:end])
+    if others := words[end + 1 :]:
+        args = parser.parse_args([*words[:end], f"--openclip_flags={args.openclip_flags} {shlex.join(others)}"])
+    return args
 
 
 def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> None:
@@ -75,9 +83,10 @@ def describe(plans: Sequence[dict[str, Any]]) -> str:
     plan = plans[-1]
     facts = [plan[key] for key in ("benchmark", "filter", "method", "scale", "model")]
     facts += [f"{plan['sampling']} sampling", f"{plan['checkpoints']} checkpoints a step", f"seed {plan['seed']}"]
-    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient") if key in plan]
+    facts += filter(None, [plan.get("precision"), " ".join(plan["openclip_flags"])])
+    facts += [f"{SETTINGS.get(key, key)} {plan[key]}" for key in ("buffer", "coefficient", "schedule") if key in plan]
     facts += [f"{plan['samples_seen']:,} samples", f"{plan['macs_seen']:.2e} MACs"]
-    columns = ("step", "samples", "iterations × batch", "MACs", "warm-up", "start", "trained on")
+    columns = ("step", "samples", "iterations × batch", "MACs", "lr", "warm-up", "start", "trained on")
     rows = [columns, *map(describe_step, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join([", ".join(facts), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
@@ -88,11 +97,13 @@ def describe_step(plan: dict[str, Any]) -> tuple[str, ...]:
     sources = [f"{source['name']} {source['share']:.1%}" for source in plan["sources"]]
     if len(sources) > 4:
         sources = [f"{len(sources)} splits: {sources[0]}", sources[1], "…", sources[-1]]
+    parts = plan["layout"]["accum_freq"]
     return (
         plan["step"],
         f"{plan['samples']:,}",
-        f"{plan['iterations']:,} × {plan['batch_size']:,}",
+        f"{plan['iterations']:,} × {plan['batch_size']:,}" + f" ({parts} passes)" * (parts > 1),
         f"{plan['macs']:.2e}",
+        f"{plan['learning_rate']:g}" + f" down in {plan['cooldown']:,}" * (plan["cooldown"] > 0),
         f"{plan['warmup']:,}" + " (longer than the step)" * (plan["warmup"] > plan["iterations"]),
         shorten(plan["start"]) + " with its optimizer" * (plan["optimizer"] == "kept"),
         ", ".join(sources),

@@ -19,6 +19,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import require_venv  # noqa: E402, F401  as scripts do that run in this process
+
+del sys.path[0]
 
 
 def pytest_configure():
@@ -64,7 +68,7 @@ class Pool:
         return list(self.samples)
 
 
-def picture(number):
+def make_png(number):
     file = io.BytesIO()
     Image.new("RGB", (3, 2), (number % 256, number // 256, 0)).save(file, "PNG")
     return file.getvalue()
@@ -77,6 +81,19 @@ def write_tar(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+def read_tars(folder):
+    """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
+    samples = []
+    for path in sorted(Path(folder).rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in filter(tarfile.TarInfo.isfile, tar):
+                key, suffix = info.name.split(".", 1)
+                if not samples or samples[-1][0] != key or suffix in samples[-1][1]:
+                    samples.append((key, {}))
+                samples[-1][1][suffix] = tar.extractfile(info).read()
+    return samples
 
 
 def tree(folder):
@@ -133,7 +150,7 @@ def make_pool(tmp_path):
                 key, caption = f"{shard:05d}{i:04d}", f"picture {number} of {name}"
                 uid = hashlib.sha256(caption.encode()).hexdigest()[:32]
                 record = {"uid": uid, "caption": caption, "key": key}
-                members = {"png": picture(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
+                members = {"png": make_png(number), "json": json.dumps(record).encode(), "txt": caption.encode()}
                 if edit:
                     edit(number, members)
                 pool.samples[uid] = members

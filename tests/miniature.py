@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(text, kind="JPEG"):
-    """A picture of 48 pixels that is another for each text."""
+def make_image(text, kind="JPEG"):
+    """An image of 48 pixels that is another for each text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
     file = io.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
@@ -21,9 +21,9 @@ def picture(text, kind="JPEG"):
     return file.getvalue()
 
 
-def held_out(dataset, key):
-    """Whether a key is of the test set, as create_splits.py has it: one in a hundred."""
-    return int(hashlib.sha256(f"0/{dataset}/{key}".encode()).hexdigest()[:16], 16) < 2**64 / 100
+def held_out(dataset, key, share=0.01, seed=0):
+    """Whether a key is of the test set, as create_splits.py has it."""
+    return int(hashlib.sha256(f"{seed}/{dataset}/{key}".encode()).hexdigest(), 16) < share * 2**256
 
 
 def keys_of(dataset, step, train, test, length):
@@ -44,7 +44,7 @@ def write_yfcc(folder, train=40, test=8):
         for place, key in enumerate(keys_of("yfcc15m", year, train, test, 32)):
             text = f"<b>Tom</b> &amp; {key[:4]},\nby the sea" if place % 3 else "a+%22walk%22"
             rows.append((key, f"Picture {place}", text, "sea,new+york", seconds(year, place)))
-            path, data = f"{key[3:6]}/{key}.jpg", picture(key)
+            path, data = f"{key[3:6]}/{key}.jpg", make_image(key)
             images = folder / "images"
             if place % 2:
                 images.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write_redcaps(folder, train=40, test=8):
             path = folder / f"images/{subreddit}/{key}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             if place != train:
-                path.write_bytes(picture(key, "PNG") if place % 5 else picture(key))
+                path.write_bytes(make_image(key, "PNG") if place % 5 else make_image(key))
             if place == train + 1:
                 path.write_text("<html>removed</html>")
         for subreddit in ("birds", "house_plants"):

@@ -6,7 +6,7 @@ import pytest
 
 from tic_clip import TicError
 from tic_clip import benchmarks as benchmarks_module
-from tic_clip.benchmarks import BENCHMARKS, MONTHS, Benchmark, Step, get_benchmark
+from tic_clip.benchmarks import BENCHMARKS, MONTHS, Step, get_benchmark
 from tic_clip.runs import check_benchmark, find_benchmark, keep_benchmark
 from tic_clip.timeline import cutoff, name_span, span
 
@@ -56,12 +56,6 @@ def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(TicError, match=r"'2014' of datacomp.* 2014-2016, 2017, 2018, 2019, 2020, 2021, 2022"):
         get_benchmark("datacomp").step_index("2014")
     assert get_benchmark("emoji").step_index("2017-2018") == 3
-
-
-def test_a_step_name_is_used_once():
-    twice = (Step(name="2014", splits=("a",), periods=("a",)),) * 2
-    with pytest.raises(AssertionError, match="twice"):
-        Benchmark(name="x", dataset="x", cadence="yearly", title="X", steps=twice, tasks={}, prepare_with="")
 
 
 def test_as_a_program_it_prints_the_steps():
@@ -136,6 +130,8 @@ def test_a_file_names_splits_periods_tasks_and_filters(read):
     [
         ("", "Expected `object`, got `null`"),
         ("a: [1\nb: 2", "line 2: expected ',' or ']'"),
+        ("name: mine\nsteps: [2014]\nname: x", "line 3: name is there twice"),
+        ("name: mine\nsteps: [2014]\ntasks: {a: retrieval, a: classification}", "line 3: a is there twice"),
         ("steps: [2014]", "missing required field `name`"),
         ("name: mine\nstep: [2014]", "unknown field `step`"),
         ("name: mine", "give one of the keys steps, every"),

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -67,3 +69,23 @@ def test_a_reader_that_stops_early_is_not_an_error(body):
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     writer.stdout.close()
     assert (writer.stderr.read(), writer.wait()) == (b"", 141)
+
+
+BAR = "for _ in cli.progress(range(4), 'read', 4, 'row'): time.sleep(0.02)"
+
+
+@pytest.mark.parametrize(("minute", "expected"), [(0.01, [0, 1, 2, 3, 4]), (60.0, [0, 4])])
+def test_a_log_gets_a_line_a_minute(minute, expected):
+    _, _, stderr = call(f"import time; cli.MINUTE = {minute}\n    {BAR}")
+    assert "\r" not in stderr
+    assert sorted({int(line.split("/")[0].split()[-1]) for line in stderr.splitlines()}) == expected
+
+
+def test_a_terminal_gets_a_bar():
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    code = f"import time\nfrom tic_clip import cli\n{BAR}"
+    subprocess.run([sys.executable, "-c", code], stderr=slave, check=True)
+    written = os.read(master, 4096).decode()
+    assert written.startswith("\rread:   0%|")
+    assert "4/4" in written.rstrip().rpartition("\r")[2]

@@ -24,7 +24,7 @@ import yaml
 from cloudpathlib import S3Path
 from datasets.arrow_writer import ArrowWriter
 from forked import Script
-from miniature import picture
+from miniature import make_image
 from PIL import Image
 
 from tic_clip import datacomp
@@ -168,7 +168,10 @@ def write_set(folder, names="{:08d}.tar", fields=1):
     """Thirty images with a caption, one of six classes and metadata each, in three shards."""
     rows = np.random.default_rng(0).integers(0, 2, (30, fields))
     content = [
-        (f"{i:04d}", {"jpg": picture(str(i)), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)})
+        (
+            f"{i:04d}",
+            {"jpg": make_image(str(i)), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)},
+        )
         for i, row in enumerate(rows)
     ]
     counts = {names.format(i): write_shard(folder / names.format(i), content[10 * i : 10 * i + 10]) for i in range(3)}
@@ -199,7 +202,7 @@ def write_suite(data):
     write_set(data / "wds_wilds-iwildcam_test/test", "{}.tar", fields=9)
     text, image = ({"dtype": "string", "id": None, "_type": "Value"}, {"decode": True, "id": None, "_type": "Image"})
     captions = [[f"picture {i}", f"thing {i}"] for i in range(30)]
-    rows = {"image": [{"bytes": picture(str(i)), "path": None} for i in range(30)], "caption": captions}
+    rows = {"image": [{"bytes": make_image(str(i)), "path": None} for i in range(30)], "caption": captions}
     write_hub(data, "flickr_1k_test_image_text_retrieval", {"image": image, "caption": [text]}, rows)
 
 
@@ -214,7 +217,7 @@ def expected(model):
         return net.encode_text(tokenizer(some), normalize=True).numpy()
 
     with torch.no_grad():
-        images = torch.stack([preprocess(Image.open(io.BytesIO(picture(str(i))))) for i in range(30)])
+        images = torch.stack([preprocess(Image.open(io.BytesIO(make_image(str(i))))) for i in range(30)])
         images = net.encode_image(images, normalize=True).numpy()
     means = [texts([f"a {name}", f"the {name}"]).mean(axis=0) for name in "abcdef"]
     ranks = np.argsort([[-image @ mean / np.linalg.norm(mean) for mean in means] for image in images])

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("scripts", "dataset_creation", "bench")
-PYTHON_SCRIPTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))
+IMPORTED = set(ROOT.glob("*/**/require_venv.py"))
+PYTHON_SCRIPTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")} - IMPORTED)
 MODULES = ("tic_clip.benchmarks",)
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.sh"))])
 SOURCED = [path for path in BASH_SCRIPTS if not path.read_text().startswith("#!")]
@@ -67,6 +68,14 @@ def test_python_shows_an_example_whose_flags_exist_and_needs_no_torch(command, h
     known = {flag for line in flags for flag in re.findall(r"--?[\w-]+", line)}
     used = {word for words in shown for word in words[2:] if word.startswith("-") and word != "-m"}
     assert used <= known
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name.startswith(("scripts/", "dataset_creation/"))])
+def test_another_python_is_one_line_that_names_ours(command):
+    done = run([sys.executable, "-S", command, "--help"], ROOT)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: No module named 'tic_clip': use ")
+    assert done.stderr.endswith(f" .venv/bin/python {command}\n")
 
 
 class Stop(Exception):

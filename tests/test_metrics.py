@@ -11,7 +11,19 @@ from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 from sklearn.metrics import balanced_accuracy_score
 
 from tic_clip import metrics as metrics_module
-from tic_clip.metrics import KS, RESAMPLES, classification, rank, resample, retrieval, transfer
+from tic_clip.metrics import (
+    KS,
+    RESAMPLES,
+    classification,
+    forgetting,
+    mean_over_compute,
+    rank,
+    resample,
+    retrieval,
+    seed_error,
+    transfer,
+    transfer_errors,
+)
 
 
 def features(rng, count, dim=8):
@@ -233,3 +245,52 @@ def test_transfer_by_hand():
     assert (transfer(matrix)["id"], transfer(matrix)["forward"]) == (6, pytest.approx(11 / 3))
     one = transfer(np.array([[0.5]]))
     assert (one["id"], math.isnan(one["backward"]), math.isnan(one["forward"])) == (0.5, True, True)
+    where = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=bool)
+    assert transfer(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 12]]), where) == {
+        "id": 3.0,  # (1 + 5) / 2
+        "backward": 6.0,  # (4 + 8) / 2
+        "forward": pytest.approx(math.nan, nan_ok=True),
+    }
+
+
+def test_forgetting_by_hand():
+    """The first period falls from its best, 0.6, to 0.3 and was 0.5 at its own step; the second from 0.7 to 0.6."""
+    matrix = np.array([[0.5, 0.1, 0.0], [0.6, 0.7, 0.2], [0.3, 0.6, 0.9]])
+    assert forgetting(matrix) == {
+        "average": pytest.approx((0.5 + (0.6 + 0.7) / 2 + (0.3 + 0.6 + 0.9) / 3) / 3),
+        "last": pytest.approx((0.3 + 0.6 + 0.9) / 3),
+        "bwt": pytest.approx((0.3 - 0.5 + 0.6 - 0.7) / 2),
+        "forgetting": pytest.approx((0.6 - 0.3 + 0.7 - 0.6) / 2),
+    }
+    matrix[0, 2] = np.nan  # no figure needs it
+    assert not any(map(math.isnan, forgetting(matrix).values()))
+    matrix[2, 0] = np.nan
+    assert all(map(math.isnan, forgetting(matrix).values()))
+    one = forgetting(np.array([[0.5]]))
+    assert (one["average"], one["last"], math.isnan(one["bwt"]), math.isnan(one["forgetting"])) == (
+        0.5,
+        0.5,
+        True,
+        True,
+    )
+
+
+def test_accuracy_over_compute_by_hand():
+    """From 1 to 3 the mean is 0.3, from 3 to 7 it is 0.5: (2 * 0.3 + 4 * 0.5) / 6."""
+    assert mean_over_compute(np.array([1.0, 3, 7]), np.array([0.2, 0.4, 0.6])) == pytest.approx(2.6 / 6)
+    assert math.isnan(mean_over_compute(np.array([1.0]), np.array([0.2])))
+
+
+def test_errors_of_a_column_add_up_and_columns_are_independent():
+    """Backward of three steps: two cells share the first period's samples, one has the second's."""
+    errors = transfer_errors(np.full((3, 3), 0.1))
+    assert errors["id"] == pytest.approx(0.1 / 3**0.5)
+    assert errors["backward"] == errors["forward"] == pytest.approx((0.2**2 + 0.1**2) ** 0.5 / 3)
+    assert all(map(math.isnan, transfer_errors(np.full((3, 3), np.nan)).values()))
+
+
+def test_errors_of_seeds_are_students():
+    """scipy's quantiles of t: 12.706 for one degree of freedom, 4.303 for two."""
+    assert seed_error(0.1, 2) == pytest.approx(12.706 * 0.1 / 2**0.5, rel=1e-3)
+    assert seed_error(0.1, 3) == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert seed_error(0.1, 10) == pytest.approx(2.262 * 0.1 / 10**0.5, rel=1e-3)

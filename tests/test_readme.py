@@ -27,8 +27,8 @@ def test_the_readme_begins_with_a_figure_and_two_commands():
     commands = ["bash scripts/run_emoji_cumulative.sh", "bash scripts/run_tests.sh"]
     assert [" ".join(line.split()[:2]) for line in lines[:2]] == commands
     assert len(README.splitlines()) <= 220
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / image).read_bytes().startswith(b"\x89PNG")
 
 
 def percents(values):
@@ -63,7 +63,7 @@ def test_the_recorded_runs_are_the_default_ones_and_show_what_the_readme_says():
     assert runs["sequential"]["samples_seen"] == runs["cumulative"]["samples_seen"]
     assert runs["oracle"]["samples_seen"][-1] == 28 * budget
     recall = {name: run["tasks"]["retrieval"] for name, run in runs.items()}
-    chance = sum(1 / pictures for pictures in (156, 156, 143, 84, 84, 69, 89)) / 7
+    chance = sum(1 / images for images in (156, 156, 143, 84, 84, 69, 89)) / 7
     assert recall["cumulative"]["id"] > 10 * chance
     assert recall["cumulative"]["backward"] > 2 * recall["sequential"]["backward"]
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -177,6 +178,12 @@ def test_run_sh_needs_a_benchmark(checkout):
         ("run_emoji_cumulative.sh", {"BENCHMARK": "datacomp"}, "BENCHMARK is datacomp, but run_emoji"),
         ("run_redcaps.sh", {"BENCHMARK": "yfcc15m_2011"}, "BENCHMARK is yfcc15m_2011, but run_redcaps"),
         ("run_datacomp.sh", {}, "METHOD is not set: it must be one of oracle, "),
+        (CUMULATIVE, {"METHODS": "lwf"}, "METHODS is set, and METHOD is cumulative for run_medium"),
+        (CUMULATIVE, {"SEED": 1, "SEEDS": "1 2"}, "SEEDS is set, and SEED is 1 for run_medium"),
+        (CUMULATIVE, {"SEEDS": "0 x"}, "'x' is not a whole number from 0"),
+        ("run_datacomp.sh", {"METHODS": "lwf magic"}, "METHOD is magic: it must be one of oracle, "),
+        ("run_datacomp.sh", {"METHOD": "lwf oracle"}, "METHOD is lwf oracle: it must be one of oracle, "),
+        (CUMULATIVE, {"LR": "1e-3,1e-4"}, "LR has 2 numbers, datacomp has 7 steps"),
         (CUMULATIVE, {"SAMPLE_PER_STEP": 640}, "SAMPLE_PER_STEP: did you mean SAMPLES_PER_STEP?"),
         (CUMULATIVE, {"RESAMPLED": "maybe"}, "RESAMPLED: 'maybe' is not one of"),
         (CUMULATIVE, {"DRY_RUN": "2"}, "DRY_RUN: '2' is not one of"),
@@ -210,7 +217,7 @@ def test_old_names_of_settings_work_and_the_new_ones_are_named(run, data_dir, ca
 
 
 def test_variables_of_others_are_not_taken_for_misspelt_ones(run, data_dir):
-    others = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MODELS", "METHODS", "MODEL_DIR", "DATASET"), 4)
+    others = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MODELS", "RESULTS", "MODEL_DIR", "DATASET"), 4)
     assert not run(CUMULATIVE, DRY_RUN=1, DATA_DIR=data_dir, **others)
 
 
@@ -244,10 +251,10 @@ def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started, tmp_pa
     )
     assert " ".join(words).startswith(
         "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
-        f"{ROOT}/scripts/train.py --benchmark datacomp --method oracle --scale tic_medium "
+        f"{ROOT}/scripts/train.py --benchmark=datacomp --method=oracle --scale=tic_medium "
     )
     assert " ".join(words).endswith("--output_dir /runs/medium_basic_oracle --step all")
-    assert "--remote s3://b/x/medium_basic_oracle" in " ".join(words)
+    assert "--remote=s3://b/x/medium_basic_oracle" in " ".join(words)
     assert environment["OMP_NUM_THREADS"] == "1"
 
 
@@ -265,6 +272,14 @@ def test_each_step_is_trained_and_evaluated_before_the_next_one(started, tmp_pat
     names = [Path(next(word for word in words if word.endswith(".py"))).name for words, _ in commands]
     assert names == ["train.py", "evaluate.py"] * 6
     assert [words[-1] for words, _ in commands[::2]] == ["2017", "2018", "2019", "2020", "2021", "2022"]
+
+
+def test_several_machines_train_and_evaluate_each_run(started):
+    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 2, "SEEDS": "0 1", "OUTPUT_DIR": "/runs"}
+    code, commands = started(ORACLE, **several)
+    assert not code
+    words = [re.search("output_dir (\\S+)", " ".join(words))[1] for words, _ in commands]
+    assert words == ["/runs/medium_basic_oracle"] * 2 + ["/runs/medium_basic_oracle_seed1"] * 2
 
 
 def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
@@ -289,12 +304,57 @@ def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir, tmp_p
     assert "runs/medium_basic_cumulative: datacomp, basic, cumulative, tic_medium" in done.stdout
 
 
-def test_all_methods_of_emoji_are_run_and_compared(checkout, tmp_path):
-    *runs, (report, _) = calls(checkout, "scripts/run_emoji_all.sh", RESULTS="r", REMOTE="s3://b")
-    assert {environment["METHOD"] for _, environment in runs} == METHODS.keys()
-    assert all(environment["OUT"] == f"r/{environment['METHOD']}" for _, environment in runs)
-    assert all(environment["REMOTE"] == f"s3://b/{environment['METHOD']}" for _, environment in runs)
-    assert report[1:] == [f"r/{environment['METHOD']}" for _, environment in runs] + ["--out", "r/comparison"]
+def test_all_methods_of_emoji_are_run_beside_each_other(checkout):
+    for settings, out in (({}, "results/emoji"), ({"OUTPUT_DIR": "o"}, "o/emoji"), ({"RESULTS": "r"}, "r")):
+        [(words, environment)] = calls(checkout, "scripts/run_emoji_all.sh", **settings)
+        assert words[-2:] == ["--benchmark", "emoji"]
+        assert environment["OUT"] == out
+        assert set(environment["METHODS"].split()) == METHODS.keys()
+        assert "METHOD" not in environment
+
+
+@pytest.fixture
+def swept(run, data_dir, monkeypatch):
+    """What run.py has done by train.py, evaluate.py and report.py, which do nothing: a word and a run's folder each."""
+
+    def call(script, **settings):
+        done = []
+        for name, flag in (("train", "--output_dir"), ("evaluate", "--train_output_dir"), ("report", "--out")):
+            module = ModuleType(name)
+            module.parse_args = list
+
+            def main(words, *_, name=name, flag=flag):
+                if not {"--check", "--dry_run"} & set(words):
+                    given = dict(word.split("=", 1) for word in words if "=" in word)
+                    seed, copy = given.get("--seed"), given.get("--remote")
+                    more = [word for word in words[: words.index("--out")]] if name == "report" else []
+                    done.append((name, words[words.index(flag) + 1], *filter(None, (seed, copy)), *more[1:]))
+
+            module.main = main
+            monkeypatch.setitem(sys.modules, name, module)
+        return run(script, **{"DATA_DIR": data_dir, **settings}), done
+
+    return call
+
+
+def test_methods_and_seeds_are_run_and_compared(swept):
+    several = {"METHODS": "lwf sequential", "SEEDS": "0 2", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
+    code, done = swept("run_datacomp.sh", **several)
+    assert not code
+    names = [f"medium_basic_{name}" for name in ("lwf", "lwf_seed2", "sequential", "sequential_seed2")]
+    seeds = ["0", "2", "0", "2"]
+    expected = [
+        call
+        for n, seed in zip(names, seeds, strict=True)
+        for call in (("train", f"r/{n}", seed, f"s3://b/{n}"), ("evaluate", f"r/{n}"), ("report", f"r/{n}"))
+    ]
+    compared = ("report", "r/medium_basic_comparison", *(f"r/{n}" for n in names[1:]))
+    assert done == [*expected, compared]
+    code, done = swept(CUMULATIVE, SEEDS="1", OUT="o", REMOTE="c")  # OUT holds them all
+    assert done[0] == ("train", "o/cumulative_seed1", "1", "c/cumulative_seed1")
+    assert done[-1] == ("report", "o/comparison")
+    code, done = swept(CUMULATIVE, SEED="1", OUT="o", REMOTE="c")  # one run, where it always was
+    assert done == [("train", "o", "1", "c"), ("evaluate", "o"), ("report", "o")]
 
 
 # --- Slurm
@@ -407,7 +467,7 @@ def test_what_released_models_lack_is_printed(tmp_path):
 def test_the_settings_of_released_models_are_flags(checkout, tmp_path):
     (tmp_path / "TiC-CLIP-basic-oracle").mkdir()
     settings = {"IMAGENET_VAL": "/val", "TASKLIST": "list.yml", "PRECISION": "amp", "SKIP_BAD": "1", "DATA_DIR": "d"}
-    (evaluated, _), (reported, _) = calls(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
+    _, (evaluated, _), (reported, _) = calls(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
     own = f"--released {tmp_path}/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"
     what = "--data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
     assert " ".join(evaluated).endswith(f"scripts/evaluate.py {own} {what}")
@@ -416,10 +476,13 @@ def test_the_settings_of_released_models_are_flags(checkout, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "no TiC-CLIP-*/: run: bash scripts/fetch_models.sh "), ({"MODELS": "x", "SKIP_BAD": "on"}, "SKIP_BAD is on")],
+    [
+        ({}, "no TiC-CLIP-*/: run: bash scripts/fetch_models.sh "),
+        ({"MODELS": "x", "SKIP_BAD": "on"}, "SKIP_BAD is on"),
+        ({"MODELS": "x", "BATCHSIZE": 8}, "unknown setting BATCHSIZE: did you mean BATCH_SIZE?"),
+    ],
 )
-def test_released_models_that_cannot_be_evaluated_are_one_line(checkout, tmp_path, settings, message):
-    done = bash(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_released_models_that_cannot_be_evaluated_are_one_line(tmp_path, settings, message):
+    done = bash(ROOT, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
+    (error,) = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
+    assert (done.returncode, message in error) == (1, True)

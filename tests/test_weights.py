@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forked import Script
+from safetensors.torch import save_file
 
 from tic_clip import TicError, weights
 from tic_clip.training import hooks
@@ -28,6 +29,23 @@ def test_a_checkpoint_and_a_bare_state_dict_come_back_without_ddps_prefix(tmp_pa
         assert loaded.keys() == model.state_dict().keys()
         assert torch.equal(loaded["0.weight"], model[0].weight)
         assert weights.record(file) is None
+
+
+def test_training_starts_from_what_evaluation_reads(tmp_path, model):
+    """Bare, in half precision, in torch's old format and as safetensors; a file that is none is one line."""
+    state = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "bare.bin")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "model.safetensors")
+    for name in ("bare.bin", "old.pt", "model.safetensors"):
+        path = str(tmp_path / name)
+        assert all(torch.equal(value, state[key]) for key, value in weights.load(path).items())
+        assert weights.record(path) is None
+        args = SimpleNamespace(resume=path, new_run=True, keep_optimizer=False, model="ViT")
+        assert hooks.checkpoint_for(model, args).keys() == state.keys()
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(TicError, match=r"model.safetensors is not a checkpoint that can be loaded safely"):
+        weights.load(path)
 
 
 @pytest.mark.parametrize(

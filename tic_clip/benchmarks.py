@@ -52,10 +52,6 @@ class Benchmark:
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
     text: str = field(default="", compare=False)  # of the YAML file, if it is not one of ours
 
-    def __post_init__(self) -> None:
-        names = [step.name for step in self.steps]
-        assert len(set(names)) == len(names), f"{self.name}: a step's name is used twice"
-
     @property
     def root(self) -> str:
         """Return the benchmark's folder below ``data_dir``."""

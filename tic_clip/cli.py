@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tic_clip import TicError
 
 T = TypeVar("T")
+MINUTE = 60.0  # seconds between the lines of a progress bar that is not on a terminal
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def flag(text: str, default: Any, **options: Any) -> Any:
     """Return a field of a dataclass that is a flag, with its help; ``options`` are argparse's, or a ``short`` name."""
-    shown = "" if default in ("", False) else f" (default: {default})"
+    shown = "" if default is False or default == "" else f" (default: {default})"
     return field(default=default, metadata={"help": text + shown, **options})
 
 
@@ -99,9 +100,26 @@ def format_os_error(error: OSError) -> str:
 def progress(
     items: Iterable[T] | None, description: str, total: int | None = None, unit: str = "it", done: int = 0
 ) -> "tqdm[T]":
-    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only."""
+    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only.
+
+    Where standard error is not a terminal, as in the log of a batch job, it is a line at start, a minute, and end.
+    """
     options = {"disable": not is_rank_zero() or total == 0, "dynamic_ncols": True, "mininterval": 0.5}
+    if not sys.stderr.isatty():
+        options |= {"dynamic_ncols": False, "ncols": 0, "file": _LogLines()}
+        options |= {"mininterval": MINUTE, "maxinterval": MINUTE}
     return tqdm(items, description, total, initial=done, unit=unit, **options)
+
+
+class _LogLines:
+    """Standard error for tqdm: each state of a bar is a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def is_rank_zero() -> bool:

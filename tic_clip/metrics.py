@@ -171,12 +171,60 @@ def _interval(values: np.ndarray, num_samples: int) -> tuple[float, float]:
     return (0.0, width) if high == 0 else (1 - width, 1.0) if low == 1 else (low, high)
 
 
-def transfer(matrix: np.ndarray) -> dict[str, float]:
+TRANSFERS = ("id", "backward", "forward")
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""95 % quantiles of Student's t, two-sided, for 1, 2, … degrees of freedom."""
+
+
+def transfer_cells(steps: int) -> dict[str, np.ndarray]:
+    """Return which cells (T, T) ``id`` (the diagonal), ``backward`` (below it) and ``forward`` (above it) average."""
+    below = np.tri(steps, k=-1, dtype=bool)
+    return dict(zip(TRANSFERS, (np.eye(steps, dtype=bool), below, below.T), strict=True))
+
+
+def transfer(matrix: np.ndarray, where: np.ndarray | None = None) -> dict[str, float]:
     """Return in-domain, backward and forward transfer of a step × step matrix (T, T); NaN where a cell is NaN.
 
     With E[i, j] the model of step i on the data of step j: ``id`` is the mean of the diagonal, ``backward`` the mean
-    below it (j < i), ``forward`` the mean above it (j > i).
+    below it (j < i), ``forward`` the mean above it (j > i). ``where`` (T, T): only of these cells.
     """
-    below = np.tri(len(matrix), k=-1, dtype=bool)
-    cells = {"id": np.diag(matrix), "backward": matrix[below], "forward": matrix[below.T]}
+    where = np.ones(matrix.shape, dtype=bool) if where is None else where
+    cells = {name: matrix[mask & where] for name, mask in transfer_cells(len(matrix)).items()}
     return {name: float(values.mean()) if values.size else float("nan") for name, values in cells.items()}
+
+
+def transfer_errors(widths: np.ndarray) -> dict[str, float]:
+    """Return the half-widths of the three means from those of the cells (T, T), NaN without any.
+
+    Models are evaluated on the same samples, so that the errors of a column add up; columns are independent.
+    """
+    cells = {name: np.where(mask, widths, 0) for name, mask in transfer_cells(len(widths)).items()}
+    return {
+        name: float(np.sqrt((np.nansum(part, axis=0) ** 2).sum()) / count) if (count := np.sum(part > 0)) else np.nan
+        for name, part in cells.items()
+    }
+
+
+def forgetting(matrix: np.ndarray) -> dict[str, float]:
+    """Return what else is said of a step × step matrix E (T, T); NaN where a cell that it needs is.
+
+    ``average``: the mean over i of the mean of E[i, j] over j <= i. ``last``: the mean of E[T, j]. ``bwt``: the mean
+    over j < T of E[T, j] - E[j, j]. ``forgetting``: the mean over j < T of the maximum of E[i, j] over i < T, -E[T, j].
+    """
+    seen = [row[: i + 1].mean() for i, row in enumerate(matrix)]
+    last, earlier = matrix[-1], matrix[:-1, :-1]
+    values = {"average": np.mean(seen), "bwt": np.nan, "forgetting": np.nan, "last": last.mean()}
+    if len(matrix) > 1:
+        values |= {"bwt": (last - np.diag(matrix))[:-1].mean(), "forgetting": (earlier.max(axis=0) - last[:-1]).mean()}
+    return {name: float(value) for name, value in values.items()}
+
+
+def mean_over_compute(compute: np.ndarray, accuracy: np.ndarray) -> float:
+    """Return the area under accuracy (T,) against compute (T,), by trapezoids, over the width; NaN if that is 0."""
+    width = compute[-1] - compute[0]
+    return float(np.trapezoid(accuracy, compute) / width) if width > 0 else float("nan")
+
+
+def seed_error(deviation: float, runs: int) -> float:
+    """Return the half-width of the 95 % interval of a mean over ``runs`` seeds."""
+    return T95[min(runs, len(T95) + 1) - 2] * deviation / runs**0.5

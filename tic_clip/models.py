@@ -10,6 +10,7 @@ from typing import Any
 
 from tic_clip import TicError, lookup, package_file
 from tic_clip.benchmarks import get_benchmark
+from tic_clip.storage import read_json
 
 HUB = "hf-hub:"
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -101,11 +102,16 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     if not Path(weights).is_file():
         return make_model(arch, device, tag=weights or None)
     model, *rest = make_model(arch, device)
-    state = load(weights)
+    state = without_bias(load(weights), model)
     if difference := mismatch(state, model.state_dict()):
         raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
     model.load_state_dict(state)
     return model, *rest
+
+
+def without_bias(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return ``state`` without the bias of SigLIP's loss if the model has none: it moves all similarities alike."""
+    return state if "logit_bias" in model.state_dict() else {k: v for k, v in state.items() if k != "logit_bias"}
 
 
 def check_pretrained(text: str, arch: str) -> None:
@@ -151,11 +157,22 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
 
 def check_architecture(model: str) -> None:
     """Raise a TicError, with similar names, if OpenCLIP has no such architecture; imports nothing of it."""
-    folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
-    names = {path.stem.lower(): path.stem for folder in folders for path in sorted(folder.glob("*.json"))}
-    if model not in names.values():
-        similar = ", ".join(names[name] for name in difflib.get_close_matches(model.lower(), names)) or "none"
+    names = list_architectures()
+    if model not in names:
+        lower = {name.lower(): name for name in names}
+        similar = ", ".join(lower[name] for name in difflib.get_close_matches(model.lower(), lower)) or "none"
         raise TicError(f"OpenCLIP has no model {model!r}; similar ones are {similar}, open_clip.list_models() has all")
+
+
+def list_architectures() -> dict[str, Path]:
+    """Return the configuration file of each architecture by its name."""
+    folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def has_logit_bias(model: str) -> bool:
+    """Return whether an architecture is one of SigLIP's, whose loss has a bias."""
+    return "init_logit_bias" in read_json(list_architectures()[model])
 
 
 @cache

@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,24 @@ LOG, BENCHMARK_FILE = "train.log.jsonl", "benchmark.yaml"
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("torch", "torchvision", "webdataset", "numpy")
 RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
+LATER = ("precision", "openclip_flags", "settings")  # settings that plans have had only since they were added
 SETTINGS = tuple(name for name in RUN if name != "seed")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that a number depends on."""
-    return {name: importlib.metadata.version(name) for name in PINNED} | {"open_clip": OPEN_CLIP_COMMIT}
+    """Return the versions of the packages that a number depends on, and the commit of this checkout."""
+    packages = {name: importlib.metadata.version(name) for name in PINNED}
+    return packages | {"open_clip": OPEN_CLIP_COMMIT} | _own_commit()
+
+
+@cache
+def _own_commit() -> dict[str, str]:
+    """Return the commit of the checkout that this module is in, with -dirty if files differ; {} without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return {"tic_clip": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        return {}
 
 
 def last_checkpoint(checkpoints: int) -> Path:
@@ -39,8 +53,13 @@ def run_name(plan: dict[str, Any]) -> str:
 
 def run_id(plan: dict[str, Any], folder: object) -> str:
     """Return what tells a step's run in wandb from those of other settings, seeds and folders."""
-    settings = json.dumps([{name: plan.get(name) for name in RUN}, str(Path(folder).absolute())])
+    settings = json.dumps([settings_of(plan, RUN), str(Path(folder).absolute())])
     return f"{run_name(plan)}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def settings_of(plan: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a plan's settings of these ``names``, and those added later where they have a value."""
+    return {name: plan.get(name) for name in names} | {name: plan[name] for name in LATER if plan.get(name)}
 
 
 def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
@@ -79,6 +98,13 @@ def read_done(path: object) -> dict[str, Any]:
     return facts
 
 
+def read_plan(run: object, steps: list[str]) -> dict[str, Any]:
+    """Return the plan of a run's first finished step of ``steps``, and when its last was ``finished``; {} if none."""
+    paths = [to_path(run) / step / "done.json" for step in steps]
+    found = [read_done(path) for path in paths if exists(path)]
+    return found[0]["plan"] | {"finished": found[-1].get("finished")} if found else {}
+
+
 def models_of(run: str, *, every: bool = False) -> list[Model]:
     """Return the last checkpoint of each finished step of a run, in order; a TicError if no step is finished.
 
@@ -97,9 +123,9 @@ def _models_of_step(run: str, facts: dict[str, Any], every: bool) -> list[Model]
     folder = Path(run) / plan["step"]
     last = folder / facts["checkpoint"]
     fields = ("benchmark", "method", "filter", "scale", "step", "seed", "samples_seen", "macs_seen")
-    settings = json.dumps({name: plan.get(name) for name in SETTINGS})  # runs that share them can be averaged
+    settings = json.dumps(settings_of(plan, SETTINGS))
     about = {name: plan.get(name) for name in fields}
-    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}
+    about |= {"settings": hashlib.sha256(settings.encode()).hexdigest()[:12]}  # runs that share it can be averaged
     name, arch = f"{plan['method']} {plan['step']}", plan["model"]
     models = []
     for path in sorted((folder / "checkpoints").glob("epoch_*.pt"), key=_epoch) if every else ():

@@ -1,11 +1,16 @@
-"""Settings from environment variables: old names, misspellings, and what contradicts a script's name."""
+"""Settings from environment variables: old names, misspellings, and what contradicts a script's name.
+
+python -m tic_clip.settings NAME…          # end in one line if a variable is a misspelt name
+"""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping
 
 from tic_clip import TicError
+from tic_clip.cli import run_main
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 
@@ -55,3 +60,7 @@ def check_fixed(settings: Mapping[str, str], fixed: Mapping[str, str], script: s
 def name_variables(message: str, names: Collection[str]) -> str:
     """Return an error with the variables that the user set in place of the flags made of them."""
     return re.sub(r"--([a-z_]+)", lambda match: match[1].upper() if match[1].upper() in names else match[0], message)
+
+
+if __name__ == "__main__":
+    run_main(lambda: read_environment(os.environ, sys.argv[1:], {}) and None)

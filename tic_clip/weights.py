@@ -22,13 +22,22 @@ def write(checkpoint: dict[str, Any], path: object) -> None:
 
 def load(path: str) -> dict[str, torch.Tensor]:
     """Return the weights in a training checkpoint or a bare state dict without DDP's prefix; run no code of it."""
-    return state_dict(read_safely(torch.load, path, map_location="cpu", weights_only=True), path)
+    return state_dict(read(path, weights_only=True), path)
+
+
+def read(path: str, reader: Callable = torch.load, **options: Any) -> Any:
+    """Return what is in a checkpoint, or in a safetensors file; ``reader`` is ``torch.load`` or OpenCLIP's for URLs."""
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return read_safely(load_file, path)
+    return read_safely(reader, path, map_location="cpu", **options)
 
 
 def record(path: str) -> dict[str, Any] | None:
     """Return what a checkpoint of ours records of its making, or None for one from elsewhere."""
     mmap = zipfile.is_zipfile(path)  # torch's old format can't be
-    checkpoint = read_safely(torch.load, path, map_location="cpu", weights_only=True, mmap=mmap)
+    checkpoint = read(path, weights_only=True, mmap=mmap)
     return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 

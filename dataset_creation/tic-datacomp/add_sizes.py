@@ -5,6 +5,8 @@
 DIR is local or a URL, and holds the shards or folders of them. Where stats are missing, run generate_stats.py first.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.split import add_sizes
 

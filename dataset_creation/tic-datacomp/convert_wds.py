@@ -5,6 +5,8 @@
 convert_wds.sh calls it and says more.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.clip_benchmark import convert
 

@@ -8,6 +8,8 @@ tic-datacompnet_year2uids.json. HF_ENDPOINT sets a mirror of the hub, HF_TOKEN a
 by hand go into the same folder: also months as {year}/{YYYYMM}.npy, and symbolic links.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.released import LISTS, YEARS, download_lists
 

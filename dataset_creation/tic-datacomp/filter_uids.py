@@ -7,6 +7,8 @@ Writes every list below --uids to the output folder: those in train/ keep the UI
 links. With --filter bestpool the filtered lists are in train_bestpool/. reshard.py -s OUTPUT_PATH makes the splits.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.eval_uids import filter_lists
 

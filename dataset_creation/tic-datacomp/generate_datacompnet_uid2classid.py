@@ -6,6 +6,8 @@ A class id is the position of the synset among ImageNet's 1,000 sorted ones; a U
 lowest. Writes classes/{yearly,monthly}/eval/datacompnet/{step}.npy, months as generate_eval_uids.py has made them.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.eval_uids import write_classes
 

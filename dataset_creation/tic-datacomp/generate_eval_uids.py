@@ -10,6 +10,8 @@ generate_datacompnet_uid2classid.py, one call makes every split:
     python dataset_creation/reshard.py -i POOL -o DATA/tic/datacomp -s data/lists/uids -c data/lists/classes
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.eval_uids import write_eval_uids
 

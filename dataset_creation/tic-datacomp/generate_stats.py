@@ -5,6 +5,8 @@
 DIR is local or a URL, and holds the shards or folders of them. Only headers are read; remote shards are downloaded.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.split import generate_stats
 

@@ -7,6 +7,8 @@ chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/year
 all groups of another benchmark, such as your own benchmark.yaml.
 """
 
+import require_venv  # noqa: F401
+
 import yaml
 
 from tic_clip.benchmarks import get_benchmark

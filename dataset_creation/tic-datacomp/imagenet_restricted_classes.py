@@ -5,6 +5,8 @@
 Writes imagenet_restricted_classes.json, {group: [class id]}, and imagenet_restricted_classnames.json, {group: [name]}.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip import package_file
 from tic_clip.cli import Parser, run_main
 from tic_clip.data.clip_benchmark import CLASSNAMES, imagenet_texts

@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import require_venv  # noqa: F401
+
 import numpy as np
 
 from tic_clip import TicError
@@ -97,8 +99,7 @@ def find_classes(images: list[Image]) -> dict[str, int]:
     for image in images:
         classes[image.uid] = next((i for i, pattern in enumerate(patterns) if re.search(pattern, image.caption)), None)
         meanings[image.png].add(classes[image.uid])
-    clear = (image.uid for image in images if len(meanings[image.png]) == 1)
-    return {uid: classes[uid] for uid in clear if classes[uid] is not None}
+    return {uid: classes[uid] for uid, _, _, _, png in images if len(meanings[png]) == 1 and classes[uid] is not None}
 
 
 def write_pool(pool: Path, images: list[Image]) -> None:

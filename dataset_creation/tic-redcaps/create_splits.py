@@ -7,6 +7,8 @@ a caption is as it is given, on one line. One in a hundred is held out, by a has
 {train,test}_batch_{step}.csv (key, image, caption, date; sorted by UID) and, last, manifest.json.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data import pairs
 

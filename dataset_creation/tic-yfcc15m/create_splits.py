@@ -8,6 +8,8 @@ One in a hundred is held out, by a hash of the key, so the same in both benchmar
 (key, image, caption, date; sorted by UID) and, last, manifest.json.
 """
 
+import require_venv  # noqa: F401
+
 from tic_clip.cli import Parser, run_main
 from tic_clip.data import pairs
 

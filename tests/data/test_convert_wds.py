@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import picture, times, tree, write_tar
+from conftest import make_png, times, tree, write_tar
 
 from tic_clip import TicError
 from tic_clip.data import clip_benchmark
@@ -27,7 +27,7 @@ def make_split(folder, counts=(3, 2), kind="classification", number=0):
     for shard, count in enumerate(counts):
         members = []
         for i in range(number, number + count):
-            members += [(f"{i:032x}-0.png", picture(i)), (f"{i:032x}-0.txt", f"picture {i}".encode())]
+            members += [(f"{i:032x}-0.png", make_png(i)), (f"{i:032x}-0.txt", f"picture {i}".encode())]
             members += [(f"{i:032x}-0.cls", str(i + 5).encode())] if kind == "classification" else []
         write_tar(folder / f"{shard:08d}.tar", members)
         sizes[f"{shard:08d}.tar"] = count

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script, times, tree
+from conftest import call_script, times, tree
 from PIL import Image
 
 from tic_clip.data.uids import CLASS_ROW, UID, format_uids
@@ -146,13 +146,13 @@ def test_two_builds_are_the_same_bytes_and_a_third_run_does_nothing(built, tmp_p
     leftover = tmp_path / ".again.building/pool/00000099.tar"
     leftover.parent.mkdir(parents=True)
     leftover.write_text("half")
-    result = run_script(SCRIPT, "--output_dir", folder)
+    result = call_script(SCRIPT, "--output_dir", folder)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == len(STEPS)
     assert tree(folder) == tree(built)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     before = times(folder)
-    result = run_script(SCRIPT, "--output_dir", folder)
+    result = call_script(SCRIPT, "--output_dir", folder)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{folder}: already there\n", "")
     assert times(folder) == before
 
@@ -168,5 +168,5 @@ def test_bad_output(tmp_path):
     (tmp_path / "other/pool").mkdir(parents=True)
     (tmp_path / "other/pool/done.json").write_text('{"versions": {"emoji": "1.0.0"}}')
     message = "holds something else, or TiC-Emoji of other versions; delete it to build it again"
-    result = run_script(SCRIPT, "--output_dir", tmp_path / "other")
+    result = call_script(SCRIPT, "--output_dir", tmp_path / "other")
     assert (result.returncode, result.stderr) == (1, f"error: {tmp_path}/other {message}\n")

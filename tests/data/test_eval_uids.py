@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from conftest import run_script, times, tree
+from conftest import call_script, times, tree
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import imagenet_texts
@@ -209,22 +209,22 @@ def test_the_scripts_of_uids_and_classes(training_lists):
     """With the lists where they are by default, then elsewhere."""
     output = training_lists.parent
     classes, uids = (f"{SCRIPTS}/generate_{name}.py" for name in ("datacompnet_uid2classid", "eval_uids"))
-    done = [run_script(script, "--output-path", output) for script in (classes, uids)]
+    done = [call_script(script, "--output-path", output) for script in (classes, uids)]
     assert "no classes by month" in done[0].stdout
     missing = done[1].stdout.splitlines()[-1]
     assert missing.startswith("missing training lists: 109 of 112; to download them: python")
     assert missing.endswith(f"download_uids.py --output-path {training_lists} --lists yearly monthly")
     moved = training_lists.rename(output.parent / "elsewhere")
-    done = run_script(classes, "--output-path", output, "--lists", moved)
+    done = call_script(classes, "--output-path", output, "--lists", moved)
     assert "classes/monthly/eval/datacompnet/201403: 3 UIDs" in done.stdout
-    done = run_script(uids, "--output-path", output)
+    done = call_script(uids, "--output-path", output)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith(f"error: {output}/released has no {TABLES['retrieval']}.json; to download it: ")
 
 
 def test_the_script_of_restricted_classes(tmp_path):
     """ImageNet's dogs are 151 to 268, its animals 0 to 397, cats 281 to 293."""
-    done = run_script(f"{SCRIPTS}/imagenet_restricted_classes.py", "--output-path", tmp_path / "out")
+    done = call_script(f"{SCRIPTS}/imagenet_restricted_classes.py", "--output-path", tmp_path / "out")
     assert "dog: 118 classes" in done.stdout
     groups = json.loads((tmp_path / "out/imagenet_restricted_classes.json").read_text())
     names = json.loads((tmp_path / "out/imagenet_restricted_classnames.json").read_text())

@@ -1,9 +1,7 @@
 """A user's own table and its images to shards: paths, zips, tars, images in Parquet, labels, equal images."""
 
 import csv
-import hashlib
 import json
-import tarfile
 import zipfile
 from collections import defaultdict
 
@@ -11,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import call_script, tree, write_tar
-from miniature import picture
+from conftest import call_script, forget, read_tars, tree, write_tar
+from miniature import held_out, make_image
 
 from tic_clip.data.own import OwnOptions, create_own_splits
-from tic_clip.data.pack import create_tars
+from tic_clip.data.pack import PackOptions, create_tars
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
@@ -31,10 +29,6 @@ for row in ROWS:
     row["kind"] = row["file"].split("/")[0]
 
 
-def is_test(key, share=0.5):
-    return int(hashlib.sha256(f"0/mine/{key}".encode()).hexdigest(), 16) < share * 2**256
-
-
 def key_of(row):
     return row["file"].removesuffix(".jpg")
 
@@ -44,6 +38,7 @@ def pack(tmp_path):
     """Make the lists of rows and pack them; returns {folder below DATA/tic/mine/yearly: {key: members}}."""
 
     def call(rows=ROWS, out="data", label="", images="images", **settings):
+        forget()
         with open(tmp_path / "t.csv", "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
@@ -51,24 +46,18 @@ def pack(tmp_path):
         options = {"output_path": str(tmp_path / "lists"), "name": "mine", "every": "year", "test_share": 0.5}
         columns, options = Columns(**COLUMNS, label=label), OwnOptions(**options, overwrite=True)
         create_own_splits([str(tmp_path / "t.csv")], columns, options)
-        call.splits, call.dropped = create_tars(
-            str(tmp_path / "lists"), str(tmp_path / images), str(tmp_path / out), **settings
-        )
+        folders = (str(tmp_path / name) for name in ("lists", images, out))
+        call.splits, call.dropped = create_tars(*folders, PackOptions(**settings))
         return packed(tmp_path / out)
 
     return call
 
 
 def packed(data):
-    found = {}
-    for path in sorted((data / "tic/mine/yearly").rglob("00*.tar")):
-        folder = found.setdefault(str(path.parent.relative_to(data / "tic/mine/yearly")), {})
-        with tarfile.open(path) as tar:
-            samples = defaultdict(dict)
-            for one in tar:
-                name, _, suffix = one.name.partition(".")
-                samples[name][suffix] = tar.extractfile(one).read()
-        folder |= {json.loads(members["json"])["key"]: members for members in samples.values()}
+    """{folder: {key: members}} of the splits of a benchmark."""
+    root, found = data / "tic/mine/yearly", {}
+    for folder in sorted({path.parent for path in root.rglob("00*.tar")}):
+        found[str(folder.relative_to(root))] = {json.loads(one["json"])["key"]: one for _, one in read_tars(folder)}
     return found
 
 
@@ -76,7 +65,7 @@ def save(folder, rows=ROWS):
     for row in rows:
         path = folder / row["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(row["file"]))
+        path.write_bytes(make_image(row["file"]))
 
 
 def test_files_zips_and_tars(tmp_path, pack):
@@ -87,16 +76,16 @@ def test_files_zips_and_tars(tmp_path, pack):
     folders = {f"{kind}/{year}" for kind in ("train", "eval/retrieval") for year in (2014, 2015)}
     assert set(found) == folders
     for row in rows:
-        folder = f"{'eval/retrieval' if is_test(key_of(row)) else 'train'}/{row['taken']}"
-        assert found[folder][key_of(row)]["jpg"] == picture(row["file"])
+        folder = f"{'eval/retrieval' if held_out('mine', key_of(row), 0.5) else 'train'}/{row['taken']}"
+        assert found[folder][key_of(row)]["jpg"] == make_image(row["file"])
     for folder in folders:
         assert list(verify(str(tmp_path / "data/tic/mine/yearly" / folder))) == []
     (tmp_path / "archives").mkdir()
     save(tmp_path / "archives", rows[:10])
     with zipfile.ZipFile(tmp_path / "archives/z.zip", "w") as archive:
         for row in rows[10:30]:
-            archive.writestr(f"all/of/{row['file']}", picture(row["file"]))
-    members = {f"./pool/{row['file']}": picture(row["file"]) for row in rows[30:]}
+            archive.writestr(f"all/of/{row['file']}", make_image(row["file"]))
+    members = {f"./pool/{row['file']}": make_image(row["file"]) for row in rows[30:]}
     write_tar(tmp_path / "archives/t.tar", [*members.items(), ("./notes.txt", b"of no interest")])
     assert pack(ROWS, "again", images="archives", num_workers=2) == found
     assert dict(pack.dropped) == {"no image file": 2}
@@ -124,7 +113,7 @@ def test_the_tars_of_img2dataset(tmp_path):
     keys = [f"{i:09d}" for i in range(1, 9)]
     table = {"key": keys, "caption": keys, "status": ["success"] * 8, "taken": [2014] * 8}
     pq.write_table(pa.table(table), tmp_path / "in/00000.parquet")
-    write_tar(tmp_path / "in/00000.tar", [(f"{key}.{end}", picture(key)) for key in keys for end in ("jpg", "txt")])
+    write_tar(tmp_path / "in/00000.tar", [(f"{key}.{end}", make_image(key)) for key in keys for end in ("jpg", "txt")])
     columns = ("--image", "key", "--caption", "caption", "--date", "taken")
     flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
     done = call_script("dataset_creation/create_splits.py", "in", *columns, *flags, cwd=tmp_path)
@@ -134,11 +123,11 @@ def test_the_tars_of_img2dataset(tmp_path):
     flags = ("--csv-path", "lists", "--image-path", "in", "--output-path", "data")
     assert call_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).returncode == 0
     found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
-    assert found == {key: picture(key) for key in keys}
+    assert found == {key: make_image(key) for key in keys}
 
 
 def test_images_in_parquet(tmp_path):
-    rows = [{"file": {"bytes": picture(f"{i}"), "path": None}, "text": f"{i}", "taken": 2014} for i in range(9)]
+    rows = [{"file": {"bytes": make_image(f"{i}"), "path": None}, "text": f"{i}", "taken": 2014} for i in range(9)]
     pq.write_table(
         pa.Table.from_pylist([*rows, {**rows[0], "file": {"bytes": b"no", "path": None}}]), tmp_path / "t.parquet"
     )
@@ -150,18 +139,18 @@ def test_images_in_parquet(tmp_path):
     done = call_script(command.split()[2], *command.split()[3:], cwd=tmp_path)
     assert done.stdout.endswith("dropped: 1 not an image\n")
     found = {key: members["jpg"] for folder in packed(tmp_path / "data").values() for key, members in folder.items()}
-    assert found == {f"t.parquet/{i + 1}": picture(f"{i}") for i in range(9)}
+    assert found == {f"t.parquet/{i + 1}": make_image(f"{i}") for i in range(9)}
 
 
 def test_a_test_image_that_is_in_a_training_set_is_left_out(tmp_path, pack):
     """Whatever its step; also where the training sets are there already. What is in two test sets stays in both."""
-    trained = [row for row in ROWS if not is_test(key_of(row))]
-    tested = [row for row in ROWS if is_test(key_of(row))]
+    trained = [row for row in ROWS if not held_out("mine", key_of(row), 0.5)]
+    tested = [row for row in ROWS if held_out("mine", key_of(row), 0.5)]
     first, second = (next(row for row in tested if row["taken"] == year) for year in ("2014", "2015"))
     tested = [first, second, *(row for row in tested if row not in (first, second))]
     save(tmp_path / "images")
     for row, other in ((tested[0], trained[0]), (tested[1], trained[0]), (tested[2], tested[3])):
-        (tmp_path / "images" / row["file"]).write_bytes(picture(other["file"]))
+        (tmp_path / "images" / row["file"]).write_bytes(make_image(other["file"]))
     found = pack()
     left = {key for folder, samples in found.items() if "eval" in folder for key in samples}
     assert left == {key_of(row) for row in tested[2:]}
@@ -190,8 +179,8 @@ def test_labels_become_classification(tmp_path, pack):
         assert found.classes == (("cats", "dogs", "owls"), ("a drawing of {c}.",))
         expected = defaultdict(list)
         for row in sorted(rows, key=lambda row: make_uid(f"mine/{key_of(row)}")):
-            if is_test(key_of(row)) and row["taken"] == year and row["kind"]:
-                expected[("cats", "dogs", "owls").index(row["kind"])].append(picture(row["file"]))
+            if held_out("mine", key_of(row), 0.5) and row["taken"] == year and row["kind"]:
+                expected[("cats", "dogs", "owls").index(row["kind"])].append(make_image(row["file"]))
         assert max(map(len, expected.values())) > 3
         images = defaultdict(list)
         for sample, data in zip(found.samples, read_images(found.samples), strict=True):
@@ -207,8 +196,16 @@ def test_labels_become_classification(tmp_path, pack):
     pack(rows, label="kind", max_per_class=3, templates=("a drawing of {c}.",), num_workers=2)
     assert all(split.reused for split in pack.splits)
     assert tree(root) == before
-    with pytest.raises(ValueError, match=r"labels/2014 was made with other arguments: subset .* give --overwrite"):
-        pack(rows, label="kind", max_per_class=2)
+    later = [{**row, "file": f"{i}.jpg", "taken": "2016", "kind": "apes"} for i, row in enumerate(rows[:20])]
+    save(tmp_path / "images", later)
+    pack([*rows, *later], label="kind", max_per_class=3, templates=("a drawing of {c}.",))
+    reused = {split.path.removeprefix(f"{root}/") for split in pack.splits if split.reused}
+    assert reused == {f"{kind}/{year}" for kind in ("train", "eval/retrieval") for year in ("2014", "2015")}
+    found = read_set(str(root / "eval/labels/2015"), {"classification"})
+    assert (found.classes[0], {sample.label for sample in found.samples}) == (
+        ("apes", "cats", "dogs", "owls"),
+        {1, 2, 3},
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ def test_bad_flags(tmp_path, flags, message):
 def test_names_with_dots_in_a_tar_links_in_circles_and_names_too_long_for_a_file(tmp_path, pack):
     rows = [{**ROWS[0], "file": f"x/{i}.40.jpg", "text": f"{i}", "taken": str(2014 + i % 2)} for i in range(20)]
     (tmp_path / "images").mkdir()
-    write_tar(tmp_path / "images/t.tar", [(f"a.b/{row['file']}", picture(row["file"])) for row in rows])
+    write_tar(tmp_path / "images/t.tar", [(f"a.b/{row['file']}", make_image(row["file"])) for row in rows])
     for name in ("me", "me2"):
         (tmp_path / "images" / name).symlink_to(".")
     found = pack([*rows, {**rows[0], "file": f"{'y' * 300}.jpg"}])
@@ -241,4 +238,4 @@ def test_a_manifest_of_something_else_is_one_line(tmp_path, pack):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"lists/manifest.json is not of create_splits.py"):
-        create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"))
+        create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"), PackOptions())

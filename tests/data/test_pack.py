@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from contextlib import suppress
@@ -16,13 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import call_script, times, tree
-from miniature import picture, write_yfcc
+from conftest import call_script, read_tars, times, tree
+from miniature import make_image, write_yfcc
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data import images as image_files
-from tic_clip.data.pack import create_tars
+from tic_clip.data.pack import PackOptions, create_tars
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
@@ -58,12 +57,12 @@ def row(key):
 def save(folder, key, data=None, name=None):
     path = folder / (name or f"birds/{key}.jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(key) if data is None else data)
+    path.write_bytes(make_image(key) if data is None else data)
 
 
 @pytest.fixture
 def lists(tmp_path):
-    """Twenty keys to train on in 2018, three held out, and no pictures."""
+    """Twenty keys to train on in 2018, three held out, and no images."""
     keys = [f"key{i}" for i in range(20)]
     rows = {"train 2018": [row(key) for key in keys], "test 2018": [row(f"held{i}") for i in range(3)]}
     write_lists(tmp_path / "lists", rows)
@@ -72,7 +71,7 @@ def lists(tmp_path):
 
 @pytest.fixture
 def images(tmp_path, lists):
-    """The pictures of all of them, in folders."""
+    """The images of all of them, in folders."""
     for key in lists:
         save(tmp_path / "images", key)
     return tmp_path / "images"
@@ -81,7 +80,8 @@ def images(tmp_path, lists):
 @pytest.fixture
 def make(tmp_path):
     def call(out="data", **settings):
-        return create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / out), **settings)
+        folders = (str(tmp_path / name) for name in ("lists", "images", out))
+        return create_tars(*folders, PackOptions(**settings))
 
     return call
 
@@ -91,14 +91,7 @@ def split(tmp_path, out="data", folder="train/2018"):
 
 
 def members(folder):
-    """{key: {suffix: bytes}} of a split, in its order."""
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for one in tar:
-                key, _, suffix = one.name.partition(".")
-                found.setdefault(key, {})[suffix] = tar.extractfile(one).read()
-    return found
+    return dict(read_tars(folder))
 
 
 def meta(folder):
@@ -114,7 +107,7 @@ def test_a_split_by_hand(tmp_path, images, make):
     found = members(split(tmp_path))
     assert list(found) == [f"{one}-0" for one in sorted(uid)]
     for one, key in uid.items():
-        assert found[f"{one}-0"]["jpg"] == picture(key)
+        assert found[f"{one}-0"]["jpg"] == make_image(key)
         assert found[f"{one}-0"]["txt"] == CAPTION.encode()
         assert json.loads(found[f"{one}-0"]["json"]) == {
             "uid": one,
@@ -122,7 +115,7 @@ def test_a_split_by_hand(tmp_path, images, make):
             "key": key,
             "date": "2018-06-01T12:00:00Z",
             "dataset": "redcaps",
-            "sha256": hashlib.sha256(picture(key)).hexdigest(),
+            "sha256": hashlib.sha256(make_image(key)).hexdigest(),
         }
     sizes = {"00000000.tar": 8, "00000001.tar": 8, "00000002.tar": 4}
     assert json.loads((split(tmp_path) / "sizes.json").read_text()) == sizes
@@ -152,7 +145,7 @@ def test_the_bytes_do_not_depend_on_the_processes_or_the_layout(tmp_path, images
             pipe = SimpleNamespace(write=file.write, flush=file.flush)  # the sizes stand behind the data
             with zipfile.ZipFile(pipe if "piped" in name else file, "w", method) as archive:
                 for key in lists[12 + number :: 3]:
-                    archive.writestr(f"deep/er/{key}.{suffix}", picture(key))
+                    archive.writestr(f"deep/er/{key}.{suffix}", make_image(key))
     make("layouts", shard_size=8)
     assert tree(tmp_path / "layouts") == tree(tmp_path / "data")
 
@@ -162,12 +155,12 @@ def test_a_file_goes_before_a_zip_and_a_zip_before_the_next(tmp_path, images, ma
     for name in ("a.zip", "b.zip"):
         with zipfile.ZipFile(images / name, "w") as archive:
             for key in ("key1", "key2", "gone"):
-                archive.writestr(f"{key}.jpg", picture(f"another {key}" if name == "b.zip" else key))
+                archive.writestr(f"{key}.jpg", make_image(f"another {key}" if name == "b.zip" else key))
     (images / "birds/key2.jpg").unlink()
-    save(images, "key1", picture("of the file"))
+    save(images, "key1", make_image("of the file"))
     make("zipped")
     found = {json.loads(one["json"])["key"]: one["jpg"] for one in members(split(tmp_path, "zipped")).values()}
-    assert (found["key1"], found["key2"], len(found)) == (picture("of the file"), picture("key2"), 20)
+    assert (found["key1"], found["key2"], len(found)) == (make_image("of the file"), make_image("key2"), 20)
 
 
 def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
@@ -247,7 +240,7 @@ def test_shards_with_damaged_stats_or_of_another_list_are_made_again(tmp_path, i
 
 def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     for key in lists:
-        save(tmp_path / "images", key, picture(key) + bytes(300_000))
+        save(tmp_path / "images", key, make_image(key) + bytes(300_000))
     make("whole", shard_size=1)
     folders = ["--csv-path", "lists", "--image-path", "images", "--output-path", "data"]
     arguments = [*folders, "--shard-size", "1", "-j", "2"]

@@ -17,12 +17,12 @@ import pytest
 from conftest import run_script, times, tree
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature import write_redcaps, write_yfcc
+from miniature import held_out, write_redcaps, write_yfcc
 
 from tic_clip import TicError
-from tic_clip.data import sources
+from tic_clip.data import pairs, sources
 from tic_clip.data.lists import Options
-from tic_clip.data.pairs import CHUNK, create_splits
+from tic_clip.data.pairs import create_splits
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
 
@@ -237,19 +237,22 @@ def test_the_lists_of_redcaps(tmp_path):
     ("step", "settings", "seed", "share"),
     [("2009-2010", {}, 0, 0.01), ("2008-2011", {"benchmark": "yfcc15m_2011", "seed": 1, "test_share": 0.2}, 1, 0.2)],
 )
-def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(table, tmp_path, step, settings, seed, share):
+def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(
+    table, tmp_path, monkeypatch, step, settings, seed, share
+):
     """Who is held out depends on nothing but the key, the seed and the share."""
-    rows = [(f"{key}{i}", "caf%C3%A9 <b>x</b>", "", "", TIMES["2009-2010"]) for i in range(20) for key in KEYS]
-    assert len(rows) > 3 * CHUNK
+    rows = [(f"{key}{i}", "caf%C3%A9 <b>x</b>", "", "", TIMES["2009-2010"]) for i in range(2) for key in KEYS]
+    monkeypatch.setattr(pairs, "CHUNK", 100)
     write_table(table, rows)
     for workers in 1, 2:
         make(table, tmp_path / f"out{workers}", num_workers=workers, **settings)
     assert tree(tmp_path / "out1") == tree(tmp_path / "out2")
     expected = {False: [], True: []}  # held out? -> lines, by a slow obvious way
     for key in sorted((row[0] for row in rows), key=lambda key: make_uid(f"yfcc15m/{key}")):
-        fraction = int(hashlib.sha256(f"{seed}/yfcc15m/{key}".encode()).hexdigest(), 16) / 2**256
         image, date = f"{key[:3]}/{key[3:6]}/{key}.jpg", "2010-01-01T00:00:00Z"
-        expected[fraction < share].append({"key": key, "image": image, "caption": "café x", "date": date})
+        expected[held_out("yfcc15m", key, share, seed)].append(
+            {"key": key, "image": image, "caption": "café x", "date": date}
+        )
     assert read_list(tmp_path / f"out1/train_batch_{step}.csv") == expected[False]
     assert read_list(tmp_path / f"out1/test_batch_{step}.csv") == expected[True] != []
 
@@ -297,7 +300,7 @@ def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(t
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_moment(tmp_path, sent):
     """What is there without a manifest is of a run that was killed, and is replaced."""
-    rows = [(f"{i}", "title+%C3%A9" * 5, "", "", TIMES["2009-2010"]) for i in range(40_000)]
+    rows = [(f"{i}", "title+%C3%A9" * 5, "", "", TIMES["2009-2010"]) for i in range(20_000)]
     table, out = write_table(tmp_path / "t.csv", rows), tmp_path / "out"
     command = [sys.executable, SCRIPTS["yfcc15m"], "--csv-path", table, "--output-path", out, "-j", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -343,9 +346,10 @@ def test_a_bad_row(tmp_path, line, reason, expected):
     assert {(row["key"], row["caption"]) for row in kept} == {("good", "title"), ("last", "title")}
 
 
-def test_of_a_key_the_first_good_row_is_kept(tmp_path):
+def test_of_a_key_the_first_good_row_is_kept(tmp_path, monkeypatch):
     """Also when the rows are far apart; a bad row does not take its key."""
-    between = [(f"{i}", "t", "", "", TIMES["2009-2010"]) for i in range(2 * CHUNK)]
+    monkeypatch.setattr(pairs, "CHUNK", 10)
+    between = [(f"{i}", "t", "", "", TIMES["2009-2010"]) for i in range(20)]
     rows = [("k", "bad", "", "", "never"), ("k", "1st", "", "", TIMES["2009-2010"]), *between]
     table = write_table(tmp_path / "t.csv", [*rows, ("k", "2nd", "", "", 1), ("3", "again", "", "", 1)])
     make(table, tmp_path / "out", skip_bad_rows=True, test_share=0)

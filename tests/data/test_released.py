@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import call_script
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -162,9 +162,9 @@ def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
 
 def test_the_script_of_lists(hub, tmp_path):
     flags = ("dataset_creation/tic-datacomp/download_uids.py", "--output-path", tmp_path)
-    done = run_script(*flags, "--lists", "yearly", "--years", "2014", "2016")
+    done = call_script(*flags, "--lists", "yearly", "--years", "2014", "2016")
     assert done.stdout.splitlines() == [f"{tmp_path}/{YEARLY}/{year}.npy: downloaded" for year in (2014, 2016)]
-    assert "invalid choice: '2013' (choose from " in run_script(*flags, "--years", "2013").stderr
+    assert "invalid choice: '2013' (choose from " in call_script(*flags, "--years", "2013").stderr
 
 
 def expected(repository, *years):

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from bisect import bisect_left, bisect_right
 from hashlib import sha256
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tree
+from conftest import ROOT, call_script, read_tars, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tar import raw
@@ -26,21 +24,8 @@ from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import END
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 
-SCRIPT = Path(__file__).parents[2] / "dataset_creation/reshard.py"
+SCRIPT = ROOT / "dataset_creation/reshard.py"
 ABSENT = ["0" * 32, "f" * 32]
-
-
-def read_tars(folder):
-    """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
-    samples = []
-    for path in sorted(Path(folder).rglob("*.tar")):
-        with tarfile.open(path) as tar:
-            for info in filter(tarfile.TarInfo.isfile, tar):
-                key, suffix = info.name.split(".", 1)
-                if not samples or samples[-1][0] != key or suffix in samples[-1][1]:
-                    samples.append((key, {}))
-                samples[-1][1][suffix] = tar.extractfile(info).read()
-    return samples
 
 
 def slow_reshard(pool, uids, classes=None):
@@ -478,17 +463,13 @@ def test_an_output_never_touches_the_pool(make_pool, write_uids, tmp_path):
 # The script.
 
 
-def script(*arguments, **options):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, **options)
-
-
 def test_script(make_pool, write_uids, tmp_path, out):
     pool = make_pool((3, 2))
     write_uids(pool.uids[1:], "2014")
     write_uids([*pool.uids[:1], *ABSENT], "2015")
     arguments = ["-i", pool.path, "-o", "out", "-s", "uids", "--shard-size", "3"]
     for flags in (["--dry-run"], ["-j", "2"]):
-        done = script(*arguments, *flags, cwd=tmp_path)
+        done = call_script(SCRIPT, *arguments, *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         title, first, second, *last = done.stdout.splitlines()
         assert title.split() == ["split", "samples", "shards", "size", "coverage"]
@@ -497,7 +478,7 @@ def test_script(make_pool, write_uids, tmp_path, out):
         assert last == (["dry run: nothing was written"] if flags == ["--dry-run"] else [])
         assert Path(out).exists() == (flags != ["--dry-run"])
     assert read_tars(f"{out}/2014") == slow_reshard(pool.path, pool.uids[1:])
-    done = script(*arguments, "--shard-size", "9", cwd=tmp_path)
+    done = call_script(SCRIPT, *arguments, "--shard-size", "9", cwd=tmp_path)
     reason = "shard size 3, now 9; give --overwrite to replace it"
     assert done.stderr == f"error: out/2014 was made with other arguments: {reason}\n"
     assert (done.returncode, done.stdout) == (1, "")

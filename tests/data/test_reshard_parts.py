@@ -16,8 +16,8 @@ from socketserver import StreamRequestHandler
 
 import boto3
 import pytest
-from conftest import tree, write_tar
-from test_reshard import SCRIPT, good, identities, read_tars, script, slow_reshard, uid_of
+from conftest import run_script, tree, write_tar
+from test_reshard import SCRIPT, good, identities, read_tars, slow_reshard, uid_of
 
 from tic_clip import TicError
 from tic_clip.data import folder
@@ -351,7 +351,7 @@ def test_an_error_on_ray_is_one_line(job, tmp_path, cluster):
     bad = Path(job.pool.path, "00000003.tar")
     bad.write_bytes(bad.read_bytes().replace(b".json", b".jsom", 1))
     arguments = ("-i", job.pool.path, "-o", tmp_path / "ray", "-s", tmp_path / "uids", "--shard-size", "2")
-    done = script(*arguments, "--parts", "3", "--engine", "ray", "--ray-address", cluster[0], timeout=120)
+    done = run_script(SCRIPT, *arguments, "--parts", "3", "--engine", "ray", "--ray-address", cluster[0], timeout=120)
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
     assert done.stderr.splitlines()[-1].startswith(f"error: pool shards that can't be read: 1 ({bad}: wrong header che")
     assert len(list((tmp_path / "ray/a").rglob("meta.json"))) == 2

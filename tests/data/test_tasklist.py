@@ -1,7 +1,7 @@
 """The list of TiC-DataComp's tasks, read by our evaluation and as DataComp's evaluate.py reads it."""
 
 import yaml
-from conftest import run_script
+from conftest import call_script
 
 from tic_clip.benchmarks import MONTHS
 from tic_clip.evaluation.tasks import DATACOMP_GROUPS as GROUPS
@@ -30,7 +30,7 @@ def test_what_datacomp_reads_of_a_task():
 
 def test_the_script(tmp_path):
     def run(*flags):
-        return run_script("dataset_creation/tic-datacomp/generate_tasklist.py", "--yaml-path", path, *flags)
+        return call_script("dataset_creation/tic-datacomp/generate_tasklist.py", "--yaml-path", path, *flags)
 
     path = tmp_path / "lists/tasklist.yml"
     assert run().stdout == f"{path}: 222 tasks\n"

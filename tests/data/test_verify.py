@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, run_script, write_tar
+from conftest import call_script, make_png, write_tar
 from test_tar import pax, raw
 
 from tic_clip import TicError
@@ -23,7 +23,7 @@ def sample(uid, copy=0, key=None, record=None, leave_out=()):
     """The members of a sample of a split."""
     record = {"uid": uid, "caption": f"picture {uid}"} if record is None else record
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
-    members = {"png": picture(1), "json": data, "txt": f"picture {uid}".encode()}
+    members = {"png": make_png(1), "json": data, "txt": f"picture {uid}".encode()}
     key = key or f"{uid}-{copy}"
     return [(f"{key}.{suffix}", data) for suffix, data in members.items() if suffix not in leave_out]
 
@@ -267,7 +267,7 @@ def test_damaged_shards_do_not_stop_the_others(split):
 
 
 def script(name, *arguments):
-    done = run_script(f"dataset_creation/{name}.py", *arguments)
+    done = call_script(f"dataset_creation/{name}.py", *arguments)
     return done.returncode, done.stdout
 
 

@@ -12,74 +12,35 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_results import (
+    CUMULATIVE,
+    RUN,
+    SEQUENTIAL,
+    SQUARE,
+    STATIC,
+    STEPS,
+    write_lines,
+    write_log,
+    write_models,
+    write_run,
+    write_static,
+)
 from PIL import Image
 
 from tic_clip import TicError
 from tic_clip import report as report_module
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.evaluation.results import RESULTS, task_key
 from tic_clip.report import figures
+from tic_clip.report.compare import IMAGENET
 from tic_clip.report.frame import load_results
-from tic_clip.report.tables import FLICKR, IMAGENET, SHIFTS
 
 TEXTS = ["summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"]
-STEPS = ["2004-2008", "2009-2010", "2011-2012", "2013-2014"]
-CUMULATIVE = [[0.5, 0.1, 0.1, 0.1], [0.4, 0.5, 0.1, 0.1], [0.4, 0.4, 0.5, 0.1], [0.4, 0.4, 0.4, 0.7]]
-"""ID (0.5 + 0.5 + 0.5 + 0.7) / 4 = 0.55, backward 0.4, forward 0.1."""
-SEQUENTIAL = [[0.5, 0.2, 0.2, 0.2], [0.3, 0.5, 0.2, 0.2], [0.2, 0.3, 0.5, 0.2], [0.1, 0.2, 0.3, 0.5]]
-"""ID 0.5, backward (3 * 0.3 + 2 * 0.2 + 0.1) / 6 = 0.2333…, forward 0.2."""
-SQUARE = [[0.5] * 7] * 7
-STATIC = {IMAGENET: 0.5, **{key: 0.1 * i for i, key in enumerate(SHIFTS)}, FLICKR: 0.6, "vtab/x": 0.8}
-RUN = {"benchmark": "yfcc15m", "method": "cumulative", "scale": "tic_tiny"}
-
-
-def write_lines(folder, entries, **common):
-    """Append results given as (key, value, fields)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / RESULTS, "a") as file:
-        for key, value, fields in entries:
-            file.write(json.dumps({"key": key, "metrics": {"main_metric": value}, **common, **fields}) + "\n")
-    return folder
-
-
-def write_run(folder, values, benchmark="yfcc15m", task="retrieval", **fields):
-    """Write the results of a (num_steps, num_periods) matrix; None where there is none."""
-    table = get_benchmark(benchmark)
-    entries = [
-        (task_key(table, task, period), value, {"step": step.name, "samples_seen": 10_000 * (i + 1), **fields})
-        for i, (step, row) in enumerate(zip(table.steps, values, strict=False))
-        for period, value in zip(table.periods, row, strict=True)
-        if value is not None
-    ]
-    return write_lines(folder, entries, **RUN | {"benchmark": benchmark, "pins": {"torch": "2.15.0"}})
-
-
-def write_static(folder, values=STATIC, step="2013-2014", **fields):
-    entries = [(key, value, {"step": step, "macs_seen": 2e18, **fields}) for key, value in values.items()]
-    return write_lines(folder, entries, **RUN)
-
-
-def write_models(folder):
-    """Two models of one family and two of others, on the four periods."""
-    rows = {"a one": [0.3, 0.0, 0.1, 0.3], "a two": [0.5, 0.0, 0.3, 0.5], "b": [0.5, 0.0, 0.7, 0.9], "c": [0.5, 0.0, 0]}
-    for name, row in rows.items():
-        keys = [task_key(get_benchmark("yfcc15m"), "retrieval", period) for period in STEPS[: len(row)]]
-        entries = [(key, value, {}) for key, value in zip(keys, row, strict=True)]
-        write_lines(folder, entries, benchmark="yfcc15m", family=name[0], model={"name": name})
-    return folder
-
-
-def write_log(folder, lines, tail=""):
-    folder.mkdir(parents=True, exist_ok=True)
-    common = {"lr": 1e-3, "samples_per_second": 300.0}
-    entries = [json.dumps({"samples_seen": seen, "loss": loss, **common}) + "\n" for seen, loss in lines]
-    (folder / "train.log.jsonl").write_text("".join(entries) + tail)
 
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
     """Write a report without figures and return what is in it."""
-    monkeypatch.setattr(report_module, "draw_figures", lambda results: {})
+    monkeypatch.setattr(report_module, "draw_figures", lambda results, compared: {})
 
     def make(*folders, reference=None):
         out = tmp_path / "out"
@@ -121,8 +82,10 @@ def test_one_run(report, runs):
         "",
         "ID 55.0, backward 40.0, forward 10.0 (*: a step's model on the step's own periods)",
     ]
-    cells = re.findall(r"<t[dh][^>]*>(?:<b>)?([^<]+)", found.html)
-    assert cells[:8] == ["trained up to", *STEPS, "2004-2008", "50.0", "10.0"]
+    cells = re.findall(r"<(?:dt|dd|td|th)\b[^>]*>(?:<b>)?([^<]+)", found.html)
+    assert cells[:6] == ["retrieval backward", "40.0", "retrieval ID", "55.0", "retrieval forward", "10.0"]
+    assert cells[6:14] == ["trained up to", *STEPS, "2004-2008", "50.0", "10.0"]
+    assert 'title="trained up to 2009-2010, on 2004-2008: 40.0"' in found.html
     assert all(word in found.html for word in ("tic_tiny", "40,000", "4 of 4", "torch 2.15.0", "(bold: a step"))
 
 
@@ -234,13 +197,13 @@ def test_results_that_cannot_be_reported(report, tmp_path, second, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_cannot_be_reported(report, tmp_path, runs):
+def test_folders_that_cannot_be_reported(report, tmp_path):
     with pytest.raises(TicError, match=r"eval_results.jsonl is missing: run scripts/evaluate.py first"):
         report(tmp_path)
     with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
         report(write_lines(tmp_path / "empty", []))
-    with pytest.raises(TicError, match=r"yfcc15m in .*, emoji in .*different benchmarks"):
-        report(runs[0], write_run(tmp_path / "emoji", SQUARE, "emoji"))
+    with pytest.raises(TicError, match=r"nothing to report: no result in .*run has a number"):
+        report(write_run(tmp_path / "run", [[float("nan")] * 4]))
     with pytest.raises(TicError, match="of one benchmark, not None"):
         report(write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]))
     with pytest.raises(TicError, match="no result of a task of emoji"):
@@ -268,13 +231,13 @@ def test_command_writes_equal_bytes_each_time(tmp_path, runs):
     _, files = report_module.report([*folders, tmp_path / "models"], out, str(tmp_path / "paper.csv"))
     assert set(files) == {path.name for path in out.iterdir()}
     assert files == re.findall(r"[\w.]+\.(?:json|csv|md|tex|html|png|svg)", done.stdout.splitlines()[-1])
-    assert len(files) == 16
+    assert len(files) == 18
     assert all((out / name).read_bytes() == (tmp_path / "by_command" / name).read_bytes() for name in files)
     with Image.open(out / "training.png") as image:
         assert image.size == (1500, 960)
         assert not image.text  # no date, no version
     html = (out / "report.html").read_text()
-    assert not {"script", "link", "iframe"} & set(re.findall(r"<(\w+)", html))
+    assert not {"link", "iframe"} & set(re.findall(r"<(\w+)", html))
     assert re.findall(r'(?:src|href)="(.{,22})', html) == ["data:image/png;base64,"] * 5
     assert "http" not in re.sub('base64,[^"]*', "", html)
     _, files = report_module.report([tmp_path / "models"], out)  # a figure that has nothing to show any more is removed
@@ -287,7 +250,7 @@ def test_what_comes_from_files_is_escaped(report, tmp_path):
     runs = [write_run(tmp_path / name, CUMULATIVE, method=evil, scale=evil, pins={evil: evil}) for name in ("a", "b")]
     for chosen in (runs, runs[:1]):
         found = report(*chosen)
-        assert "<script" not in found.html
+        assert re.findall("<script.*", found.html) == ["<script>"]  # the page's own, which sorts tables
         assert "&lt;script&gt;&#34;&amp;&lt;/script&gt;|_%" in found.html
         assert "<script>" not in found.md
         assert "&lt;/script&gt;\\|_%" in found.md
@@ -313,6 +276,11 @@ def test_runs_with_different_seeds_are_one_row(report, tmp_path):
     head, row = csv.reader(io.StringIO(found.csv))
     assert head[2:7] == ["runs", "samples seen", "MACs", "retrieval backward", "retrieval backward sd"]
     assert (row[2], [float(cell) for cell in row[5:9]]) == ("2", pytest.approx([0.35, deviation, 0.5, deviation]))
+    assert "| 2013-2014 | 35.0 | 35.0 | 35.0 | **65.0** |" in found.md  # the mean
+    assert "mean over 2 seeds" in found.text
+    assert "35.0 ± 7.1* 50.0 ± 7.1* 5.0 ± 7.1*" in found.text
+    assert "ID 50.0 ± 7.1, backward 35.0 ± 7.1, forward 5.0 ± 7.1 (" in found.text
+    assert "50.0 ± 7.1" in found.html
     one_lacks = report(*write_seeds(tmp_path / "b", [*CUMULATIVE[:3], [*CUMULATIVE[3][:3], None]]))
     assert "| 40,000 | 31 of 32 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in one_lacks.md
 
@@ -361,7 +329,13 @@ def test_models_that_are_not_runs(report, tmp_path, runs):
     assert "| b | b | all | 50.0 | 80.0 | 52.5 |" in found.md
     assert "| c | c | 3 of 4 | 50.0 | – | – |" in found.md
     assert found.matrix.splitlines()[-1] == "c,retrieval,,0.5,0.0,0.0,"
-    assert len(found.csv.splitlines()) == 1
+    head, *rows = csv.reader(io.StringIO(found.csv))
+    first = head.index("retrieval 2004-2008")
+    assert head[first + 1 : first + 3] == ["retrieval 2011-2012 to 2013-2014", "retrieval all"]
+    assert [row[:1] + row[first : first + 3] for row in rows[2:]] == [
+        ["b", "0.5", "0.8", "0.525"],
+        ["c", "0.5", "", ""],
+    ]
     write_lines(folder, [(IMAGENET, 0.6, {})], benchmark="yfcc15m", family="b", model={"name": "b"})
     found = report(folder, *runs)
     assert (list(found.summary["runs"]), len(found.summary["models"])) == (["cumulative", "sequential"], 4)

@@ -67,6 +67,14 @@ def test_checkpoints_by_minutes(tmp_path, monkeypatch):
     assert list_names(tmp_path) == ["epoch_1.pt", "iteration_100.pt", "iteration_40.pt"]  # 1300: ten minutes after 700
 
 
+def test_the_checkpoint_before_a_cool_down_is_kept_beside_the_others(tmp_path):
+    keeper = make_keeper(tmp_path, max_kept=1)
+    keeper.plan |= {"schedule": "wsd", "cooldown": 40}  # the last two blocks of six
+    train(keeper, range(1, 7))
+    assert list_names(tmp_path) == ["before_cooldown.pt", "epoch_2.pt"]
+    assert weights.record(str(tmp_path / "checkpoints/before_cooldown.pt"))["iteration"] == 80
+
+
 @pytest.mark.parametrize(
     ("written", "max_kept", "kept"),
     [
@@ -151,14 +159,15 @@ def test_the_copy_is_bounded_alike_and_a_lost_disk_resumes_from_it(tmp_path, rem
     checkpoints.fetch(other, plan)  # what is on this disk is not replaced
     assert list_names(other) == []
     train(keeper, [6])
-    for name in ("train.log.jsonl", "done.json"):
+    for name in ("train.log.jsonl", "done.json", "checkpoints/patched.pt"):
         (run / name).write_text("{}")
     for _ in range(2):  # the second time nothing is left to do
-        checkpoints.push_done(run, plan, "checkpoints/epoch_2.pt")
+        checkpoints.push_done(run, plan)
     ends = ["checkpoints/epoch_1.pt", "checkpoints/epoch_2.pt"]
-    assert list_copy(remote) == [*ends, "done.json", "plan.json", "train.log.jsonl"]
+    made = "checkpoints/patched.pt"
+    assert list_copy(remote) == [*ends, made, "done.json", "plan.json", "train.log.jsonl"]
     checkpoints.fetch(tmp_path / "third", plan)
-    assert list_names(tmp_path / "third") == ["epoch_2.pt"]
+    assert list_names(tmp_path / "third") == ["epoch_2.pt", "patched.pt"]
     assert (tmp_path / "third/done.json").exists()
 
 
@@ -168,7 +177,7 @@ def test_the_copy_of_a_finished_step_that_is_behind_is_completed(tmp_path, remot
     train(make_keeper(tmp_path), [6])
     for name in ("plan.json", "done.json"):
         (tmp_path / name).write_text("{}")
-    checkpoints.push_done(tmp_path, make_plan(remote=remote), "checkpoints/epoch_2.pt")
+    checkpoints.push_done(tmp_path, make_plan(remote=remote))
     assert list_copy(remote) == ["checkpoints/epoch_1.pt", "checkpoints/epoch_2.pt", "done.json", "plan.json"]
 
 
@@ -218,7 +227,7 @@ def test_the_log_and_the_progress_bar_of_a_step(tmp_path, capsys):
         {"step": 1, "samples_seen": 7744, "loss": 3.5, **rest},
         {"step": 120, "samples_seen": 15360, "loss": 3.5, "contrastive_loss": 2.0, **rest},
     ]
-    assert "train 2015: 100%|" in capsys.readouterr().err
+    assert "train 2015: 100%" in capsys.readouterr().err
     hooks.log(SimpleNamespace(), 0, FIGURES)  # stock OpenCLIP
 
 

@@ -16,8 +16,8 @@ def used(name, replay=1):
 @pytest.mark.parametrize(
     ("name", "replay", "expected"),
     [
-        *((name, 1, ALL) for name in ("oracle", "cumulative", "restart")),
-        *((name, 1, NEW) for name in ("sequential", "patching", "lwf")),
+        *((name, 1, ALL) for name in ("oracle", "cumulative", "restart", "averaging")),
+        *((name, 1, NEW) for name in ("sequential", "patching", "lwf", "ewc")),
         # D new and D old: at step 3 D/2, D/2; at step 4 D/2, D/4, D/4, the newest first.
         ("cumulative-exp", 1, [[100], [60, 60], [40, 40, 80], [10, 10, 20, 40]]),
         ("cumulative-exp", 0.5, [[100], [30, 60], [20, 20, 80], [5, 5, 10, 40]]),

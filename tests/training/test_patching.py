@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import picture
+from conftest import make_png
 
 from tic_clip import TicError, models, weights
 from tic_clip.data.tar import write_shard
@@ -37,7 +37,7 @@ def validation(tmp_path):
     for name, shards in (("2014", [15, 25]), ("2015", [10, 15])):
         for shard, size in enumerate(shards):
             numbers = range(number, number + size)
-            content = [(f"{i:032x}-0", {"png": picture(i), "txt": str(i).encode()}) for i in numbers]
+            content = [(f"{i:032x}-0", {"png": make_png(i), "txt": str(i).encode()}) for i in numbers]
             write_shard(tmp_path / name / f"{shard:08d}.tar", content)
             number += size
         write_json(tmp_path / name / "sizes.json", {f"{i:08d}.tar": size for i, size in enumerate(shards)})

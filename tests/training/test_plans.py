@@ -7,10 +7,11 @@ import pytest
 
 from tic_clip import TicError, weights
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.runs import run_name
+from tic_clip.models import macs_per_sample
+from tic_clip.runs import models_of, run_name
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
-from tic_clip.training.plan import check_step, choose_block, difference, make_plan, steps_of
+from tic_clip.training.plan import add_macs, check_step, choose_block, difference, make_plan, steps_of
 
 YEARS = [str(year) for year in range(2014, 2023)]
 SIZES = {"2014": 300, "2015": 100, "2016": 100, "2017-2018": 500}
@@ -98,11 +99,82 @@ def test_where_a_step_starts_and_how_long_it_is(config, changes, start, samples,
     assert plan["samples"] == plan["iterations"] * changes.get("batch_size", 64)
 
 
+LISTS = {"lr": (1e-3, 2e-3, 3e-3, 4e-3, 1, 1, 1), "warmup": (1, 2, 3, 4, 0, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate", "warmup", "start", "optimizer"),
+    [
+        ({"lr": (5e-4,), "warmup": (7,)}, 5e-4, 15, "epoch_2.pt", "fresh"),  # the scale's next_warmup
+        ({"step": "2014", "lr": (5e-4,), "warmup": (7,)}, 5e-4, 7, None, "fresh"),
+        (LISTS, 3e-3, 3, "epoch_2.pt", "fresh"),
+        (LISTS | {"step": "2014"}, 1e-3, 1, None, "fresh"),
+        (LISTS | {"init": "init", "first_step": "2016"}, 3e-3, 3, "2015.pt", "fresh"),
+        ({"schedule": "const-cooldown"}, 1e-3, 15, "epoch_2.pt", "fresh"),
+        ({"schedule": "wsd"}, 1e-3, 0, "before_cooldown.pt", "kept"),
+        ({"schedule": "wsd", "step": "2014"}, 1e-3, 30, None, "fresh"),
+        ({"schedule": "wsd", "next_warmup": 5, "keep_optimizer": False}, 1e-3, 5, "before_cooldown.pt", "fresh"),
+        ({"schedule": "wsd", "cooldown": 0.0}, 1e-3, 0, "epoch_2.pt", "kept"),  # nothing to go back to
+        ({"schedule": "wsd", "init": "init", "first_step": "2016"}, 1e-3, 15, "2015.pt", "fresh"),
+    ],
+)
+def test_the_learning_rate_of_a_step(config, changes, rate, warmup, start, optimizer):
+    plan = make_plan(config(**changes))
+    assert (plan["learning_rate"], plan["warmup"], plan["optimizer"]) == (rate, warmup, optimizer)
+    assert (plan["start"] and plan["start"].rsplit("/", 1)[1]) == start
+
+
+def test_a_schedule_that_continues_counts_what_was_trained_before_the_cool_downs(config):
+    """A step is 20 iterations in two blocks of ten, of which the last cools down."""
+    plans = [make_plan(config(schedule="rsqrt", step=step, warmup=(8,))) for step in ("2014", "2015", "2016")]
+    assert [plan["cooldown"] for plan in plans] == [10, 10, 10]
+    assert [plan["trunk"] for plan in plans] == [0, 10, 20]
+    assert [plan["run_warmup"] for plan in plans] == [8, 8, 8]
+    teachers = make_plan(config(schedule="wsd", method="lwf"))
+    assert teachers["teacher"].endswith("2015/checkpoints/epoch_2.pt")  # the last step's model, after its cool-down
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_other_settings(config, tmp_path):
+    def settings(name, **changes):
+        plan = make_plan(config(step="2014", **changes))
+        folder = tmp_path / name
+        write_json(folder / "2014/done.json", {"plan": plan, "checkpoint": "c.pt"})
+        return models_of(str(folder))[0].about["settings"]
+
+    usual = settings("usual")
+    assert settings("seed", seed=1) == usual
+    changes = [{"lr": (1e-4,)}, {"warmup": (1,)}, {"next_warmup": 1}, {"schedule": "wsd"}, {"keep_optimizer": True}]
+    changes += [{"schedule": "const-cooldown"}, {"schedule": "const-cooldown", "cooldown": 0.5}]
+    hashes = [settings(str(i), **change) for i, change in enumerate(changes)]
+    assert len({usual, *hashes}) == len(changes) + 1
+
+
 def test_lwf_is_distilled_from_the_model_that_it_starts_from(config):
     plans = [make_plan(config(method="lwf", step=step)) for step in ("2014", "2016")]
     assert [plan["teacher"] == plan["start"] for plan in plans] == [True, True]
     assert [plan["samples_distilled"] for plan in plans] == [0, 2560]
     assert make_plan(config(method="lwf", init="init", first_step="2016"))["samples_distilled"] == 1280
+
+
+def test_the_term_of_the_loss_for_the_last_model(config):
+    names = ("loss_weight", "temperature", "anchor", "fisher_samples", "fisher_samples_seen")
+
+    def facts(**changes):
+        plan = make_plan(config(**changes))
+        return {name: plan[name] for name in names if name in plan}
+
+    assert facts() == {}
+    assert facts(method="lwf") == {"loss_weight": 1, "temperature": 1}
+    assert facts(method="lwf", loss_weight=0.0, temperature=2.0) == {"loss_weight": 0, "temperature": 2}
+    # A twentieth of 1,280 samples is 64; every step has Fisher information, for the next one.
+    found = facts(method="ewc", loss_weight=5.0)
+    assert found.pop("anchor").endswith("2015/checkpoints/epoch_2.pt")
+    assert found == {"loss_weight": 5, "fisher_samples": 64, "fisher_samples_seen": 192}
+    assert facts(method="ewc", step="2014")["anchor"] is None
+    assert facts(method="ewc", init="init", first_step="2016")["anchor"] is None  # no Fisher information of it
+    each = macs_per_sample("ViT-Tiny-8-48")
+    assert add_macs(make_plan(config(method="ewc")))["macs_seen"] == each * (3 * 1280 + 192)
+    assert difference(make_plan(config(method="lwf")), make_plan(config(method="lwf", loss_weight=2.0)))
 
 
 def test_patching_chooses_on_a_twentieth_of_every_step_before(config):
@@ -195,6 +267,19 @@ def test_blocks_fill_an_interval(interval, wanted, multiple, found):
         ({"method": "patching", "keep_optimizer": True}, r"a patched model has no optimizer"),
         ({"first_step": "2016"}, r"--first_step 2016 needs --init"),
         ({"first_step": "2019"}, r"step 2016 is before the first step to train, 2019"),
+        ({"lr": (1e-3, 1e-4)}, r"--lr has 2 numbers, emoji has 7 steps"),
+        ({"warmup": (1,) * 8}, r"--warmup has 8 numbers, emoji has 7 steps"),
+        ({"warmup": (1,) * 7, "next_warmup": 1}, r"a number for each step: leave out --next_warmup"),
+        (
+            {"loss_weight": 1.0},
+            r"cumulative has no term of the loss for the last model: --loss_weight",
+        ),
+        ({"method": "ewc", "temperature": 2.0}, r"ewc distils no model: --temperature is for lwf"),
+        ({"method": "averaging", "max_kept": 1}, r"averaging is of all 2 checkpoints of a step: --max_kept is below"),
+        ({"schedule": "linear"}, r"unknown schedule 'linear'; the schedules are cosine, const-cooldown, wsd, rsqrt"),
+        ({"cooldown": 0.1}, r"cosine has no cool-down: --cooldown is for const-cooldown, wsd, rsqrt"),
+        ({"schedule": "wsd", "method": "oracle"}, r"oracle does not start from the last model: use const-cooldown"),
+        ({"schedule": "rsqrt", "method": "patching"}, r"and patching does not start from the last model"),
         ({"resampled": True, "workers": 30}, r"10 batches a checkpoint are less than one for each of 30 loader"),
     ],
 )
@@ -231,6 +316,9 @@ def test_splits_too_small_to_hold_any_out_are_refused(config, tmp_path):
     [
         ({"seed": 1}, "seed 0, now it is 1"),
         ({"resume_every": 5}, "resume_every 10, now it is 5"),
+        ({"schedule": "wsd"}, "schedule cosine, now it is wsd"),
+        ({"lr": (1e-4,)}, "lr 0.001, now it is 0.0001"),
+        ({"lr": (1e-3,), "next_warmup": 15}, None),  # as they are by default
         ({"mixture": "mixture"}, "sources ['2014', '2015', '2016'], now it is ['2014', '2016']"),
         ({"method": "sequential"}, "method cumulative, now it is sequential"),
         ({"data_dir": "{}/moved", "output_dir": "/else/where"}, None),
@@ -249,6 +337,9 @@ def test_only_what_makes_the_model_is_a_difference(config, tmp_path, changes, fo
 def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config):
     plan = make_plan(config())
     assert difference({key: value for key, value in {**plan, "gone": 1}.items() if key != "beta2"}, plan) is None
+    old = {key: value for key, value in plan.items() if key not in ("schedule", "cooldown", "trunk", "run_warmup")}
+    assert difference(old, plan) is None
+    assert difference(old, make_plan(config(schedule="wsd"))).startswith("schedule cosine, now it is wsd")
     other = {**plan, "sources": [{**source, "size": 1} for source in plan["sources"]]}
     assert difference(other, plan) == "samples of 2014 768 of 300 of 1, now it is 768 of 300 of 300"
 

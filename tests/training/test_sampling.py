@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import make_png
 
 from tic_clip import TicError
 from tic_clip.data.split import split_sizes
@@ -118,7 +118,7 @@ def make_split(folder, sizes, bad=()):
     for shard, size in enumerate(sizes):
         content = []
         for i in range(size):
-            members = {"png": picture(7), "txt": f"{shard} {i}".encode()}
+            members = {"png": make_png(7), "txt": f"{shard} {i}".encode()}
             members |= next(faults) if f"{shard} {i}" in bad else {}
             content.append((f"{shard:016x}{i:016x}-0", {name: data for name, data in members.items() if data}))
         table[f"{shard:08d}.tar"] = write_shard(folder / f"{shard:08d}.tar", content)

@@ -14,6 +14,7 @@ import torch
 from forked import Script
 from hub import serving_hub
 from PIL import Image
+from safetensors.torch import save_file
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
@@ -212,22 +213,30 @@ def second(undisturbed, data, tmp_path_factory):
     return copy
 
 
-def test_ranks_that_disagree_are_told_how(data, tmp_path):
-    """Each rank makes its own plan; here the second one is given another seed."""
+@pytest.mark.parametrize(
+    ("flag", "found"),
+    [
+        ("--accum-freq", "accum_freq 2, now it is 1"),
+        ("--grad-clip-norm", "openclip_flags ['--grad-clip-norm', '2'], now it is ['--grad-clip-norm', '1']"),
+    ],
+)
+def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
+    """Each rank makes its own plan; here the first one is given 1, the second one 2."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
-    code = f"import os, runpy, sys\nsys.argv += ['--seed', os.environ['RANK']]\nrunpy.run_path({train_py!r}, "
+    code = f"import os, runpy, sys\nsys.argv += ['--', {flag!r}, str(int(os.environ['RANK']) + 1)]\n"
+    code += f"sys.path.insert(0, os.path.dirname({train_py!r}))\nrunpy.run_path({train_py!r}, "
     script.write_text(f"{code}run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
     done = Script(script, *flags, ranks=2).wait()
     assert done.returncode != 0
-    assert "rank 1 has another plan than rank 0: seed 1, now it is 0" in done.stderr
-    assert not (tmp_path / "out/2014/done.json").exists()
+    assert f"rank 1 has another plan than rank 0: {found}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
-    """From a bare state dict, as released models are; both ranks take the same number of batches."""
-    last = tmp_path / "2014.pt"
-    torch.save(weights(undisturbed[0], "2014"), last)
+    """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
+    last = tmp_path / "2014.safetensors"
+    save_file({name: value.half() for name, value in weights(undisturbed[0], "2014").items()}, last)
     done = train(data, tmp_path, "2015", "--method", "lwf", "--first_step", "2015", "--init", last, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "loaded checkpoint" in (tmp_path / "2015/out.log").read_text()
@@ -239,6 +248,30 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
     assert first["loss"] == pytest.approx(first["contrastive_loss"] + first["distill_loss"])
     assert first["distill_loss"] > 0
     assert not same(weights(undisturbed[0], "2014"), weights(tmp_path, "2015"))
+
+
+def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
+    start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
+    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fisher = weights(tmp_path, "2020", "fisher.pt")
+    assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
+    assert all((value >= 0).all() for value in fisher.values())
+    first, last = ((tmp_path / step / "train.log.jsonl").read_text().splitlines() for step in STEPS[-2:])
+    assert "ewc_loss" not in json.loads(first[0])  # no step before it
+    terms = [json.loads(line)["ewc_loss"] for line in last]
+    assert terms[0] == 0
+    assert terms[-1] > 0
+    facts = read_json(tmp_path / STEPS[-1] / "done.json")
+    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-8-48") * 2 * (384 + 64)
+
+
+def test_averaging_leaves_the_mean_of_a_steps_checkpoints(data, tmp_path):
+    assert train(data, tmp_path, "2014", "--method", "averaging").returncode == 0
+    parts = [weights(tmp_path, "2014", f"epoch_{k}.pt") for k in (1, 2)]
+    mean = weights(tmp_path, "2014", "average.pt")
+    assert all(torch.allclose(mean[n], (parts[0][n] + parts[1][n]) / 2, atol=1e-6) for n in mean)
+    assert models_of(str(tmp_path))[0].weights == str(tmp_path / "2014/checkpoints/average.pt")
 
 
 def test_patching_interpolates_with_the_last_patched_model(data, tmp_path):
@@ -269,6 +302,28 @@ def test_a_step_can_keep_the_optimizer_and_report_to_tensorboard_and_wandb(data,
     assert list((out / "2015/tensorboard").glob("events.out.tfevents.*"))
     (run,) = tmp_path.glob("wandb/offline-run-*-emoji-tic_tiny-all-cumulative-2015-*")
     assert list(run.glob("*.wandb"))
+
+
+def test_wsd_goes_on_from_before_the_cool_down(data, tmp_path):
+    """Two steps without their cool-downs are one line of training; killed between, it ends the same."""
+    flags = ("--schedule", "wsd", "--lr", "1e-3", "--warmup", "2", "--cooldown", "0.3")
+    script = start(data, tmp_path, "all", *flags)
+    while not (tmp_path / "2015/plan.json").exists():
+        assert script.processes[0].is_alive()
+        time.sleep(0.005)
+    script.kill()
+    assert train(data, tmp_path, "2015", *flags).returncode == 0
+    rates = [[line[3] for line in curve(tmp_path, step)] for step in ("2014", "2015")]
+    assert rates == [
+        pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),  # of six iterations two cool down
+        pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 5e-4]),
+    ]
+    branch = torch.load(tmp_path / "2014/checkpoints/before_cooldown.pt", weights_only=True)
+    assert branch["tic"]["iteration"] == 4
+    ends = [torch.load(tmp_path / step / "checkpoints/epoch_2.pt", weights_only=True) for step in ("2014", "2015")]
+    updates = [{int(state["step"]) for state in end["optimizer"]["state"].values()} for end in ends]
+    assert updates == [{6}, {4 + 6}]
+    assert "before_cooldown.pt" in (tmp_path / "2015/out.log").read_text()
 
 
 def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
@@ -302,14 +357,15 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
-    """Its shards come from plan.json, so they may be many; a progress bar is there too."""
+    """Its shards come from plan.json, so they may be many; a progress bar is there too; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    start = ("--first_step", "2015", "--init", init)
+    start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
     assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", {})
+    assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
     assert "train_data: " + str(out / "2015/plan.json") in (out / "2015/params.txt").read_text()
 
 
@@ -338,7 +394,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
-    """A tenth of the pictures can't be decoded."""
+    """A tenth of the images can't be decoded."""
     content = []
     split = tmp_path / "data/tic/emoji/yearly/train/2014"
     for i in range(90):

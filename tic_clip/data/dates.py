@@ -4,7 +4,6 @@ import datetime
 import math
 import re
 from collections import Counter
-from typing import NamedTuple
 
 from tic_clip import TicError
 from tic_clip.timeline import DAY, cut_spans, name_span, span
@@ -15,14 +14,6 @@ FIRST, LAST = -30_610_224_000, 253_370_764_799  # seconds of the years 1000 to 9
 SMALLEST = 1e6  # a smaller number is hardly a time in seconds, but a year, a month or a row's number
 CALENDAR = (1800, 2200)  # years of digits that are read as a date (2020, 202003, 20200331), not as seconds
 EPOCH = datetime.date(1970, 1, 1).toordinal()
-
-
-class Date(NamedTuple):
-    """What stands in the column of dates: the ``seconds`` since 1970, or None; and where, and as which text."""
-
-    seconds: int | None
-    where: str
-    text: str
 
 
 def parse_date(value: object, form: str = "auto") -> int:
@@ -81,12 +72,12 @@ def check_format(form: str) -> None:
         raise TicError(f"{problem}: {error}") from None
 
 
-def read_date(value: object, form: str, where: str) -> Date:
-    """Return a date, or where there is none."""
+def read_date(value: object, form: str) -> int | None:
+    """Return a date as seconds since 1970 (UTC), or None if it is none."""
     try:
-        return Date(parse_date(value, form), where, str(value))
+        return parse_date(value, form)
     except ValueError:
-        return Date(None, where, "" if value is None else str(value))
+        return None
 
 
 def first_second(day: datetime.date) -> int:
@@ -101,19 +92,19 @@ class Months:
         self.counts: Counter[datetime.date] = Counter()
         self.bad, self.first = 0, []
 
-    def add(self, date: Date) -> None:
-        """Count a date."""
-        if date.seconds is None:
+    def add(self, seconds: int | None, where: str, value: object) -> None:
+        """Count a date that ``read_date`` has read, and where it stands."""
+        if seconds is None:
             self.bad += 1
-            self.first += [f"{date.where}: {date.text[:60]!r}"] * (self.bad <= 3)
+            self.first += [f"{where}: {'' if value is None else str(value)[:60]!r}"] * (self.bad <= 3)
         else:
-            self.counts[first_of_month(date.seconds // 86_400)] += 1
+            self.counts[first_of_month(seconds // 86_400)] += 1
 
     def check(self, skip_bad_rows: bool) -> None:
         """Raise a TicError if dates can't be read, which must not be left out, or if there is none."""
         if self.bad and not skip_bad_rows:
             advice = "--date-format says how they are written, --skip-bad-rows leaves such rows out"
-            raise TicError(f"{self.bad:,} dates can't be read ({'; '.join(self.first[:3])}); {advice}")
+            raise TicError(f"{self.bad:,} dates can't be read ({'; '.join(self.first)}); {advice}")
         if not self.counts:
             raise TicError(f"the input has no row with a date; {self.bad:,} dates can't be read")
 

@@ -36,24 +36,18 @@ def read_records(tar: str) -> list[dict[str, Any]]:
 
 
 def write_label_splits(
-    root: Path,
-    periods: Sequence[str],
-    classes: list[str],
-    max_per_class: int,
-    templates: Sequence[str],
-    *,
-    num_workers: int,
-    overwrite: bool,
+    root: Path, periods: Sequence[str], classes: list[str], max_per_class: int, templates: Sequence[str], workers: int
 ) -> list[SplitSummary]:
     """Write ``eval/labels/{period}/`` of the images of ``eval/retrieval/``: the first of each class, by their UIDs.
 
-    Their UIDs are in ``uids/eval/labels/{period}.npy``, the classes in ``classes.npy``: what reshard reads.
+    Their UIDs are in ``uids/eval/labels/{period}.npy``, the classes in ``classes.npy``: what reshard reads. Splits of
+    other classes or images, as before a year was added, are replaced.
     """
     ids, uids, rows, notes = {name: i for i, name in enumerate(classes)}, root / "uids/eval/labels", [], {}
     for period in periods:
         tars = sorted(map(str, (root / "eval/retrieval" / period).glob("*.tar")))
         chosen, counts = [], Counter()
-        for record in (record for found in map_ordered(read_records, tars, num_workers) for record in found):
+        for record in (record for found in map_ordered(read_records, tars, workers) for record in found):
             counts[record["label"]] += 1
             if record["label"] and counts[record["label"]] <= max_per_class:
                 chosen.append((record["uid"], ids[record["label"]]))
@@ -65,7 +59,7 @@ def write_label_splits(
     out = root / "eval/labels"
     write_text(out / clip_benchmark.CLASSNAMES, "\n".join(classes) + "\n")
     write_text(out / clip_benchmark.TEMPLATES, "\n".join(templates) + "\n")
-    flags = {"classes": str(root / "classes.npy"), "num_workers": num_workers, "overwrite": overwrite}
+    flags = {"classes": str(root / "classes.npy"), "num_workers": workers, "overwrite": True}
     splits = reshard(str(root / "eval/retrieval"), str(out), str(uids), **flags)
     list(clip_benchmark.convert(str(out), "classification"))
     return [replace(split, note=notes[split.name]) for split in splits]

@@ -42,10 +42,11 @@ class Options:
         """Return the folder in which new lists are made."""
         return Path(self.output_path, WORK, NEW)
 
-    def check(self) -> None:
-        """Raise a TicError if a value can't be."""
+    def check(self, *others: str) -> None:
+        """Raise a TicError if a value can't be, or ``others``, names beside the lists, are something else's there."""
         if not self.output_path:
             raise TicError("--output-path must be given")
+        check_free(local_folder(self.output_path), *others)
         if not 0 <= self.test_share < 1:
             raise TicError(f"the test share is a fraction from 0 to below 1, not {self.test_share}")
 
@@ -56,19 +57,17 @@ class Options:
 
 
 def make_lists(
-    options: Options, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]], others: tuple[str, ...] = ()
+    options: Options, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
     """Let ``write`` fill ``options.new``, given a folder of work, and move all that to the folder of the lists.
 
-    The manifest is ``made_from`` and what ``write`` returns; ``others`` are names beside the lists. Returns the
-    manifest, and whether it was there already. An error, such as a bad row, leaves old lists as they are.
+    The manifest is ``made_from`` and what ``write`` returns. Returns it, and whether it was there already. An error,
+    such as a bad row, leaves old lists as they are.
     """
-    options.check()
     folder = local_folder(options.output_path)
     if manifest := _load_finished(folder, made_from, options.overwrite):
         return manifest, True
     with lock_folder(folder):
-        check_free(folder, *others)
         try:
             shutil.rmtree(folder / WORK, ignore_errors=True)
             options.new.mkdir(parents=True)

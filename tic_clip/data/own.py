@@ -52,7 +52,7 @@ class OwnOptions(Options):
             check_steps(self.step_names)
         except ValueError as error:
             raise TicError(f"--{error}") from None
-        self.check()
+        self.check(BENCHMARK_FILE)
         cut = {"steps": ",".join(self.step_names) or f"every {self.every}"}
         return {"benchmark": self.name, "dataset": self.name, "seed": self.seed, "test_share": self.test_share, **cut}
 
@@ -78,15 +78,15 @@ def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) 
 
     rows = chain.from_iterable(map(partial(read_rows, columns), tables))
     source = Source(tables, store_images(rows, options.new / IMAGES), redcaps_caption, find_benchmark)
-    return write_lists(source, settings, options, others=(BENCHMARK_FILE,))
+    return write_lists(source, settings, options)
 
 
 def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Months:
     """Return how many rows of tables each month has; a TicError says which dates can't be read."""
     columns.require("date")
-    months, dates = Months(), chain.from_iterable(read_dates(path, columns) for path in find_tables(tables))
+    months, dates = Months(), chain.from_iterable(map(partial(read_dates, columns), find_tables(tables)))
     for date in progress(dates, "dates", unit=" rows"):
-        months.add(date)
+        months.add(*date)
     months.check(options.skip_bad_rows)
     return months
 

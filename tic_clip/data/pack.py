@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, compress, islice
 from operator import itemgetter, not_
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tic_clip import TicError
-from tic_clip.cli import progress
+from tic_clip.cli import flag, progress
 from tic_clip.data import clip_benchmark, folder
 from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
 from tic_clip.data.images import (
@@ -69,35 +70,41 @@ class Images(NamedTuple):
     seen: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How to pack: flags of create_tars.py."""
+
+    num_workers: int = flag("processes", 1, short="-j")
+    shard_size: int = flag("rows of a list in a shard", 10_000)
+    max_per_class: int = flag("images of a class and period", 50)
+    templates: Sequence[str] = TEMPLATES
+    overwrite: bool = flag("make all splits again, with images come since", False)
+    dry_run: bool = flag("read all images, write nothing", False)
+
+    def __post_init__(self) -> None:
+        if (least := min(self.shard_size, self.max_per_class)) < 1:
+            raise TicError(f"--shard-size and --max-per-class must be at least 1, not {least}")
+        check_templates(self.templates)
+
+
 def create_tars(
-    csv_path: str,
-    image_path: str,
-    output_path: str,
-    *,
-    num_workers: int = 1,
-    shard_size: int = 10_000,
-    max_per_class: int = 50,
-    templates: Sequence[str] = TEMPLATES,
-    overwrite: bool = False,
-    dry_run: bool = False,
+    csv_path: str, image_path: str, output_path: str, options: PackOptions
 ) -> tuple[list[SplitSummary], Counter[str]]:
     """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
 
     Lists with labels also become ``eval/labels/{step}/``. Returns the splits, and the rows that are in none of them, by
     reason; ``dry_run`` reads all and writes nothing.
     """
-    if shard_size < 1 or max_per_class < 1:
-        raise TicError(f"--shard-size and --max-per-class must be at least 1, not {min(shard_size, max_per_class)}")
-    check_templates(templates)
+    workers, overwrite, dry_run = options.num_workers, options.overwrite, options.dry_run
     manifest = _read_manifest(csv_path, image_path)
     benchmark = find_benchmark(csv_path, manifest["benchmark"])
     root = local_folder(output_path) / benchmark.root
-    arguments = {"image_path": image_path, "shard_size": shard_size}
+    arguments = {"image_path": image_path, "shard_size": options.shard_size}
     with ExitStack() as stack:
-        pool = stack.enter_context(make_pool(num_workers, fork=True))  # before anything starts a thread
+        pool = stack.enter_context(make_pool(workers, fork=True))  # before anything starts a thread
 
         def run(function: Callable, jobs: list, description: str, unit: str) -> Iterator:
-            return progress(map_in_pool(pool, function, jobs, 4 * num_workers), description, len(jobs), unit)
+            return progress(map_in_pool(pool, function, jobs, 4 * workers), description, len(jobs), unit)
 
         scan = partial(scan_list, csv_path, str(root), manifest, arguments)
         outputs = list(run(scan, list(list_names(benchmark).values()), "read", "list"))
@@ -114,10 +121,8 @@ def create_tars(
     counts = itemgetter("subset_count", "output_count", "output_shard_count", "output_bytes")
     splits = [SplitSummary(o.name, o.path, *counts(metas[o.path]), reused=o.path not in shards) for o in outputs]
     if manifest.get("classes") and not dry_run:
-        flags = {"num_workers": num_workers, "overwrite": overwrite}
-        splits += write_label_splits(
-            root, benchmark.periods, list(manifest["classes"]), max_per_class, templates, **flags
-        )
+        classes, limits = list(manifest["classes"]), (options.max_per_class, options.templates, workers)
+        splits += write_label_splits(root, benchmark.periods, classes, *limits)
     return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
 
 

@@ -61,6 +61,7 @@ def create_splits(
 
     Returns the manifest, and whether it was there already.
     """
+    options.check()
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
@@ -68,11 +69,8 @@ def create_splits(
     return write_lists(source, settings, options)
 
 
-def write_lists(
-    source: Source, settings: dict[str, Any], options: Options, others: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], bool]:
+def write_lists(source: Source, settings: dict[str, Any], options: Options) -> tuple[dict[str, Any], bool]:
     """Write the lists of a source; see ``make_lists``. The manifest begins with the ``settings``."""
-    options.check()
     with make_pool(options.num_workers, fork=True) as pool:  # before a progress bar starts a thread
 
         def write(work: Path) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def write_lists(
                         file.write(data)
             return _write_lists(work, options.new, benchmark, dropped, reject)
 
-        return make_lists(options, {**settings, "input": digest_inputs(source.inputs)}, write, others)
+        return make_lists(options, {**settings, "input": digest_inputs(source.inputs)}, write)
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import progress
-from tic_clip.data.dates import EPOCH, Date, Months, first_of_month, read_date
+from tic_clip.data.dates import EPOCH, Months, first_of_month, read_date
 from tic_clip.data.lists import OUTSIDE, SPLITS, count_samples, file_digest, list_names, make_lists
 from tic_clip.data.own import OwnOptions
 from tic_clip.data.reshard.index import usable_json
@@ -26,7 +26,6 @@ from tic_clip.data.split import list_shards
 from tic_clip.data.tar import open_shard, read_table
 from tic_clip.data.uids import UID, parse_uids, read_uid
 from tic_clip.parallel import map_ordered
-from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.storage import atomic_open, to_path
 from tic_clip.timeline import span
 
@@ -54,7 +53,7 @@ class Shard(NamedTuple):
 
     rows: np.ndarray
     dropped: Counter[str]
-    bad: list[Date]
+    bad: list[tuple[None, str, Any]]
 
 
 def create_pool_splits(pool: str, field: Field, options: OwnOptions) -> tuple[dict[str, Any], bool]:
@@ -63,6 +62,7 @@ def create_pool_splits(pool: str, field: Field, options: OwnOptions) -> tuple[di
     Returns the manifest, and whether it was there already.
     """
     field.check()
+    options.check(UIDS)
     tars, made_from = list_shards(pool), options.settings()
     made_from |= {"date_field": field.name, "date_format": field.form, "input": {"pool": _digest(tars)}}
 
@@ -78,7 +78,7 @@ def create_pool_splits(pool: str, field: Field, options: OwnOptions) -> tuple[di
         months.check(options.skip_bad_rows)
         return _write_lists(work, options.new, options.write_benchmark(months), dropped)
 
-    return make_lists(options, made_from, write, others=(BENCHMARK_FILE, UIDS))
+    return make_lists(options, made_from, write)
 
 
 def count_months(pool: str, field: Field, options: OwnOptions) -> Months:
@@ -104,7 +104,7 @@ def _read_shards(tars: list[str], field: Field, options: OwnOptions, months: Mon
         for day, count in zip(*np.unique(shard.rows["day"], return_counts=True), strict=True):
             months.counts[first_of_month(int(day))] += int(count)
         for date in shard.bad:
-            months.add(date)
+            months.add(*date)
         yield shard
 
 
@@ -123,13 +123,13 @@ def read_shard(field: Field, options: OwnOptions, tar: str) -> Shard:
             if uid is None:
                 dropped["no valid uid"] += 1
                 continue
-            date = read_date(value, field.form, f"{tar}, sample {table.keys[sample]}")
-            if date.seconds is None:
+            seconds = read_date(value, field.form)
+            if seconds is None:
                 names = names or json.loads(data)
                 dropped["impossible date"] += 1
-                bad.append(date)
+                bad.append((None, f"{tar}, sample {table.keys[sample]}", value))
             else:
-                rows.append((uid, date.seconds // 86_400, options.is_test(options.name, uid)))
+                rows.append((uid, seconds // 86_400, options.is_test(options.name, uid)))
     if names and not rows and field.name not in names:
         raise TicError(f"{tar} has no field {field.name} in its samples' JSON; it has {', '.join(names)}")
     found, uids = np.empty(len(rows), ROW), parse_uids(uid for uid, *_ in rows)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from tic_clip import TicError
 from tic_clip.cli import flag
-from tic_clip.data.dates import Date, check_format, read_date
+from tic_clip.data.dates import check_format, read_date
 from tic_clip.data.images import strip_suffix
 from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, check_columns, read_csv
 from tic_clip.storage import StorageError, exists, is_dir, list_files, open_file
@@ -90,11 +90,12 @@ def _fetch(url: str) -> IO[bytes]:
     return file
 
 
-def read_dates(path: str, columns: Columns) -> Iterator[Date]:
-    """Yield the dates of a table, also those that can't be read; malformed rows have none."""
+def read_dates(columns: Columns, path: str) -> Iterator[tuple[int | None, str, Any]]:
+    """Yield the dates of a table, where they stand and what stands there; malformed rows have none."""
     for row in read_values(path, [columns.date]):
         if not isinstance(row, BadRow):
-            yield read_date(row[1][0], columns.date_format, row[0])
+            where, (value,) = row
+            yield read_date(value, columns.date_format), where, value
 
 
 def read_rows(columns: Columns, path: str) -> Iterator[Row | BadRow | tuple[Row, bytes]]:
@@ -119,11 +120,11 @@ def _make_row(where: str, columns: Columns, values: dict[str, Any]) -> Row | Bad
     for value, name in ((key, "key"), (image, "path of an image")):
         if not value or _CONTROL.search(value):
             return BadRow("unusable key", f"{where}: {value!r} is no {name}")
-    found = read_date(date, columns.date_format, where)
-    if found.seconds is None:
-        return BadRow("impossible date", f"{where}: the date of {key} can't be read: {found.text!r}")
+    seconds = read_date(date, columns.date_format)
+    if seconds is None:
+        return BadRow("impossible date", f"{where}: the date of {key} can't be read: {to_text(date)!r}")
     texts = (to_text(caption), *[" ".join(to_text(label).split())] * bool(columns.label))
-    row = Row(key, image, texts, found.seconds)
+    row = Row(key, image, texts, seconds)
     return row if data is None else (row, data)
 
 

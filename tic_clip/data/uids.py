@@ -118,9 +118,9 @@ def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndar
     hits = np.flatnonzero(start < len(subset))
     hits = hits[high[start[hits]] == uids["f0"][hits]]
     stop = np.searchsorted(high, uids["f0"][hits], side="right")
-    alone = stop == start[hits] + 1
-    repeats[hits[alone]] = low[start[hits[alone]]] == uids["f1"][hits[alone]]
-    for i, end in zip(hits[~alone], stop[~alone], strict=True):  # rows that share their high words
+    is_single = stop == start[hits] + 1
+    repeats[hits[is_single]] = low[start[hits[is_single]]] == uids["f1"][hits[is_single]]
+    for i, end in zip(hits[~is_single], stop[~is_single], strict=True):  # rows that share their high words
         begin, uid = start[i], uids["f1"][i]
         start[i] += np.searchsorted(low[begin:end], uid)
         repeats[i] = begin + np.searchsorted(low[begin:end], uid, side="right") - start[i]

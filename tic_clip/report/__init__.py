@@ -11,9 +11,12 @@ import re
 
 import jinja2
 
-from tic_clip.report import tables
+from tic_clip import TicError
+from tic_clip.report import matrices, tables
+from tic_clip.report.compare import compare
 from tic_clip.report.figures import draw_figures
 from tic_clip.report.frame import load_results, summarize
+from tic_clip.report.table import MARK, NEAR, to_text
 from tic_clip.storage import atomic_open, remove, to_path
 
 LATEX = str.maketrans(
@@ -31,18 +34,29 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
     results = load_results(folders)
     runs, models = ({one.name: summarize(one) for one in part} for part in (results.runs, results.models))
     summary = {kind: part for kind, part in (("runs", runs), ("models", models)) if part}
-    compared, figures = tables.compare(results), draw_figures(results)
-    values = {
-        "title": f"{results.benchmark.title}: {', '.join(runs | models)}",
-        "headline": tables.headline_tables(results, compared, reference),
+    if not results.tasks and not results.static_keys:
+        raise TicError(f"nothing to report: no result in {', '.join(map(str, folders))} has a number")
+    compared = compare(results)
+    figures = draw_figures(results, compared)
+    parts = tables.headline_tables(results, compared, reference)
+    names = ", ".join(runs | models) if len(results.subjects) <= 4 else f"{len(results.subjects)} compared"
+    values = parts | {
+        "title": f"{results.title}: {names}",
+        "what": tables.describe(results),
+        "cards": tables.read_cards(results, compared),
+        "headline": [table for part in parts.values() for table in part],
+        "folded": []
+        if results.single
+        else [table for one in results.groups for table in matrices.matrix_tables(one, results)],
         "data": tables.data_tables(runs | models),
         "about": tables.about_table(results, runs | models),
         "figures": figures,
     }
+    only = runs[results.runs[0].name] if len(summary) == len(runs) == 1 else summary
     texts = {
-        "summary.json": json.dumps(runs[results.single.name] if results.single else summary, indent=2) + "\n",
-        "matrix.csv": tables.matrix_csv(results),
-        "table.csv": tables.comparison_csv(results, compared),
+        "summary.json": json.dumps(only, indent=2) + "\n",
+        "matrix.csv": matrices.matrix_csv(results),
+        "table.csv": tables.comparison_csv(compared),
     }
     texts |= {name: _render(f"{name}.j2", values) for name in ("table.md", "table.tex", "report.html")}
     files = {name: text.encode() for name, text in texts.items()} | figures
@@ -52,7 +66,8 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
             continue
         with atomic_open(to_path(output_dir) / name) as file:
             file.write(data)
-    return "\n\n".join(map(tables.to_text, values["headline"])), [name for name, data in files.items() if data]
+    printed = [table for part in parts if part != "forgetting" for table in parts[part]]
+    return "\n\n".join(map(to_text, printed)), [name for name, data in files.items() if data]
 
 
 def _render(template: str, values: dict[str, object]) -> str:
@@ -61,15 +76,15 @@ def _render(template: str, values: dict[str, object]) -> str:
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape="html" in template, **blocks)
     environment.filters |= {"md": _escape_markdown, "tex": _escape_latex, "base64": base64.b64encode}
-    return environment.get_template(template).render(MARK=tables.MARK, **values)
+    return environment.get_template(template).render(MARK=MARK, NEAR=NEAR, **values)
 
 
 def _escape_markdown(text: str) -> str:
     text = html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
-    return f"**{text[:-1]}**" if text.endswith(tables.MARK) else text
+    return f"**{text[:-1]}**" if text.endswith(MARK) else text
 
 
 def _escape_latex(text: str) -> str:
-    if text.endswith(tables.MARK):
+    if text.endswith(MARK):
         return f"\\textbf{{{_escape_latex(text[:-1])}}}"
     return re.sub(r"^(\d\.\d)e(\d+)$", r"$\1 \\times 10^{\2}$", text.translate(LATEX))

@@ -1,98 +1,226 @@
 """The results of runs and models as tidy DataFrames, and the summary of each that summary.json holds."""
 
+import logging
 import math
+import re
 from collections.abc import Iterable
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark
+from tic_clip.benchmarks import BENCHMARKS, Benchmark
 from tic_clip.evaluation.results import RESULTS, read_results, task_key
 from tic_clip.metrics import MAIN_METRIC, transfer
-from tic_clip.runs import find_benchmark
+from tic_clip.runs import find_benchmark, read_plan
 from tic_clip.storage import to_path
+from tic_clip.timeline import span
 
 STATIC = "static"
 """The ``task`` of results that belong to no period; their ``period`` is the task's key."""
 SPENT = ["samples_seen", "macs_seen"]
 DATA = ["num_samples", "coverage", "dropped", "nonfinite"]
 VERSIONS = ["pins", "precision", "device"]
-FIELDS = ["key", "step", "metrics", "ci95", "method", "scale", "filter", "seed", "settings", "family"]
-FIELDS += [*SPENT, *DATA, *VERSIONS]
+FIELDS = ["key", "step", "metrics", "ci95", "chance", "method", "scale", "filter", "seed", "settings", "family"]
+FIELDS += [*SPENT, *DATA, *VERSIONS, "data"]
+SETTINGS = {"filter": "filter", "scale": "scale", "model": "model", "samples": "samples a step"}
+SETTINGS |= {"batch_size": "batch", "learning_rate": "learning rate", "sampling": "sampling"}
+"""What a plan says that must be equal for figures to be compared, and how a table says it."""
+CELL = ["step", "task", "period"]
+
+
+class Task(NamedTuple):
+    """A task of a benchmark; the steps of a run on another benchmark, or cadence, can be evaluated on it, too."""
+
+    benchmark: Benchmark
+    name: str
+
+    @property
+    def metric(self) -> str:
+        """Return the name of its main metric."""
+        return MAIN_METRIC[self.benchmark.tasks[self.name]]
+
+    @property
+    def periods(self) -> list[str]:
+        """Return its periods in order of time."""
+        return list(self.benchmark.periods)
+
+    def periods_of(self, benchmark: Benchmark) -> list[list[str]]:
+        """Return the periods of each step of a benchmark: by its table, or those within the step's days."""
+        if self.benchmark == benchmark:
+            return [list(step.periods) for step in benchmark.steps]
+        days = {period: span(period) for period in self.periods}
+        steps = [span(step.name) for step in benchmark.steps]
+        return [[each for each in days if start <= days[each][0] and days[each][1] <= end] for start, end in steps]
 
 
 class Subject:
-    """A run, or a model that is not a run.
+    """A run, a model that is not a run, or the mean of ``members``, runs that differ in their seed only.
 
-    ``frame`` has a row for the last result of each step and task: the line's ``FIELDS``, and ``task``, ``period``,
-    ``value`` (a share of 1, NaN if missing), ``low`` and ``high`` (of the 95 % interval). Of the other tables each row
-    is a step.
+    ``frame`` has a row for the last result of each step and task: the line's ``FIELDS``, and ``task`` (its label),
+    ``period``, ``value`` (a share of 1, NaN if missing), ``low`` and ``high`` (of the 95 % interval). Of the other
+    tables each row is a step. ``known`` are all tasks of the report by label.
     """
 
-    def __init__(self, name: str, folder: object, lines: list[dict[str, Any]], benchmark: Benchmark) -> None:
-        self.name, self.folder, self.benchmark, self.frame = name, folder, benchmark, _make_frame(lines, benchmark)
-        self.is_run = bool(lines[0].get("step"))
+    def __init__(
+        self, name: str, folder: object, frame: pd.DataFrame, benchmark: Benchmark, known: dict[str, Task]
+    ) -> None:
+        self.name, self.folder, self.benchmark, self.frame, self.known = name, folder, benchmark, frame, known
+        self.members = [self]
+        self.is_run = bool(frame["step"].iloc[0])
         self.steps = [step.name for step in benchmark.steps] if self.is_run else [""]
-        self.last_step = [step for step in self.steps if step in set(self.frame["step"])][-1]
-        evaluated = set(self.frame["task"][self.frame["value"].notna()])
-        self.tasks = [task for task in benchmark.tasks if task in evaluated]
-        self.about = self.frame.iloc[0]
-        self.static = _pivot(self.frame, STATIC, "value").reindex(self.steps)
-        self.spent = self.frame.drop_duplicates("step", keep="last").set_index("step")[SPENT].reindex(self.steps)
+        for step in set(frame["step"]) - {""}:
+            benchmark.step_index(step)  # raises if there is no such step
+        self.last_step = [step for step in self.steps if step in set(frame["step"])][-1]
+        evaluated = set(frame["task"][frame["value"].notna()])
+        self.tasks = [label for label in known if label in evaluated]
+        self.about = frame.iloc[0]
+        self.static = _pivot(frame, STATIC, "value").reindex(self.steps)
+        self.spent = frame.drop_duplicates("step", keep="last").set_index("step")[SPENT].reindex(self.steps)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Return the plan of the first step in the run's folder, and when its last one was ``finished``; {} if none."""
+        return read_plan(self.folder, self.steps) if self.is_run else {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
+        told = {key: self.about[key] for key in ("filter", "scale")} | {"samples": self.spent["samples_seen"].iloc[0]}
+        return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
         """Return the (steps, periods) table of a task."""
-        return _pivot(self.frame, task, column).reindex(index=self.steps, columns=list(self.benchmark.periods))
+        return _pivot(self.frame, task, column).reindex(index=self.steps, columns=self.known[task].periods)
 
-    def mean_over(self, task: str, spans: Iterable[tuple[str, ...]]) -> np.ndarray:
-        """Return the means (steps, spans) over the periods of each span; NaN if one is missing."""
-        values = self.matrix(task)
-        return np.stack([values[list(periods)].to_numpy().mean(axis=1) for periods in spans], axis=1)
+    def half_widths(self, task: str) -> pd.DataFrame:
+        """Return those of the intervals (steps, periods); NaN where all samples or none are hits, whose says less."""
+        values, widths = self.matrix(task), (self.matrix(task, "high") - self.matrix(task, "low")) / 2
+        return widths.where((values > 0) & (values < 1) & (widths > 0))
+
+    def chance(self, task: str) -> pd.Series:
+        """Return the share of 1 that guessing gets on each period, NaN if not known."""
+        rows = self.frame[self.frame["task"] == task].drop_duplicates("period").set_index("period")
+        chance = rows["chance"].astype(float)
+        if task in self.known and self.known[task].metric == MAIN_METRIC["retrieval"]:
+            chance = chance.fillna(1 / rows["num_samples"].astype(float))
+        return chance.reindex(self.known[task].periods)
+
+    def mean_over(self, task: str, spans: Iterable[Iterable[str]]) -> np.ndarray:
+        """Return the means (steps, spans) over the periods of each span; NaN if one is missing, or a span is empty."""
+        return _mean_over(self.matrix(task), spans)
 
     def square_matrix(self, task: str) -> np.ndarray:
         """Return the (steps, steps) means over each step's periods."""
-        return self.mean_over(task, [step.periods for step in self.benchmark.steps])
+        return self.mean_over(task, self.known[task].periods_of(self.benchmark))
+
+    def square_widths(self, task: str) -> np.ndarray:
+        """Return the half-widths (steps, steps) of the intervals of ``square_matrix``; periods are independent."""
+        spans = self.known[task].periods_of(self.benchmark)
+        return np.sqrt(_mean_over(self.half_widths(task) ** 2, spans) / np.array([max(len(part), 1) for part in spans]))
 
     def transfer(self, task: str) -> dict[str, float]:
         """Return the ``id``, ``backward`` and ``forward`` of a task, NaN of a model and where a cell is missing."""
         return transfer(self.square_matrix(task) if self.is_run else np.full((2, 2), np.nan))
 
 
+def average(name: str, members: list[Subject]) -> Subject:
+    """Return the mean of runs; a cell that one lacks is missing."""
+    frame = pd.concat([one.frame for one in members])
+    cells, first = frame.groupby(CELL, sort=False), frame.drop_duplicates(CELL).set_index(CELL)
+    for column in ("value", "low", "high"):
+        first[column] = cells[column].mean().where(cells[column].count() == len(members))
+    mean = Subject(name, members[0].folder, first.reset_index(), members[0].benchmark, members[0].known)
+    mean.members = members
+    return mean
+
+
 class Results:
-    """All results of a report, of one benchmark: runs, then models that are not runs."""
+    """All results of a report: runs, models that are not runs, and ``rows``, which are both with the mean over seeds.
+
+    ``benchmark`` is the first run's; ``tasks`` of others are labelled with their benchmark.
+    """
 
     def __init__(self, subjects: list[Subject]) -> None:
         self.runs = [one for one in subjects if one.is_run]
         self.models = [one for one in subjects if not one.is_run]
         self.subjects = self.runs + self.models
-        self.single = subjects[0] if len(subjects) == len(self.runs) == 1 else None  # the only run, and no model
-        self.benchmark = subjects[0].benchmark
-        self.tasks = [task for task in self.benchmark.tasks if any(task in one.tasks for one in subjects)]
+        self.groups = group_seeds(self.runs)
+        self.rows = self.groups + self.models
+        self.single = self.rows[0] if len(self.rows) == len(self.groups) == 1 else None  # one row, and no model
+        self.tasks = {
+            label: task for label, task in subjects[0].known.items() if any(label in one.tasks for one in subjects)
+        }
+        self.benchmark = next(iter(self.tasks.values())).benchmark if self.tasks else subjects[0].benchmark
         self.static_keys = list(dict.fromkeys(key for one in self.subjects for key in one.static))
+        titles = dict.fromkeys(task.benchmark.title for task in self.tasks.values()) or {self.benchmark.title: None}
+        self.title = ", ".join(titles)
+
+    def limits(self, task: str) -> tuple[float, float]:
+        """Return the least and the greatest value of a task in all rows, between which colours go."""
+        values = np.concatenate([row.matrix(task).to_numpy(dtype=float).ravel() for row in self.rows])
+        return float(np.nanmin(values)), float(np.nanmax(values))
+
+
+def group_seeds(runs: list[Subject]) -> list[Subject]:
+    """Return the runs, the mean in place of those that differ in their seed only."""
+    alike: dict[tuple, list[Subject]] = {}
+    for run in runs:
+        settings = run.about[["method", "scale", "filter", "settings"]].map(str)
+        is_known = run.about[["settings", "seed"]].notna().all()
+        alike.setdefault((*settings, *map(str, run.spent["samples_seen"])) if is_known else (run.name,), []).append(run)
+    groups = []
+    for members in alike.values():
+        if len({run.about["seed"] for run in members}) < len(members) or len(members) == 1:  # or one seed twice
+            groups += members
+            continue
+        short = {re.sub(r"[-_/]?(seed)?[-_]?\d+$", "", run.name) for run in members}
+        taken = {run.name for run in runs} | {one.name for one in groups} | {""}
+        name = f"{members[0].name} and {len(members) - 1} more"
+        groups.append(average(short.pop() if len(short) == 1 and not short & taken else name, members))
+    return groups
 
 
 def load_results(folders: list) -> Results:
     """Read ``eval_results.jsonl`` of each folder; raise a TicError if there is none or they are not comparable."""
-    subjects, benchmarks, versions = {}, {}, {}
+    read, versions = [], {}
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         try:
             benchmark, groups = _split_lines(folder, read_results(path))
-            for model, group in groups.items():
-                label = model or name
-                label = f"{name}: {label}" if label in subjects else label
-                subjects[label] = Subject(label, folder, group, benchmark)
         except TicError as error:
             raise TicError(f"{path}: {error}") from None
-        benchmarks[benchmark.name] = path
-        versions |= {line.get("metric_version", 1): path for group in groups.values() for line in group}
-    for field, paths in (("benchmarks", benchmarks), ("metric versions: run scripts/evaluate.py again", versions)):
-        if len(paths) > 1:
-            listed = ", ".join(f"{value} in {path}" for value, path in paths.items())
-            raise TicError(f"can't compare {listed}: these are different {field}")
+        read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
+        versions |= {line.get("metric_version", 1): path for lines in groups.values() for line in lines}
+    if len(versions) > 1:
+        listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
+        raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
+    cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
+    known = {label: task for task, label, _ in cells.values()}
+    subjects: dict[str, Subject] = {}
+    for name, model, folder, benchmark, lines in read:
+        label = model or name
+        label = f"{name}: {label}" if label in subjects else label
+        try:
+            subjects[label] = Subject(label, folder, _make_frame(lines, benchmark, cells), benchmark, known)
+        except TicError as error:
+            raise TicError(f"{to_path(folder) / RESULTS}: {error}") from None
     return Results(list(subjects.values()))
+
+
+def _name_cells(keys: list[tuple[Benchmark, str]]) -> dict[str, tuple[Task, str, str]]:
+    """Return task, label and period of each key that results have; tasks of the first benchmark need no more words."""
+    used, cells = {key for _, key in keys}, {}
+    for benchmark in dict.fromkeys([benchmark.name for benchmark, _ in keys] + list(BENCHMARKS)):
+        table = next((one for one, _ in keys if one.name == benchmark), BENCHMARKS.get(benchmark))
+        names = {task_key(table, task, period): (task, period) for task in table.tasks for period in table.periods}
+        found = names if used & names.keys() - cells.keys() else {}
+        is_first = not cells
+        for key, (task, period) in found.items():
+            cells.setdefault(key, (Task(table, task), task if is_first else f"{task} ({table.name})", period))
+    return cells
 
 
 def _name_runs(folders: list) -> list[str]:
@@ -107,7 +235,7 @@ def _name_runs(folders: list) -> list[str]:
 def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
     """Return the benchmark, and the last line of each task (and step): of the run under "", of models by name."""
     of_steps = [line for line in lines if line.get("step")]
-    for field, checked in (("benchmark", lines), ("method", of_steps), ("scale", of_steps)):
+    for field, checked in (("benchmark", of_steps or lines[:1]), ("method", of_steps), ("scale", of_steps)):
         values = sorted({str(line.get(field)) for line in checked})
         if values[1:] or "None" in values:
             raise TicError(f"the results of a run must be of one {field}, not {', '.join(values)}")
@@ -119,22 +247,27 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
     if not groups:
         raise TicError("no result: run scripts/evaluate.py first")
     last_lines = {model: list(group.values()) for model, group in groups.items()}
-    return find_benchmark(folder, lines[0]["benchmark"]), last_lines
+    return find_benchmark(folder, (of_steps or lines)[0]["benchmark"]), last_lines
 
 
-def _make_frame(lines: list[dict[str, Any]], benchmark: Benchmark) -> pd.DataFrame:
-    periods = {task_key(benchmark, task, each): (task, each) for task in benchmark.tasks for each in benchmark.periods}
-    used = [line for line in lines if line["key"] in periods or not line["key"].startswith("tic/")]
+def _make_frame(lines: list[dict[str, Any]], benchmark: Benchmark, cells: dict[str, tuple]) -> pd.DataFrame:
+    """Return a row for each line of a task of ``cells`` or of a static one; others are left out with a warning."""
+    used = [line for line in lines if line["key"] in cells or not line["key"].startswith("tic/")]
     if not used:
         raise TicError(f"no result of a task of {benchmark.name} or of a static one")
-    for step in {line["step"] for line in used if line.get("step")}:
-        benchmark.step_index(step)  # raises if there is no such step
+    if len(used) < len(lines):
+        logging.warning("%d results of tasks of no known benchmark are left out", len(lines) - len(used))
     frame = pd.DataFrame([[line.get(field) for field in FIELDS] for line in used], columns=FIELDS, dtype=object)
-    frame[["task", "period"]] = [periods.get(key, (STATIC, key)) for key in frame["key"]]
+    frame[["task", "period"]] = [cells[key][1:] if key in cells else (STATIC, key) for key in frame["key"]]
     frame["value"] = np.array([metrics.get("main_metric") for metrics in frame["metrics"]], dtype=float)
     frame[["low", "high"]] = np.array([interval or (None, None) for interval in frame["ci95"]], dtype=float)
     frame["step"] = frame["step"].fillna("")
     return frame.replace({"value": {np.inf: np.nan, -np.inf: np.nan}})
+
+
+def _mean_over(values: pd.DataFrame, spans: Iterable[Iterable[str]]) -> np.ndarray:
+    means = [values[list(part)].mean(axis=1, skipna=False).to_numpy() for part in spans]
+    return np.stack(means, axis=1).astype(float)
 
 
 def _pivot(frame: pd.DataFrame, task: str, column: str) -> pd.DataFrame:
@@ -145,7 +278,8 @@ def _pivot(frame: pd.DataFrame, task: str, column: str) -> pd.DataFrame:
 def summarize(one: Subject) -> dict[str, Any]:
     """Return what summary.json holds of a run or model."""
     static = {key: _to_json(column) for key, column in one.static.items()}
-    summary = {"benchmark": one.benchmark.name}
+    table = one.benchmark if one.is_run or not one.tasks else one.known[one.tasks[0]].benchmark
+    summary = {"benchmark": table.name}
     if one.is_run:
         common = [key for key in ("filter", "seed", "settings") if one.frame[key].nunique(dropna=False) == 1]
         summary |= {key: str(one.about[key]) for key in ("method", "scale")}
@@ -160,12 +294,12 @@ def summarize(one: Subject) -> dict[str, Any]:
 
 
 def _summarize_task(one: Subject, task: str) -> dict[str, Any]:
-    values, summary = one.matrix(task), {"metric": MAIN_METRIC[one.benchmark.tasks[task]]}
+    values, summary = one.matrix(task), {"metric": one.known[task].metric}
     if not one.is_run:
         return summary | {"periods": dict(zip(values.columns, _to_json(values)[0], strict=True))}
     summary["matrix"] = _to_json(one.square_matrix(task))
     summary |= {key: None if math.isnan(value) else value for key, value in one.transfer(task).items()}
-    if len(one.benchmark.periods) != len(one.benchmark.steps):
+    if [[period] for period in values] != one.known[task].periods_of(one.benchmark):
         summary["periods_matrix"] = _to_json(values)
     if one.matrix(task, "low").notna().any(axis=None):
         summary["ci95"] = [[pair or None for pair in row] for row in _to_json(one.matrix(task, "ci95"))]

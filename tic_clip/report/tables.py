@@ -1,176 +1,104 @@
 """The tables of a report: matrices, the comparison, published numbers, static tasks, models, evaluation data."""
 
 from collections import Counter
-from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark
-from tic_clip.metrics import MAIN_METRIC
-from tic_clip.report.frame import DATA, SPENT, Results, Subject
+from tic_clip.report.compare import ABOUT, FORGETTING, SHIFTS, Compared, count_results, list_settings
+from tic_clip.report.frame import DATA, Results
+from tic_clip.report.matrices import common_tables, matrix_tables
+from tic_clip.report.table import MARK, MISSING, NEAR, Table, number, percent, write
 
-IMAGENET, FLICKR = "imagenet1k", "retrieval/flickr_1k_test_image_text_retrieval"
-SHIFTS = ["imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "imagenet-o", "objectnet"]
-"""ImageNet's distribution shifts, as DataComp's list of tasks calls them; the paper averages them."""
-TRANSFERS = {"backward": "backward", "id": "ID", "forward": "forward"}
-ABOUT = ["method", "runs", "samples seen", "MACs", "results"]
-MISSING = "–"
-MARK = "*"
-MAX_NUMBERED = 15
-"""With more columns than this, a matrix is drawn without numbers and left out of the terminal."""
+FORGETTING_LEGEND = """average accuracy: of each step's model on the periods up to its own; last model: over all \
+periods; BWT: how a period's result has changed since its own step, in points; forgetting: its best earlier result - \
+the last; over compute: the area under the mean over all periods against compute"""
 
 
-class Table(NamedTuple):
-    """A table of text. Cells that end in ``MARK`` stand out; ``legend`` says why, in files as "bold"."""
-
-    title: str
-    cells: pd.DataFrame
-    legend: str = ""
-    text: int = 1  # so many columns at the left are words
-
-
-def percent(value: float, deviation: float = float("nan")) -> str:
-    """Return a share in per cent with one decimal."""
-    return number(100 * value, ".1f") + ("" if pd.isna(deviation) else f" ± {100 * deviation:.1f}")
-
-
-def number(count: float | None, form: str = ",") -> str:
-    """Return a count with separators, or as ``form`` says."""
-    return MISSING if pd.isna(count) else format(count, form).replace("e+", "e")
+def headline_tables(results: Results, compared: Compared, reference: str | None = None) -> dict[str, list[Table]]:
+    """Return the matrices of a single row, the comparison of runs and models, and what stands beside it."""
+    is_compared = bool(results.runs or results.static_keys)
+    others = common_tables(results)
+    others += [reference_table(results, compared, reference)] if reference else []
+    others += [static_table(results, compared)] if results.static_keys else []
+    others += [models_table(results, compared)] if any(one.tasks for one in results.models) else []
+    matrices = matrix_tables(results.single, results) if results.single else []
+    is_needed = is_compared and (len(results.subjects) > 1 or not matrices)
+    return {
+        "matrices": matrices,
+        "summary": [comparison_table(results, compared)] if is_needed else [],
+        "others": others,
+        "forgetting": forgetting_tables(results, compared),
+    }
 
 
-def to_text(table: Table) -> str:
-    """Return a table as aligned text for a terminal."""
-    if table.cells.shape[1] > MAX_NUMBERED + 1:
-        return f"{table.title}\n({table.cells.shape[1]} columns: see table.md)\n{table.legend}"
-    heads = zip_longest(*(head.split("\n") for head in table.cells), fillvalue="")
-    columns = []
-    for j, column in enumerate(zip(*heads, *table.cells.to_numpy(), strict=True)):
-        padded = [cell if cell.endswith(MARK) else f"{cell} " for cell in column]
-        width = max(map(len, padded))
-        columns.append([cell.ljust(width) if j < table.text else cell.rjust(width) for cell in padded])
-    aligned = [" ".join(row).rstrip() for row in zip(*columns, strict=True)]
-    return "\n".join([table.title, "", *aligned, "", table.legend])
+def describe(results: Results) -> str:
+    """Return in a sentence what was run."""
+    if not results.single:
+        counts = ((len(results.runs), "run"), (len(results.models), "other model"))
+        said = " and ".join(f"{count} {word}{'s' * (count > 1)}" for count, word in counts if count)
+        return f"{said}; their settings, commands and versions are at the end of the page."
+    run = results.single
+    seen = run.spent["samples_seen"].dropna()
+    settings = [f"{head} {write(value)}" for head, value in run.settings.items() if not pd.isna(value)]
+    done = f"{len(seen)} of {len(run.steps)} steps, {number(seen.max())} samples seen"
+    seeds = ", ".join(str(one.about["seed"]) for one in run.members if one.about["seed"] is not None)
+    ends = [f"{head} {value}" for head, value in (("seed", seeds), ("finished", run.plan.get("finished"))) if value]
+    return f"{run.about['method']}: {', '.join([*settings, done, *ends])}."
 
 
-def headline_tables(results: Results, compared: pd.DataFrame, reference: str | None = None) -> list[Table]:
-    """Return the matrices of a single run, else the comparison of runs and models; then what stands beside it."""
-    tables = matrix_tables(results.single) if results.single else []
-    tables += [comparison_table(results, compared)] if len(compared) and not tables else []
-    tables += [reference_table(results, compared, reference)] if reference else []
-    tables += [static_table(results, compared)] if results.static_keys else []
-    return tables + ([models_table(results)] if any(one.tasks for one in results.models) else [])
+def read_cards(results: Results, compared: Compared) -> dict[str, str]:
+    """Return the figures of a single row by head, with their deviation over seeds or their error."""
+    row = compared.table.iloc[0]
+    heads = [head for head in compared.heads["figures"] if results.single and not pd.isna(row[head])]
+    spread = {head: row[f"{head} sd"] if row["runs"] > 1 else row[f"{head} error"] for head in heads}
+    return {head: percent(row[head], spread[head]) for head in heads}
 
 
 def metric_notes(results: Results) -> list[str]:
     """Return which metric each task's numbers are."""
-    return [f"{task} = {MAIN_METRIC[results.benchmark.tasks[task]]}" for task in results.tasks]
+    return [f"{label} = {task.metric}" for label, task in results.tasks.items()]
 
 
-def matrix_tables(run: Subject) -> list[Table]:
-    """Return the matrix of each task of a run, its own periods marked."""
-    benchmark, tables = run.benchmark, []
-    for task in run.tasks:
-        values, transfers = run.matrix(task), run.transfer(task)
-        legend = ", ".join(f"{TRANSFERS[key]} {percent(transfers[key])}" for key in ("id", "backward", "forward"))
-        legend += f" ({MARK}: a step's model on the step's own periods)"
-        width = (run.matrix(task, "high") - run.matrix(task, "low")).stack().mean()
-        legend += "" if pd.isna(width) else f"; a cell is good to ± {50 * width:.1f} on average (95 %)"
-        found = int(values.notna().sum(axis=None))
-        legend += f"; results {found:,} of {values.size:,}" if found < values.size else ""
-        title = f"{benchmark.title}, {run.about['method']}: {task}, {MAIN_METRIC[benchmark.tasks[task]]} in per cent"
-        cells = values.map(percent)
-        for step in benchmark.steps:
-            cells.loc[step.name, list(step.periods)] += MARK
-        tables.append(Table(title, cells.reset_index(names="trained up to"), legend))
-    return tables
-
-
-def matrix_csv(results: Results) -> str:
-    """Return every cell of every task in full precision; empty where there is no result."""
-    parts = {(one.name, task): one.matrix(task) for one in results.subjects for task in one.tasks}
-    parts = parts or {("", ""): pd.DataFrame(columns=results.benchmark.periods)}
-    table = pd.concat(parts, names=["run", "task", "step"])
-    return (table.droplevel("run") if results.single else table).to_csv(lineterminator="\n")
-
-
-def compare(results: Results) -> pd.DataFrame:
-    """Return a row for each group of runs that differ in their seed only, and for each model with static results.
-
-    Columns: ``ABOUT``, and for each figure and static task its mean, a share of 1, and its standard deviation, "… sd".
-    """
-    figures = pd.DataFrame({one.name: _read_figures(results, one) for one in results.subjects}, dtype=float)
-    groups, about = _group_seeds(results), {}
-    for label, group in groups.items():
-        spent = [group[0].spent[column].dropna().max() for column in SPENT]
-        method = group[0].about["method"] or group[0].about["family"] or MISSING
-        about[label] = [method, len(group), *spent, _count_results(results, group)]
-    compared = pd.DataFrame.from_dict(about, orient="index", columns=ABOUT, dtype=object)
-    for head in figures.index:
-        values = [figures.loc[head, [one.name for one in group]] for group in groups.values()]
-        compared[head] = [part.mean(skipna=False) for part in values]
-        compared[f"{head} sd"] = [part.std(skipna=False) for part in values]
-    return compared
-
-
-def _read_figures(results: Results, one: Subject) -> dict[str, float]:
-    """Return the figures of a run or model by their heads, and its static tasks."""
-    static, keys = one.static.loc[one.last_step], results.static_keys
-    groups = {"ImageNet": [IMAGENET], f"shifts ({len(SHIFTS)})": SHIFTS, "Flickr30k": [FLICKR]}
-    groups[f"average ({len(keys)})"] = sorted(keys)
-    figures = {head: static.reindex(part).to_numpy().mean() for head, part in groups.items() if set(part) & set(keys)}
-    for task in results.tasks:
-        transfers = one.transfer(task)
-        figures |= {f"{task} {label}": transfers[key] for key, label in TRANSFERS.items()}
-    return figures | static.reindex(keys).to_dict()
-
-
-def _group_seeds(results: Results) -> dict[str, list[Subject]]:
-    """Return the runs or models of each row: runs that differ in their seed only; a model that has static results."""
-    alike: dict[tuple, list[Subject]] = {}
-    for run in results.runs:
-        settings = run.about[["method", "scale", "filter", "settings"]].map(str)
-        is_known = run.about[["settings", "seed"]].notna().all()
-        alike.setdefault((*settings, *map(str, run.spent["samples_seen"])) if is_known else (run.name,), []).append(run)
-    groups = {}
-    for runs in alike.values():
-        if len({run.about["seed"] for run in runs}) < len(runs):  # one seed twice: not repetitions
-            groups |= {run.name: [run] for run in runs}
-        else:
-            groups[runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"] = runs
-    return groups | {one.name: [one] for one in results.models if len(one.static.columns)}
-
-
-def _count_results(results: Results, group: list[Subject]) -> str:
-    """Return "15 of 49" results, or "all"."""
-    parts = [one.matrix(task) for one in group for task in results.tasks]
-    parts += [one.static.loc[one.last_step].reindex(results.static_keys) for one in group if len(one.static.columns)]
-    found, total = sum(int(part.notna().sum(axis=None)) for part in parts), sum(part.size for part in parts)
-    return f"{found:,} of {total:,}" if found < total else "all"
-
-
-def _figure_heads(results: Results, compared: pd.DataFrame) -> list[str]:
-    """Return the heads of the figures in the order of the paper's table, without static tasks."""
-    return [head for head in compared if f"{head} sd" in compared and head not in results.static_keys]
-
-
-def comparison_csv(results: Results, compared: pd.DataFrame) -> str:
+def comparison_csv(compared: Compared) -> str:
     """Return the comparison in full precision, as shares of 1."""
-    heads = [column for head in _figure_heads(results, compared) for column in (head, f"{head} sd")]
-    return compared[[*ABOUT[:-1], *heads]].to_csv(index_label="run", lineterminator="\n")
+    heads = [column for head in compared.heads["figures"] for column in (head, f"{head} sd")]
+    more = [head for part in ("spans", "forgetting", "relative") for head in compared.heads[part]]
+    table = compared.table[[*ABOUT[:-1], *heads, *more, "settings"]].rename(
+        columns=lambda head: head.replace("\n", " ")
+    )
+    return table.to_csv(index_label="run", lineterminator="\n")
 
 
-def _write_figures(compared: pd.DataFrame, head: str) -> list[str]:
-    return list(map(percent, compared[head], compared[f"{head} sd"]))
+def _write_figures(table: pd.DataFrame, head: str, form: str = ".1f") -> list[str]:
+    deviations = table.get(f"{head} sd", pd.Series(np.nan, table.index))
+    return [percent(value, deviation, form) for value, deviation in zip(table[head], deviations, strict=True)]
 
 
-def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
+def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
+    """Return the figures in per cent: the best of each group of settings marked, and what is within noise of it."""
+    marks = pd.Series("", index=compared.index)
+    groups = compared["settings"] if compared["settings"].nunique() > 1 else pd.Series("", index=compared.index)
+    for _, group in compared.groupby(groups, dropna=False):
+        values, errors = group[head], group[f"{head} error"]
+        best = values.map(percent) == percent(values.max())
+        noise = np.hypot(errors, errors.get(values.idxmax()) if values.notna().any() else np.nan)
+        marks[group.index[values.max() - values <= noise]] = NEAR
+        marks[group.index[best & values.notna()]] = MARK
+    return [text + mark for text, mark in zip(_write_figures(compared, head), marks, strict=True)]
+
+
+def comparison_table(results: Results, compared: Compared) -> Table:
     """Return the comparison in per cent; the best figure of each column is marked."""
-    heads, notes = _figure_heads(results, compared), [f"{MARK}: the best of its column"]
+    heads, notes = compared.heads["figures"], [f"{MARK}: the best of its column"]
+    compared = compared.table[[one.is_run or bool(len(one.static.columns)) for one in results.rows]]
     cells = compared[["method"]].assign(**{"samples\nseen": compared["samples seen"].map(number)})
+    if compared["settings"].nunique() > 1:
+        cells.insert(1, "settings", compared["settings"].fillna(MISSING))
+        told = list_settings(results, compared["settings"])
+        notes = [f"{MARK}: the best of its column among runs with equal settings", *told]
     if any(head.startswith("shifts (") for head in heads):
         notes.append(f"shifts: mean of {', '.join(SHIFTS)}")
     if results.static_keys:
@@ -183,19 +111,21 @@ def comparison_table(results: Results, compared: pd.DataFrame) -> Table:
     if (compared["results"] != "all").any():
         cells["results"] = compared["results"]
     for head in heads:
-        best = (compared[head].map(percent) == percent(compared[head].max())) & compared[head].notna()
-        cells["\n".join(head.rsplit(" ", 1))] = _write_figures(compared, head) + best.map({True: MARK, False: ""})
-    title = f"{results.benchmark.title}: {', '.join([*metric_notes(results), 'in per cent'])}"
+        cells["\n".join(head.rsplit(" ", 1))] = mark_best(compared, head)
+    if any(cells[column].str.endswith(NEAR).any() for column in cells):
+        notes.insert(1, f"{NEAR}: within noise of it, by the 95 % intervals")
+    title = f"{results.title}: {', '.join([*metric_notes(results), 'in per cent'])}"
     return Table(title, cells.reset_index(names="run"), "; ".join(notes), text=2)
 
 
-def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Table:
+def reference_table(results: Results, compared: Compared, path: str) -> Table:
     """Return ours, published, and the difference in points, of what the CSV ``path`` has; in per cent."""
     try:
         published = pd.read_csv(path, index_col="method", skipinitialspace=True, encoding="utf-8-sig").astype(float)
     except ValueError as error:  # not CSV, no column "method", a text
         raise TicError(f"{path} is not a table of method and numbers in per cent: {error}") from None
-    methods, heads = [*compared["method"], *compared.index], _figure_heads(results, compared)
+    heads, compared = compared.heads["figures"], compared.table
+    methods = [*compared["method"], *compared.index]
     for kind, used, valid in (("method", published.index, methods), ("column", published.columns, heads)):
         if len(wrong := used.difference(valid)):
             raise TicError(f"{path}: unknown {kind} {wrong[0]!r}; there are: {', '.join(dict.fromkeys(valid))}")
@@ -211,37 +141,43 @@ def reference_table(results: Results, compared: pd.DataFrame, path: str) -> Tabl
     return Table(title, cells, "differences are ours - published, in points", text=3)
 
 
-def static_table(results: Results, compared: pd.DataFrame) -> Table:
+def static_table(results: Results, compared: Compared) -> Table:
     """Return the static tasks: a row a task; a column a step of the single run, or a run or model."""
-    if results.single:
-        cells, legend = results.single.static.map(percent).T, "of each step's model"
+    if results.single and len(results.runs) == 1:
+        cells, legend = results.single.static.dropna(how="all").map(percent).T, "of each step's model"
     else:
-        some = compared.dropna(subset=results.static_keys, how="all")
+        some = compared.table.dropna(subset=results.static_keys, how="all")
         cells = pd.DataFrame({key: _write_figures(some, key) for key in results.static_keys}, index=some.index).T
         legend = "of a run, the model of its last step"
     cells = cells.reset_index(names="task", allow_duplicates=True)
     return Table("Static tasks, main metric in per cent", cells, legend)
 
 
-def models_table(results: Results) -> Table:
+def forgetting_tables(results: Results, compared: Compared) -> list[Table]:
+    """Return what else is said of each task's matrix: a row a run."""
+    tables = []
+    for label, task in results.tasks.items():
+        heads = compared.heads["forgetting"] + compared.heads["relative"]
+        heads = [head for head in heads if head.startswith(f"{label}\n")]
+        some = compared.table.dropna(subset=heads, how="all")
+        heads = list(some[heads].dropna(axis="columns", how="all"))
+        cells = {"run": list(some.index), "method": list(some["method"])}
+        forms = {head: "+.1f" if head.endswith(FORGETTING["bwt"]) else ".1f" for head in heads}
+        cells |= {head.removeprefix(f"{label}\n"): _write_figures(some, head, form) for head, form in forms.items()}
+        title = f"{task.benchmark.title}: forgetting, {label}, in per cent"
+        tables += [Table(title, pd.DataFrame(cells), FORGETTING_LEGEND, text=2)] if len(some) else []
+    return tables
+
+
+def models_table(results: Results, compared: Compared) -> Table:
     """Return models that are not runs of ours, on old and new data."""
-    spans = old_and_new(results.benchmark) | {"all": results.benchmark.periods}
-    cells = {"model": [one.name for one in results.models]}
-    cells["family"] = [one.about["family"] or MISSING for one in results.models]
-    counts = [_count_results(results, [one]) for one in results.models]
+    some = compared.table.loc[[one.name for one in results.models if one.tasks]]
+    cells = {"model": list(some.index), "family": list(some["method"])}
+    counts = [count_results(results, [one]) for one in results.models if one.tasks]
     cells |= {"results": counts} if set(counts) != {"all"} else {}
-    for task in results.tasks:
-        means = [map(percent, one.mean_over(task, spans.values())[0]) for one in results.models]
-        cells |= {f"{task}\n{label}": column for label, column in zip(spans, zip(*means, strict=True), strict=True)}
-    title = f"{results.benchmark.title}: models by the time of the data, in per cent"
+    cells |= {head: list(map(percent, some[head])) for head in compared.heads["spans"]}
     legend = f"means over the periods named; {', '.join(metric_notes(results))}"
-    return Table(title, pd.DataFrame(cells), legend, text=2)
-
-
-def old_and_new(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
-    """Return the periods of the first step, and the last two: 2014 to 2016, 2021 and 2022 of TiC-DataComp."""
-    spans = (benchmark.steps[0].periods, benchmark.periods[-2:])
-    return {span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}": span for span in spans}
+    return Table(f"{results.title}: models by the time of the data, in per cent", pd.DataFrame(cells), legend, text=2)
 
 
 def data_tables(summaries: dict[str, dict]) -> list[Table]:
@@ -256,21 +192,31 @@ def data_tables(summaries: dict[str, dict]) -> list[Table]:
             samples, coverage = facts["num_samples"].sum(min_count=1), facts["coverage"].min()
             rows.append([name, task, number(samples, ",.0f"), number(coverage, ".2%"), left_out])
     columns = ["run", "task", "samples", "coverage", "left out"]
-    cells = pd.DataFrame(rows, columns=columns).groupby(columns[1:], sort=False)["run"].agg(", ".join)
+    cells = pd.DataFrame(rows, columns=columns).groupby(columns[1:], sort=False)["run"]
+    cells = cells.agg(lambda names: "all" if len(names) == len(summaries) > 3 else ", ".join(names))
     legend = "samples: over all periods; coverage: the least share of a period's list of UIDs that is there"
     table = Table("Evaluation data", cells.reset_index()[columns], legend, text=2)
     return [table] if rows else []
 
 
 def about_table(results: Results, summaries: dict[str, dict]) -> Table:
-    """Return what was run, and with which versions."""
-    fields = ["method", "family", "scale", "filter", "seed"]
-    cells = pd.DataFrame([one.about[fields].fillna(MISSING) for one in results.subjects]).astype(str)
-    seen = [one.spent["samples_seen"].dropna() for one in results.subjects]
-    cells.insert(0, "run", list(summaries))
-    cells["samples seen"] = [number(count.max()) for count in seen]
-    cells["steps"] = [f"{len(count)} of {len(one.steps)}" for count, one in zip(seen, results.subjects, strict=True)]
-    cells["versions"] = [
-        ", ".join(f"{name} {version}" for name, version in one["pins"].items()) for one in summaries.values()
-    ]
-    return Table("What was run", cells, text=6)
+    """Return what was run: settings, how far, when, by which command and with which versions; a column a run."""
+    columns = {}
+    for one in results.subjects:
+        seen, plan = one.spent["samples_seen"].dropna(), one.plan
+        about = {
+            "method": one.about["method"],
+            "family": one.about["family"],
+            **one.settings,
+            "seed": one.about["seed"],
+        }
+        about |= {"samples seen": seen.max(), "steps": f"{len(seen)} of {len(one.steps)}" if one.is_run else None}
+        about |= {"finished": plan.get("finished"), "command": " ".join(plan.get("command", [])) or None}
+        about["trained at commit"] = plan.get("pins", {}).get("tic_clip")
+        pins = summaries[one.name]["pins"].items()
+        columns[one.name] = about | {"versions": ", ".join(f"{name} {version}" for name, version in pins) or None}
+    cells = pd.DataFrame(columns, dtype=object).dropna(how="all")
+    cells = cells.map(
+        lambda value: MISSING if pd.isna(value) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+    return Table("What was run", cells.reset_index(names=""), text=1 + len(columns))

@@ -20,6 +20,7 @@ from tic_clip.cli import progress
 from tic_clip.runs import LOG
 from tic_clip.storage import NotFoundError
 from tic_clip.training.sampling import add_counts
+from tic_clip.training.schedule import BRANCH, branch_point
 
 NAME = re.compile(r"checkpoints/(epoch|iteration)_(\d+)\.pt")  # in the step's folder
 
@@ -40,16 +41,19 @@ class Keeper:
         """Write what OpenCLIP would save after a block, if it is due, delete old checkpoints, and update the copy."""
         plan, iteration = self.plan, checkpoint["epoch"] * self.plan["block"]
         name = name_of(plan, iteration)
-        if "iteration" in name and not self._is_due(iteration):
+        names = [name] if "epoch" in name or self._is_due(iteration) else []
+        names += [str(BRANCH)] * (iteration == branch_point(plan))
+        if not names:
             return
         record = {key: plan[key] for key in ("benchmark", "step", "cutoff")}
         record |= {"iteration": iteration, "samples_seen": self._samples_seen(iteration)}
         record["read"] = add_counts(self.read_before, getattr(self.loader, "counts", {}))
         weights.check_finite(checkpoint["state_dict"], f"after {iteration} iterations of step {plan['step']}")
-        weights.write({**checkpoint, "tic": record}, self.folder / name)
+        for name in names:
+            weights.write({**checkpoint, "tic": record}, self.folder / name)
         self.saved = time.monotonic()
         clear(self.folder, plan)
-        push(self.folder, plan, [name, LOG])
+        push(self.folder, plan, [*names, LOG])
 
     def _is_due(self, iteration: int) -> bool:
         """Return whether ``save_every`` samples or ``save_minutes`` have passed."""
@@ -69,7 +73,9 @@ class Keeper:
         if not all(map(math.isfinite, losses.values())):
             raise TicError(f"the loss after {iteration} iterations of step {plan['step']} is {values['loss']}")
         line = {"step": iteration, "samples_seen": self._samples_seen(iteration), **losses, "lr": values["lr"]}
-        line |= {"samples_per_second": values["samples_per_second"], "data_wait": values["data_time"]}
+        line |= {"samples_per_second": values["samples_per_second"]}
+        if plan.get("layout", {}).get("accum_freq", 1) == 1:  # else OpenCLIP counts passes of the model to the wait
+            line["data_wait"] = values["data_time"]
         with open(self.folder / LOG, "a") as file:
             file.write(json.dumps(line) + "\n")
         if self.bar is None:
@@ -173,10 +179,10 @@ def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
         logging.warning("the copy in %s is behind: %s", plan["keep"]["remote"], error)
 
 
-def push_done(folder: Path, plan: dict[str, Any], checkpoint: str) -> None:
-    """Complete the copy of a step that is done; its model is ``checkpoint``."""
-    names = [name_of(plan, plan["iterations"]), checkpoint, LOG, "plan.json", "done.json"]
-    push(folder, plan, dict.fromkeys(names))
+def push_done(folder: Path, plan: dict[str, Any]) -> None:
+    """Complete the copy of a step that is done: its last checkpoint, and what was made of it or for the next step."""
+    made = [name for name in list_names(folder) if name.startswith("checkpoints/") and not NAME.fullmatch(name)]
+    push(folder, plan, [name_of(plan, plan["iterations"]), *made, LOG, "plan.json", "done.json"])
 
 
 def fetch(folder: Path, plan: dict[str, Any]) -> None:

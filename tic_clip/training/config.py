@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
@@ -17,6 +18,7 @@ from tic_clip.benchmarks import BENCHMARKS, read_yaml
 from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, to_path
+from tic_clip.training.flags import OURS, group_words, join_flags, read_flags
 from tic_clip.training.methods import METHODS
 
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
@@ -110,6 +112,10 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(Fraction(word.strip())) for word in text.split(","))
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
@@ -123,8 +129,13 @@ whole = _value(int, lambda number: number > 0, "a whole number from 1")
 whole_or_0 = _value(int, lambda number: number >= 0, "a whole number from 0")
 random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number from 0 to 2**32 - 1")
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
+positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
+counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
+part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
+precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
+other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
 reports = _value(
     str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
 )
@@ -139,7 +150,7 @@ class Config:
     """What to train: rows of the tables by name, folders, and values that replace those of the rows.
 
     Each field is a flag of scripts/train.py, and in capitals a variable of the run scripts. The fields after
-    ``coefficient`` have no effect on the model: a step may be resumed with other values of them.
+    ``temperature`` have no effect on the model: a step may be resumed with other values of them.
     """
 
     benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
@@ -161,10 +172,29 @@ class Config:
         start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
     )
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
-    next_warmup: int | None = _flag(whole_or_0, "warm-up of a step from a trained model (default: the scale's)")
-    keep_optimizer: bool | None = _flag(boolean, "such a step continues with the optimizer's state")
+    lr: tuple[float, ...] | None = _flag(amounts, "the peak, or that of each step: 5e-4,1e-4 (default: the scale's)")
+    warmup: tuple[int, ...] | None = _flag(
+        counts, "iterations of a step from random weights, or a list, of each step (default: the scale's)"
+    )
+    next_warmup: int | None = _flag(
+        whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
+    )
+    schedule: str | None = _flag(str, "of the learning rate: cosine, const-cooldown, wsd or rsqrt (default: cosine)")
+    cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
+    keep_optimizer: bool | None = _flag(
+        boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"
+    )
+    precision: str | None = _flag(
+        precision_name, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)"
+    )
+    openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
+    loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")
+    temperature: float | None = _flag(positive, "of lwf's similarities (default: 1)")
+    accum_freq: int | None = _flag(whole, "passes that a process's batch is cut into (default: 1)")
+    max_batch: int | None = _flag(whole, "samples that a process can hold: cuts its batch (default: all)")
+    grad_checkpointing: bool | None = _flag(boolean, "less memory for a third more time (default: the scale's)")
     workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
     max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
     save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)")
@@ -188,7 +218,7 @@ def init_path(config: Config) -> str | None:
 
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
-    given = {each.name: getattr(config, each.name, None) for each in fields(Scale)}
+    given = {each.name: getattr(config, each.name, None) for each in fields(Scale) if each.name != "warmup"}
     if config.init and names_model(config.init) and not config.init.startswith(HUB):
         given["model"] = config.model or config.init.split()[0]
     return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
@@ -218,10 +248,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace) -> Config:
     """Return the settings of the flags that ``add_flags`` has added."""
     values = {each.name: getattr(args, each.name) for each in fields(Config)}
+    values |= _own_settings(values)
     if args.policy:
         policy = dict(zip(("next_warmup", "keep_optimizer"), OLD_POLICIES[args.policy], strict=True))
         values |= {name: value for name, value in policy.items() if values[name] is None}
     return Config(**values)
+
+
+def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of ours that are given as OpenCLIP's flags, and the flags without them."""
+    given, found = group_words(shlex.split(values["openclip_flags"])), {}
+    for flag, name in OURS.items():
+        if flag in given:
+            convert = next(each.metadata["type"] for each in fields(Config) if each.name == name)
+            try:
+                found[name] = convert(*given.pop(flag) or ["1"])
+            except argparse.ArgumentTypeError as error:
+                raise TicError(f"OpenCLIP's --{flag}: {error}") from None
+            if values[name] not in (None, found[name]):
+                raise TicError(f"--{name} is {values[name]}, OpenCLIP's --{flag} {found[name]}: give one of them")
+    return found | {"openclip_flags": shlex.join(join_flags(given))}
 
 
 def to_flags(config: Config) -> list[str]:
@@ -231,5 +277,6 @@ def to_flags(config: Config) -> list[str]:
         value = getattr(config, each.name)
         if value != each.default:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            flags += [f"--{each.name}", {"True": "1", "False": "0"}.get(text, text)]
+            text = {"True": "1", "False": "0"}.get(text, text)
+            flags.append(f"--{each.name}={text}")
     return flags

@@ -11,7 +11,9 @@ from tic_clip.data.split import dataset_size as dataset_size
 from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
+from tic_clip.training import losses
 from tic_clip.training.loader import ExactDataset, Loader
+from tic_clip.training.schedule import learning_rate
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
 
@@ -20,9 +22,12 @@ def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: in
     """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
     from training.data import DataInfo, SharedEpoch
 
-    plan = read_json(args.train_data)
-    if plan["batch_size"] != args.batch_size * args.world_size:
-        raise TicError(f"the plan's batch is {plan['batch_size']}, not {args.batch_size} × {args.world_size} ranks")
+    plan, passes = read_json(args.train_data), getattr(args, "accum_freq", 1)
+    if plan["batch_size"] != args.batch_size * args.world_size * passes:
+        found = f"{args.batch_size} × {args.world_size} ranks" + f" × {passes} passes" * (passes > 1)
+        raise TicError(f"the plan's batch is {plan['batch_size']}, not {found}")
+    plan |= {name: passes * plan[name] for name in ("iterations", "block")}
+    plan["batch_size"] //= passes
     shared_epoch = SharedEpoch(epoch=epoch)
     dataset = ExactDataset(plan, args.rank, args.world_size, (preprocess, tokenizer))
     return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers), shared_epoch=shared_epoch)
@@ -63,7 +68,7 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     """
     from training.file_utils import pt_load
 
-    checkpoint = weights.read_safely(pt_load, args.resume, map_location="cpu")
+    checkpoint = weights.read(args.resume, pt_load)
     wanted = model.state_dict()
     prefix = "module." if all(name.startswith("module.") for name in wanted) else ""
     state = {prefix + name: value for name, value in weights.state_dict(checkpoint, args.resume).items()}
@@ -75,6 +80,23 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
     if "optimizer" not in checkpoint:
         raise TicError(f"{args.resume} has no optimizer to resume with")
     return {**checkpoint, "state_dict": state, "epoch": 0 if args.new_run else checkpoint["epoch"]}
+
+
+def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> Callable[[int], None]:
+    """Return what sets the learning rate before each iteration: OpenCLIP's, in a step of ours that of its plan."""
+    from training.scheduler import assign_learning_rate
+
+    if not hasattr(args, "tic"):
+        return stock
+    return lambda iteration: assign_learning_rate(optimizer, learning_rate(args.tic.plan, iteration))
+
+
+def loss(stock: torch.nn.Module, model: torch.nn.Module, args: Any) -> Callable:
+    """Return OpenCLIP's loss, in a step of ours as its method has it."""
+    if not hasattr(args, "tic"):
+        return stock
+    parameters = {name.removeprefix("module."): value for name, value in model.named_parameters()}
+    return losses.adapt(stock, args.tic.plan, parameters, args.accum_freq)
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:

@@ -75,6 +75,9 @@ class Method:
     has_replay: bool = False  # the number of old samples matters
     teacher: bool = False  # OpenCLIP's distillation from the last model
     hold_out: bool = False  # part of the data, to choose a coefficient on after training
+    anchor: bool = False  # a term of the loss for the last model, from its Fisher information
+    weight: float | None = None  # of the loss's term for the last model
+    all_checkpoints: bool = False  # the step's model is made of all its checkpoints
 
 
 METHODS = {
@@ -87,7 +90,9 @@ METHODS = {
         Method(name="sequential", data=new_data, start="last"),
         Method(name="restart", data=all_data, start="random"),
         Method(name="patching", data=new_data, start="last patched", hold_out=True),
-        Method(name="lwf", data=new_data, start="last", teacher=True),
+        Method(name="lwf", data=new_data, start="last", teacher=True, weight=1.0),
+        Method(name="ewc", data=new_data, start="last", anchor=True, weight=10.0),
+        Method(name="averaging", data=all_data, start="last", all_checkpoints=True),
     )
 }
 

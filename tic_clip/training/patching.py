@@ -1,4 +1,6 @@
-"""Patching: a step's model is (1 - a) · the last patched model + a · the newly trained one.
+"""Models made of weights: the average of a step's checkpoints, and patching.
+
+A patched model is (1 - a) · the last patched model + a · the newly trained one.
 
 The coefficient a is given, or chosen by mean retrieval on the steps before, on samples that no step trains on: the tail
 of each shard of the training data. The test set has no part in it.
@@ -19,6 +21,7 @@ from tic_clip.training.sampling import Slice, apportion
 
 CANDIDATES = tuple(i / 10 for i in range(1, 11))
 BATCH_SIZE = 256
+AVERAGE = Path("checkpoints/average.pt")  # in a step's folder
 
 
 def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) -> dict[str, Any]:
@@ -29,6 +32,18 @@ def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) ->
         raise TicError(f"the models to interpolate differ: {difference}")
     floats = [name for name, value in new.items() if value.is_floating_point()]
     return new | {name: (1 - coefficient) * old[name].float() + coefficient * new[name].float() for name in floats}
+
+
+def average(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the mean of a step's checkpoints, in float32."""
+    from tic_clip import weights
+
+    paths = [str(folder / last_checkpoint(number)) for number in range(1, plan["checkpoints"] + 1)]
+    model = weights.load(paths[0])
+    for number, path in enumerate(paths[1:], 2):
+        model = interpolate(model, weights.load(path), 1 / number)
+    weights.write({"state_dict": model, "tic": weights.record(paths[-1])}, folder / AVERAGE)
+    return {"checkpoint": str(AVERAGE)}
 
 
 def patch(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -55,7 +70,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     """Return the mean retrieval of each candidate over the held-out samples of the plan's ``validation``."""
     import torch
 
-    from tic_clip.models import make_model
+    from tic_clip.models import make_model, without_bias
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
@@ -63,7 +78,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     for entry in progress(plan["validation"], "coefficient", len(plan["validation"]), "split"):
         pairs = list(read_held_out(entry, preprocess, tokenizer))
         for a in CANDIDATES if pairs else ():
-            net.load_state_dict(interpolate(old, new, a))
+            net.load_state_dict(without_bias(interpolate(old, new, a), net))
             values[a].append(retrieval(*encode(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
     if not values[1.0]:
         raise TicError("no held-out sample to choose the coefficient on can be decoded: give a --coefficient")

@@ -3,6 +3,7 @@
 plan.json is this plan: training reads it, a restart compares with it, a dry run prints it.
 """
 
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import chain
@@ -15,16 +16,24 @@ from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import list_fingerprint, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
-from tic_clip.runs import RUN, check_benchmark, last_checkpoint, read_done, versions
+from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
+from tic_clip.training.losses import check_loss, count_fisher, plan_loss
 from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
 from tic_clip.training.sampling import apportion
+from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = ("command", "pins", "lists", "keep", "macs", "macs_seen", "validation", "teacher")  # teacher: the start
-SETTINGS = {"buffer": "replay", "block": "resume_every"}  # keys of a plan that are not called as their settings
+NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "settings")
+NOT_COMPARED += ("teacher", "anchor")
+"""What does not make the model, or is said by another key: teacher and anchor are the last model."""
+CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
+CHANGES += ("loss_weight", "temperature")
+"""Settings that a plan has as they were given, so that runs that share them can be averaged."""
+SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
+"""Keys of a plan that are not called as their settings."""
 
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
@@ -33,17 +42,20 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
-    if scale.batch_size % world_size:
-        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
-    check_settings(config, benchmark, method)
     check_architecture(scale.model)
+    layout = plan_layout(config, scale, world_size)
+    check_settings(config, benchmark, method)
+    check_loss(config, method, scale.model, layout["accum_freq"])
+    if method.all_checkpoints and scale.max_kept < scale.checkpoints:
+        raise TicError(f"{method.name} is of all {scale.checkpoints} checkpoints of a step: --max_kept is below that")
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
-    start = init_path(config)
-    if t > first and method.start != "random":
-        last = PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)
-        start = str(Path(config.output_dir, benchmark.steps[t - 1].name, last))
     length = plan_length(config, method, scale, first, t)
+    start = teacher = init_path(config)
+    if t > first and method.start != "random":
+        before = Path(config.output_dir, benchmark.steps[t - 1].name)
+        teacher = str(before / (PATCHED if method.start == "last patched" else last_checkpoint(scale.checkpoints)))
+        start = str(before / BRANCH) if length["trunk"] and length["cooldown"] else teacher
     return {
         "benchmark": benchmark.name,
         "filter": selection,
@@ -55,25 +67,26 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "sampling": "resampled" if config.resampled else "exact",
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
-        "teacher": start if method.teacher else None,
+        "teacher": teacher if method.teacher else None,
+        **plan_loss(config, method, teacher if t > first else None),
         "seed": config.seed,
         **length,
-        "learning_rate": scale.learning_rate,
-        "warmup": scale.next_warmup if start else scale.warmup,
-        "optimizer": "kept" if start and config.keep_optimizer else "fresh",
+        **plan_rate(config, scale, first, t, start),
+        "openclip_flags": shlex.split(config.openclip_flags),
         "weight_decay": scale.weight_decay,
         "beta2": scale.beta2,
+        **({"precision": config.precision} if config.precision else {}),
+        "layout": layout,
         "keep": {"max_kept": scale.max_kept}
         | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
+        "settings": {name: value for name in CHANGES if (value := getattr(config, name)) is not None},
     }
 
 
 def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
     """Refuse settings that exclude each other or that the method does not have."""
-    if config.budget and len(config.budget) != len(benchmark.steps):
-        raise TicError(f"--budget has {len(config.budget)} numbers, {benchmark.name} has {len(benchmark.steps)} steps")
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
     if config.coefficient is not None and not method.hold_out:
@@ -84,6 +97,21 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
+    check_rate(config, benchmark, method)
+
+
+def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
+    """Return how a batch is laid out on the hardware, which does not change the model: ranks, passes, memory."""
+    batch, rest = divmod(scale.batch_size, world_size)
+    if rest:
+        raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
+    if config.accum_freq and config.max_batch:
+        raise TicError("--max_batch chooses the number of passes, --accum_freq is this number: give one of them")
+    limit = config.max_batch or batch
+    passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
+    if batch % passes:
+        raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
+    return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
 def steps_of(config: Config) -> Sequence[str]:
@@ -95,7 +123,9 @@ def steps_of(config: Config) -> Sequence[str]:
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
     """Return how much is trained in step ``t``, and in the run up to it."""
-    iterations, smallest = [], scale.batch_size * scale.checkpoints
+    schedule, smallest = SCHEDULES[config.schedule or DEFAULT], scale.batch_size * scale.checkpoints
+    cooldown = schedule.cooldown if config.cooldown is None else config.cooldown
+    iterations, cooldowns = [], []
     for i in range(first, t + 1):
         factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
         samples = int(scale.samples_per_step * Fraction(str(factor)))
@@ -107,8 +137,12 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
         multiple = max(1, scale.workers) if config.resampled else 1
         blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        if cooldown and scale.checkpoints * blocks == 1:
+            raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
         iterations.append(scale.checkpoints * blocks * block)
+        cooldowns.append(block * cooldown_blocks(cooldown, scale.checkpoints * blocks))
     distilled = iterations[0 if config.init else 1 :] if method.teacher else []
+    fisher = [count_fisher(number * scale.batch_size, scale.batch_size) for number in iterations]
     return {
         "batch_size": scale.batch_size,
         "iterations": iterations[-1],
@@ -117,6 +151,9 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         "samples": iterations[-1] * scale.batch_size,
         "samples_seen": sum(iterations) * scale.batch_size,
         "samples_distilled": sum(distilled) * scale.batch_size,
+        **({"fisher_samples": fisher[-1], "fisher_samples_seen": sum(fisher)} if method.anchor else {}),
+        "cooldown": cooldowns[-1],
+        "trunk": sum(iterations[:-1]) - sum(cooldowns[:-1]) if schedule.continues else 0,
     }
 
 
@@ -210,11 +247,13 @@ def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
     """Return the plan with the MACs of the forward passes, as in DataComp, of the step and of the run so far.
 
-    A training step costs three times as much, so a teacher's forward passes count 1/3.
+    A training step costs three times as much, so a teacher's forward passes count 1/3; Fisher information, which needs
+    gradients, counts as training.
     """
     each, distilled = macs_per_sample(plan["model"]), plan["samples"] if plan["teacher"] else 0
-    macs = each * (plan["samples"] + distilled // 3)
-    return {**plan, "macs": macs, "macs_seen": each * (plan["samples_seen"] + plan["samples_distilled"] // 3)}
+    samples = plan["samples"] + distilled // 3 + plan.get("fisher_samples", 0)
+    seen = plan["samples_seen"] + plan["samples_distilled"] // 3 + plan.get("fisher_samples_seen", 0)
+    return {**plan, "macs": each * samples, "macs_seen": each * seen}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = ()) -> str | None:
@@ -231,7 +270,8 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
+    defaults = {"openclip_flags": [], "loss_weight": 1.0, "temperature": 1.0, "schedule": DEFAULT}
+    kept = defaults | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
@@ -273,7 +313,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
             begun = f"{plan['step']} starts from {before.name}, which was trained"
-            check_same(read_finished(before)["plan"], expected, begun, (*RUN, "samples_seen"))
+            check_same(read_finished(before)["plan"], expected, begun, (*RUN, *LATER, "schedule", "samples_seen"))
         elif dry_run:
             return False
         else:

@@ -13,7 +13,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,15 +21,16 @@ from typing import Any
 
 from tic_clip import TicError, package_file, storage
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.models import save_pretrained
-from tic_clip.runs import keep_benchmark, last_checkpoint, read_done
-from tic_clip.storage import write_json
+from tic_clip.models import has_logit_bias, save_pretrained
+from tic_clip.runs import keep_benchmark, last_checkpoint
+from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, init_path, scale_of
-from tic_clip.training.patching import patch
+from tic_clip.training.losses import save_fisher
+from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
 from tic_clip.training.sampling import derive_seed
 
-FINISH = {"patching": patch}
+FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
 SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
@@ -64,17 +65,19 @@ def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool
     """Train one step, or resume it; return False if it was done already."""
     plan = make_plan(config, world_size)
     folder = Path(config.output_dir, plan["step"])
-    done = [prepare(config, plan, folder) if rank == 0 else None]
+    if waiting:
+        check_ranks(plan, rank)
+    added = [prepare(config, plan, folder) if rank == 0 else None]
     if waiting:  # the files may change, so rank 0 decides for all
         import torch.distributed
 
-        torch.distributed.broadcast_object_list(done, group=waiting)
-    if done[0]:
+        torch.distributed.broadcast_object_list(added, group=waiting)
+    if added[0] is None:
         return False
     started = time.monotonic()
     from tic_clip.training import checkpoint
 
-    plan = add_macs(plan)
+    plan = add_macs({**plan, **added[0]})
     if rank != 0:
         run_open_clip(plan, config, world_size)
         return True
@@ -86,14 +89,23 @@ def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool
     return True
 
 
-def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
-    """Get the step's remote copy, and return whether the step is done; if it is not, check that it can be trained."""
+def check_ranks(plan: dict[str, Any], rank: int) -> None:
+    """Raise a TicError if a rank has another plan than this one."""
+    from tic_clip.training.loader import gathered
+
+    for number, other in enumerate(gathered(plan)):
+        if found := difference({**other, **other["layout"]}, {**plan, **plan["layout"]}):
+            raise TicError(f"rank {number} has another plan than rank {rank}: {found}")
+
+
+def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Get the step's remote copy; return None if the step is done, else check it and return what its plan lacks."""
     from tic_clip.training import checkpoint
 
     checkpoint.fetch(folder, plan)
     if check_step(config, plan):
-        checkpoint.push_done(folder, plan, read_done(folder / "done.json")["checkpoint"])
-        return True
+        checkpoint.push_done(folder, plan)
+        return None
     check_ready(config)
     keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
@@ -101,11 +113,32 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> bool:
         save_pretrained(config.init, plan["model"], start)
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
-    return False
+    return {} if "precision" in plan else choose_precision(folder)
+
+
+def choose_precision(folder: Path) -> dict[str, str]:
+    """Return the precision that a step's run was begun with, or else the device's, as a part of a plan.
+
+    Plans from before it was recorded have none; those runs go on with amp on a GPU, fp32 on a CPU.
+    """
+    is_begun = any(folder.glob("checkpoints/*.pt"))
+    for path in [folder / "plan.json"] if is_begun else sorted(folder.parent.glob("*/done.json")):
+        plan = read_json(path.with_name("plan.json"))
+        return {"precision": plan["precision"]} if "precision" in plan else {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"precision": "fp32"}
+    return {"precision": "amp_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "amp"}
 
 
 def check_ready(config: Config) -> None:
-    """Raise a TicError if OpenCLIP is not patched, or wandb is asked for and not logged in."""
+    """Raise a TicError if OpenCLIP is not patched, wandb is asked for and not logged in, or a precision needs a GPU."""
+    if config.precision == "amp":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise TicError("--precision amp needs a GPU: on a CPU fp32 or amp_bf16 can be trained")
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
@@ -128,7 +161,8 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "train-data": Path(config.output_dir, plan["step"], "plan.json"),
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
-        "batch-size": plan["batch_size"] // world_size,
+        "batch-size": plan["batch_size"] // world_size // plan["layout"]["accum_freq"],
+        "accum-freq": plan["layout"]["accum_freq"],
         "workers": scale.workers,
         "lr": plan["learning_rate"],
         "warmup": plan["warmup"],
@@ -138,31 +172,39 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "seed": plan["seed"],
         "log-every-n-steps": scale.log_every,
         "report-to": config.report_to,
-        "precision": "amp" if cuda else "fp32",
+        "precision": plan.get("precision") or ("amp" if cuda else "fp32"),
     }
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     arguments += ["--new-run", "--fused-adamw", "--local-loss", "--gather-with-grad"]
     arguments += SAMPLING[plan["sampling"]]
     arguments += ["--grad-checkpointing"] * scale.grad_checkpointing
+    arguments += ["--siglip"] * has_logit_bias(plan["model"])
     arguments += ["--keep-optimizer"] * (plan["optimizer"] == "kept")
     arguments += ["--resume", plan["start"]] if plan["start"] else []
     if plan["teacher"]:
         arguments += ["--distill-model", plan["model"], "--distill-pretrained", plan["teacher"]]
-    return arguments
+    return arguments + plan["openclip_flags"]
 
 
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
+    from open_clip import factory
     from training import data as openclip_data
     from training import main as openclip_main
+    from training import train as openclip_train
     from webdataset.gopen import gopen_schemes
 
+    from tic_clip import weights
     from tic_clip.training import checkpoint
 
     for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
         gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
     openclip_data.pytorch_worker_seed = worker_seed
+    factory.load_state_dict = lambda path, **_: weights.load(path)  # as for --resume
+    if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
+        cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+        openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
     openclip_main.setup_logging = log_to_file
     openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
@@ -190,11 +232,7 @@ def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **opti
     from training.data import get_data as openclip_get_data
 
     from tic_clip.training.checkpoint import Keeper
-    from tic_clip.training.loader import gathered
 
-    for rank, other in enumerate(gathered(plan)):
-        if found := difference(other, plan):
-            raise TicError(f"rank {rank} has another plan than rank {args.rank}: {found}")
     data = openclip_get_data(args, *more, epoch=epoch, **options)
     resumed = getattr(args, "tic_record", None) if epoch else None
     args.tic = Keeper(plan, Path(args.logs) / args.name, data["train"].dataloader, resumed)
@@ -241,4 +279,4 @@ def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
     }
     checkpoint.clear(folder, plan)
     write_json(folder / "done.json", facts)
-    checkpoint.push_done(folder, plan, facts["checkpoint"])
+    checkpoint.push_done(folder, plan)

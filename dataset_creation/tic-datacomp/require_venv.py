@@ -1,0 +1,1 @@
+../../scripts/require_venv.py

@@ -1,0 +1,139 @@
+"""What methods change in OpenCLIP's loss or add to it, and the Fisher information that EWC's term needs.
+
+EWC pulls each weight to the last model's: its term is the sum of F · (weight − last weight)², F being the Fisher
+information of the last model, the mean over samples of the squared gradient of its loss.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tic_clip import TicError
+from tic_clip.cli import progress
+from tic_clip.models import has_logit_bias
+from tic_clip.runs import last_checkpoint
+from tic_clip.training.config import Config
+from tic_clip.training.methods import Method
+from tic_clip.training.sampling import source_counts
+
+FISHER = Path("checkpoints/fisher.pt")  # in a step's folder
+BATCH, MAX_SAMPLES = 64, 20_000
+
+
+def check_loss(config: Config, method: Method, model: str, passes: int) -> None:
+    """Refuse settings that a method's loss does not have, and a teacher where OpenCLIP's distillation has none."""
+    if config.loss_weight is not None and method.weight is None:
+        raise TicError(f"{method.name} has no term of the loss for the last model: --loss_weight is for lwf and ewc")
+    if config.temperature is not None and not method.teacher:
+        raise TicError(f"{method.name} distils no model: --temperature is for lwf")
+    siglip = has_logit_bias(model) or "--siglip" in config.openclip_flags
+    reasons = {"CoCa": "coca" in model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
+    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
+        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
+
+
+def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any]:
+    """Return what a plan says of the loss's term for the ``last`` step's model, if the method has one."""
+    facts: dict[str, Any] = {"anchor": last} if method.anchor else {}
+    if method.weight is not None:
+        facts["loss_weight"] = method.weight if config.loss_weight is None else config.loss_weight
+    if method.teacher:
+        facts["temperature"] = config.temperature or 1.0
+    return facts
+
+
+def adapt(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], passes: int = 1) -> Callable:
+    """Return OpenCLIP's ``loss`` as a step's method has it; ``passes`` is how often it is called for a batch."""
+    weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
+    if plan["teacher"] and (weight, temperature) != (1, 1):
+        loss.dist_loss = distillation(loss.dist_loss, weight, temperature)
+    if plan["method"] not in TERMS or not plan.get("anchor"):
+        return loss
+    term = TERMS[plan["method"]](plan, parameters)
+
+    def loss_and_term(*args: Any, **options: Any) -> dict[str, Any]:
+        return {**loss(*args, **options), f"{plan['method']}_loss": weight / passes * term()}
+
+    return loss_and_term
+
+
+def distillation(dist_loss: Callable, weight: float, temperature: float) -> Callable:
+    """Return OpenCLIP's ``dist_loss`` of (teacher's, student's) logits, weighted, at a temperature (times its square).
+
+    The square keeps the size of the gradient, as Hinton et al. have it.
+    """
+    factor = weight * temperature**2
+    return lambda teacher, student: factor * dist_loss(teacher / temperature, student / temperature)
+
+
+def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any]:
+    """Return EWC's term as a function of nothing: of the parameters as they then are."""
+    from tic_clip import weights
+
+    anchor, fisher = weights.load(plan["anchor"]), weights.load(str(Path(plan["anchor"]).parents[1] / FISHER))
+    parts = [(value, anchor[name].to(value), fisher[name].to(value)) for name, value in parameters.items()]
+    return lambda: sum((f * (now - before).square()).sum() for now, before, f in parts)
+
+
+TERMS = {"ewc": ewc}
+"""What a method adds to the loss: maps the plan and the parameters by name to a function that returns the term."""
+
+
+def count_fisher(samples: int, batch_size: int) -> int:
+    """Return how many samples the Fisher information of a step of ``samples`` is taken on: a twentieth, in batches."""
+    batch = min(BATCH, batch_size)
+    return max(1, min(samples // 20, MAX_SAMPLES) // batch) * batch
+
+
+def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the Fisher information of a step's model, on samples that it was trained on."""
+    import torch
+
+    from tic_clip import weights
+    from tic_clip.models import make_model
+
+    trained = str(folder / last_checkpoint(plan["checkpoints"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, *transforms = make_model(plan["model"], device)
+    net.load_state_dict(weights.load(trained))
+    fisher = estimate_fisher(net, read_batches(plan, transforms), device)
+    weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
+    return {"fisher": str(FISHER)}
+
+
+def read_batches(plan: dict[str, Any], transforms: list[Any]) -> list[Any]:
+    """Return an iterator of (images, tokens) of the first samples that a step reads of each source."""
+    from torch.utils.data import default_collate
+
+    from tic_clip.training.loader import read_samples, read_sources
+
+    size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
+    ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
+    items = read_samples(read_sources(plan), ranges, tuple(transforms), defaultdict(Counter))
+    batches = (default_collate(batch) for batch in iter(lambda: list(islice(items, size)), []))
+    return progress(batches, "Fisher information", count // size, "batch")
+
+
+def estimate_fisher(net: Any, batches: Any, device: str) -> dict[str, Any]:
+    """Return the mean over batches of (batch size · squared gradient) of each weight.
+
+    The gradient of a batch is the mean of its samples', so its square is about 1 / (batch size) of theirs.
+    """
+    import torch
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    parameters, count = dict(net.named_parameters()), 0
+    fisher = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for images, texts in batches:
+        images, texts = images.to(device), texts.to(device)
+        features = net.encode_image(images, normalize=True), net.encode_text(texts, normalize=True)
+        scale, bias = net.logit_scale.exp(), getattr(net, "logit_bias", None)
+        loss = ClipLoss()(*features, scale) if bias is None else SigLipLoss()(*features, scale, bias)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                fisher[name] += len(images) * gradient.square()
+        count += 1
+    return {name: value.div_(count).cpu() for name, value in fisher.items()}
