@@ -217,7 +217,7 @@ def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, 
         time.sleep(0.1)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    finish(script)
+    assert "waiting for another process, which has 1 of the folders\n" in finish(script).stderr
     assert len(metrics_of(tmp_path)) == 18
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
 
+from tic_clip.cli import is_rank_zero
+
 Unit = TypeVar("Unit")
 Part = TypeVar("Part", bound=Hashable)
 
@@ -87,6 +89,7 @@ def take(
     """
     rank, count = process_rank()
     left = [*units[rank::count], *(unit for i, unit in enumerate(units) if i % count != rank)]
+    waiting = False
     while left:
         others = []
         for unit in left:
@@ -99,5 +102,8 @@ def take(
                 release(lock, str(part))
             if len(claimed) < len(missing):
                 others.append(unit)
+        if others and len(others) == len(left) and not waiting and is_rank_zero():
+            waiting = True
+            print(f"waiting for another process, which has {len(others)} of the folders", file=sys.stderr)
         left = others
         sleep(PAUSE if left else 0)

@@ -127,7 +127,7 @@ def list_pending(
     With ``force``, results from before ``since`` do not count.
     """
     latest = {}
-    for result in read_results(Path(output_dir) / RESULTS, quiet=True):
+    for result in read_results(local_folder(output_dir) / RESULTS, quiet=True):
         if not settings.force or result.get("time", 0) >= since:
             state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
             latest[result["model"]["name"], result["key"]] = state

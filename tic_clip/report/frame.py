@@ -195,7 +195,7 @@ def load_results(folders: list) -> Results:
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
         versions |= {line.get("metric_version", 1): path for lines in groups.values() for line in lines}
     if len(versions) > 1:
-        listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
+        listed = ", ".join(f"{value} in {path}" for value, path in sorted(versions.items()))
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
     known = {label: task for task, label, _ in cells.values()}
