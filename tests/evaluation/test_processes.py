@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,12 +213,14 @@ def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, 
     os.read(read, 1)
     script = start(emoji, tmp_path)
     until = time.monotonic() + 120
-    while len(read_results(tmp_path / RESULTS, quiet=True)) < 15:  # all but those of that year
+    message = "waiting for another process, which has 1 of the folders\n"
+    while message not in Path(script.output[1].name).read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
+    assert len(read_results(tmp_path / RESULTS)) == 15
     os.kill(child, 9)
     os.waitpid(child, 0)
-    assert "waiting for another process, which has 1 of the folders\n" in finish(script).stderr
+    finish(script)
     assert len(metrics_of(tmp_path)) == 18
 
 
