@@ -6,9 +6,11 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
+import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -25,6 +27,7 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
+from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
 from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
@@ -79,12 +82,13 @@ def main() -> None:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
+    names = {*settings, *(name[:-1] for name in SWEEP if name in settings)}
     try:
         run({**fixed, **settings})
     except TicError as error:
-        raise TicError(name_variables(str(error), settings)) from None
+        raise TicError(name_variables(str(error), names)) from None
     except SystemExit as error:
-        sys.exit(name_variables(error.code, settings) if isinstance(error.code, str) else error.code)
+        sys.exit(name_variables(error.code, names) if isinstance(error.code, str) else error.code)
 
 
 def run(settings: dict[str, str]) -> None:
@@ -131,8 +135,8 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     Raises:
         TicError: there is no such method or scale.
     """
-    methods = settings["METHODS"].split() if "METHODS" in settings else [settings.get("METHOD", "not set")]
-    seeds = settings["SEEDS"].split() if "SEEDS" in settings else [settings.get("SEED", "")]
+    several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
+    methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
     named = [("METHOD", METHODS, method) for method in methods]
     for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
         if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
@@ -152,18 +156,18 @@ def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[
         steps = train.list_steps(train.config_from(train.parse_args(flags))) if by_step else ["all"]
         done = [Path(out, step, "done.json").exists() for step in [*steps, ""]].index(False)
         for step in steps[max(done - 1, 0) :]:  # the last one that is done may lack its evaluation
-            run_script(train, launch.command, [*flags[:-1], step])
+            run_script(train, launch.command, [*flags[:-1], step], 1)
             run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
             if launch.node_rank == 0:
                 report.main([out, "--out", out])
 
 
-def run_script(script: ModuleType, torchrun: list[str], flags: list[str]) -> None:
+def run_script(script: ModuleType, torchrun: list[str], flags: list[str], *world_size: int) -> None:
     """Run train.py or evaluate.py in this process, or in those of torchrun if there are to be several."""
     if torchrun:
         start([*torchrun, ROOT / f"scripts/{script.__name__}.py", *flags])
     else:
-        script.main(flags)
+        script.main(flags, *world_size)
 
 
 def default_folder(name: str) -> str:
@@ -310,12 +314,13 @@ def create(script: str, *flags: str, stdout: int | None = None) -> None:
 
 
 def start(command: list[str | Path], stdout: int | None = None) -> None:
-    """Run a command that reports its own errors, and exit as it does if it fails; an interruption ends it, too."""
-    process = subprocess.Popen(command, stdout=stdout)
+    """Run a command that reports its own errors, and exit as it does if it fails; it ends if this process does."""
+    end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # torchrun then ends its processes
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=end)
     try:
         code = process.wait()
     except BaseException:
-        process.terminate()  # torchrun then ends its processes
+        process.terminate()
         process.wait()
         raise
     if code:

@@ -1,10 +1,12 @@
 """Run a script in a child of one process that has imported OpenCLIP, which is most of what a launch costs."""
 
+import ctypes
 import multiprocessing
 import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,9 +17,12 @@ SERVER.set_forkserver_preload(PRELOADED)
 
 
 class Script:
-    """A script that runs in as many ranks as asked for; ``returncode``, ``stdout`` and ``stderr`` when it has ended."""
+    """A script that runs in as many ranks as asked for; ``returncode``, ``stdout`` and ``stderr`` when it has ended.
 
-    def __init__(self, path, *arguments, ranks=1, folder=".", **environment):
+    ``shm``: the size of its /dev/shm, as in Docker ("64m"); it takes root.
+    """
+
+    def __init__(self, path, *arguments, ranks=1, folder=".", shm=None, **environment):
         self.output = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115  read when it has ended
         names = [file.name for file in self.output]
         with socket.socket() as free:
@@ -27,7 +32,9 @@ class Script:
         each = [{**together, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)] if ranks > 1 else [{}]
         words = [str(path), *map(str, arguments)]
         folder = os.path.abspath(folder)
-        self.processes = [SERVER.Process(target=run, args=(words, folder, environment | own, names)) for own in each]
+        self.processes = [
+            SERVER.Process(target=run, args=(words, folder, environment | own, names, shm)) for own in each
+        ]
         for process in self.processes:
             process.start()
 
@@ -52,9 +59,13 @@ class Script:
         return self
 
 
-def run(words, folder, environment, names):
-    """Be the script: in a session of its own, with its arguments, folder, environment and output."""
+def run(words, folder, environment, names, shm):
+    """Be the script: in a session of its own, with its arguments, folder, environment, output and size of /dev/shm."""
     os.setsid()
+    if shm:
+        ctypes.CDLL(None).unshare(0x20000)  # CLONE_NEWNS: mounts of its own
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={shm}", "none", "/dev/shm"], check=True)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     os.environ.update(environment)
     for number, name in enumerate(names, 1):

@@ -9,11 +9,13 @@ def by_hand(width, patches, layers, mlp=4):
     return layers * (patches * width * width * (4 + 2 * mlp) + 2 * patches * patches * width)
 
 
-def test_the_embedded_models_macs_by_hand():
-    """ViT-Tiny-8-48: 6 x 6 patches and a class token, width 128; 24 tokens of text; embeddings of 128."""
-    image = 36 * 8 * 8 * 3 * 128 + by_hand(128, 37, 4) + 128 * 128
+@pytest.mark.parametrize("patch", [8, 12])
+def test_the_embedded_models_macs_by_hand(patch):
+    """48 pixels of 8 are 6 x 6 patches, and a class token; width 128; 24 tokens of text; embeddings of 128."""
+    patches = (48 // patch) ** 2
+    image = patches * patch * patch * 3 * 128 + by_hand(128, patches + 1, 4) + 128 * 128
     text = by_hand(128, 24, 2) + 128 * 128
-    assert models.macs_per_sample("ViT-Tiny-8-48") == image + text
+    assert models.macs_per_sample(f"ViT-Tiny-{patch}-48") == image + text
 
 
 def test_published_figures():

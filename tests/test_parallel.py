@@ -2,6 +2,7 @@ import os
 import time
 
 import pytest
+from forked import Script
 
 from tic_clip import TicError
 from tic_clip.parallel import map_ordered
@@ -42,3 +43,24 @@ def test_an_error_is_raised_as_it_is(num_workers):
 def test_a_process_that_dies_is_one_line():
     with pytest.raises(TicError, match=r"^a worker process died \(out of memory\?\); try fewer workers$"):
         list(map_ordered(die, range(6), 2, use_processes=True))
+
+
+KILLED = """
+import os, signal, sys
+from torch.utils.data import DataLoader
+from tic_clip.cli import run_main
+from tic_clip.parallel import iterate_batches
+
+def load(i):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+run_main(lambda: list(iterate_batches(DataLoader([1, 2], batch_size=None, collate_fn=load, num_workers=1))))
+"""
+
+
+def test_a_loader_process_that_is_killed_is_one_line(tmp_path):
+    (tmp_path / "script.py").write_text(KILLED)
+    done = Script(tmp_path / "script.py").wait()
+    assert done.returncode == 1
+    hint = "if memory ran out, give fewer --workers"
+    assert done.stderr == f"error: a loader process ended (killed by signal: Killed); {hint}\n"

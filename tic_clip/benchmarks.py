@@ -14,6 +14,7 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.cli import Parser, run_main
+from tic_clip.metrics import MAIN_METRIC
 from tic_clip.storage import read_bytes
 from tic_clip.timeline import cut_spans, cutoff, name_span, span
 
@@ -38,14 +39,16 @@ class Step:
 class Benchmark:
     """A dataset split by time.
 
-    ``tasks`` maps a task's folder to its kind (retrieval or classification), ``filters`` the name of a selection of the
-    training data to its folder, the default first. ``prepare_with`` names the scripts that prepare the data.
+    ``tasks`` maps a task's folder to its kind (retrieval or classification), ``metrics`` to its main metric if that is
+    not its kind's, ``filters`` the name of a selection of the training data to its folder, the default first.
+    ``prepare_with`` names the scripts that prepare the data.
     """
 
     name: str
     title: str = field(compare=False)
     steps: tuple[Step, ...]
     tasks: dict[str, str]
+    metrics: dict[str, str] = field(default_factory=dict)
     prepare_with: str
     dataset: str
     cadence: str = "yearly"
@@ -61,6 +64,10 @@ class Benchmark:
     def periods(self) -> tuple[str, ...]:
         """Return all evaluation periods in order of time."""
         return tuple(period for step in self.steps for period in step.periods)
+
+    def main_metric(self, task: str) -> str:
+        """Return the metric of a task that stands in the matrix."""
+        return self.metrics.get(task, MAIN_METRIC[self.tasks[task]])
 
     def missing_data_message(self, folder: str, data_dir: str) -> str:
         """Return the error message for a data folder that is missing in ``data_dir``."""
@@ -129,6 +136,7 @@ _TABLE = (
         title="TiC-Emoji",
         steps=_single("2014", "2015", "2016", "2017-2018", "2019", "2020", "2021-2025"),
         tasks={"retrieval": "retrieval", "emojinet": "classification"},
+        metrics={"emojinet": "mean_per_class_recall"},
         prepare_with="scripts/run_emoji_cumulative.sh",
         dataset="emoji",
     ),

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -73,6 +75,10 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
             os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
+    except RuntimeError as error:
+        if message := describe_loader_error(error):
+            sys.exit(f"error: {message}")
+        raise
     except KeyboardInterrupt as error:
         if is_rank_zero():
             print(f"interrupted: run the same command again to {on_interrupt}", file=sys.stderr, flush=True)
@@ -89,6 +95,19 @@ def _is_stdout_closed() -> bool:
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def describe_loader_error(error: RuntimeError) -> str | None:
+    """Return what to do about a torch loader process that ended for lack of memory; None for another error."""
+    text = f"{error} {error.__cause__}"
+    if "shared memory" in text:
+        size = shutil.disk_usage("/dev/shm").total / 2**20
+        hint = "docker run --shm-size=16g, or fewer --workers; --workers 0 needs none"
+        return f"/dev/shm, {size:,.3g} MB, is too small for the batches of the loader processes: {hint}"
+    if not re.match(r"DataLoader worker \(pid", str(error)):
+        return None
+    reason = re.search(r"killed by signal: [\w ]+|exit code \d+", text)
+    return f"a loader process ended ({reason[0] if reason else error}); if memory ran out, give fewer --workers"
 
 
 def format_os_error(error: OSError) -> str:

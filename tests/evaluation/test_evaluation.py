@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import Script
 from hub import serving_hub
 from huggingface_hub import constants
 from PIL import Image
@@ -26,6 +28,7 @@ from tic_clip.data.uids import UID
 from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.data import read_classes
 from tic_clip.evaluation.evaluate import RESULTS, Settings, check_tasks
+from tic_clip.evaluation.results import read_hits
 from tic_clip.evaluation.tasks import static_task, task_of
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
@@ -166,7 +169,7 @@ def test_retrieval_is_that_of_clip_benchmark(net, content, model, data, tmp_path
 def test_classification_is_that_of_clip_benchmark(net, content, model, data, tmp_path, monkeypatch):
     (metrics,) = run([model], [task(data, "emojinet")], tmp_path)
     peer = peer_classification(net, content, monkeypatch)
-    assert metrics == pytest.approx({**peer, "main_metric": peer["acc1"]}, abs=1e-6)
+    assert metrics == pytest.approx({**peer, "main_metric": peer["mean_per_class_recall"]}, abs=1e-6)
     assert 0 < peer["acc5"] < 1
 
 
@@ -175,9 +178,21 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     assert evaluate([model], both(data), tmp_path) == 2
     first, second = lines(tmp_path)
     fields = {"key", "dataset", "metrics", "num_samples", "benchmark", "method", "scale", "step", "samples_seen"}
-    fields |= {"ci95", "coverage", "dropped", "nonfinite", "precision", "device", "batch_size", "metric_version"}
-    assert set(first) == set(second) == fields | {"model", "data", "pins"}
+    fields |= {
+        "ci95",
+        "chance",
+        "coverage",
+        "dropped",
+        "nonfinite",
+        "precision",
+        "device",
+        "batch_size",
+        "metric_version",
+    }
+    fields |= {"model", "data", "pins"}
+    assert (set(first), set(second)) == (fields, fields | {"constant_guess"})
     assert "time" in json.loads((tmp_path / RESULTS).read_text().splitlines()[0])
+    assert (first["chance"], second["chance"]) == (1 / NUM_SAMPLES, 1 / len(CLASSES))
     assert (first["key"], second["key"]) == ("tic/emoji/retrieval/yearly/2014", "tic/emoji/emojinet/yearly/2014")
     assert (first["dataset"], second["dataset"]) == ("TiC-Emoji-Retrieval-Yearly-2014", "TiC-EmojiNet-Yearly-2014")
     assert {name: first[name] for name in model.about} == model.about
@@ -188,6 +203,11 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     low, high = first["ci95"]
     assert 0 <= low < first["metrics"]["main_metric"] < high <= 1
     assert first["pins"]["torch"] == torch.__version__.split("+")[0]
+    assert (first["chance"], second["chance"]) == (1 / NUM_SAMPLES, 1 / len(CLASSES))
+    for line in (first, second):
+        hits = read_hits(tmp_path, "cumulative 2014", line["key"])
+        assert len(hits) == NUM_SAMPLES
+        assert hits.mean() == pytest.approx(line["metrics"]["main_metric"], abs=1e-3)
 
 
 def test_batches_shards_and_workers_change_nothing(content, model, data, tmp_path):
@@ -581,6 +601,16 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     assert script_here(*check) == (None, "", "")
     write_split(Path(net.folder), [])
     assert script_here(*check) == (f"error: {net.folder} holds no sample", "", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
+def test_a_small_shared_memory_is_one_line(data, checkpoint, tmp_path):
+    (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
+    flags = ("--use_model", f"{ARCH} {checkpoint}", "--data_dir", data, "--output_dir", tmp_path / "out")
+    done = Script(SCRIPT, *flags, "--tasklist", tmp_path / "list.yml", "--workers", 1, shm="128k").wait()
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
+    assert "Traceback" not in done.stderr
 
 
 class Malicious:

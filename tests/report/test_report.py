@@ -147,7 +147,7 @@ def test_task_that_one_run_lacks(report, tmp_path):
     both = write_run(write_run(tmp_path / "both", SQUARE, "emoji"), SQUARE, "emoji", task="emojinet")
     found = report(write_run(tmp_path / "one", SQUARE, "emoji"), both)
     assert list(found.summary["runs"]["one"]["tasks"]) == ["retrieval"]
-    assert found.summary["runs"]["both"]["tasks"]["emojinet"]["metric"] == "acc1"
+    assert found.summary["runs"]["both"]["tasks"]["emojinet"]["metric"] == "mean_per_class_recall"
     assert "| one | cumulative | 70,000 | 49 of 98 | **50.0** | **50.0** | **50.0** | – | – | – |" in found.md
 
 
@@ -187,10 +187,12 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(report, tmp_path):
         ({"benchmark": "emoji"}, "of one benchmark, not emoji, yfcc15m"),
         ({"metric_version": 2}, r"1 in .*, 2 in .*different metric versions: run scripts/evaluate.py again"),
         ({"step": "1999"}, "unknown step '1999'"),
+        ({"data": "b"}, f"^run: evaluated on different data of {IMAGENET}"),
     ],
 )
 def test_results_that_cannot_be_reported(report, tmp_path, second, message):
     run = write_run(tmp_path / "run", CUMULATIVE)
+    write_lines(run, [(IMAGENET, 0.5, {})], **RUN | {"step": STEPS[1], "data": "a"})
     write_lines(run, [(IMAGENET, 0.5, {})], **RUN | {"step": STEPS[0]} | second)
     with pytest.raises(TicError, match=message):
         report(run)

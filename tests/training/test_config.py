@@ -10,7 +10,7 @@ from tic_clip.training.config import SCALES, Config, add_flags, config_from, get
 from tic_clip.training.plan import choose_block
 
 TABLE = """
-tic_tiny    ViT-Tiny-8-48      64     120          7,680  1e-3      30  15
+tic_tiny    ViT-Tiny-12-48     64     120          7,680  1e-3      30  15
 tic_debug   ViT-B-32        1,024   1,000      1,024,000  1e-4     500   0
 tic_medium  ViT-B-16        4,096   4,500     18,432,000  5e-4     500   0
 tic_large   ViT-B-16        8,192  22,500    184,320,000  5e-4     500   0
@@ -31,7 +31,7 @@ def test_the_scales(row):
     assert scale.max_kept >= scale.checkpoints
     interval = iterations // scale.checkpoints
     assert scale.checkpoints * interval == iterations
-    number, size = choose_block(int(interval), scale.resume_every, max(1, scale.workers))  # no iteration is lost
+    number, size = choose_block(int(interval), scale.resume_every)  # no iteration is lost
     assert number * size == interval
     if name != "tic_tiny":
         assert (scale.weight_decay, scale.beta2, scale.checkpoints, scale.grad_checkpointing) == (0.2, 0.98, 5, True)
@@ -111,6 +111,7 @@ def test_flags_are_fields(words, value):
         ("warmup", ("-1", "1.5", "5,", "5,-1"), "is not a whole number from 0, or a list of them"),
         ("cooldown", ("1", "-0.1", "nan"), "is not a number from 0, less than 1"),
         ("resampled", ("maybe",), "is not one of 0, 1, no, yes"),
+        ("image_backend", ("opencv",), "'opencv' is not torchvision or pil"),
         ("report_to", ("paper",), "is not tensorboard, wandb or both"),
         ("data_dir", ("",), "is not a folder or a URL"),
         ("output_dir", ("", "s3://b/run"), "is not a local folder; --remote gets copies"),

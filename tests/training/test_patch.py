@@ -1,7 +1,6 @@
 """Each hunk of open_clip.patch, and that without a flag of ours OpenCLIP trains as the wheel does."""
 
 import csv
-import itertools
 import json
 import pickle
 import subprocess
@@ -23,7 +22,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
-from tic_clip.training.step import join_ranks, worker_seed
+from tic_clip.training.step import join_ranks, read_ranks
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
@@ -145,20 +144,6 @@ def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
         data.get_wds_dataset(args, None, True)
 
 
-def test_a_plan_is_expanded_to_its_shards_and_their_weights(tmp_path):
-    sources = []
-    for name, samples in (("a", 30), ("b", 10)):
-        make_shards(tmp_path / name, [3, 2])
-        sources.append({"split": str(tmp_path / name), "size": 5, "samples": samples})
-    write_json(tmp_path / "plan.json", {"sources": sources})
-    urls, weights = openclip("data").expand_urls(str(tmp_path / "plan.json"))
-    assert [url.removeprefix(f"{tmp_path}/") for url in urls] == [f"{n}/{i:08d}.tar" for n in "ab" for i in range(2)]
-    assert weights == [6, 6, 2, 2]  # a shard that is drawn gives all its samples: weight × 5 samples is the share
-    write_json(tmp_path / "plan.json", {"sources": [{**source, "samples": 10} for source in sources]})
-    assert openclip("data").expand_urls(str(tmp_path / "plan.json")) == (urls, None)  # in proportion to the sizes
-    assert openclip("data").expand_urls("{00..02}.tar") == (["00.tar", "01.tar", "02.tar"], None)
-
-
 def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images, monkeypatch):
     """A second group in one process fails with gloo; and on a CPU neither model has device_ids. The group is of one."""
     folder, *_ = runs
@@ -185,20 +170,6 @@ def test_what_the_pinned_openclip_calls_gives_no_future_warning(tmp_path):
     assert "FutureWarning" not in done.stderr
 
 
-def test_shards_drawn_without_loader_processes_depend_on_the_seed_and_the_block(monkeypatch):
-    from training import data
-
-    monkeypatch.setattr(data, "pytorch_worker_seed", worker_seed)
-
-    def draw(seed, epoch):
-        torch.manual_seed(seed)
-        shards = data.ResampledShards2("{00..99}.tar", deterministic=True, epoch=data.SharedEpoch(epoch))
-        return tuple(shard["url"] for shard in itertools.islice(shards, 5))
-
-    assert len({draw(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
-    assert draw(0, 2) == draw(0, 2)
-
-
 def test_one_process_in_an_interactive_slurm_allocation_is_one_rank(monkeypatch):
     from training.distributed import is_using_distributed
 
@@ -208,3 +179,28 @@ def test_one_process_in_an_interactive_slurm_allocation_is_one_rank(monkeypatch)
     assert is_using_distributed()
     with join_ranks(1):
         assert not is_using_distributed()
+
+
+SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "123456"}
+STEP = {**SLURM, "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected", "address"),
+    [
+        ({}, (0, 1), None),
+        ({"WORLD_SIZE": "4"}, (0, 1), None),  # left over
+        (SLURM, (0, 1), None),  # in the shell of sbatch or salloc
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, (0, 1), None),
+        ({**STEP, "RANK": "3", "WORLD_SIZE": "8"}, (3, 8), None),  # torchrun in a task
+        ({**STEP, "SLURM_STEP_NODELIST": "gpu[007-010,12]"}, (9, 16), "gpu007:23456"),
+        ({**STEP, "SLURM_STEP_NODELIST": "a-1,b[2-3]"}, (9, 16), "a-1:23456"),
+        ({**STEP, "SLURM_STEP_NODELIST": "a[5]-x", "MASTER_ADDR": "m", "MASTER_PORT": "1"}, (9, 16), "m:1"),
+    ],
+)
+def test_who_launches_says_how_many_ranks_there_are(environ, expected, address):
+    environ = dict(environ)
+    assert read_ranks(environ) == expected
+    if address:
+        assert f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}" == address
+        assert [environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["9", "1", "16"]

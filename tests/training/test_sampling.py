@@ -1,5 +1,6 @@
 """Exact sampling: how often each sample is read, by whom, and that it does not depend on ranks, workers or restarts."""
 
+import io
 import itertools
 import os
 import random
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_png
+from open_clip.transform import image_transform
+from PIL import Image
 
 from tic_clip import TicError
+from tic_clip.data.decode import decode_image
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.storage import upload, write_json
 from tic_clip.training import hooks, loader
-from tic_clip.training.sampling import apportion, interleave, slices, source_counts, source_ranges
+from tic_clip.training.sampling import apportion, draws, interleave, slices, source_counts, source_ranges
 
 
 def make_plan(sources, batch_size, iterations, block, **more):
@@ -77,6 +81,26 @@ def test_a_line_goes_pass_after_pass_over_every_sample():
     assert shards[:50] != shards[50:]  # each pass has its own order
 
 
+def test_shards_are_drawn_with_replacement_and_read_from_anywhere_to_everywhere():
+    sizes = np.array([3, 1, 6])
+    counts, starts = Counter(), Counter()
+    for seed in range(400):
+        pieces = list(itertools.islice(draws(sizes, (seed,), 0), 12))
+        starts[pieces[0].shard, pieces[0].start] += 1
+        for number, parts in itertools.groupby(pieces[:-2], key=lambda piece: piece.number):
+            parts = list(parts)
+            shard, read = parts[0].shard, [i for piece in parts for i in range(piece.start, piece.stop)]
+            assert read == [(read[0] + i) % sizes[shard] for i in range(len(read))]
+            if number < pieces[-3].number:
+                assert sorted(read) == list(range(sizes[shard]))
+                counts[shard] += 1
+    assert len(starts) == 10  # a worker that reads little of a shard does not always read its beginning
+    assert all(abs(counts[shard] / counts.total() - 1 / 3) < 0.05 for shard in range(3))
+    first = [list(itertools.islice(draws(sizes, seed, start), 50)) for seed in ((0,), (1,)) for start in (0, 64)]
+    assert len({tuple(piece.shard for piece in pieces) for pieces in first}) == 4
+    assert list(itertools.islice(draws(sizes, (0,), 64), 50)) == first[1]
+
+
 def read_positions(plan, sizes, world_size, num_workers):
     """{(block, rank): [(source, shard, sample), …]}, through the ranges of every worker."""
     blocks = range(plan["iterations"] // plan["block"])
@@ -131,7 +155,7 @@ def source(split, samples, used=None):
     return {"split": split, "size": size, "used": used or size, "samples": samples}
 
 
-def read(plan, world_size=1, num_workers=1, preprocess=lambda image: None, counts=None):
+def read(plan, world_size=1, num_workers=1, load=lambda data: decode_image(data) and None, counts=None):
     """The items of a step, [(image, caption), …] of each (block, rank)."""
     sources, found = loader.read_sources(plan), {}
     counts = defaultdict(Counter) if counts is None else counts
@@ -142,7 +166,7 @@ def read(plan, world_size=1, num_workers=1, preprocess=lambda image: None, count
             for item in loader.read_samples(
                 sources,
                 source_ranges(plan, block, rank, world_size, worker, num_workers),
-                (preprocess, lambda text: [text]),
+                (load, lambda text: [text]),
                 counts,
             )
         ]
@@ -162,12 +186,12 @@ def tokens(text):
     return torch.tensor([[int(word) for word in text.split()]])
 
 
-def open_loader(tmp_path, plan, world_size=1, rank=0, workers=0, first=0):
+def open_loader(tmp_path, plan, world_size=1, rank=0, workers=0, first=0, preprocess=to_tensor):
     """OpenCLIP's ``DataInfo``, through the hook."""
     write_json(tmp_path / "plan.json", plan)
     args = SimpleNamespace(train_data=str(tmp_path / "plan.json"), batch_size=plan["batch_size"] // world_size)
-    args.world_size, args.rank, args.workers = world_size, rank, workers
-    return hooks.get_exact_dataset(args, to_tensor, True, first, tokens)
+    args.world_size, args.rank, args.workers, args.device = world_size, rank, workers, "cpu"
+    return hooks.get_exact_dataset(args, preprocess, True, first, tokens)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -239,23 +263,72 @@ def test_undecodable_samples_are_counted_and_replaced_from_their_split(tmp_path,
     assert all(f"is left out: {why}" in caplog.text for why in ("cannot identify image file", "no image"))
 
 
+def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw(tmp_path):
+    splits = [make_split(tmp_path / "a", [9] * 20, {f"{i} 4" for i in range(20)}), make_split(tmp_path / "b", [5])]
+    plan = make_plan([source(split, n) for split, n in zip(splits, (120, 40), strict=True)], 8, 20, 10)
+    plan["sampling"] = "resampled"
+    counts = defaultdict(Counter)
+    parts = read(plan, 2, 2, counts=counts)
+    assert {source: numbers["read"] for source, numbers in counts.items()} == {"s0": 120, "s1": 40}
+    assert counts["s0"]["undecodable"] > 0
+    found = Counter(text for part in parts.values() for _, text in part)
+    from_a = Counter({text: n for text, n in found.items() if not text.startswith("0 ")})
+    assert len(from_a) < 110  # 120 of 160 without replacement would be 120 different ones
+    assert len({tuple(text for _, text in part) for part in parts.values()}) == 4
+    assert read(plan, 2, 2) == parts
+    assert captions(plan | {"seed": 1}, 2, 2) != captions(plan, 2, 2)
+
+
+@pytest.mark.parametrize("sampling", ["exact", "resampled"])
 @pytest.mark.parametrize(
     ("workers", "fault", "message"),
     [
-        (0, "undecodable", r"^s0: none of \d+ samples can be decoded, \S+/a/00000000.tar:\w+-0 for one$"),
+        (
+            0,
+            "undecodable",
+            r"^s0: none of \d+ samples can be used, \S+/a/00000000.tar:\w+-0 for one: \w.*$",
+        ),
         (2, "missing", r"^\S+/a/00000000.tar is missing$"),
         (0, "short", r"^\S+/a/00000000.tar has fewer samples than its sizes.json says: "),
     ],
 )
-def test_an_error_is_one_line_without_a_loader_processs_traceback(tmp_path, workers, fault, message):
+def test_an_error_is_one_line_without_a_loader_processs_traceback(tmp_path, workers, fault, message, sampling):
     split = make_split(tmp_path / "a", [2], {"0 0", "0 1"} if fault == "undecodable" else ())
     if fault == "missing":
         (tmp_path / "a/00000000.tar").unlink()
     elif fault == "short":
         write_json(tmp_path / "a/sizes.json", {"00000000.tar": 4})
-    plan = make_plan([source(split, 16)], 8, 2, 2)
+    plan = make_plan([source(split, 16)], 8, 2, 2, sampling=sampling)
     with pytest.raises(TicError, match=message):
         list(open_loader(tmp_path, plan, workers=workers).dataloader)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (40, 40), (30, 200)])
+def test_both_image_backends_make_the_same_input(tmp_path, size):
+    """Of JPEGs, crops of them enlarged or made smaller: at most two of 255 levels apart, as normalised."""
+    files = [io.BytesIO() for _ in range(8)]
+    for i, file in enumerate(files):
+        noise = np.random.default_rng(i).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size).save(file, "JPEG")
+    content = [(f"{i:032x}-0", {"jpg": file.getvalue(), "txt": b"1 2"}) for i, file in enumerate(files)]
+    write_json(tmp_path / "a/sizes.json", {"0.tar": write_shard(tmp_path / "a/0.tar", content)})
+    plan, transform = make_plan([source(str(tmp_path / "a"), 8)], 8, 1, 1), image_transform(48, is_train=True)
+    pil, ours = (
+        next(iter(open_loader(tmp_path, plan | {"image_backend": backend}, preprocess=transform).dataloader))[0]
+        for backend in ("pil", "torchvision")
+    )
+    assert (ours.dtype, ours.shape) == (pil.dtype, pil.shape) == (torch.float32, (8, 3, 48, 48))
+    levels = (ours - pil).abs() * torch.tensor(transform.transforms[-1].std).view(3, 1, 1) * 255
+    assert levels.max() < 2.01
+    assert levels.mean() < 0.05
+    assert torch.equal(pil, next(iter(open_loader(tmp_path, plan, preprocess=transform).dataloader))[0])
+
+
+def test_other_augmentation_than_cropping_needs_pil(tmp_path):
+    plan = make_plan([source(make_split(tmp_path / "a", [8]), 8)], 8, 1, 1, image_backend="torchvision")
+    more = {"color_jitter": (0.3, 0.3, 0.3, 0.1), "color_jitter_prob": 0.8}
+    with pytest.raises(TicError, match="--aug-cfg needs --image_backend pil"):
+        open_loader(tmp_path, plan, preprocess=image_transform(48, is_train=True, aug_cfg=more))
 
 
 def test_another_batch_than_the_plans_is_refused(tmp_path):
@@ -276,3 +349,26 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
         upload(tmp_path / "a" / name, f"{s3}/a/{name}")
     local, cloud = (make_plan([source(folder, 26)], 13, 2, 2) for folder in (split, f"{s3}/a"))
     assert captions(cloud, 1, 2) == captions(local, 1, 2)
+
+
+def test_loader_processes_of_all_ranks_share_a_cache_and_fetch_each_shard_once(tmp_path, s3, s3_server):
+    split, kept = make_split(tmp_path / "a", [7, 6, 5, 4]), tmp_path / "cache"
+    for name in os.listdir(split):
+        upload(tmp_path / "a" / name, f"{s3}/a/{name}")
+    local, cloud = (make_plan([source(folder, 80)], 8, 10, 5) for folder in (split, f"{s3}/a"))
+    cloud["keep"] = {"cache": str(kept), "cache_gb": 1}
+    s3_server.requests.clear()
+    for rank in range(2):
+        batches = [
+            [(images.tolist(), texts.tolist()) for block in range(2) for images, texts in open_block(info, block)]
+            for info in (open_loader(tmp_path, plan, 2, rank, workers=2) for plan in (local, cloud))
+        ]
+        assert batches[0] == batches[1]
+        assert len(batches[0]) == 10
+    assert [s3_server.count("GET", f"/a/{shard:08d}.tar") for shard in range(4)] == [1] * 4
+    assert len(list(kept.glob("*.tar"))) == 4
+
+
+def open_block(info, block):
+    info.set_epoch(block)
+    return info.dataloader

@@ -16,12 +16,14 @@ from hub import serving_hub
 from PIL import Image
 from safetensors.torch import save_file
 
+from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS, macs_per_sample
 from tic_clip.runs import OPEN_CLIP_COMMIT, models_of
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.patching import CANDIDATES
+from tic_clip.training.step import check_shares
 
 ROOT = Path(__file__).parents[2]
 STEPS = [step.name for step in get_benchmark("emoji").steps]
@@ -82,7 +84,7 @@ def test_a_step_leaves_its_plan_checkpoints_log_and_done(undisturbed):
     assert facts["plan"] == read_json(out / "2014/plan.json")
     assert facts["samples_seen"] == 384
     assert facts["read"] == {"2014": {"read": 384}}
-    assert facts["macs_seen"] == facts["plan"]["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
+    assert facts["macs_seen"] == facts["plan"]["macs"] == 384 * macs_per_sample("ViT-Tiny-12-48")
     assert facts["plan"]["pins"]["open_clip"] == OPEN_CLIP_COMMIT
     assert [file.name for file in sorted((out / "2014/checkpoints").iterdir())] == ["epoch_1.pt", "epoch_2.pt"]
     assert [line[:2] for line in curve(out, "2014")] == [(i, 64 * i) for i in range(1, 7)]
@@ -233,6 +235,20 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     assert not (tmp_path / "out").exists()
 
 
+def test_tasks_of_srun_are_ranks(data, tmp_path):
+    """Slurm's names in place of torchrun's, but the port, which is a free one here."""
+    script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    code = f"import os, runpy\nfor name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    script.write_text(f"{code}del os.environ['MASTER_ADDR']\nrunpy.run_path({train_py!r}, run_name='__main__')\n")
+    flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
+    job = {"SLURM_STEP_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = Script(script, *flags, ranks=2, **job).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "out/2014/done.json")["read"] == {"2014": {"read": 384}}
+    assert "world_size: 2" in (tmp_path / "out/2014/params.txt").read_text()
+
+
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
     """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
     last = tmp_path / "2014.safetensors"
@@ -243,7 +259,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
     facts = read_json(tmp_path / "2015/done.json")
     assert facts["plan"]["start"] == facts["plan"]["teacher"] == str(last)
     assert facts["read"] == {"2015": {"read": 384}}
-    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-8-48") * (384 + 128)
+    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-12-48") * (384 + 128)
     first = json.loads((tmp_path / "2015/train.log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(first["contrastive_loss"] + first["distill_loss"])
     assert first["distill_loss"] > 0
@@ -252,7 +268,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
 
 def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
     start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    done = train(data, tmp_path, "all", "--method", "ewc", *start, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     fisher = weights(tmp_path, "2020", "fisher.pt")
     assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
@@ -329,7 +345,7 @@ def test_wsd_goes_on_from_before_the_cool_down(data, tmp_path):
 def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
     """Training from the hub's model gives the weights that training from its file gives."""
     torch.save({"state_dict": weights(undisturbed[0], "2014")}, tmp_path / "2014.pt")
-    config = {"model_cfg": json.loads((MODEL_CONFIGS / "ViT-Tiny-8-48.json").read_text()), "preprocess_cfg": {}}
+    config = {"model_cfg": json.loads((MODEL_CONFIGS / "ViT-Tiny-12-48.json").read_text()), "preprocess_cfg": {}}
     files = {"open_clip_config.json": json.dumps(config).encode()}
     files["open_clip_pytorch_model.bin"] = (tmp_path / "2014.pt").read_bytes()
     start = ("--first_step", "2015", "--init")
@@ -357,16 +373,37 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 
 
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
-    """Its shards come from plan.json, so they may be many; a progress bar is there too; each batch in two passes."""
+    """Each split gives its share, as with exact sampling; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
     start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
-    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", {})
+    shares = {source["name"]: {"read": source["samples"]} for source in facts["plan"]["sources"]}
+    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", shares)
     assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
-    assert "train_data: " + str(out / "2015/plan.json") in (out / "2015/params.txt").read_text()
+
+
+def test_a_source_that_gave_no_sample_ends_the_step(undisturbed, tmp_path, caplog):
+    plan = read_json(undisturbed[0] / "2014/plan.json")
+    (source,) = plan["sources"]
+    check_shares(plan, {"2014": {"read": 384}})
+    check_shares(plan, {})  # an earlier version counted nothing where it sampled with replacement
+    assert not caplog.text
+    check_shares(plan, {"2014": {"read": 380}})
+    assert "2014: 380 samples were read, 384 were planned" in caplog.text
+    plan["sources"].append({**source, "name": "2015", "samples": 40})
+    with pytest.raises(TicError, match="step 2014 read no sample of 2015, 40 were planned"):
+        check_shares(plan, {"2014": {"read": 384}})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
+def test_a_small_shared_memory_is_one_line(data, tmp_path):
+    done = train(data, tmp_path, "2014", "--workers", "1", shm="128k")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -389,7 +426,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     done = train(data, tmp_path / "out", "2015", "--dry_run")
     plan = json.loads(done.stdout)
     assert [plan["sources"][0][key] for key in ("name", "samples", "used")] == ["2014", 216, 90]
-    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-8-48")
+    assert plan["macs"] == 384 * macs_per_sample("ViT-Tiny-12-48")
     assert not (tmp_path / "out").exists()
 
 
@@ -413,17 +450,21 @@ def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path):
-    """ViT-B-32 in mixed precision, five checkpoints; there the losses are equal but for rounding."""
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16"])
+def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path, precision):
+    """ViT-B-32, five checkpoints; the losses are equal but for rounding. With bfloat16, the default, in two passes."""
     debug = ("--scale", "tic_debug", "--samples_per_step", "10240", "--workers", "2")
+    debug += ("--precision", "amp") if precision == "amp" else ("--max_batch", "512")
     done = train(data, tmp_path / "whole", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     kill_at("epoch_2.pt", data, tmp_path / "killed", "2014", *debug)
-    scaler = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)["scaler"]
-    assert scaler["scale"] > 0
+    checkpoint = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)
+    assert checkpoint["scaler"]["scale"] > 0 if precision == "amp" else "scaler" not in checkpoint
     done = train(data, tmp_path / "killed", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, killed = curve(tmp_path / "whole", "2014"), curve(tmp_path / "killed", "2014")
     assert [line[:2] for line in killed] == [line[:2] for line in whole]
     assert [line[2] for line in killed] == pytest.approx([line[2] for line in whole], rel=0.02)
-    assert read_json(tmp_path / "killed/2014/done.json")["read"] == {"2014": {"read": 10240}}
+    facts = read_json(tmp_path / "killed/2014/done.json")
+    assert facts["read"] == {"2014": {"read": 10240}}
+    assert facts["plan"]["precision"] == precision

@@ -27,6 +27,7 @@ from tic_clip.evaluation.features import Rows, check_space, count_nonfinite, pic
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
+from tic_clip.parallel import iterate_batches, share
 from tic_clip.runs import versions
 from tic_clip.storage import is_dir, list_files, local_folder, read_json
 
@@ -175,7 +176,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
 
     part, items = batch
     if part == "texts":
-        return tokenizer(items), []
+        return share(tokenizer(items)), []
     images, bad = [], []
     for i, (sample, data) in enumerate(zip(items, read_images(items), strict=True)):
         try:
@@ -184,7 +185,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
             if not skip_bad:
                 raise TicError(f"{sample.name}: bad image: {error} (--skip_bad leaves it out)") from None
             bad.append(i)
-    return torch.stack(images) if images else torch.empty(0), bad
+    return share(torch.stack(images) if images else torch.empty(0)), bad
 
 
 class Encoder:
@@ -239,8 +240,6 @@ def score(
     """Yield (task, encoder, its part of a result) of a folder's tasks; all encoders see the same batches."""
     from torch.utils.data import DataLoader
 
-    from tic_clip.parallel import iterate_batches
-
     first, settings = encoders[0], encoders[0].settings
     index = [
         (part, items[start : start + settings.batch_size])
@@ -276,17 +275,21 @@ def _score(
         which = np.array([index[caption] for sample in samples for caption in sample.captions])
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
         keys = pick(features["texts"].read(), which)
-        numbers, interval = metrics.retrieval(images, keys, text_image)
+        numbers, interval, hits = metrics.retrieval(images, keys, text_image)
+        guess = {"chance": 1 / len(images)}
     else:
         keys, labels = encoder.classifier(found.classes), np.array([sample.label for sample in samples])
-        numbers, interval = metrics.classification(images, keys, labels, _groups(found.classes))
+        groups, metric = _groups(found.classes), task.main_metric
+        numbers, interval, hits = metrics.classification(images, keys, labels, groups, metric)
+        guess = {"chance": 1 / len(keys), "constant_guess": metrics.constant_guess(labels, metric)}
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
-    is_main = task.main_metric == metrics.MAIN_METRIC[task.kind]
-    bad = Counter({"bad image": len(found) - len(samples)})
+    bad, is_main = Counter({"bad image": len(found) - len(samples)}), task.main_metric in metrics.WITH_INTERVAL
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
         "ci95": list(interval) if is_main else None,
+        "hits": hits if is_main else None,
+        **(guess if is_main else dict.fromkeys(guess)),
         "num_samples": len(images),
         "coverage": found.coverage,
         "dropped": dict(found.dropped + bad),

@@ -63,8 +63,8 @@ def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
             folder = f"{data_dir.rstrip('/')}/{benchmark.root}/eval/{task}/{period}"
             missing = benchmark.missing_data_message(folder, data_dir.rstrip("/") or "/")
             key, name = task_key(benchmark, task, period), f"{label}-{benchmark.cadence.capitalize()}-{period}"
-            fields = {"key": key, "name": name, "kind": kind, "folder": folder, "main_metric": MAIN_METRIC[kind]}
-            tasks.append(Task(**fields, missing_message=missing, benchmark=benchmark.name))
+            fields = {"key": key, "name": name, "kind": kind, "folder": folder, "benchmark": benchmark.name}
+            tasks.append(Task(**fields, main_metric=benchmark.main_metric(task), missing_message=missing))
     return tasks
 
 

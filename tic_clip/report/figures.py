@@ -139,7 +139,7 @@ def draw_bars(results: Results, compared: Compared) -> Figure | None:
     runs = [one for one in results.groups if one.tasks]
     if len(runs) < 2:
         return None
-    figure = Figure(figsize=(max(5.2, 0.5 * len(runs) + 1.2) * len(results.tasks), 3.6))
+    figure = Figure(figsize=(max(8.5, max(5.2, 0.5 * len(runs) + 1.2) * len(results.tasks)), 3.6))
     panels, width = figure.subplots(1, len(results.tasks), squeeze=False)[0], 0.8 / len(runs)
     for panel, task in zip(panels, results.tasks, strict=True):
         heads = [f"{task} {head}" for head in TRANSFERS.values()]
@@ -176,7 +176,7 @@ def draw_curves(results: Results) -> Figure | None:
     else:
         ends = [f" (up to {one.last_step})" if one.last_step != one.steps[-1] else "" for one in rows]
         lines = {one.name + end: (one, one.last_step) for one, end in zip(rows, ends, strict=True)}
-    figure = Figure(figsize=(5.2 * len(results.tasks) + 0.4, 3.6))
+    figure = Figure(figsize=(max(8.5, 5.2 * len(results.tasks) + 0.4), 3.6))
     panels = figure.subplots(1, len(results.tasks), squeeze=False)[0]
     for panel, (task, about) in zip(panels, results.tasks.items(), strict=True):
         size = {} if len(about.periods) <= MAX_NUMBERED else {"markersize": 0}

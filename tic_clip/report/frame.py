@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ SPENT = ["samples_seen", "macs_seen"]
 DATA = ["num_samples", "coverage", "dropped", "nonfinite"]
 VERSIONS = ["pins", "precision", "device"]
 FIELDS = ["key", "step", "metrics", "ci95", "chance", "method", "scale", "filter", "seed", "settings", "family"]
-FIELDS += [*SPENT, *DATA, *VERSIONS, "data"]
+FIELDS += [*SPENT, *DATA, *VERSIONS, "data", "model"]
 SETTINGS = {"filter": "filter", "scale": "scale", "model": "model", "samples": "samples a step"}
 SETTINGS |= {"batch_size": "batch", "learning_rate": "learning rate", "sampling": "sampling"}
 """What a plan says that must be equal for figures to be compared, and how a table says it."""
@@ -40,7 +41,7 @@ class Task(NamedTuple):
     @property
     def metric(self) -> str:
         """Return the name of its main metric."""
-        return MAIN_METRIC[self.benchmark.tasks[self.name]]
+        return self.benchmark.main_metric(self.name)
 
     @property
     def periods(self) -> list[str]:
@@ -88,7 +89,9 @@ class Subject:
     @property
     def settings(self) -> dict[str, Any]:
         """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
-        told = {key: self.about[key] for key in ("filter", "scale")} | {"samples": self.spent["samples_seen"].iloc[0]}
+        seen = self.spent["samples_seen"].dropna()
+        told = {key: self.about[key] for key in ("filter", "scale")}
+        told["samples"] = round(seen.iloc[0] / (self.steps.index(seen.index[0]) + 1)) if len(seen) else None
         return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
@@ -177,7 +180,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
             groups += members
             continue
         short = {re.sub(r"[-_/]?(seed)?[-_]?\d+$", "", run.name) for run in members}
-        taken = {run.name for run in runs} | {one.name for one in groups} | {""}
+        taken = {run.name for run in runs if run not in members} | {one.name for one in groups} | {""}
         name = f"{members[0].name} and {len(members) - 1} more"
         groups.append(average(short.pop() if len(short) == 1 and not short & taken else name, members))
     return groups
@@ -185,7 +188,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
 
 def load_results(folders: list) -> Results:
     """Read ``eval_results.jsonl`` of each folder; raise a TicError if there is none or they are not comparable."""
-    read, versions = [], {}
+    read, versions, data = [], {}, defaultdict(dict)
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
         try:
@@ -193,11 +196,17 @@ def load_results(folders: list) -> Results:
         except TicError as error:
             raise TicError(f"{path}: {error}") from None
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
-        versions |= {line.get("metric_version", 1): path for lines in groups.values() for line in lines}
+        for line in (line for lines in groups.values() for line in lines):
+            versions[line.get("metric_version", 1)] = path
+            data[line["key"]] |= {line["data"]: name} if "data" in line else {}
     if len(versions) > 1:
         listed = ", ".join(f"{value} in {path}" for value, path in sorted(versions.items()))
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
+    for key, names in data.items():
+        if len(names) > 1:
+            what = ", ".join(cells.get(key, ("", key))[1:])
+            raise TicError(f"{', '.join(dict.fromkeys(names.values()))}: evaluated on different data of {what}")
     known = {label: task for task, label, _ in cells.values()}
     subjects: dict[str, Subject] = {}
     for name, model, folder, benchmark, lines in read:

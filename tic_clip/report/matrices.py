@@ -32,7 +32,7 @@ def matrix_tables(run: Subject, results: Results) -> list[Table]:
         legend += f"; mean over {len(run.members)} seeds" if len(run.members) > 1 else ""
         cells = shown.map(percent)
         for step, own in zip(run.steps, task.periods_of(run.benchmark), strict=True):
-            if step in cells.index:
+            if own and step in cells.index:
                 cells.loc[step, own] += MARK
         title = f"{task.benchmark.title}, {run.about['method']}: {task.name}, {task.metric} in per cent"
         look = {"shades": shade(shown, results.limits(label)), "hover": describe_cells(run, label, shown)}

@@ -80,7 +80,7 @@ class Keeper:
             file.write(json.dumps(line) + "\n")
         if self.bar is None:
             self.bar = progress(None, f"train {plan['step']}", plan["iterations"], "batch", done=iteration - 1)
-        self.bar.update(min(iteration, plan["iterations"]) - self.bar.n)  # webdataset rounds a block's batches up
+        self.bar.update(iteration - self.bar.n)
         if iteration >= plan["iterations"]:
             self.bar.close()
 

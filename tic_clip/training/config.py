@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -42,11 +42,12 @@ class Scale:
     log_every: Count = 100  # iterations
     grad_checkpointing: bool = True
     workers: CountOr0 = 4  # a rank
+    image_backend: Literal["torchvision", "pil"] = "torchvision"
 
 
 SCALES = {
     "tic_tiny": Scale(
-        model="ViT-Tiny-8-48",
+        model="ViT-Tiny-12-48",
         batch_size=64,
         samples_per_step=7_680,
         learning_rate=1e-3,
@@ -119,6 +120,7 @@ def _counts(text: str) -> tuple[int, ...]:
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
+disk_folder = _value(str, lambda text: text and not is_remote(text), "a folder on a local disk")
 start_model = _value(
     str,
     lambda text: Path(text).is_file() or names_model(text),
@@ -136,6 +138,7 @@ counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
 precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
+image_backend = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
 reports = _value(
     str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
 )
@@ -179,7 +182,7 @@ class Config:
     next_warmup: int | None = _flag(
         whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
     )
-    schedule: str | None = _flag(str, "of the learning rate: cosine, const-cooldown, wsd or rsqrt (default: cosine)")
+    schedule: str | None = _flag(str, "of the rate: cosine, const, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
     keep_optimizer: bool | None = _flag(
         boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"
@@ -189,6 +192,9 @@ class Config:
     )
     openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
+    image_backend: str | None = _flag(
+        image_backend, "what decodes and resizes images: torchvision, or pil as in OpenCLIP (default: the scale's)"
+    )
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
     loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")
     temperature: float | None = _flag(positive, "of lwf's similarities (default: 1)")
@@ -201,6 +207,8 @@ class Config:
     save_minutes: float = _flag(amount, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
+    cache: str | None = _flag(disk_folder, "a folder on a local disk that keeps shards of a cloud (default: none)")
+    cache_gb: float | None = _flag(amount, "the most GB that it holds; the least recently used shards go first")
 
 
 def names_model(init: str) -> bool:
@@ -266,7 +274,7 @@ def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
             if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, OpenCLIP's --{flag} {found[name]}: give one of them")
+                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
     return found | {"openclip_flags": shlex.join(join_flags(given))}
 
 

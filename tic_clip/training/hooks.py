@@ -8,14 +8,15 @@ import torch
 
 from tic_clip import TicError, weights
 from tic_clip.data.split import dataset_size as dataset_size
-from tic_clip.data.split import split_sizes
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
 from tic_clip.training import losses
-from tic_clip.training.loader import ExactDataset, Loader
+from tic_clip.training.loader import ExactDataset, Loader, image_functions
 from tic_clip.training.schedule import learning_rate
 
-warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
+# What the pinned OpenCLIP calls; and the first of several passes needs no gradient of what it checkpoints.
+warnings.filterwarnings("ignore", category=FutureWarning, module="(training|open_clip)[.]")
+warnings.filterwarnings("ignore", "torch.utils.checkpoint: |None of the inputs have requires_grad", UserWarning)
 
 
 def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Any = None) -> Any:
@@ -29,20 +30,9 @@ def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: in
     plan |= {name: passes * plan[name] for name in ("iterations", "block")}
     plan["batch_size"] //= passes
     shared_epoch = SharedEpoch(epoch=epoch)
-    dataset = ExactDataset(plan, args.rank, args.world_size, (preprocess, tokenizer))
-    return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers), shared_epoch=shared_epoch)
-
-
-def weighted_shards(path: str) -> tuple[list[str], list[float] | None]:
-    """Return the shards of a plan for ``--dataset-resampled``, and how likely each is drawn: None if all equally.
-
-    A shard that is drawn gives all its samples, so every shard of a source with the share s of n samples weighs s / n.
-    """
-    sources = read_json(path)["sources"]
-    shares = {entry["split"]: entry["samples"] / entry["size"] for entry in sources}
-    shards = [(shard, shares[entry["split"]]) for entry in sources for shard in split_sizes(entry["split"])]
-    is_uniform = max(shares.values()) < 1.001 * min(shares.values())  # rounding to whole samples aside
-    return [shard for shard, _ in shards], None if is_uniform else [weight for _, weight in shards]
+    load, to_input = image_functions(plan.get("image_backend", "pil"), preprocess, args.device)
+    dataset = ExactDataset(plan, args.rank, args.world_size, (load, tokenizer))
+    return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers, to_input), shared_epoch=shared_epoch)
 
 
 def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:

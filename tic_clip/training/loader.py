@@ -1,10 +1,10 @@
-"""Exact sampling as a torch loader: reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's loop."""
+"""Sampling as a torch loader: reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's loop."""
 
 import itertools
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +12,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import webdataset
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torchvision.transforms import RandomResizedCrop
 
 from tic_clip import TicError
-from tic_clip.data.decode import decode_image
+from tic_clip.cache import Cache, open_cache
+from tic_clip.data.decode import decode_image, decode_tensor
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
 from tic_clip.parallel import iterate_batches
@@ -35,17 +38,48 @@ class Source:
     seed: tuple[int, int]
     shards: list[str]
     sizes: np.ndarray
+    keep: dict[str, Any]  # the plan's, which says if there is a cache
+    with_replacement: bool = False
+
+    @property
+    def cache(self) -> Cache | None:
+        """Return this process's cache."""
+        return open_cache(self.keep)
+
+    def passes(self, positions: range) -> Iterable[Iterable[Slice]]:
+        """Return what to read at ``positions`` of the line, pass by pass; with replacement it is one without end."""
+        if self.with_replacement:
+            return [sampling.draws(self.sizes, self.seed, positions.start)]
+        line = sampling.slices(self.sizes, self.seed, positions)
+        return (pieces for _, pieces in itertools.groupby(line, key=lambda piece: piece.number))
+
+    def read_all(self, pieces: Iterable[Slice]) -> Iterator["RawSample"]:
+        """Yield the samples of slices; the cache fetches the shard of the next slice while one is read."""
+        if self.cache:
+            pieces = self.cache.ahead(pieces, lambda piece: self.shards[piece.shard])
+        for piece in pieces:
+            yield from read_slice(self.shards[piece.shard], piece, self.seed, self.cache)
+
+    def prefetch(self, positions: range) -> None:
+        """Fetch the first shard of ``positions`` in the background, if there is a cache."""
+        if self.cache and positions:
+            piece = next(iter(next(iter(self.passes(positions)))))
+            self.cache.prefetch(self.shards[piece.shard])
 
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
     """Return the sources of a plan with their shards."""
-    sources = []
+    sources, keep = [], plan.get("keep", {})
+    with_replacement = plan.get("sampling") == "resampled"
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
-        sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
-        shards = [shard for shard, size in zip(table, sizes, strict=True) if size]
+        sizes = np.fromiter(table.values(), np.int64, len(table))
+        if entry["used"] < sizes.sum():
+            sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
+        shards = [shard for shard, size in zip(table, sizes.tolist(), strict=True) if size]
         seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
-        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0]))
+        facts = {"name": entry["name"], "keep": keep, "with_replacement": with_replacement}
+        sources.append(Source(seed=seed, shards=shards, sizes=sizes[sizes > 0], **facts))
     return sources
 
 
@@ -58,10 +92,10 @@ class RawSample(NamedTuple):
     name: str
 
 
-def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSample]:
+def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | None = None) -> Iterator[RawSample]:
     """Yield the samples of a slice of the shard at ``path``."""
     i = piece.start
-    with open_shard(path) as shard:
+    with open_shard(path, cache.open if cache else None) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
             image, text = (
                 next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)
@@ -75,22 +109,45 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSa
 
 def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[RawSample]:
     """Yield the samples at ``positions`` of a source's line, shuffled within each pass."""
-    line = sampling.slices(source.sizes, source.seed, positions)
-    for number, pieces in itertools.groupby(line, key=lambda piece: piece.number):
-        raw = itertools.chain.from_iterable(read_slice(source.shards[p.shard], p, source.seed) for p in pieces)
+    for number, pieces in enumerate(source.passes(positions), positions.start // int(source.sizes.sum())):
+        raw = source.read_all(pieces)
         rng = random.Random(derive_seed(source.seed, number, positions.start))
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
 
-def decode(sample: RawSample, preprocess: Callable, tokenizer: Callable) -> Item:
+def image_functions(backend: str, preprocess: Any, device: Any) -> tuple[Callable, Callable]:
+    """Return what makes a tensor of an image's bytes, and the model's input on ``device`` of a batch of them.
+
+    With "pil" that is OpenCLIP's transform ``preprocess``. With "torchvision" the same crops are resized as bytes, and
+    normalised on the device.
+    """
+    if backend == "pil":
+        return (lambda data: preprocess(decode_image(data))), lambda images: images
+    crop, *others, normalize = preprocess.transforms
+    if not isinstance(crop, RandomResizedCrop) or len(others) != 2:  # those convert to RGB and to a float tensor
+        raise TicError("OpenCLIP's --aug-cfg needs --image_backend pil")
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (normalize.mean, normalize.std))
+
+    def load(data: bytes) -> torch.Tensor:
+        image = decode_tensor(data)
+        top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+        part = image[None, :, top : top + height, left : left + width]
+        return interpolate(part, crop.size, mode="bicubic", antialias=True)[0]
+
+    def to_input(images: torch.Tensor) -> torch.Tensor:
+        return images.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+
+    return load, to_input
+
+
+def decode(sample: RawSample, load: Callable, tokenizer: Callable) -> Item:
     """Return the image and the tokens of a sample, augmented by its own seed; raise one of UNUSABLE if that fails."""
     if sample.image is None or sample.text is None:
         raise ValueError("no image" if sample.image is None else "no text")
     torch.default_generator.manual_seed(sample.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
     random.seed(sample.seed)
     np.random.seed(sample.seed & 0xFFFFFFFF)
-    image = preprocess(decode_image(sample.image))
-    return image, tokenizer(sample.text.decode())[0]
+    return load(sample.image), tokenizer(sample.text.decode())[0]
 
 
 def read_usable(
@@ -98,8 +155,9 @@ def read_usable(
 ) -> Iterator[Item]:
     """Yield the decoded samples at ``positions`` of a source's line, and for undecodable ones those that follow.
 
-    If all are undecodable, or 1,000 and more, a TicError is raised.
+    If as many as the source holds are undecodable before the first one that is not, or 1,000, a TicError is raised.
     """
+    limit = 1000 if source.with_replacement else min(1000, source.sizes.sum())
     num_bad, is_usable = 0, False
     while True:
         for raw in read_line(source, positions, buffer_size):
@@ -110,12 +168,13 @@ def read_usable(
                 counts[source.name]["undecodable"] += 1
                 if num_bad == 1:
                     logging.warning("%s is left out: %s", raw.name, error)
+                if not is_usable and num_bad >= limit:
+                    message = f"none of {num_bad} samples can be used, {raw.name} for one: {error}"
+                    raise TicError(f"{source.name}: {message}") from None
             else:
                 is_usable = True
                 counts[source.name]["read"] += 1
                 yield item
-        if not is_usable and num_bad >= min(1000, source.sizes.sum()):
-            raise TicError(f"{source.name}: none of {num_bad} samples can be decoded, {raw.name} for one")
         positions = range(positions.stop, positions.stop + len(positions))
 
 
@@ -132,17 +191,23 @@ class ExactDataset(IterableDataset):
 
     def __init__(self, plan: dict[str, Any], rank: int, world_size: int, transforms: tuple) -> None:
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
+        self.sources = read_sources(plan)  # before loader workers are forked, which share them
         self.first = 0
 
     def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], dict]]:
-        """Yield this loader worker's ((images (B, 3, H, W), tokens (B, L)), counts)."""
-        plan, info, counts = self.plan, get_worker_info(), defaultdict(Counter)
+        """Yield this loader worker's ((images (B, 3, H, W) as loaded, tokens (B, L)), counts)."""
+        plan, sources, info, counts = self.plan, self.sources, get_worker_info(), defaultdict(Counter)
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        sources = read_sources(plan)
-        for block in range(self.first, plan["iterations"] // plan["block"]):
-            # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
-            place = (worker - (block - self.first) * plan["block"]) % num_workers
-            ranges = sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+        blocks = range(plan["iterations"] // plan["block"])[self.first :]
+        # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
+        places = ((worker - i * plan["block"]) % num_workers for i in range(len(blocks)))
+        parts = (
+            sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+            for block, place in zip(blocks, places, strict=False)
+        )
+        for ranges, following in itertools.pairwise(itertools.chain(parts, [[]])):
+            for source, positions in zip([*sources, *sources], [*ranges, *following], strict=False):
+                source.prefetch(positions)
             items = read_samples(sources, ranges, self.transforms, counts)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
                 images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared
@@ -153,11 +218,12 @@ class ExactDataset(IterableDataset):
 class Loader:
     """The dataset behind ``workers`` processes, which read on while a block ends; OpenCLIP's epoch is a block.
 
-    ``counts`` is what all ranks have read in this process's blocks.
+    ``to_input`` makes the model's input of the images that were loaded; ``counts`` is what all ranks have read in this
+    process's blocks.
     """
 
-    def __init__(self, dataset: ExactDataset, epoch: Any, workers: int) -> None:
-        self.dataset, self.epoch = dataset, epoch
+    def __init__(self, dataset: ExactDataset, epoch: Any, workers: int, to_input: Callable) -> None:
+        self.dataset, self.epoch, self.to_input = dataset, epoch, to_input
         self.num_batches = dataset.plan["block"]
         self.num_samples = self.num_batches * dataset.plan["batch_size"]
         self.loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
@@ -173,9 +239,9 @@ class Loader:
             self.batches = iterate_batches(self.loader)
         # What the model draws must not depend on what was before the block: it may be the first of a process.
         torch.manual_seed(derive_seed(self.dataset.plan["seed"], "block", block, self.dataset.rank))
-        for batch, read in itertools.islice(self.batches, self.num_batches):
+        for (images, texts), read in itertools.islice(self.batches, self.num_batches):
             counts = add_counts(counts, read)
-            yield batch
+            yield self.to_input(images), texts
         self.next_block = block + 1
         self.counts = add_counts(self.counts, *gathered(counts))
 

@@ -14,7 +14,7 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.data.split import list_fingerprint, split_sizes
+from tic_clip.data.split import check_cache, list_fingerprint, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
@@ -32,6 +32,7 @@ NOT_COMPARED += ("teacher", "anchor")
 CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
 CHANGES += ("loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
+UNLOCKED = ("--lock-image-unlocked-groups", "--lock-text-unlocked-layers")
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 """Keys of a plan that are not called as their settings."""
 
@@ -65,6 +66,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         "cutoff": step.cutoff,
         "model": scale.model,
         "sampling": "resampled" if config.resampled else "exact",
+        "image_backend": scale.image_backend,
         **plan_data(config, benchmark, method, root, first, t, length["samples"]),
         "start": start,
         "teacher": teacher if method.teacher else None,
@@ -78,7 +80,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         **({"precision": config.precision} if config.precision else {}),
         "layout": layout,
         "keep": {"max_kept": scale.max_kept}
-        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
+        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote", "cache", "cache_gb")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
         "settings": {name: value for name in CHANGES if (value := getattr(config, name)) is not None},
@@ -95,6 +97,8 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("sampling with replacement holds out no data to choose on: give --coefficient or --resampled 0")
     if config.keep_optimizer and method.start == "last patched":
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
+    if bool(config.cache) != bool(config.cache_gb):
+        raise TicError("--cache and --cache_gb go together: a folder, and the most GB of shards that it holds")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
     check_rate(config, benchmark, method)
@@ -111,6 +115,11 @@ def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]
     passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
     if batch % passes:
         raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
+    unlocked = [flag for flag in UNLOCKED if flag in config.openclip_flags]
+    if unlocked and scale.grad_checkpointing:
+        raise TicError(
+            f"the layers of {unlocked[0]} get no gradient with gradient checkpointing: --grad_checkpointing 0"
+        )
     return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
@@ -134,9 +143,7 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
                 f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
                 f"{scale.batch_size} = {smallest}: give more --samples_per_step"
             )
-        # OpenCLIP rounds an epoch of sampling with replacement up to a multiple of its loader workers.
-        multiple = max(1, scale.workers) if config.resampled else 1
-        blocks, block = choose_block(samples // smallest, scale.resume_every, multiple)
+        blocks, block = choose_block(samples // smallest, scale.resume_every)
         if cooldown and scale.checkpoints * blocks == 1:
             raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
         iterations.append(scale.checkpoints * blocks * block)
@@ -157,14 +164,12 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
     }
 
 
-def choose_block(interval: int, wanted: int, multiple: int = 1) -> tuple[int, int]:
-    """Return (number, size) of blocks of about ``wanted``, a multiple of ``multiple``, that fill ``interval`` best."""
-    if interval < multiple:
-        raise TicError(f"{interval} batches a checkpoint are less than one for each of {multiple} loader workers")
+def choose_block(interval: int, wanted: int) -> tuple[int, int]:
+    """Return (number, size) of blocks of about ``wanted`` that fill ``interval`` best."""
     about = max(1, round(interval / wanted))
-    sizes = {number: interval // number // multiple * multiple for number in range(max(1, about // 2), 2 * about + 1)}
-    number = min((n for n in sizes if sizes[n]), key=lambda n: (interval - n * sizes[n], abs(n - about)), default=1)
-    return number, sizes.get(number) or interval // multiple * multiple
+    numbers = range(max(1, about // 2), min(2 * about, interval) + 1)
+    number = min(numbers, key=lambda n: (interval % n, abs(n - about)))
+    return number, interval // number
 
 
 def plan_data(
@@ -186,7 +191,7 @@ def plan_data(
         used = dict(zip(free, chain.from_iterable(map(apportion, sizes, totals)), strict=True))
     shares = apportion([(mixture or used)[name] for name in used], samples)
     if config.resampled:
-        used = {name: size[name] for name in used}  # whole shards are drawn, with a source's share as their weight
+        used = {name: size[name] for name in used}  # whole shards are drawn
     sources = [
         {
             "name": name,
@@ -270,7 +275,8 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    defaults = {"openclip_flags": [], "loss_weight": 1.0, "temperature": 1.0, "schedule": DEFAULT}
+    defaults = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT}  # of plans from before they were
+    defaults |= {"loss_weight": 1.0, "temperature": 1.0}
     kept = defaults | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
@@ -297,6 +303,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     In a ``dry_run`` the step before need not be done.
     """
     check_benchmark(config.output_dir, get_benchmark(config.benchmark))
+    check_cache([source["split"] for source in plan["sources"]], config.cache_gb)
     folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):

@@ -5,6 +5,8 @@ order. A step reads the first n positions of each line, so every sample ⌊n / s
 merged, so that every stretch of the step holds the sources in proportion. The merged line is cut into blocks, these
 into ranks, these into loader workers: consecutive ranges, so the samples that are read do not depend on the number of
 ranks or workers, and training can stop after any block and resume there with others.
+
+Sampling with replacement shares a step out in the same way, but where it reads a source it draws shards (``draws``).
 """
 
 import heapq
@@ -90,6 +92,20 @@ def slices(sizes: np.ndarray, seed: tuple[int, ...], positions: range) -> Iterat
             if begin >= high:
                 break
             yield Slice(number, int(order[i]), max(low - begin, 0), min(high, int(ends[i])) - begin)
+
+
+def draws(sizes: np.ndarray, seed: tuple[int, ...], start: int) -> Iterator[Slice]:
+    """Yield shards drawn with replacement, for ever: each is read from a random sample to its end, and then up to it.
+
+    What is drawn depends on ``start``, the position on the line at which a loader worker begins.
+    """
+    rng = np.random.default_rng([*seed, start])
+    for number in itertools.count(start):
+        shard = int(rng.integers(len(sizes)))
+        first = int(rng.integers(sizes[shard]))
+        yield Slice(number, shard, first, int(sizes[shard]))
+        if first:
+            yield Slice(number, shard, 0, first)
 
 
 def derive_seed(*parts: object) -> int:

@@ -7,19 +7,19 @@ from its own newest checkpoint, and starts from the last step's model only if it
 
 import functools
 import gc
-import io
 import logging
 import os
+import re
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, package_file, storage
+from tic_clip import TicError, package_file
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
@@ -28,11 +28,9 @@ from tic_clip.training.config import Config, init_path, scale_of
 from tic_clip.training.losses import save_fisher
 from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
-from tic_clip.training.sampling import derive_seed
 
 FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 """What makes a method's model after training: maps the plan and the folder of a step to facts for ``done.json``."""
-SAMPLING = {"exact": ["--dataset-type", "exact"], "resampled": ["--dataset-type", "webdataset", "--dataset-resampled"]}
 
 
 def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
@@ -44,9 +42,23 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
                 print(f"{step}: done already", flush=True)
 
 
+def read_ranks(environ: MutableMapping[str, str]) -> tuple[int, int]:
+    """Return (rank, number of ranks) as torchrun, or srun with a task a rank, has set them; else (0, 1).
+
+    What srun has set gets torchrun's names. Outside of a step of srun, SLURM_NTASKS says nothing of this process.
+    """
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in environ and tasks != "1":
+        first_host = re.sub(r"\[(\w+).*?\]", r"\1", environ["SLURM_STEP_NODELIST"]).partition(",")[0]
+        environ |= {"WORLD_SIZE": tasks, "RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"]}
+        environ.setdefault("MASTER_ADDR", first_host)
+        environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 10000))  # two jobs do not meet
+    return (int(environ["RANK"]), int(environ["WORLD_SIZE"])) if "RANK" in environ else (0, 1)
+
+
 @contextmanager
 def join_ranks(world_size: int) -> Iterator[Any]:
-    """Join the ranks that torchrun started, if any, for all steps; yields a group in which ranks may wait for hours."""
+    """Join the ranks of ``read_ranks``, if several, for all steps; yields a group in which ranks may wait for hours."""
     if world_size == 1:
         os.environ["WORLD_SIZE"] = "1"  # else OpenCLIP takes the tasks of an interactive Slurm allocation for ranks
         yield None
@@ -55,7 +67,9 @@ def join_ranks(world_size: int) -> Iterator[Any]:
 
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # srun may show each task its own
+        os.environ["LOCAL_RANK"] = str(device)
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     yield torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
     torch.distributed.destroy_process_group()
@@ -158,6 +172,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
         "model": plan["model"],
         "logs": config.output_dir,
         "name": plan["step"],
+        "dataset-type": "exact",
         "train-data": Path(config.output_dir, plan["step"], "plan.json"),
         "epochs": plan["iterations"] // plan["block"],
         "train-num-samples": plan["block"] * plan["batch_size"],
@@ -176,7 +191,6 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
     }
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     arguments += ["--new-run", "--fused-adamw", "--local-loss", "--gather-with-grad"]
-    arguments += SAMPLING[plan["sampling"]]
     arguments += ["--grad-checkpointing"] * scale.grad_checkpointing
     arguments += ["--siglip"] * has_logit_bias(plan["model"])
     arguments += ["--keep-optimizer"] * (plan["optimizer"] == "kept")
@@ -190,17 +204,12 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
     from open_clip import factory
-    from training import data as openclip_data
     from training import main as openclip_main
     from training import train as openclip_train
-    from webdataset.gopen import gopen_schemes
 
     from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    for scheme in ("s3", "gs", "az"):  # shards in a cloud, for webdataset
-        gopen_schemes[scheme] = lambda url, *_, **__: io.BytesIO(storage.read_bytes(url))
-    openclip_data.pytorch_worker_seed = worker_seed
     factory.load_state_dict = lambda path, **_: weights.load(path)  # as for --resume
     if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
@@ -213,18 +222,6 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def worker_seed(increment: int = 0) -> int:
-    """Return what a loader draws shards with in its block ``increment``.
-
-    It is OpenCLIP's, except without loader processes, where that has neither the block nor the run's seed in it.
-    """
-    import torch
-
-    if info := torch.utils.data.get_worker_info():
-        return info.seed + increment * info.num_workers
-    return derive_seed(torch.initial_seed(), increment)
 
 
 def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
@@ -256,6 +253,22 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
             handler.setLevel(logging.WARNING)
 
 
+def check_shares(plan: dict[str, Any], read: dict[str, dict[str, int]]) -> None:
+    """Warn of sources that gave another number of samples than planned; raise a TicError if one gave none.
+
+    A step of an earlier version that sampled with replacement counted nothing, and is not checked.
+    """
+    for source in plan["sources"] if read else ():
+        name, counts = source["name"], read.get(source["name"], {})
+        count, bad = counts.get("read", 0), counts.get("undecodable", 0)
+        if not count:
+            raise TicError(f"step {plan['step']} read no sample of {name}, {source['samples']:,} were planned")
+        if count != source["samples"]:
+            logging.warning("%s: %s samples were read, %s were planned", name, f"{count:,}", f"{source['samples']:,}")
+        if bad:
+            logging.warning("%s: left out and replaced: %s undecodable of %s read", name, f"{bad:,}", f"{count:,}")
+
+
 def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
     """End a step: run the method's own ending, and write ``done.json`` with what was read of each source."""
     from tic_clip import weights
@@ -263,10 +276,7 @@ def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
 
     last = str(last_checkpoint(plan["checkpoints"]))
     read = (weights.record(f"{folder}/{last}") or {}).get("read", {})
-    for name, counts in read.items():
-        if "undecodable" in counts:
-            numbers = f"{counts['undecodable']:,} undecodable of {counts.get('read', 0):,} read"
-            logging.warning("%s: left out and replaced: %s", name, numbers)
+    check_shares(plan, read)
     facts = {
         "checkpoint": last,
         **FINISH.get(plan["method"], lambda *_: {})(plan, folder),
