@@ -70,7 +70,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     """Return the mean retrieval of each candidate over the held-out samples of the plan's ``validation``."""
     import torch
 
-    from tic_clip.models import make_model, without_bias
+    from tic_clip.models import adapt, make_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
@@ -78,7 +78,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     for entry in progress(plan["validation"], "coefficient", len(plan["validation"]), "split"):
         pairs = list(read_held_out(entry, preprocess, tokenizer))
         for a in CANDIDATES if pairs else ():
-            net.load_state_dict(without_bias(interpolate(old, new, a), net))
+            net.load_state_dict(adapt(interpolate(old, new, a), net))
             values[a].append(retrieval(*encode(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
     if not values[1.0]:
         raise TicError("no held-out sample to choose the coefficient on can be decoded: give a --coefficient")
