@@ -2,6 +2,7 @@
 
     python scripts/report.py results/emoji/cumulative results/emoji/sequential --out results/emoji/comparison
     python scripts/report.py results/medium_basic_cumulative --out results/paper --reference paper.csv
+    python scripts/report.py --paired results/emoji/cumulative results/emoji/sequential
 
 R is the folder of a run, or of other models that were evaluated. Runs that differ in their seed only are one row. The
 reference is a copy of published numbers, in per cent (these are made up); its columns are those of
@@ -10,8 +11,11 @@ table.md:
     method,retrieval backward,retrieval ID,retrieval forward
     cumulative,60.0,50.0,40.0
 
-Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and the figures heatmap, curves, compute,
-robustness and training as .png and .svg, those that have something to show; prints the table.
+--paired: is the first of two better than the second? Difference, 95 % interval and p of ID, backward, forward and each
+cell, by a bootstrap over the samples that both were evaluated on; paired.csv has them in full precision.
+
+Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and the figures heatmap, bars, curves,
+compute, robustness and training as .png and .svg, those that have something to show; prints the table.
 """
 
 from collections.abc import Sequence
@@ -29,13 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", metavar="R", help="a folder with eval_results.jsonl")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default R, where there is only one")
     parser.add_argument("--reference", metavar="CSV", help="published numbers to set beside ours")
+    parser.add_argument("--paired", action="store_true", help="test the difference of two; without --out only that")
     args = parser.parse_args(argv)
-    if args.out is None and len(args.runs) > 1:
+    if args.out is None and len(args.runs) > 1 and not args.paired:
         raise TicError("--out DIR is needed to compare several runs")
-    output = args.out or args.runs[0]
-    tables, files = report(args.runs, output, args.reference)
+    output = args.out or (None if args.paired else args.runs[0])
+    tables, files = report(args.runs, output, args.reference, args.paired)
     print(tables)
-    print(f"\n{', '.join(files[:-1])} and {files[-1]} are in {output}")
+    if files:
+        print(f"\n{', '.join(files[:-1])} and {files[-1]} are in {output}")
 
 
 if __name__ == "__main__":

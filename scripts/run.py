@@ -76,12 +76,13 @@ def main() -> None:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
+    names = {*settings, *(name[:-1] for name in SWEEP if name in settings)}
     try:
         run({**fixed, **settings})
     except TicError as error:
-        raise TicError(name_variables(str(error), settings)) from None
+        raise TicError(name_variables(str(error), names)) from None
     except SystemExit as error:
-        sys.exit(name_variables(error.code, settings) if isinstance(error.code, str) else error.code)
+        sys.exit(name_variables(error.code, names) if isinstance(error.code, str) else error.code)
 
 
 def run(settings: dict[str, str]) -> None:
@@ -126,8 +127,8 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     Raises:
         TicError: there is no such method or scale.
     """
-    methods = settings["METHODS"].split() if "METHODS" in settings else [settings.get("METHOD", "not set")]
-    seeds = settings["SEEDS"].split() if "SEEDS" in settings else [settings.get("SEED", "")]
+    several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
+    methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
     named = [("METHOD", METHODS, method) for method in methods]
     for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
         if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# TiC-Emoji with every method, and one table and figure that compare them.
+# TiC-Emoji with the eight methods of the paper, and one table and figure that compare them.
 #
 #   bash scripts/run_emoji_all.sh                                      # about half an hour on two cores
-#   METHODS="cumulative sequential" SEEDS="0 1 2" bash scripts/run_emoji_all.sh     # some of them, three times
+#   METHODS="cumulative sequential" SEEDS="0 1 2" bash scripts/run_emoji_all.sh     # any of all, three times
 #
 # The oracle spends t times as much at step t, so it takes most of the time. Writes RESULTS/{method}/, of another seed
 # than 0 RESULTS/{method}_seed1/, and the comparison RESULTS/comparison/; RESULTS is results/emoji by default. Killed and

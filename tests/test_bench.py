@@ -38,6 +38,14 @@ def test_loader(tmp_path):
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 0"]
 
 
+def test_train():
+    size = ["--iterations", "4", "--batch", "8", "--images", "16", "--rounds", "1", "--peak", "1"]
+    heads, _, row = run("train.py", *size, "--contenders", "ours, 4 passes").splitlines()
+    cells = dict(zip(heads.split(" | "), row.split(" | "), strict=True))
+    assert (cells["| contender"], cells["stock / contender"], cells["wait"]) == ("| ours, 4 passes", "–", "–")
+    assert float(cells["MFU"].rstrip("%")) < 100
+
+
 def test_recall():
     rows = run("recall.py", "--n", "300", "--large", "400", "--rounds", "1").splitlines()
     assert [row.split(" | ")[:2] for row in rows[2:]] == [

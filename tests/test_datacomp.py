@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from unittest.mock import Mock, call
 
@@ -22,6 +21,7 @@ import pytest
 import torch
 import yaml
 from cloudpathlib import S3Path
+from conftest import ROOT, read_tars
 from datasets.arrow_writer import ArrowWriter
 from forked import Script
 from miniature import make_image
@@ -37,7 +37,6 @@ from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
 from tic_clip.storage import write_json
 
-ROOT = Path(__file__).parent.parent
 ARCH = "ViT-Tiny-8-48"
 CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
 TINY = ["--scale", "tic_tiny", "--precision", "fp32", "--workers", "0", "--num_checkpoints", "2"]
@@ -54,9 +53,8 @@ def run(script, *arguments, code=0):
 def launch(*command, folder=ROOT / "datacomp"):
     """What a process prints that imports all anew: as the first one does, without a network and a GPU."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True, env=environment
-    )
+    options = {"cwd": folder, "capture_output": True, "text": True, "env": environment}
+    done = subprocess.run([sys.executable, *map(str, command)], **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
@@ -85,11 +83,7 @@ def split(pool, lists, tmp_path):
 
 def members(folder):
     """Every (name, bytes) of the shards in a folder."""
-    found = []
-    for path in Path(folder).glob("*.tar"):
-        with tarfile.open(path) as tar:
-            found += [(member.name, tar.extractfile(member).read()) for member in tar]
-    return sorted(found)
+    return sorted((f"{key}.{suffix}", data) for key, sample in read_tars(folder) for suffix, data in sample.items())
 
 
 @checkout
@@ -167,13 +161,10 @@ def npy(values):
 def write_set(folder, names="{:08d}.tar", fields=1):
     """Thirty images with a caption, one of six classes and metadata each, in three shards."""
     rows = np.random.default_rng(0).integers(0, 2, (30, fields))
-    content = [
-        (
-            f"{i:04d}",
-            {"jpg": make_image(str(i)), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)},
-        )
-        for i, row in enumerate(rows)
-    ]
+    content = []
+    for i, row in enumerate(rows):
+        about = {"txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)}
+        content.append((f"{i:04d}", {"jpg": make_image(str(i)), **about}))
     counts = {names.format(i): write_shard(folder / names.format(i), content[10 * i : 10 * i + 10]) for i in range(3)}
     place = folder.parent if folder.name == "test" else folder
     (folder / "nshards.txt").write_text("3")

@@ -5,14 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from forked import Script
 
 from tic_clip.storage import write_json
 
-ROOT = Path(__file__).parent.parent
 DATACOMP = "dataset_creation/tic-datacomp"
 TRAIN = (
     "scripts/train.py --benchmark datacomp --method cumulative --scale tic_medium --step 2014-2016 --output_dir {x}/o"
@@ -62,7 +61,9 @@ bestpool: DRY_RUN=1 METHOD=oracle FILTER=bestpool bash scripts/run_datacomp.sh
 evaluation data before weeks of training: DATA_DIR={x}/sizes bash scripts/run_medium_basic_oracle.sh
     {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
 PRECISION before weeks of training: DATA_DIR={x}/sizes PRECISION=fp8 bash scripts/run_medium_basic_oracle.sh
-    PRECISION: invalid choice: 'fp8'
+    argument PRECISION: 'fp8' is not fp32, amp or amp_bf16
+OPENCLIP_FLAGS before weeks: DATA_DIR={x}/sizes OPENCLIP_FLAGS=--lr=1 bash scripts/run_medium_basic_oracle.sh
+    argument OPENCLIP_FLAGS: OpenCLIP's --lr is set by the plan
 METHOD before hours of packing: SOURCE={x} METHOD=cumulatve bash scripts/run_yfcc15m.sh
     METHOD is cumulatve: it must be one of oracle
 no source: METHOD=oracle bash scripts/run_redcaps.sh

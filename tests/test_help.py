@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("scripts", "dataset_creation", "bench")
 IMPORTED = set(ROOT.glob("*/**/require_venv.py"))
 PYTHON_SCRIPTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")} - IMPORTED)

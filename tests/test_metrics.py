@@ -17,6 +17,7 @@ from tic_clip.metrics import (
     classification,
     forgetting,
     mean_over_compute,
+    paired_test,
     rank,
     resample,
     retrieval,
@@ -51,7 +52,7 @@ def test_recall_is_that_of_clip_benchmark(seed, texts_per_image):
     text_image = rng.permutation(np.repeat(np.arange(48), texts_per_image * (48 // len(texts_per_image))))
     images = features(rng, 48)
     texts = images[text_image] + features(rng, len(text_image))
-    ours, _ = retrieval(images, texts, text_image)
+    ours, *_ = retrieval(images, texts, text_image)
     mean = ours.pop("mean_recall@1")
     assert ours == pytest.approx(peer_recalls(images, texts, text_image), abs=1e-6)
     assert mean == (ours["image_retrieval_recall@1"] + ours["text_retrieval_recall@1"]) / 2
@@ -78,7 +79,7 @@ def test_hand_worked_similarities():
     ]
     # By column: image 0 ties with text 2, image 1 has 0.8 above 0.4, image 2 is below three and image 3 below two.
     assert (by_image.above.tolist(), by_image.tied.tolist()) == ([0, 1, 3, 2], [1, 0, 0, 0])
-    metrics, _ = retrieval(images=similarities.T, texts=np.eye(4))
+    metrics, *_ = retrieval(images=similarities.T, texts=np.eye(4))
     assert (metrics["image_retrieval_recall@1"], metrics["image_retrieval_recall@5"]) == (1 / 4, 1)
     assert (metrics["text_retrieval_recall@1"], metrics["mean_recall@1"]) == (1 / 8, 3 / 16)
 
@@ -97,7 +98,7 @@ def test_ties_count_as_the_mean_over_all_orders(seed):
     rng = np.random.default_rng(seed)
     similarities = rng.integers(0, 3, size=(3, 6)).astype(float)  # images x texts
     text_image = np.array([0, 0, 1, 1, 1, 2])
-    metrics, _ = retrieval(np.eye(3), similarities.T, text_image)
+    metrics, *_ = retrieval(np.eye(3), similarities.T, text_image)
     by_text = [slow_hits(similarities[:, j], [image], 1) for j, image in enumerate(text_image)]
     assert metrics["image_retrieval_recall@1"] == pytest.approx(np.mean(by_text))
     for k in (1, 5):
@@ -134,11 +135,13 @@ def test_tiles_and_order_change_nothing(rows, columns, monkeypatch):
     usual = retrieval(images, texts, text_image)
     monkeypatch.setattr(metrics_module, "ROWS", rows)
     monkeypatch.setattr(metrics_module, "COLUMNS", columns)
-    assert retrieval(images, texts, text_image) == usual
+    assert retrieval(images, texts, text_image)[:2] == usual[:2]
     at, of = rng.permutation(40), rng.permutation(80)
-    found, interval = retrieval(images[at], texts[of], np.argsort(at)[text_image[of]])
+    found, interval, hits = retrieval(images[at], texts[of], np.argsort(at)[text_image[of]])
     assert found == pytest.approx(usual[0], abs=1e-12)
     assert interval == pytest.approx(usual[1])
+    assert hits == pytest.approx(usual[2][at])
+    assert hits.mean() == pytest.approx(found["mean_recall@1"])
 
 
 def test_what_is_not_a_number_finds_nothing():
@@ -148,10 +151,10 @@ def test_what_is_not_a_number_finds_nothing():
     assert set(retrieval(broken[:3], broken[:3])[0].values()) == {0.0}  # also with fewer keys than places
     images = np.eye(4)
     images[2] = np.nan  # it stands above all others
-    metrics, _ = retrieval(images, np.eye(4))
+    metrics, *_ = retrieval(images, np.eye(4))
     assert (metrics["image_retrieval_recall@1"], metrics["image_retrieval_recall@5"]) == (0, 3 / 4)
     assert metrics["text_retrieval_recall@1"] == 3 / 4
-    metrics, _ = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))  # an image without a text
+    metrics, *_ = retrieval(np.eye(3), np.eye(3)[:2], np.array([0, 1]))  # an image without a text
     assert metrics["text_retrieval_recall@10"] == pytest.approx(2 / 3)
 
 
@@ -162,7 +165,7 @@ import resource, numpy as np
 from tic_clip.metrics import retrieval
 features = np.random.default_rng(0).normal(size=(6000, 16)).astype(np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found, _ = retrieval(features, np.tile(features[:1], (6000, 1)))
+found, *_ = retrieval(features, np.tile(features[:1], (6000, 1)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, found["mean_recall@1"] * 6000)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -189,22 +192,40 @@ def test_the_interval_is_that_of_drawing_one_by_one():
 def test_the_interval_where_none_or_all_are_hits_is_wilsons():
     """By hand: 1.96² / (100 + 1.96²) = 3.8416 / 103.8416 = 0.036995."""
     images, classifier = np.tile([1.0, 0], (100, 1)), np.eye(2)
-    metrics, interval = classification(images, classifier, np.zeros(100, int))
+    metrics, interval, _ = classification(images, classifier, np.zeros(100, int))
     assert (metrics["acc1"], interval) == (1, pytest.approx((0.963005, 1)))
-    metrics, interval = classification(images, classifier, np.ones(100, int))
+    metrics, interval, _ = classification(images, classifier, np.ones(100, int))
     assert (metrics["acc1"], interval) == (0, pytest.approx((0, 0.036995), rel=1e-4))
 
 
 def test_the_interval_of_retrieval_keeps_an_image_and_its_texts_together():
     """Image 0 has nine of ten texts: whether it is drawn decides over nearly all of them."""
     text_image = np.array([0] * 9 + [1])
-    metrics, (low, high) = retrieval(np.eye(2), np.array([[1.0, 0]] * 10), text_image)  # image 1's text finds image 0
+    metrics, (low, high), _ = retrieval(
+        np.eye(2), np.array([[1.0, 0]] * 10), text_image
+    )  # image 1's text finds image 0
     zeros = (np.random.default_rng(6).integers(0, 2, size=(20_000, 2)) == 0).sum(axis=1)
     by_text = 9 * zeros / (9 * zeros + (2 - zeros))
     by_image = (zeros * 9 / 10 + (2 - zeros) / 10) / 2  # each image has one score with all ten texts
     slow = (by_image + by_text) / 2
     assert (low, high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
     assert metrics["image_retrieval_recall@1"] == 0.9
+
+
+def test_the_paired_test_is_that_of_drawing_one_by_one():
+    """Two models of 200 samples, of which the first finds 10 that the second does not, and loses 2."""
+    difference = np.array([1] * 10 + [-1] * 2 + [0] * 188, dtype=float)
+    rng = np.random.default_rng(1)
+    slow = np.array([difference[rng.integers(0, 200, size=200)].mean() for _ in range(20_000)])
+    low, high, p = paired_test(resample(difference[:, None], seed=3).T / 200)
+    assert (low, high) == (
+        pytest.approx(np.percentile(slow, 2.5), abs=0.006),
+        pytest.approx(np.percentile(slow, 97.5), abs=0.006),
+    )
+    assert p == pytest.approx(2 * (slow <= 0).mean(), abs=0.02)
+    assert 0 < p < 0.05
+    assert (resample(difference[:, None], 1) != resample(difference[:, None], 2)).any()
+    assert paired_test(np.zeros((10, 1)))[2] == 1
 
 
 # --- Accuracy and transfer ---
@@ -217,7 +238,7 @@ def test_accuracy_is_that_of_clip_benchmark_and_sklearn(monkeypatch):
     classifier, labels = features(rng, 10), rng.integers(0, 9, size=200)  # class 9 has no sample
     images = classifier[labels] + 1.5 * features(rng, 200)
     logits = images @ classifier.T
-    ours, _ = classification(images, classifier, labels)
+    ours, *_ = classification(images, classifier, labels)
     logits_labels = torch.from_numpy(logits), torch.from_numpy(labels)
     acc1, acc5 = zeroshot_classification.accuracy(*logits_labels, topk=(1, 5))
     recall = balanced_accuracy_score(labels, logits.argmax(axis=1))
@@ -232,7 +253,7 @@ def test_the_accuracy_of_a_group_is_a_choice_within_it():
         [[0, 0.8, 0.1, 0, 0, 0.2], [0, 0.5, 0.1, 0, 0, 0.9], [0, 0.1, 0.5, 0, 0, 0.9], [0, 0, 0, 1, 0, 0]]
     )
     groups = {"first": [2, 1], "last": [3, 4, 5], "none": [0]}
-    metrics, _ = classification(images, np.eye(6), np.array([1, 1, 1, 3]), groups)
+    metrics, *_ = classification(images, np.eye(6), np.array([1, 1, 1, 3]), groups)
     assert (metrics["acc1"], metrics["acc1/first"], metrics["acc1/last"]) == pytest.approx((2 / 4, 2 / 3, 1))
     assert "acc1/none" not in metrics
 

@@ -2,19 +2,16 @@
 
 import io
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from conftest import ROOT, call_script
 from forked import Script
 from PIL import Image
 
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import make_uid
 
-ROOT = Path(__file__).parent.parent
 YEARS = ("2021", "2022")
 SCALE = "model: ViT-Tiny-8-48\nbatch_size: 8\nsamples_per_step: 32\nwarmup: 1\ncheckpoints: 1\nworkers: 0\n"
 
@@ -26,23 +23,17 @@ def image(number):
 
 
 def script(name, *arguments):
-    command = [sys.executable, ROOT / "dataset_creation" / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = call_script(f"dataset_creation/{name}", *arguments)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def write_parquet(folder):
     """80 images in a table as the hub has them, in two classes and two years; 2021 in milliseconds."""
-    rows = [
-        {
-            "image": {"bytes": image(n), "path": f"{n}.png"},
-            "text": f"image {n}",
-            "date": 1_609_500_000_000 + n % 2 * 31_536_000_000,
-            "kind": ["odd", "even"][n // 2 % 2],
-        }
-        for n in range(80)
-    ]
+    rows = []
+    for n in range(80):
+        kind, date = ["odd", "even"][n // 2 % 2], 1_609_500_000_000 + n % 2 * 31_536_000_000
+        file = {"bytes": image(n), "path": f"{n}.png"}
+        rows.append({"image": file, "text": f"image {n}", "date": date, "kind": kind})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.parquet")
 
 
@@ -78,9 +69,7 @@ def check_report(folder, tasks, **settings):
     done = Script(ROOT / "scripts/run.py", **settings).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "mine/benchmark.yaml").unlink()
-    again = Script(
-        ROOT / "scripts/report.py", folder / "out", "--out", folder / "out"
-    ).wait()  # from the run's own copy
+    again = Script(ROOT / "scripts/report.py", folder / "out", "--out", folder / "out").wait()  # from its own copy
     assert again.returncode == 0, again.stderr
     summary = json.loads((folder / "out/summary.json").read_text())
     assert (summary["benchmark"], summary["steps"], list(summary["tasks"])) == ("mine", list(YEARS), tasks)

@@ -104,8 +104,10 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 def retrieval(
     images: np.ndarray, texts: np.ndarray, text_image: np.ndarray | None = None
-) -> tuple[dict[str, float], tuple[float, float]]:
-    """Return recall@1, @5 and @10 in both directions with their mean at 1, and the 95 % interval of that mean.
+) -> tuple[dict[str, float], tuple[float, float], np.ndarray]:
+    """Return recall@1, @5 and @10 in both directions with their mean at 1, its 95 % interval, and its hits (N,).
+
+    The mean of the hits is that mean: each is of an image and its texts.
 
     ``images`` (N, D) and ``texts`` (M, D) are normalised features, ``text_image`` (M,) is the index of each text's
     image, by default its own. An image with several texts is found by the best ranked of them.
@@ -119,13 +121,14 @@ def retrieval(
     samples = np.stack([by_image.hits(1), found, np.bincount(text_image, minlength=len(images))], axis=1)
     by_image_sum, by_text_sum, num_texts = resample(samples)
     means = (by_image_sum / len(images) + by_text_sum / np.maximum(num_texts, 1)) / 2
-    return recalls, _interval(means, len(images))
+    hits = (by_image.hits(1) + found * (len(images) / max(len(texts), 1))) / 2
+    return recalls, _interval(means, len(images)), hits
 
 
 def classification(
     images: np.ndarray, classifier: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]] | None = None
-) -> tuple[dict[str, float], tuple[float, float]]:
-    """Return acc1, acc5 and mean per-class recall (over the classes with samples), and the 95 % interval of acc1.
+) -> tuple[dict[str, float], tuple[float, float], np.ndarray]:
+    """Return acc1, acc5 and mean per-class recall (over classes with samples), acc1's 95 % interval and its hits (N,).
 
     ``images`` (N, D) and ``classifier`` (C, D) are normalised, ``labels`` (N,) are class ids; C < 5 gives no acc5.
     ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
@@ -146,16 +149,16 @@ def classification(
             restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
             metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
     (total,) = resample(hits[:, None])
-    return metrics, _interval(total / len(images), len(images))
+    return metrics, _interval(total / len(images), len(images)), hits
 
 
-def resample(samples: np.ndarray) -> np.ndarray:
-    """Return (F, R) the sums of ``samples`` (N, F) over R bootstrap resamples of N of them, always the same ones.
+def resample(samples: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return (F, R) the sums of ``samples`` (N, F) over R bootstrap resamples of N of them, the same ones of a seed.
 
     Samples with equal values are drawn together: how many of each are in a resample is multinomial.
     """
     values, counts = np.unique(samples, axis=0, return_counts=True)
-    draws = np.random.default_rng(0).multinomial(len(samples), counts / len(samples), size=RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(len(samples), counts / len(samples), size=RESAMPLES)
     return (draws @ values).T
 
 
@@ -167,6 +170,16 @@ def _interval(values: np.ndarray, num_samples: int) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5]).tolist()
     width = 1.96**2 / (num_samples + 1.96**2)
     return (0.0, width) if high == 0 else (1 - width, 1.0) if low == 1 else (low, high)
+
+
+def paired_test(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the 95 % interval (low, high) of differences and p of none, two-sided, from bootstrap ``draws`` (R, …).
+
+    Samples are drawn for both models at once (Efron and Tibshirani, 1993); p is at least 2 / (R + 1).
+    """
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    tail = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0)) + 1
+    return low, high, np.minimum(1.0, 2 * tail / (len(draws) + 1))
 
 
 TRANSFERS = ("id", "backward", "forward")

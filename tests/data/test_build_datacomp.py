@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import times, tree
+from conftest import ROOT, times, tree
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
@@ -23,7 +23,6 @@ from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.evaluation.tasks import tasks_of
 
-ROOT = Path(__file__).parents[2]
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
 
 # Samples of the pool by their number; those from 100 are not in it.

@@ -4,10 +4,9 @@ import json
 import os
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from conftest import make_png, times, tree, write_tar
+from conftest import ROOT, make_png, times, tree, write_tar
 
 from tic_clip import TicError
 from tic_clip.data import clip_benchmark
@@ -16,7 +15,6 @@ from tic_clip.data.reshard import reshard
 from tic_clip.data.split import list_shards, split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 
-ROOT = Path(__file__).parents[2]
 TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt")
 
 

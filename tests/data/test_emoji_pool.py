@@ -6,12 +6,11 @@ import io
 import json
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call_script, times, tree
+from conftest import call_script, read_tars, times, tree
 from PIL import Image
 
 from tic_clip.data.uids import CLASS_ROW, UID, format_uids
@@ -41,14 +40,10 @@ def built(tmp_path_factory):
 def samples(built):
     """UID to (caption, record, PNG) as tarfile reads them; members of a sample follow each other."""
     found = {}
-    for shard in sorted((built / "pool").glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            members = [(member.name, tar.extractfile(member).read()) for member in tar]
-        for (png_name, png), (json_name, record), (txt_name, txt) in zip(*[iter(members)] * 3, strict=True):
-            record = json.loads(record)
-            key = record["key"]
-            assert (png_name, json_name, txt_name) == (f"{key}.png", f"{key}.json", f"{key}.txt")
-            found[record["uid"]] = (txt.decode(), record, png)
+    for key, members in read_tars(built / "pool"):
+        record = json.loads(members["json"])
+        assert (record["key"], list(members)) == (key, ["png", "json", "txt"])
+        found[record["uid"]] = (members["txt"].decode(), record, members["png"])
     return found
 
 

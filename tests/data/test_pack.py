@@ -11,11 +11,10 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import call_script, read_tars, times, tree
+from conftest import ROOT, call_script, read_tars, times, tree
 from miniature import make_image, write_yfcc
 
 from tic_clip import TicError
@@ -28,7 +27,6 @@ from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.storage import lock_folder
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "dataset_creation/create_tars.py"
 HEADER = ["key", "image", "caption", "date"]
 GIF = b"GIF89a" + bytes(20)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ftfy
 import pytest
-from conftest import run_script, times, tree
+from conftest import ROOT, run_script, times, tree
 from hypothesis import given
 from hypothesis import strategies as st
 from miniature import held_out, write_redcaps, write_yfcc
@@ -26,7 +26,6 @@ from tic_clip.data.pairs import create_splits
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = {name: ROOT / f"dataset_creation/tic-{name}/create_splits.py" for name in ("yfcc15m", "redcaps")}
 HEADER = "key,title,description,usertags,dateuploaded"
 TIMES = {"2004-2008": 1_200_000_000, "2009-2010": 1_262_304_000, "2011-2012": 1_325_376_000, "2013-2014": 1_393_675_200}

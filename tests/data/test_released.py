@@ -5,11 +5,10 @@ import json
 import re
 import subprocess
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call_script
+from conftest import ROOT, call_script
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -20,7 +19,6 @@ from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS, down
 from tic_clip.data.uids import UID
 from tic_clip.models import RELEASED
 
-ROOT = Path(__file__).parents[2]
 TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
 TABLE = {"retrieval": {"2014": UIDS[:2]}, "datacompnet": {"2014": {TENCH: UIDS[2:3], "n01443537": []}}}
 RETRIEVAL, DATACOMPNET = (f"{name}.json" for name in TABLES.values())

@@ -28,6 +28,7 @@ from tic_clip.data.uids import UID
 from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.data import read_classes
 from tic_clip.evaluation.evaluate import RESULTS, Settings, check_tasks
+from tic_clip.evaluation.results import read_hits
 from tic_clip.evaluation.tasks import static_task, task_of
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
@@ -176,7 +177,17 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     assert evaluate([model], both(data), tmp_path) == 2
     first, second = lines(tmp_path)
     fields = {"key", "dataset", "metrics", "num_samples", "benchmark", "method", "scale", "step", "samples_seen"}
-    fields |= {"ci95", "coverage", "dropped", "nonfinite", "precision", "device", "batch_size", "metric_version"}
+    fields |= {
+        "ci95",
+        "chance",
+        "coverage",
+        "dropped",
+        "nonfinite",
+        "precision",
+        "device",
+        "batch_size",
+        "metric_version",
+    }
     assert set(first) == set(second) == fields | {"model", "data", "pins"}
     assert (first["key"], second["key"]) == ("tic/emoji/retrieval/yearly/2014", "tic/emoji/emojinet/yearly/2014")
     assert (first["dataset"], second["dataset"]) == ("TiC-Emoji-Retrieval-Yearly-2014", "TiC-EmojiNet-Yearly-2014")
@@ -188,6 +199,11 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     low, high = first["ci95"]
     assert 0 <= low < first["metrics"]["main_metric"] < high <= 1
     assert first["pins"]["torch"] == torch.__version__.split("+")[0]
+    assert (first["chance"], second["chance"]) == (1 / NUM_SAMPLES, 1 / len(CLASSES))
+    for line in (first, second):
+        hits = read_hits(tmp_path, "cumulative 2014", line["key"])
+        assert len(hits) == NUM_SAMPLES
+        assert hits.mean() == pytest.approx(line["metrics"]["main_metric"], abs=1e-3)
 
 
 def test_batches_shards_and_workers_change_nothing(content, model, data, tmp_path):

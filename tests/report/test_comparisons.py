@@ -128,7 +128,7 @@ def test_over_time_draws_the_first_and_the_last_finished_model(benchmark, steps,
 # Several seeds.
 
 
-@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf0", "lwf1")])
+@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf", "lwf_seed1")])
 def test_seeds_have_the_name_that_their_folders_share(names, tmp_path):
     runs = [write_run(tmp_path / name, CUMULATIVE, seed=i, settings="x") for i, name in enumerate(names)]
     (row,) = load_results(runs).rows
@@ -149,19 +149,21 @@ def write_plan(run, step=STEPS[0], **changes):
 
 
 def test_runs_with_other_settings_are_marked_apart(make, tmp_path):
-    """Two runs of 10,000 samples a step and a worse one of 7: the best of each is marked, and what differs is said."""
+    """Three runs of 10,000 samples a step, one of them late, and one of 7, which is compared with none of them."""
     runs = [write_run(tmp_path / "a", CUMULATIVE), write_run(tmp_path / "b", SEQUENTIAL, method="sequential")]
     small = write_run(tmp_path / "small", SEQUENTIAL, samples_seen=7)
     md = make(*runs, small)
     assert "| a | cumulative | A | 40,000 | **40.0** | **55.0** | 10.0 |" in md
     assert "| b | sequential | A | 40,000 | 23.3 | 50.0 | **20.0** |" in md
-    assert "| small | cumulative | B | 7 | **23.3** | **50.0** | **20.0** |" in md
+    assert "| small | cumulative | B | 7 | 23.3 | 50.0 | 20.0 |" in md
     assert "A: samples a step 10,000; B: samples a step 7" in md
     assert [line.rsplit(",", 1)[1] for line in make(*runs, small, name="table.csv").splitlines()] == [
         "settings",
         *"AAB",
     ]
     assert "settings" not in make(*runs)
+    late = write_run(tmp_path / "late", [[None] * 4] * 3 + CUMULATIVE[3:])
+    assert "| late | cumulative | A | 40,000 | 4 of 16 | – | – | – |" in make(*runs, small, late)
 
 
 def test_what_was_run_is_said(make, tmp_path):

@@ -21,7 +21,7 @@ LATER = {"warmup": 0, "trunk": 15}  # of a second step: the first one went on fo
         ("cosine", {"cooldown": 0, "warmup": 0, "run_warmup": 0}, {0: 1, 10: 0.5}),
         ("cosine", {"cooldown": 0, "warmup": 40, "run_warmup": 40}, {0: 0.025, 19: 0.5}),  # longer than the step
         ("const-cooldown", {}, {0: 0.25, 3: 1, 14: 1, 15: 1, 16: 0.8, 17: 0.6, 19: 0.2}),
-        ("const-cooldown", {"cooldown": 0}, {4: 1, 19: 1}),
+        ("const", {"cooldown": 0}, {0: 0.25, 4: 1, 19: 1}),
         ("wsd", {}, {0: 0.25, 3: 1, 14: 1, 16: 0.8, 19: 0.2}),
         ("wsd", LATER, {0: 1, 14: 1, 16: 0.8}),
         ("rsqrt", {}, {0: 0.25, 3: 1, 4: 1, 9: 2 / 3, 16: 0.5 * 0.8}),
@@ -72,5 +72,5 @@ def test_the_flag_names_every_schedule():
 
 def test_where_the_next_step_goes_on():
     points = {name: branch_point(PLAN | {"schedule": name}) for name in SCHEDULES}
-    assert points == {"cosine": None, "const-cooldown": None, "wsd": 15, "rsqrt": 15}
+    assert points == {"cosine": None, "const": None, "const-cooldown": None, "wsd": 15, "rsqrt": 15}
     assert branch_point(PLAN | {"schedule": "wsd", "cooldown": 0}) is None

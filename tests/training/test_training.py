@@ -254,7 +254,7 @@ def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undis
 
 def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path, undisturbed):
     start = ("--first_step", "2020", "--init", undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    done = train(data, tmp_path, "all", "--method", "ewc", *start)
+    done = train(data, tmp_path, "all", "--method", "ewc", *start, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     fisher = weights(tmp_path, "2020", "fisher.pt")
     assert fisher.keys() == weights(tmp_path, "2020").keys() - {"attn_mask"}
@@ -437,17 +437,21 @@ def test_what_training_leaves_out_is_counted_and_said(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path):
-    """ViT-B-32 in mixed precision, five checkpoints; there the losses are equal but for rounding."""
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16"])
+def test_on_a_gpu_a_killed_step_goes_on_with_its_scaler(data, tmp_path, precision):
+    """ViT-B-32, five checkpoints; the losses are equal but for rounding. With bfloat16, the default, in two passes."""
     debug = ("--scale", "tic_debug", "--samples_per_step", "10240", "--workers", "2")
+    debug += ("--precision", "amp") if precision == "amp" else ("--max_batch", "512")
     done = train(data, tmp_path / "whole", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     kill_at("epoch_2.pt", data, tmp_path / "killed", "2014", *debug)
-    scaler = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)["scaler"]
-    assert scaler["scale"] > 0
+    checkpoint = torch.load(tmp_path / "killed/2014/checkpoints/epoch_2.pt", weights_only=True)
+    assert checkpoint["scaler"]["scale"] > 0 if precision == "amp" else "scaler" not in checkpoint
     done = train(data, tmp_path / "killed", "2014", *debug)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, killed = curve(tmp_path / "whole", "2014"), curve(tmp_path / "killed", "2014")
     assert [line[:2] for line in killed] == [line[:2] for line in whole]
     assert [line[2] for line in killed] == pytest.approx([line[2] for line in whole], rel=0.02)
-    assert read_json(tmp_path / "killed/2014/done.json")["read"] == {"2014": {"read": 10240}}
+    facts = read_json(tmp_path / "killed/2014/done.json")
+    assert facts["read"] == {"2014": {"read": 10240}}
+    assert facts["plan"]["precision"] == precision

@@ -237,10 +237,10 @@ def _score(
         which = [index[caption] for sample in samples for caption in sample.captions]
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
         keys = np.concatenate(features["texts"])[which]
-        numbers, interval = metrics.retrieval(images, keys, text_image)
+        numbers, interval, hits = metrics.retrieval(images, keys, text_image)
     else:
         keys, labels = encoder.classifier(found.classes), np.array([sample.label for sample in samples])
-        numbers, interval = metrics.classification(images, keys, labels, _groups(found.classes))
+        numbers, interval, hits = metrics.classification(images, keys, labels, _groups(found.classes))
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
     is_main = task.main_metric == metrics.MAIN_METRIC[task.kind]
@@ -248,6 +248,8 @@ def _score(
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
         "ci95": list(interval) if is_main else None,
+        "hits": hits if is_main else None,
+        "chance": 1 / len(images if task.kind == "retrieval" else keys) if is_main else None,
         "num_samples": len(images),
         "coverage": found.coverage,
         "dropped": dict(found.dropped + bad),

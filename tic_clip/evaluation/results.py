@@ -5,15 +5,22 @@ One result is one JSON line: ``key`` (``tic/{dataset}/{task}/{cadence}/{period}`
 to that step), ``model`` and ``pins``. A later line replaces an earlier one of the same step, model and key.
 """
 
+import hashlib
+import io
 import json
 import logging
 import os
+import re
+import zipfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.runs import LOG
-from tic_clip.storage import to_path
+from tic_clip.storage import atomic_open, exists, read_bytes, to_path
 
 RESULTS = "eval_results.jsonl"
 LOGGED = ("samples_seen", "loss", "lr", "samples_per_second")
@@ -25,17 +32,37 @@ def task_key(benchmark: Benchmark, task: str, period: str) -> str:
 
 
 def append_result(path: Path, result: dict) -> None:
-    """Append ``result`` to ``path`` as one line that is on disk when this returns.
+    """Append ``result`` to ``path`` as one line that is on disk when this returns; its ``hits`` (N,) become a file.
 
     An incomplete line that a killed process left becomes a line of its own, which readers skip.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if (hits := result.pop("hits", None)) is not None:
+        with atomic_open(hits_path(path.parent, result["model"]["name"], result["key"])) as file:
+            np.savez_compressed(file, hits=hits.astype(np.float16))
     with open(path, "ab+") as file:
         file.seek(max(file.tell() - 1, 0))
         is_incomplete = file.read() not in (b"", b"\n")
         file.write(b"\n" * is_incomplete + json.dumps(result).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def hits_path(folder: object, model: str, key: str) -> Any:
+    """Return the file of a model's hits on a task: what each sample adds to the main metric, which is their mean."""
+    names = [re.sub(r"[^\w.-]+", "-", name)[-100:] for name in (model, key)]
+    return to_path(folder) / "hits" / f"{names[0]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}" / f"{names[1]}.npz"
+
+
+def read_hits(folder: object, model: str, key: str) -> np.ndarray | None:
+    """Return the hits (N,) of a model on a task, None if they have not been kept."""
+    path = hits_path(folder, model, key)
+    if not exists(path):
+        return None
+    try:
+        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)["hits"].astype(float)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        raise TicError(f"{path} is damaged: delete it and run scripts/evaluate.py --force") from None
 
 
 def read_results(path: object) -> list[dict]:

@@ -16,6 +16,7 @@ from tic_clip.report import matrices, tables
 from tic_clip.report.compare import compare
 from tic_clip.report.figures import draw_figures
 from tic_clip.report.frame import load_results, summarize
+from tic_clip.report.paired import compare_pair, paired_tables
 from tic_clip.report.table import MARK, NEAR, to_text
 from tic_clip.storage import atomic_open, remove, to_path
 
@@ -26,12 +27,18 @@ LATEX = str.maketrans(
 )
 
 
-def report(folders: list, output_dir: object, reference: str | None = None) -> tuple[str, list[str]]:
+def report(
+    folders: list, output_dir: object, reference: str | None = None, paired: bool = False
+) -> tuple[str, list[str]]:
     """Write all tables and figures of ``folders`` into ``output_dir``; return the text for a terminal, and file names.
 
     ``reference``: a CSV of published numbers in per cent; its columns are ``method`` and some of the comparison's.
+    ``paired``: test the difference of two; without an ``output_dir``, that is all.
     """
     results = load_results(folders)
+    pairs = compare_pair(results) if paired else None
+    if output_dir is None:
+        return "\n\n".join(map(to_text, paired_tables(results, pairs))), []
     runs, models = ({one.name: summarize(one) for one in part} for part in (results.runs, results.models))
     summary = {kind: part for kind, part in (("runs", runs), ("models", models)) if part}
     if not results.tasks and not results.static_keys:
@@ -39,6 +46,7 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
     compared = compare(results)
     figures = draw_figures(results, compared)
     parts = tables.headline_tables(results, compared, reference)
+    parts |= {"paired": [] if pairs is None else paired_tables(results, pairs)}
     names = ", ".join(runs | models) if len(results.subjects) <= 4 else f"{len(results.subjects)} compared"
     values = parts | {
         "title": f"{results.title}: {names}",
@@ -57,6 +65,7 @@ def report(folders: list, output_dir: object, reference: str | None = None) -> t
         "summary.json": json.dumps(only, indent=2) + "\n",
         "matrix.csv": matrices.matrix_csv(results),
         "table.csv": tables.comparison_csv(compared),
+        "paired.csv": "" if pairs is None else pairs.to_csv(index=False, lineterminator="\n"),
     }
     texts |= {name: _render(f"{name}.j2", values) for name in ("table.md", "table.tex", "report.html")}
     files = {name: text.encode() for name, text in texts.items()} | figures

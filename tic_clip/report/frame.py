@@ -24,7 +24,7 @@ SPENT = ["samples_seen", "macs_seen"]
 DATA = ["num_samples", "coverage", "dropped", "nonfinite"]
 VERSIONS = ["pins", "precision", "device"]
 FIELDS = ["key", "step", "metrics", "ci95", "chance", "method", "scale", "filter", "seed", "settings", "family"]
-FIELDS += [*SPENT, *DATA, *VERSIONS, "data"]
+FIELDS += [*SPENT, *DATA, *VERSIONS, "data", "model"]
 SETTINGS = {"filter": "filter", "scale": "scale", "model": "model", "samples": "samples a step"}
 SETTINGS |= {"batch_size": "batch", "learning_rate": "learning rate", "sampling": "sampling"}
 """What a plan says that must be equal for figures to be compared, and how a table says it."""
@@ -88,7 +88,9 @@ class Subject:
     @property
     def settings(self) -> dict[str, Any]:
         """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
-        told = {key: self.about[key] for key in ("filter", "scale")} | {"samples": self.spent["samples_seen"].iloc[0]}
+        seen = self.spent["samples_seen"].dropna()
+        told = {key: self.about[key] for key in ("filter", "scale")}
+        told["samples"] = round(seen.iloc[0] / (self.steps.index(seen.index[0]) + 1)) if len(seen) else None
         return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
@@ -177,7 +179,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
             groups += members
             continue
         short = {re.sub(r"[-_/]?(seed)?[-_]?\d+$", "", run.name) for run in members}
-        taken = {run.name for run in runs} | {one.name for one in groups} | {""}
+        taken = {run.name for run in runs if run not in members} | {one.name for one in groups} | {""}
         name = f"{members[0].name} and {len(members) - 1} more"
         groups.append(average(short.pop() if len(short) == 1 and not short & taken else name, members))
     return groups

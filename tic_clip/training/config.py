@@ -182,7 +182,7 @@ class Config:
     next_warmup: int | None = _flag(
         whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
     )
-    schedule: str | None = _flag(str, "of the learning rate: cosine, const-cooldown, wsd or rsqrt (default: cosine)")
+    schedule: str | None = _flag(str, "of the rate: cosine, const, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
     keep_optimizer: bool | None = _flag(
         boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"
@@ -272,7 +272,7 @@ def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
             if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, OpenCLIP's --{flag} {found[name]}: give one of them")
+                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
     return found | {"openclip_flags": shlex.join(join_flags(given))}
 
 

@@ -12,15 +12,8 @@ PLANNED = {
     *("lr-cooldown-end", "lr-cooldown-power", "epochs-cooldown", "skip-scheduler"),
     *("log-every-n-steps", "report-to", "resume", "new-run", "keep-optimizer", "pretrained", "fused-adamw"),
     *("local-loss", "gather-with-grad", "distill-model", "distill-pretrained", "save-frequency", "save-most-recent"),
-    *(
-        "delete-previous-checkpoint",
-        "remote-sync",
-        "dist-url",
-        "dist-backend",
-        "no-set-device-rank",
-        "horovod",
-        "trace",
-    ),
+    *("delete-previous-checkpoint", "remote-sync", "dist-url", "dist-backend", "no-set-device-rank", "horovod"),
+    "trace",
 }
 OTHER_MODEL = {
     *("force-quick-gelu", "force-custom-text", "force-image-size", "image-mean", "image-std", "image-resize-mode"),

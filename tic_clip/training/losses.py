@@ -49,9 +49,9 @@ def adapt(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], passes
     weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
     if plan["teacher"] and (weight, temperature) != (1, 1):
         loss.dist_loss = distillation(loss.dist_loss, weight, temperature)
-    if plan["method"] not in TERMS or not plan.get("anchor"):
+    term = TERMS[plan["method"]](plan, parameters) if plan["method"] in TERMS else None
+    if term is None:
         return loss
-    term = TERMS[plan["method"]](plan, parameters)
 
     def loss_and_term(*args: Any, **options: Any) -> dict[str, Any]:
         return {**loss(*args, **options), f"{plan['method']}_loss": weight / passes * term()}
@@ -68,17 +68,19 @@ def distillation(dist_loss: Callable, weight: float, temperature: float) -> Call
     return lambda teacher, student: factor * dist_loss(teacher / temperature, student / temperature)
 
 
-def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any]:
-    """Return EWC's term as a function of nothing: of the parameters as they then are."""
+def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return EWC's term as a function of nothing: of the parameters as they then are; None in a first step."""
     from tic_clip import weights
 
+    if plan["anchor"] is None:
+        return None
     anchor, fisher = weights.load(plan["anchor"]), weights.load(str(Path(plan["anchor"]).parents[1] / FISHER))
     parts = [(value, anchor[name].to(value), fisher[name].to(value)) for name, value in parameters.items()]
     return lambda: sum((f * (now - before).square()).sum() for now, before, f in parts)
 
 
 TERMS = {"ewc": ewc}
-"""What a method adds to the loss: maps the plan and the parameters by name to a function that returns the term."""
+"""What a method adds to the loss: maps the plan and the parameters by name to a function that returns it, or None."""
 
 
 def count_fisher(samples: int, batch_size: int) -> int:

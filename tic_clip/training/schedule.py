@@ -49,6 +49,7 @@ class Schedule:
 
 SCHEDULES = {
     "cosine": Schedule(shape=cosine),
+    "const": Schedule(shape=constant),
     "const-cooldown": Schedule(shape=constant, cooldown=0.2),
     "wsd": Schedule(shape=constant, cooldown=0.2, continues=True),
     "rsqrt": Schedule(shape=inverse_sqrt, cooldown=0.2, continues=True),
