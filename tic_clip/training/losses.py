@@ -110,13 +110,12 @@ def read_batches(plan: dict[str, Any], preprocess: Callable, tokenizer: Callable
     """Return an iterable of (images, tokens) of the first samples that a step reads of each source."""
     from torch.utils.data import default_collate
 
-    from tic_clip.data.decode import decode_image
-    from tic_clip.training.loader import read_samples, read_sources
+    from tic_clip.training.loader import image_functions, read_samples, read_sources
 
     size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
     ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
-    transforms = lambda data: preprocess(decode_image(data)), tokenizer
-    items = read_samples(read_sources(plan), ranges, transforms, defaultdict(Counter))
+    load, _ = image_functions("pil", preprocess)
+    items = read_samples(read_sources(plan), ranges, (load, tokenizer), defaultdict(Counter))
     batches = (default_collate(batch) for batch in iter(lambda: list(islice(items, size)), []))
     return progress(batches, "Fisher information", count // size, "batch")
 
