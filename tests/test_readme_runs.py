@@ -4,6 +4,7 @@ A pool of a few hundred images, a hub and an S3, all of this machine; a tiny mod
 small is set in the environment, as the README says; the commands are its own, word for word.
 """
 
+import csv
 import io
 import json
 import os
@@ -194,6 +195,19 @@ def run_blocks(page, checkout, environment):
     return f"{page}: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
 
 
+def check_sweep(folder):
+    """Two runs with accumulation, bfloat16 and a schedule over the whole run, and one row of both."""
+    for name, seed in (("cumulative", 0), ("cumulative_seed1", 1)):
+        plans = [json.loads(path.read_text()) for path in sorted((folder / name).glob("*/plan.json"))]
+        assert [plan["seed"] for plan in plans] == [seed] * 7
+        assert {(plan["precision"], plan["schedule"], plan["layout"]["accum_freq"]) for plan in plans} == {
+            ("amp_bf16", "wsd", 2)
+        }
+    [row] = csv.DictReader((folder / "comparison/table.csv").read_text().splitlines())
+    assert all(float(value) >= 0 for name, value in row.items() if name.endswith("std"))
+    assert "±" in (folder / "comparison/table.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_blocks_run_in_their_order(group, checkout, environment, capsys):
@@ -219,6 +233,7 @@ def test_the_blocks_run_in_their_order(group, checkout, environment, capsys):
         years = ("2014", "2015", "2016", "2017")
         lists = {year: fingerprint(checkout / f"data/lists/basic/yearly/train/{year}.npy") for year in years}
         assert plan["lists"] == lists
+        check_sweep(checkout / "results/sweep/emoji")
     else:
         shapes = json.loads((checkout / "own/results/shapes/cumulative/summary.json").read_text())
         assert set(shapes["tasks"]) == {"retrieval", "labels"}

@@ -98,7 +98,7 @@ def draw_heatmap(results: Results) -> Figure | None:
     for row, task in zip(panels, tasks, strict=True):
         grids = [100 * run.matrix(task) for run in runs]
         grids = [grid.dropna(how="all") for grid in grids] if single else grids
-        low, high = results.limits(task)
+        low, high = results.limits[task]
         limits = {"vmin": 100 * low, "vmax": 100 * high}
         for panel, run, grid in zip(row, runs, grids, strict=False):
             image = panel.imshow(grid, aspect="auto", interpolation="nearest", cmap="cividis", **limits)

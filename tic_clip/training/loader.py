@@ -115,7 +115,7 @@ def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[Ra
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
 
-def image_functions(backend: str, preprocess: Any, device: Any) -> tuple[Callable, Callable]:
+def image_functions(backend: str, preprocess: Any, device: Any = "cpu") -> tuple[Callable, Callable]:
     """Return what makes a tensor of an image's bytes, and the model's input on ``device`` of a batch of them.
 
     With "pil" that is OpenCLIP's transform ``preprocess``. With "torchvision" the same crops are resized as bytes, and

@@ -100,16 +100,16 @@ def encode(net: Any, pairs: list[tuple[Any, Any]], device: str) -> list[np.ndarr
 
 def read_held_out(entry: dict[str, Any], preprocess: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the image and the tokens of a split's held-out samples; undecodable ones are left out."""
-    from tic_clip.data.decode import decode_image
     from tic_clip.data.split import split_sizes
     from tic_clip.data.tar import UNUSABLE
-    from tic_clip.training.loader import decode, read_slice
+    from tic_clip.training.loader import decode, image_functions, read_slice
 
+    load, _ = image_functions("pil", preprocess)
     sizes = split_sizes(entry["split"])
     used = apportion(sizes.values(), entry["size"] - entry["held_out"])
     for i, (path, first) in enumerate(zip(sizes, used, strict=True)):
         for sample in read_slice(path, Slice(0, i, first, sizes[path]), (0,)) if first < sizes[path] else ():
             try:
-                yield decode(sample, lambda data: preprocess(decode_image(data)), tokenizer)
+                yield decode(sample, load, tokenizer)
             except UNUSABLE:
                 continue
