@@ -10,8 +10,10 @@
 #                wsd, rsqrt), COOLDOWN (the last part of a step), KEEP_OPTIMIZER=1
 #   hardware     MAX_BATCH (the largest batch a GPU holds), ACCUM_FREQ, PRECISION (fp32, amp, amp_bf16; of evaluation, too),
 #                GRAD_CHECKPOINTING=0, OPENCLIP_FLAGS (OpenCLIP's own, as "--torchcompile --grad-clip-norm 1")
+#                IMAGE_BACKEND (torchvision, pil)
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
-#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1
+#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1,
+#                EVALUATE=step (after each step, with the report; default: end)
 #   shards       CACHE, CACHE_GB (a folder that keeps those of a cloud): docs/training.md
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
 #

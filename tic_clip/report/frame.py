@@ -202,7 +202,7 @@ def load_results(folders: list) -> Results:
             versions[line.get("metric_version", 1)] = path
             data[line["key"]] |= {line["data"]: name} if "data" in line else {}
     if len(versions) > 1:
-        listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
+        listed = ", ".join(f"{value} in {path}" for value, path in sorted(versions.items()))
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
     for key, names in data.items():
@@ -251,7 +251,7 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
         if values[1:] or "None" in values:
             raise TicError(f"the results of a run must be of one {field}, not {', '.join(values)}")
     groups: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["key"]):  # whatever process was first
         if line.get("final", True) or not line.get("step"):
             model = "" if line.get("step") else line.get("model", {}).get("name", "?")
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line

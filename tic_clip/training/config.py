@@ -60,6 +60,7 @@ SCALES = {
         log_every=10,
         grad_checkpointing=False,
         workers=0,
+        image_backend="pil",  # its images are small PNGs, and README's figures were made with it
     ),
     "tic_debug": Scale(
         model="ViT-B-32", batch_size=1024, samples_per_step=1_024_000, learning_rate=1e-4, warmup=500, resume_every=100

@@ -115,7 +115,7 @@ def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[Ra
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
 
-def image_functions(backend: str, preprocess: Any, device: Any) -> tuple[Callable, Callable]:
+def image_functions(backend: str, preprocess: Any, device: Any = "cpu") -> tuple[Callable, Callable]:
     """Return what makes a tensor of an image's bytes, and the model's input on ``device`` of a batch of them.
 
     With "pil" that is OpenCLIP's transform ``preprocess``. With "torchvision" the same crops are resized as bytes, and
@@ -144,10 +144,12 @@ def decode(sample: RawSample, load: Callable, tokenizer: Callable) -> Item:
     """Return the image and the tokens of a sample, augmented by its own seed; raise one of UNUSABLE if that fails."""
     if sample.image is None or sample.text is None:
         raise ValueError("no image" if sample.image is None else "no text")
+    if not (text := sample.text.decode()).strip():
+        raise ValueError("empty caption")
     torch.default_generator.manual_seed(sample.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
     random.seed(sample.seed)
     np.random.seed(sample.seed & 0xFFFFFFFF)
-    return load(sample.image), tokenizer(sample.text.decode())[0]
+    return load(sample.image), tokenizer(text)[0]
 
 
 def read_usable(
