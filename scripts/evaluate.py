@@ -32,7 +32,7 @@ from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
-from tic_clip.models import Model, named_model, released_models
+from tic_clip.models import Model, named_model, quickgelu_fault, released_models
 from tic_clip.runs import keep_benchmark, models_of
 from tic_clip.settings import is_on
 
@@ -108,6 +108,9 @@ def evaluate_models(args: Any, settings: Settings) -> bool:
     Returns whether the last step of the benchmark was among the models.
     """
     models, output_dir = select_models(args)
+    for model in models:
+        if model.weights != "openai" and (fault := quickgelu_fault(model.arch, model.weights)):
+            print(f"warning: {fault}", file=sys.stderr)  # OpenCLIP itself sees to openai's
     benchmark = get_benchmark(args.benchmark or models[0].about["benchmark"])
     tasks = select_tasks(args, benchmark)
     is_last = models[-1].about.get("step") == benchmark.steps[-1].name

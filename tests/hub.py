@@ -41,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", "a" * 40)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)

@@ -114,7 +114,7 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
 
 
 def adapt(state: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Return ``state`` as OpenCLIP's ``load_checkpoint`` would give it to ``model``, and without SigLIP's bias if need be.
+    """Return ``state`` as OpenCLIP's ``load_checkpoint`` gives it to ``model``; SigLIP's bias goes if that has none.
 
     Names get the prefix of a text tower of its own; position embeddings the model's image size and context length.
     """
@@ -146,9 +146,11 @@ def check_pretrained(text: str, arch: str) -> None:
 
 def quickgelu_fault(arch: str, weights: str) -> str | None:
     """Return what to say of weights that were trained with QuickGELU if ``arch`` has GELU, or None."""
+    quick = f"{arch}-quickgelu"
+    if not weights or Path(weights).is_file():
+        return None
     import open_clip
 
-    quick = f"{arch}-quickgelu"
     if weights not in open_clip.list_pretrained_tags_by_model(quick):
         return None
     return f"the weights {weights} of {arch} were trained with QuickGELU: say {quick} {weights}"

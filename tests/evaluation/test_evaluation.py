@@ -308,6 +308,9 @@ def test_missing_empty_and_miscounted_folders(model, data, tmp_path):
         message = refused_before_training([model], [task(data, "emojinet")], tmp_path)
         assert message.endswith(f"emojinet/2014 has no {name}, and neither has the folder above it")
         classes.write_text(text)
+    write_classes(Path(task(data, "emojinet").folder), templates=["{c}", "a {}"])
+    message = refused_before_training([model], [task(data, "emojinet")], tmp_path)
+    assert message.endswith("emojinet/2014: the template 'a {}' has no {c}, which stands for the class name")
     chosen, folder = task(data), Path(task(data).folder)
     write_json(folder / SIZES, {"00000000.tar": 20, "00000001.tar": 22})
     read_sizes.cache_clear()
@@ -521,6 +524,13 @@ def test_images_in_folders(content, net, model, tmp_path, monkeypatch):
     assert evaluate([model], [chosen], tmp_path) == 0
     (tmp_path / "set/a/new.png").write_bytes(content[0][1]["png"])
     assert evaluate([model], [chosen], tmp_path) == 1
+    for name in ("a/b.gif", "b/b.GIF", "c/d.tiff"):
+        (tmp_path / "set" / name).write_bytes(b"not read")
+    more = static_task("x", {"folder": "set", "size": NUM_SAMPLES + 4}, str(tmp_path))
+    assert evaluate([model], [more], tmp_path) == 1
+    line = lines(tmp_path)[-1]
+    assert line["dropped"] == {"gif images are not read": 2, "tiff images are not read": 1}
+    assert line["num_samples"] == NUM_SAMPLES + 1
     retrieval = static_task("x", {"folder": "set", "kind": "retrieval"}, str(tmp_path))
     assert refused_before_training([model], [retrieval], tmp_path).endswith("for each class, and no captions")
     write_classes(tmp_path / "set", CLASSES[:2])
@@ -641,7 +651,7 @@ def test_a_model_of_the_hub(checkpoint, data, tmp_path, script_here, monkeypatch
         assert (status, stdout) == (None, f"1 new results in {tmp_path}\n")
         assert lines(tmp_path)[0]["benchmark"] == "emoji"  # that of the task list, so that report.py shows it
         error, _, _ = script_here("--use_model", "hf-hub:me/bad", *arguments)
-    assert error.startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")
+    assert re.match(r"error: hf-hub:me/bad can't be loaded: \S+ is not a checkpoint that can be loaded safely: ", error)
     assert not (tmp_path / "witness").exists()
     (line,) = lines(tmp_path)
     assert line["model"] == dict.fromkeys(("name", "arch", "sha256"), "hf-hub:me/model")

@@ -65,6 +65,9 @@ def test_the_tails_of_the_shards_are_held_out_and_never_trained_on(validation):
 class Net:
     """Features that are right for an image the more, the nearer its weight is to 0.3."""
 
+    def state_dict(self):
+        return {"w": None}
+
     def load_state_dict(self, state):
         self.error = abs(float(state["w"]) - 0.3)
 

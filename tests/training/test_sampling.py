@@ -136,8 +136,8 @@ def test_every_sample_is_read_floor_or_ceil_times(iterations, block, quotas, wor
 
 
 def make_split(folder, sizes, bad=()):
-    """Shards of these sizes; sample i of shard s has the caption "s i"; those in ``bad`` are bad in three ways."""
-    faults, table = itertools.cycle([{"png": b"not an image"}, {"png": None}, {"txt": None}]), {}
+    """Shards of these sizes; sample i of shard s has the caption "s i"; those in ``bad`` are bad in four ways."""
+    faults, table = itertools.cycle([{"png": b"not an image"}, {"png": None}, {"txt": None}, {"txt": b" \n"}]), {}
     for shard, size in enumerate(sizes):
         content = []
         for i in range(size):
@@ -266,7 +266,7 @@ def test_undecodable_samples_are_counted_and_replaced_from_their_split(tmp_path,
     assert counts["s0"]["undecodable"] >= 9
     assert counts["s1"]["undecodable"] >= 2
     assert f"{split}/00000001.tar:" in caplog.text
-    assert all(f"is left out: {why}" in caplog.text for why in ("cannot identify image file", "no image"))
+    assert all(f"is left out: {why}" in caplog.text for why in ("cannot identify image file", "no image", "empty caption"))
 
 
 def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw(tmp_path):

@@ -148,11 +148,16 @@ def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
     """Return the folders of images in ``folder`` -> (path, bytes) of each image of any format; {} if a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):
         return {}
-    images = [file for file in list_files(folder, "*/*") if (guess_type(file[0])[0] or "").startswith("image/")]
+    images = [file for file in list_files(folder, "*/*") if is_image(file[0])]
     folders = {path: [] for path in list_folders(folder)} if images else {}
     for path, size in images:
         folders[path.rpartition("/")[0]].append((path, size))
     return folders
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file's name is one of an image, also of a kind that is not read."""
+    return _suffix(path) in IMAGES or (guess_type(path)[0] or "").startswith("image/")
 
 
 def _suffix(path: str) -> str:
