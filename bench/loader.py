@@ -3,13 +3,13 @@
     .venv/bin/python bench/loader.py                     # makes the shards, prints the tables
 
 All read the same shards through OpenCLIP's transform for training (224 pixels; with torchvision, what stands for it)
-and tokenizer, as OpenCLIP's training loop would; what is normalised on the device is normalised on the CPU here. Each
-round runs all with each number of loader workers, in turn, each in a process of its own with one thread; the table
-holds medians and ranges. The rate is that of the second half of the batches: while its shuffle buffer grows, in the
-first 4,000 samples of a worker, the peer reads two for each that it gives. Ours is read in blocks of ten batches,
-shorter than any scale's. "first batch" is the time from asking for it until it is there, starting the workers and
-filling the buffers included. The peer is OpenCLIP as its wheel has it, but for one thing: today's webdataset ends
-each shard with an empty dict, which its grouping of files can't bear.
+and tokenizer, as OpenCLIP's training loop would; normalising, which with torchvision is the device's work, is left out
+there (torch's device "meta" computes nothing). Each round runs all with each number of loader workers, in turn, each in
+a process of its own with one thread; the table holds medians and ranges. The rate is that of the second half of the
+batches: while its shuffle buffer grows, in the first 4,000 samples of a worker, the peer reads two for each that it
+gives. Ours is read in blocks of ten batches, shorter than any scale's. "first batch" is the time from asking for it
+until it is there, starting the workers and filling the buffers included. The peer is OpenCLIP as its wheel has it, but
+for one thing: today's webdataset ends each shard with an empty dict, which its grouping of files can't bear.
 
 "limit" is what one core decodes and resizes, and does nothing else: torchvision's decode_jpeg, and its resizing of the
 whole image as bytes.
@@ -102,7 +102,7 @@ def loader(contender: str, folder: Path, batches: int, workers: int) -> Any:
         world_size=1,
         rank=0,
         seed=0,
-        device="cpu",
+        device="meta",
     )
     transform, tokenizer = image_transform(PIXELS, is_train=True), open_clip.get_tokenizer("ViT-B-32")
     if contender != "stock":

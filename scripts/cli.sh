@@ -3,12 +3,18 @@
 #
 #   folders      DATA_DIR, OUTPUT_DIR (of all runs), OUT (of this run, or these), REMOTE (a folder or bucket for copies)
 #   the run      BENCHMARK, METHOD, SCALE, FILTER, MODEL, SEED, SAMPLES_PER_STEP, BATCH_SIZE, BUDGET, REPLAY, MIXTURE,
-#                RESAMPLED=1 (with replacement), FIRST_STEP, NEXT_WARMUP, KEEP_OPTIMIZER=1, COEFFICIENT,
+#                RESAMPLED=1 (with replacement), FIRST_STEP, COEFFICIENT, LOSS_WEIGHT, TEMPERATURE,
 #                INIT (a checkpoint, a model such as "ViT-B-32 laion2b_s34b_b79k", or hf-hub:OWNER/NAME)
+#   several      METHODS="lwf ewc", SEEDS="0 1 2": what is missing of these runs, and one report over all
+#   the rate     LR, WARMUP (each a number, or one for each step), NEXT_WARMUP, SCHEDULE (cosine, const, const-cooldown,
+#                wsd, rsqrt), COOLDOWN (the last part of a step), KEEP_OPTIMIZER=1
 #   hardware     MAX_BATCH (the largest batch a GPU holds), ACCUM_FREQ, PRECISION (fp32, amp, amp_bf16; of evaluation, too),
 #                GRAD_CHECKPOINTING=0, OPENCLIP_FLAGS (OpenCLIP's own, as "--torchcompile --grad-clip-norm 1")
+#                IMAGE_BACKEND (torchvision, pil)
 #   checkpoints  RESUME_EVERY, MAX_KEPT, SAVE_EVERY, SAVE_MINUTES; logs: REPORT_TO
-#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1
+#   evaluation   IMAGENET_VAL, TASKLIST (instead of all periods), SKIP_BAD=1,
+#                EVALUATE=step (after each step, with the report; default: end)
+#   shards       CACHE, CACHE_GB (a folder that keeps those of a cloud): docs/training.md
 #   processes    NPROC (on this machine), WORKERS; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: docs/cluster.md
 #
 # DRY_RUN=1 prints the plan and trains nothing. 1, true and yes are the same, as are 0, false and no.

@@ -13,13 +13,16 @@ A model is "ARCH FILE", "ARCH TAG" or "hf-hub:OWNER/NAME". A task list is a YAML
     sketches: {folder: /data/sketches}         # a webdataset of clip_benchmark's, or folders of images, one a class
 
 Appends one line a model and task to eval_results.jsonl in the output folder (by default the run's own); a result that
-is there, of the same weights, data, precision and metric version, is skipped.
+is there, of the same weights, data, precision and metric version, is skipped. Started several times, by torchrun, srun,
+a job array or by hand, it shares the work out (docs/evaluation.md).
 """
 
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import require_venv  # noqa: F401
@@ -28,11 +31,12 @@ from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
-from tic_clip.evaluation.results import RESULTS
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
 from tic_clip.models import Model, named_model, released_models
 from tic_clip.runs import keep_benchmark, models_of
 from tic_clip.settings import is_on
+
+POLL = 60  # seconds between two looks at a run that is being trained
 
 
 def make_parser() -> Parser:
@@ -57,19 +61,21 @@ def make_parser() -> Parser:
     add("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     add("--device", help="cpu, cuda, cuda:1, … (default: the GPU if there is one)")
     add("--batch_size", type=int, default=256, help="images encoded at a time (default: 256)")
-    workers = min(len(os.sched_getaffinity(0)) - 1, 16)
-    add("--workers", type=int, default=workers, help="loader processes (default: cores - 1)")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes here
+    workers = min(max(cores, 1) - 1, 16)
+    add("--workers", type=int, default=workers, help="loader processes of each process (default: its cores - 1)")
     add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     add("--together", dest="models_at_once", type=int, **hidden)  # its old name
     add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
     add("--force", action="store_true", help="evaluate again what has a result")
+    add("--watch", action="store_true", help="of a run: evaluate each step when it is finished, up to the last")
     add("--dry_run", action="store_true", help="print what is missing, evaluate nothing; so does DRY_RUN=1")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate; print how many results are new, and warn about those with samples left out or NaN features."""
+    """Check the tasks, print what is missing, or evaluate, once or whenever a step is finished."""
     args = make_parser().parse_args(argv)
     if min(args.batch_size, args.models_at_once, args.workers + 1) < 1:
         raise TicError("--batch_size and --models_at_once must be at least 1, --workers at least 0")
@@ -77,15 +83,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = Settings(**{name: getattr(args, name) for name in names})
     if args.check:
         check_tasks(select_tasks(args, get_benchmark(args.benchmark or "datacomp")), settings)
-        return
+    elif args.watch:
+        watch(args, settings)
+    else:
+        evaluate_models(args, settings)
+
+
+def watch(args: Any, settings: Settings) -> None:
+    """Evaluate the finished steps of a run, which may still be trained, until its last step is among them."""
+    run, steps = args.train_output_dir, []
+    if args.force or not run or not Path(run).is_dir():
+        raise TicError("--watch needs --train_output_dir, a folder that scripts/train.py writes, and no --force")
+    while True:
+        done = sorted(Path(run).glob("*/done.json"))
+        if done != steps and evaluate_models(args, settings):
+            return
+        steps = done
+        time.sleep(POLL)
+
+
+def evaluate_models(args: Any, settings: Settings) -> bool:
+    """Evaluate, print how many results are new, and warn about samples left out or NaN features.
+
+    Returns whether the last step of the benchmark was among the models.
+    """
     models, output_dir = select_models(args)
     benchmark = get_benchmark(args.benchmark or models[0].about["benchmark"])
     tasks = select_tasks(args, benchmark)
+    is_last = models[-1].about.get("step") == benchmark.steps[-1].name
     if args.dry_run or is_on(os.environ, "DRY_RUN"):
         for model, pending in list_pending(models, tasks, fingerprints(tasks), output_dir, settings):
             print(f"{model.name}: {model.arch} {model.weights}".rstrip())
             print(*(f"  {task.key}  {task.folder}" for task in pending), sep="\n")
-        return
+        return is_last
     keep_benchmark(output_dir, benchmark)
     results = evaluate(models, tasks, output_dir, settings)
     for result in results:
@@ -96,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(warnings)}", file=sys.stderr)
     skipped = len(models) * len(tasks) - len(results)
     already = f", {skipped} were there already" if skipped else ""
-    print(f"{len(results)} results appended to {output_dir}/{RESULTS}{already}")
+    print(f"{len(results)} new results in {output_dir}{already}", flush=True)
+    return is_last
 
 
 def select_models(args: Any) -> tuple[list[Model], str]:

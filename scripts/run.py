@@ -6,14 +6,17 @@ The run_*.sh call this; a flag says what the script's name says, all else comes 
 lists the settings). Killed and started again, it goes on where it was.
 """
 
+import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 
 import require_venv  # noqa: F401
 
@@ -24,6 +27,7 @@ import train
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, run_main
+from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
 from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
@@ -31,6 +35,7 @@ from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
+WHEN = ("end", "step")
 SWEEP = ("METHODS", "SEEDS")
 FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
@@ -47,6 +52,7 @@ KNOWN = dict.fromkeys(
         "METHODS",
         "SEEDS",
         *EVALUATION,
+        "EVALUATE",
         *FOLDERS,
         *PACKING,
         "TABLE",
@@ -76,12 +82,13 @@ def main() -> None:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
     check_fixed(settings, fixed, args["script"])
+    names = {*settings, *(name[:-1] for name in SWEEP if name in settings)}
     try:
         run({**fixed, **settings})
     except TicError as error:
-        raise TicError(name_variables(str(error), settings)) from None
+        raise TicError(name_variables(str(error), names)) from None
     except SystemExit as error:
-        sys.exit(name_variables(error.code, settings) if isinstance(error.code, str) else error.code)
+        sys.exit(name_variables(error.code, names) if isinstance(error.code, str) else error.code)
 
 
 def run(settings: dict[str, str]) -> None:
@@ -94,6 +101,8 @@ def run(settings: dict[str, str]) -> None:
     benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
     dataset = "" if benchmark.text else benchmark.name.split("_")[0]  # a file's benchmark is packed as it says
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
+    if settings.setdefault("EVALUATE", "end") not in WHEN:
+        raise TicError(f"EVALUATE is {settings['EVALUATE']}: it must be one of {', '.join(WHEN)}")
     launch, runs = make_launcher(settings), list_runs(settings, benchmark.name)
     for flags in runs.values():
         train.parse_args(flags)  # a wrong value shows before hours of packing
@@ -110,7 +119,7 @@ def run(settings: dict[str, str]) -> None:
     evaluation = ["--data_dir", data_dir, *make_flags(EVALUATION, settings), *["--skip_bad"] * skip_bad]
     if launch.node_rank == 0:
         evaluate.main(["--check", "--benchmark", benchmark.name, *evaluation])
-    train_runs(runs, launch, evaluation)
+    train_runs(runs, launch, evaluation, by_step=settings["EVALUATE"] == "step")
     if launch.node_rank == 0 and is_sweep(settings):
         report.main([*runs, "--out", locate_output(settings, benchmark.name, "comparison")])
 
@@ -126,8 +135,8 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     Raises:
         TicError: there is no such method or scale.
     """
-    methods = settings["METHODS"].split() if "METHODS" in settings else [settings.get("METHOD", "not set")]
-    seeds = settings["SEEDS"].split() if "SEEDS" in settings else [settings.get("SEED", "")]
+    several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
+    methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
     named = [("METHOD", METHODS, method) for method in methods]
     for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
         if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
@@ -141,24 +150,24 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     return runs
 
 
-def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[str]) -> None:
-    """Train, evaluate and report each run; with several machines, which wait for no evaluation, first train all."""
+def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[str], by_step: bool) -> None:
+    """Train, evaluate and report each run, or each of its steps."""
     for out, flags in runs.items():
-        if launch.world_size == 1:
-            train.main(flags)
-        else:
-            start([*launch.command, ROOT / "scripts/train.py", *flags])
-        if launch.nodes == 1:
-            evaluate_run(out, evaluation)
-    if launch.nodes > 1 and launch.node_rank == 0:
-        for out in runs:
-            evaluate_run(out, evaluation)
+        steps = train.list_steps(train.config_from(train.parse_args(flags))) if by_step else ["all"]
+        done = [Path(out, step, "done.json").exists() for step in [*steps, ""]].index(False)
+        for step in steps[max(done - 1, 0) :]:  # the last one that is done may lack its evaluation
+            run_script(train, launch.command, [*flags[:-1], step], 1)
+            run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
+            if launch.node_rank == 0:
+                report.main([out, "--out", out])
 
 
-def evaluate_run(out: str, evaluation: list[str]) -> None:
-    """Evaluate and report a run."""
-    evaluate.main(["--train_output_dir", out, *evaluation])
-    report.main([out, "--out", out])
+def run_script(script: ModuleType, torchrun: list[str], flags: list[str], *world_size: int) -> None:
+    """Run train.py or evaluate.py in this process, or in those of torchrun if there are to be several."""
+    if torchrun:
+        start([*torchrun, ROOT / f"scripts/{script.__name__}.py", *flags])
+    else:
+        script.main(flags, *world_size)
 
 
 def default_folder(name: str) -> str:
@@ -190,12 +199,12 @@ def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How many processes train, and the command that starts those of this machine."""
+    """How many processes there are, and the commands that start those of this machine: together, or each for itself."""
 
     world_size: int
-    nodes: int
     node_rank: int
     command: list[str]
+    local: list[str]
 
 
 def make_launcher(settings: dict[str, str]) -> Launcher:
@@ -210,9 +219,10 @@ def make_launcher(settings: dict[str, str]) -> Launcher:
     node_rank = settings.get("NODE_RANK", "0")
     if not (node_rank.isdecimal() and int(node_rank) < nnodes):
         raise TicError(f"NODE_RANK is {node_rank}, not a number from 0 to {nnodes - 1}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    local, command = ([*torchrun, "--standalone"] if nproc > 1 else []), torchrun
     if nnodes == 1:
-        command.append("--standalone")
+        command = local
     elif "MASTER_ADDR" not in settings:
         raise TicError(f"MASTER_ADDR is not set: NNODES is {nnodes}, and it is the first machine's name")
     else:
@@ -220,7 +230,7 @@ def make_launcher(settings: dict[str, str]) -> Launcher:
         command += ["--master-port", settings.get("MASTER_PORT", "29500")]
     if nproc > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // nproc)))
-    return Launcher(nproc * nnodes, nnodes, int(node_rank), command)
+    return Launcher(nproc * nnodes, int(node_rank), command, local)
 
 
 def parse_count(name: str, value: str) -> int:
@@ -304,12 +314,13 @@ def create(script: str, *flags: str, stdout: int | None = None) -> None:
 
 
 def start(command: list[str | Path], stdout: int | None = None) -> None:
-    """Run a command that reports its own errors, and exit as it does if it fails; an interruption ends it, too."""
-    process = subprocess.Popen(command, stdout=stdout)
+    """Run a command that reports its own errors, and exit as it does if it fails; it ends if this process does."""
+    end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # torchrun then ends its processes
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=end)
     try:
         code = process.wait()
     except BaseException:
-        process.terminate()  # torchrun then ends its processes
+        process.terminate()
         process.wait()
         raise
     if code:

@@ -1,4 +1,4 @@
-"""Train one time step with a continual method, alone or under torchrun.
+"""Train one time step with a continual method, alone, under torchrun, or under srun with a task for each GPU.
 
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
@@ -26,7 +26,7 @@ import require_venv  # noqa: F401
 from tic_clip.cli import Parser, run_main
 from tic_clip.training.config import Config, add_flags, config_from
 from tic_clip.training.plan import SETTINGS, add_macs, check_step, make_plan, shorten, steps_of
-from tic_clip.training.step import check_ready, train_steps
+from tic_clip.training.step import check_ready, read_ranks, train_steps
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> No
     """Train the steps, or print or check plans for ``world_size`` ranks (default: those of this run)."""
     args = parse_args(argv)
     config = config_from(args)
-    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = (0, world_size) if world_size else read_ranks(os.environ)
     if args.dry_run:
         print_plans(config, world_size)
     elif args.check:
         check_plans(config, world_size)
         check_ready(config)
     else:
-        train_steps(config, list_steps(config), int(os.environ.get("RANK", "0")), world_size)
+        train_steps(config, list_steps(config), rank, world_size)
 
 
 def list_steps(config: Config) -> Sequence[str]:

@@ -46,11 +46,12 @@ def like_a_new_process():
 
 def forget():
     from tic_clip.benchmarks import BENCHMARKS
-    from tic_clip.data.split import read_sizes
+    from tic_clip.cache import identify
+    from tic_clip.data.split import largest_shard, read_sizes
     from tic_clip.data.tables import _fetch
 
-    read_sizes.cache_clear()
-    _fetch.cache_clear()
+    for function in (read_sizes, largest_shard, identify, _fetch):
+        function.cache_clear()
     logging.disable(logging.NOTSET)
     for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
         del BENCHMARKS[name]

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FILE = re.compile(r"/api/models/([\w-]+/[\w-]+)/tree/main|/(?:datasets/)?([\w-]+/[\w-]+)/resolve/main/(.+)")
+FILE = re.compile(r"/api/models/([\w-]+/[\w-]+)(/tree/main)?|/(?:datasets/)?([\w-]+/[\w-]+)/resolve/(?:main|a{40})/(.+)")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,11 +25,14 @@ class Handler(BaseHTTPRequestHandler):
         if fault:
             return fault(self) if callable(fault) else self.answer(fault)
         found = FILE.fullmatch(path)
-        files = server.files.get(found[1] or found[2], {})
-        if found[1]:
+        if not found:
+            return self.answer(404)
+        model, tree, repository, name = found.groups()
+        files = server.files.get(model or repository, {})
+        if model:
             sizes = [{"type": "file", "path": name, "size": len(body), "oid": "b"} for name, body in files.items()]
-            return self.answer(200, json.dumps(sizes).encode())
-        self.answer(200 if found[3] in files else 404, files.get(found[3], b""))
+            return self.answer(200, json.dumps(sizes if tree else {"id": model, "tags": []}).encode())
+        self.answer(200 if name in files else 404, files.get(name, b""))
 
     do_GET = do_HEAD
 

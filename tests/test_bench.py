@@ -31,6 +31,15 @@ def test_plan():
     assert len(printed.splitlines()) == 2
 
 
+def test_ranks():
+    rows = [line.split(" | ") for line in run("ranks.py", "--num-shards", "900", "--ranks", "1").splitlines()]
+    assert [row[0] for row in rows[2:4]] == ["| 9", "| 102"]
+    ours, theirs = zip(*[map(int, (row[3], row[4].split()[0])) for row in rows[7:]], strict=True)
+    assert 1 <= ours[0] <= 8  # one source: a worker's buffer
+    assert 9 <= ours[1] <= 18  # nine
+    assert all(1 <= count <= 8 for count in theirs)
+
+
 def test_loader(tmp_path):
     size = ["--num-shards", "1", "--per-shard", "70", "--batches", "10", "--workers", "0", "--rounds", "1"]
     rows = run("loader.py", "--dir", str(tmp_path), *size).splitlines()

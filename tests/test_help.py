@@ -100,7 +100,7 @@ def test_every_flag_is_described_with_its_default(command, monkeypatch):
     assert [action.dest for action in shown if action.default not in silent and not told[action.dest]] == []
     numbers = {action.dest: action.default for action in shown if type(action.default) in (int, float)}
     if command == "scripts/evaluate.py":
-        numbers["workers"] = "cores - 1"
+        numbers["workers"] = "its cores - 1"
     assert {name: told[name][0].replace(",", "") for name in numbers} == {name: str(numbers[name]) for name in numbers}
 
 

@@ -20,6 +20,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
 from tic_clip.training.methods import METHODS
+from tic_clip.training.plan import make_plan
 
 BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
@@ -31,13 +32,16 @@ def test_bash_parses_it_and_it_stops_at_the_first_error(script):
         assert "\nset -euo pipefail\n" in script.read_text()
 
 
-def test_no_flag_of_train_py_is_taken_by_torchrun():
+def test_no_flag_of_ours_is_taken_by_torchrun(monkeypatch):
     """torchrun takes a prefix of its own flags, in the script's arguments too."""
     from torch.distributed.run import get_args_parser
 
     own = [option for action in get_args_parser()._actions for option in action.option_strings]
     assert "--logs-specs" in own
-    assert not [each.name for each in fields(Config) for option in own if option.startswith(f"--{each.name}")]
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    evaluation = runpy.run_path(str(ROOT / "scripts/evaluate.py"))["make_parser"]()
+    names = [each.name for each in fields(Config)] + [action.dest for action in evaluation._actions]
+    assert not [name for name in names for option in own if name != "help" and option.startswith(f"--{name}")]
 
 
 # --- What a script hands to run.py, and what run.py makes of it
@@ -176,7 +180,8 @@ def test_run_sh_needs_a_benchmark(checkout):
         ("run_datacomp.sh", {}, "METHOD is not set: it must be one of oracle, "),
         (CUMULATIVE, {"METHODS": "lwf"}, "METHODS is set, and METHOD is cumulative for run_medium"),
         (CUMULATIVE, {"SEED": 1, "SEEDS": "1 2"}, "SEEDS is set, and SEED is 1 for run_medium"),
-        (CUMULATIVE, {"SEEDS": "0 x"}, "'x' is not a whole number from 0"),
+        (CUMULATIVE, {"SEEDS": "0 x"}, "argument SEED: 'x' is not a whole number from 0"),
+        ("run_datacomp.sh", {"METHODS": " "}, "METHOD is not set"),
         ("run_datacomp.sh", {"METHODS": "lwf magic"}, "METHOD is magic: it must be one of oracle, "),
         ("run_datacomp.sh", {"METHOD": "lwf oracle"}, "METHOD is lwf oracle: it must be one of oracle, "),
         (CUMULATIVE, {"LR": "1e-3,1e-4"}, "LR has 2 numbers, datacomp has 7 steps"),
@@ -186,6 +191,7 @@ def test_run_sh_needs_a_benchmark(checkout):
         (CUMULATIVE, {"MAX_KEPT": 0}, "MAX_KEPT: '0' is not a whole number from 1"),
         (CUMULATIVE, {"BLOCK": 9, "RESUME_EVERY": 9}, "BLOCK is the old name of RESUME_EVERY"),
         (CUMULATIVE, {"NPROC": 3}, "the batch of 4096 does not divide among 3 processes"),
+        (CUMULATIVE, {"EVALUATE": "often"}, "EVALUATE is often: it must be one of end, step"),
         (CUMULATIVE, {"NPROC": 0}, "NPROC is 0, not a whole number from 1"),
         (CUMULATIVE, {"NODE_RANK": 1}, "NODE_RANK is 1, not a number from 0 to 0"),
         (CUMULATIVE, {"NNODES": 2}, "MASTER_ADDR is not set: NNODES is 2"),
@@ -236,10 +242,14 @@ def started(run, data_dir, monkeypatch, tmp_path):
     return call
 
 
-def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started):
+def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started, tmp_path):
     several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 7000, "NPROC": 8, "REMOTE": "s3://b/x/"}
-    code, [(words, environment)] = started(ORACLE, OUTPUT_DIR="/runs", **several)
+    code, [(words, environment), (evaluation, _)] = started(ORACLE, OUTPUT_DIR="/runs", **several)
     assert not code
+    assert " ".join(evaluation) == (
+        f"-m torch.distributed.run --nproc-per-node 8 --standalone {ROOT}/scripts/evaluate.py "
+        f"--train_output_dir /runs/medium_basic_oracle --data_dir {tmp_path}"
+    )
     assert " ".join(words).startswith(
         "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
         f"{ROOT}/scripts/train.py --benchmark=datacomp --method=oracle --scale=tic_medium "
@@ -249,12 +259,28 @@ def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started):
     assert environment["OMP_NUM_THREADS"] == "1"
 
 
-def test_several_machines_train_all_runs_and_then_evaluate(started):
-    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "SEEDS": "0 1", "OUTPUT_DIR": "/runs"}
+def test_each_step_is_trained_and_evaluated_before_the_next_one(started, tmp_path):
+    """What is done and was evaluated is not started again; the last step that is done may lack its results."""
+    out = tmp_path / "out"
+    names = {"benchmark": "datacomp", "method": "oracle", "scale": "tic_medium", "data_dir": str(tmp_path)}
+    for step in ("2014-2016", "2017"):
+        plan = make_plan(Config(step=step, output_dir=str(out), **names), 4)
+        write_json(out / step / "plan.json", plan)
+        write_json(out / step / "done.json", {"plan": plan, "checkpoint": "plan.json"})
+    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 2, "OUT": out}
+    code, commands = started(ORACLE, RESAMPLED=0, EVALUATE="step", **several)
+    assert not code
+    names = [Path(next(word for word in words if word.endswith(".py"))).name for words, _ in commands]
+    assert names == ["train.py", "evaluate.py"] * 6
+    assert [words[-1] for words, _ in commands[::2]] == ["2017", "2018", "2019", "2020", "2021", "2022"]
+
+
+def test_several_machines_train_and_evaluate_each_run(started):
+    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 2, "SEEDS": "0 1", "OUTPUT_DIR": "/runs"}
     code, commands = started(ORACLE, **several)
     assert not code
-    words = [" ".join(words).partition("--output_dir ")[2].split()[0] for words, _ in commands]
-    assert words == ["/runs/medium_basic_oracle", "/runs/medium_basic_oracle_seed1"]
+    words = [re.search("output_dir (\\S+)", " ".join(words))[1] for words, _ in commands]
+    assert words == ["/runs/medium_basic_oracle"] * 2 + ["/runs/medium_basic_oracle_seed1"] * 2
 
 
 def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
@@ -313,7 +339,7 @@ def swept(run, data_dir, monkeypatch):
 
 
 def test_methods_and_seeds_are_run_and_compared(swept):
-    several = {"METHODS": "lwf sequential", "SEEDS": "0 2", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
+    several = {"METHODS": "lwf sequential", "SEEDS": "0,2,0", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
     code, done = swept("run_datacomp.sh", **several)
     assert not code
     names = [f"medium_basic_{name}" for name in ("lwf", "lwf_seed2", "sequential", "sequential_seed2")]
@@ -381,6 +407,22 @@ def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     finally:
         os.killpg(job.pid, signal.SIGKILL)
     assert Path(environment["TOLD"]).read_text() == "requeue 1234567\n"
+
+
+def test_what_a_killed_run_has_started_gets_to_know(tmp_path):
+    """As torchrun does, which then ends its processes."""
+    told = tmp_path / "told"
+    child = f"trap 'mkdir {told}; exit' TERM; touch {tmp_path}/begun; for i in {{1..1200}}; do sleep 0.05; done"
+    code = f"import sys; sys.path.insert(0, 'scripts'); import run; run.start(['bash', '-c', {child!r}])"
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    while not told.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert told.exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["scripts/run_nothing.sh"], ["scripts/run_tests.sh", "tests"]])

@@ -27,7 +27,7 @@ from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
-from tic_clip.evaluation.evaluate import Encoder, Settings, fingerprints, read_sets, score
+from tic_clip.evaluation.evaluate import Encoder, Settings, fingerprints, read_samples, score
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import HUB, MODEL_CONFIGS, Model, check_model
 from tic_clip.storage import read_bytes, to_path, write_json
@@ -152,7 +152,7 @@ def evaluate_model(
         return evaluate(key, train_info, data_root, dataset_size, batch_size=batch_size)
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
     fingerprints([task])  # raises if the data are missing
-    ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_sets([task], settings))
+    ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_samples([task], settings))
     return numbers["metrics"]
 
 

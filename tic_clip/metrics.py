@@ -23,6 +23,7 @@ NEAR, TIED = 1e-5, 1e-12
 """Scores closer than NEAR in float32, wrong by up to 1e-6, are computed in float64, where they tie within TIED."""
 ROWS, COLUMNS = 1024, 2048  # of a tile
 MAX_PAIRS = 1 / 64  # of a tile; for more of them one product in float64 is faster than pair by pair
+GATHERED = 1 << 14  # images copied at a time: their features may lie on disk
 RESAMPLES = 1000
 
 
@@ -151,9 +152,10 @@ def classification(
         index = np.full(len(classifier), -1)
         index[list(classes)] = np.arange(len(classes))
         members = np.flatnonzero(index[labels] >= 0)
-        if members.size:
-            restricted, _ = rank(classifier[list(classes)], images[members], index[labels[members]])
-            metrics[f"acc1/{name}"] = float(restricted.hits(1).mean())
+        parts = [members[part] for part in _slices(len(members), GATHERED)]
+        ranked = [rank(classifier[list(classes)], images[part], index[labels[part]])[0] for part in parts]
+        if ranked:
+            metrics[f"acc1/{name}"] = float(np.concatenate([ranks.hits(1) for ranks in ranked]).mean())
     weights = np.ones(len(labels))
     if main_metric == "mean_per_class_recall":
         weights = len(labels) / np.count_nonzero(counts) / counts[labels]

@@ -1,5 +1,6 @@
 """Models that OpenCLIP can make: their names, weights and cost, and how to load them."""
 
+import contextlib
 import difflib
 import hashlib
 import warnings
@@ -21,6 +22,9 @@ RELEASED = {
     for method in ("cumulative", "sequential", "oracle")
 }
 """Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
+
+OPTIONAL = ("logit_bias", "text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
+"""What a checkpoint may have beyond its model: SigLIP's bias moves all similarities alike, the others are no weights."""
 
 warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
 
@@ -102,16 +106,31 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
     if not Path(weights).is_file():
         return make_model(arch, device, tag=weights or None)
     model, *rest = make_model(arch, device)
-    state = without_bias(load(weights), model)
+    state = adapt(load(weights), model)
     if difference := mismatch(state, model.state_dict()):
         raise TicError(f"checkpoint {weights} is not of {arch}: {difference}")
     model.load_state_dict(state)
     return model, *rest
 
 
-def without_bias(state: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Return ``state`` without the bias of SigLIP's loss if the model has none: it moves all similarities alike."""
-    return state if "logit_bias" in model.state_dict() else {k: v for k, v in state.items() if k != "logit_bias"}
+def adapt(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return ``state`` as OpenCLIP's ``load_checkpoint`` would give it to ``model``, and without SigLIP's bias if need be.
+
+    Names get the prefix of a text tower of its own; position embeddings the model's image size and context length.
+    """
+    import torch
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    wanted = model.state_dict()
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    state = {name: value for name, value in state.items() if name in wanted or name not in OPTIONAL}
+    if "logit_bias" in wanted and "logit_scale" in state:
+        state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
+    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # of another architecture: see mismatch
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+    return state
 
 
 def check_pretrained(text: str, arch: str) -> None:
@@ -121,13 +140,18 @@ def check_pretrained(text: str, arch: str) -> None:
         return
     if model.arch != arch:
         raise TicError(f"{text} is a {model.arch}, not a {arch}")
+    if fault := quickgelu_fault(arch, model.weights):
+        raise TicError(fault)
+
+
+def quickgelu_fault(arch: str, weights: str) -> str | None:
+    """Return what to say of weights that were trained with QuickGELU if ``arch`` has GELU, or None."""
     import open_clip
 
     quick = f"{arch}-quickgelu"
-    if model.weights in open_clip.list_pretrained_tags_by_model(quick):
-        raise TicError(
-            f"the weights {model.weights} of {arch} were trained with QuickGELU: say {quick} {model.weights}"
-        )
+    if weights not in open_clip.list_pretrained_tags_by_model(quick):
+        return None
+    return f"the weights {weights} of {arch} were trained with QuickGELU: say {quick} {weights}"
 
 
 def save_pretrained(text: str, arch: str, path: str) -> None:
@@ -148,11 +172,25 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
 
     open_clip.add_model_config(MODEL_CONFIGS)
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
+        options = {"pretrained": tag, "pretrained_hf": False, "device": device}  # the text tower's own are not wanted
+        model, _, preprocess = open_clip.create_model_and_transforms(arch, **options)
         return model.eval(), preprocess, open_clip.get_tokenizer(arch)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error
+
+
+def download_from_hub(model_id: str, filename: str, **options: Any) -> str:
+    """Download a file of a model of the hub; where there is none of this name, its weights as safetensors."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return hf_hub_download(model_id, filename, **options)
+    except EntryNotFoundError:
+        if not filename.startswith("open_clip_pytorch_model"):
+            raise
+        return hf_hub_download(model_id, "open_clip_model.safetensors", **options)
 
 
 def check_architecture(model: str) -> None:

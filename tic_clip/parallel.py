@@ -59,18 +59,23 @@ def make_pool(num_workers: int, *, threads: bool = False, fork: bool = False) ->
     if num_workers == 1 or threads:
         return ThreadPoolExecutor(num_workers)
     context = get_context("fork" if fork else "spawn")
-    pool = ProcessPoolExecutor(num_workers, context, _die_with_parent, (os.getpid(),))
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(),))
     if fork:
         pool.submit(os.getpid)
     return pool
 
 
-def _die_with_parent(parent: int) -> None:
-    """Leave Ctrl-C to the parent process, and end when it ends, however it does (Linux)."""
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent process, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.set_threshold(100_000)  # an index is many small objects and no cycles
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with(parent, signal.SIGKILL)
+
+
+def end_with(parent: int, number: int) -> None:
+    """Have this process get a signal when ``parent``, which has started it, ends, however it does (Linux)."""
+    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)  # it has ended before
 

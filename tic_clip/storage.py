@@ -128,23 +128,23 @@ def _final_error(url: str, error: Any, is_last: bool) -> OSError | None:
 
 def exists(path: object) -> bool:
     """Return whether a file, an object or a folder exists."""
-    return bool(_info(path))
+    return bool(describe(path))
 
 
 def is_dir(path: object) -> bool:
     """Return whether a folder exists; in a cloud, whether an object lies below that name."""
-    return _info(path).get("type") == "directory"
+    return describe(path).get("type") == "directory"
 
 
 def size(path: object) -> int:
     """Return the bytes of a file or an object, or raise a ``NotFoundError``."""
-    info = _info(path)
+    info = describe(path)
     if info.get("type") != "file":
         raise NotFoundError(f"{path} is missing")
     return info["size"]
 
 
-def _info(path: object) -> dict[str, Any]:
+def describe(path: object) -> dict[str, Any]:
     """Return "type" and "size" of what lies at ``path``, or nothing."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(path):
@@ -182,7 +182,7 @@ def _list(folder: object, pattern: str) -> list[tuple[str, dict[str, Any]]]:
         infos = {f"{scheme}://{name}": names[name] for name in matches}
     else:
         paths = [Path(folder) / name for name in glob.glob(pattern, root_dir=folder, recursive=True)]
-        infos = {str(path): _info(path) or {"type": "file", "size": 0} for path in paths}
+        infos = {str(path): describe(path) or {"type": "file", "size": 0} for path in paths}
     if not infos and not is_dir(folder):
         raise NotFoundError(f"{folder} is missing or not a folder")
     return sorted(infos.items(), key=lambda item: item[0].split("/"))

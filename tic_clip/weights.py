@@ -5,10 +5,15 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tic_clip import TicError
 from tic_clip.storage import atomic_open
+
+_NUMPY = [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_NUMPY += [np.dtype, *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}]
+"""What makes a NumPy number of bytes, all that is safe in a pickle beside tensors: the learning rate of OpenCLIP."""
 
 
 def write(checkpoint: dict[str, Any], path: object) -> None:
@@ -44,13 +49,15 @@ def record(path: str) -> dict[str, Any] | None:
 def read_safely(reader: Callable, path: str, **options: Any) -> Any:
     """Return what ``reader`` (a ``torch.load`` that runs no code, or OpenCLIP's for URLs) makes of a checkpoint."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
             return reader(path, **options)
     except FileNotFoundError:
         raise TicError(f"checkpoint {path} is missing") from None
     except Exception as error:  # noqa: BLE001  torch raises RuntimeError, UnpicklingError, EOFError, ... for a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        if "TorchScript" in reason:
+            reason = "a TorchScript archive holds code; torch.save its state_dict() where you trust it"
         raise TicError(f"{path} is not a checkpoint that can be loaded safely: {reason}") from None
 
 

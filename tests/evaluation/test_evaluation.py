@@ -115,7 +115,8 @@ def both(data):
 
 
 def lines(output_dir):
-    return [json.loads(line) for line in (output_dir / RESULTS).read_text().splitlines()]
+    results = [json.loads(line) for line in (output_dir / RESULTS).read_text().splitlines()]
+    return [{name: value for name, value in result.items() if name != "time"} for result in results]
 
 
 def evaluate(models, tasks, output_dir, **options):
@@ -190,6 +191,7 @@ def test_a_line_has_the_documented_fields(model, data, tmp_path):
     }
     fields |= {"model", "data", "pins"}
     assert (set(first), set(second)) == (fields, fields | {"constant_guess"})
+    assert "time" in json.loads((tmp_path / RESULTS).read_text().splitlines()[0])
     assert (first["chance"], second["chance"]) == (1 / NUM_SAMPLES, 1 / len(CLASSES))
     assert (first["key"], second["key"]) == ("tic/emoji/retrieval/yearly/2014", "tic/emoji/emojinet/yearly/2014")
     assert (first["dataset"], second["dataset"]) == ("TiC-Emoji-Retrieval-Yearly-2014", "TiC-EmojiNet-Yearly-2014")
@@ -217,6 +219,7 @@ def test_batches_shards_and_workers_change_nothing(content, model, data, tmp_pat
     (retrieval / "nshards.txt").write_text("11")
     usual = run([model], both(data), tmp_path / "a", batch_size=256)
     unusual = run([model], both(tmp_path / "other"), tmp_path / "b", batch_size=7, workers=1)
+    usual, unusual = (sorted(metrics, key=len) for metrics in (usual, unusual))  # the larger folder is the first
     assert unusual == [pytest.approx(metrics, abs=1e-6) for metrics in usual]
 
 
@@ -232,7 +235,8 @@ def test_again_appends_nothing_and_a_killed_evaluation_resumes(model, data, tmp_
     assert capfd.readouterr() == ("", "")
     (tmp_path / RESULTS).write_text(before[:-100])  # killed while it wrote the second line
     assert evaluate([model], both(data), tmp_path) == 1
-    assert (tmp_path / RESULTS).read_text().splitlines()[-1] == before.splitlines()[-1]
+    last, again = (json.loads(text.splitlines()[-1]) for text in (before, (tmp_path / RESULTS).read_text()))
+    assert again == last | {"time": again["time"]}
 
 
 CHANGES = {
@@ -589,10 +593,10 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     assert stdout.splitlines() == expected
     assert not (run_dir / RESULTS).exists()
     status, stdout, stderr = script_here(*arguments)
-    assert (status, stdout) == (None, f"3 results appended to {run_dir}/{RESULTS}\n")
+    assert (status, stdout) == (None, f"3 new results in {run_dir}\n")
     said = [f"oracle 2014 on {name}: 1 samples left out: bad image" for name in (net.name, "ImageNet 1k")]
     assert [line for line in stderr.splitlines() if not re.match(r"(evaluate: .*batch.*)?$", line)] == said
-    said = f"0 results appended to {run_dir}/{RESULTS}, 3 were there already\n"
+    said = f"0 new results in {run_dir}, 3 were there already\n"
     assert script_here(*arguments) == (None, said, "")
     check = ("--check", "--data_dir", data, "--tasklist", tasklist)
     assert script_here(*check) == (None, "", "")
@@ -634,7 +638,7 @@ def test_a_model_of_the_hub(checkpoint, data, tmp_path, script_here, monkeypatch
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         status, stdout, _ = script_here("--use_model", "hf-hub:me/model", *arguments)
-        assert (status, stdout) == (None, f"1 results appended to {tmp_path}/{RESULTS}\n")
+        assert (status, stdout) == (None, f"1 new results in {tmp_path}\n")
         assert lines(tmp_path)[0]["benchmark"] == "emoji"  # that of the task list, so that report.py shows it
         error, _, _ = script_here("--use_model", "hf-hub:me/bad", *arguments)
     assert error.startswith("error: hf-hub:me/bad can't be loaded: Weights only load failed")

@@ -74,6 +74,17 @@ def test_runs_of_two_benchmarks_stand_side_by_side(make, tmp_path):
     assert "| – | – | – | **50.0** | **50.0** | **50.0** |" in md
 
 
+def test_a_run_on_a_benchmark_of_other_years(make, tmp_path):
+    """Of TiC-Emoji's periods only 2014 is within a step of TiC-YFCC15M, its last."""
+    run = write_run(tmp_path / "run", CUMULATIVE)
+    emoji = get_benchmark("emoji")
+    keys = [task_key(emoji, "retrieval", period) for period in emoji.periods]
+    write_lines(run, [(key, 0.3, {"step": STEPS[3]}) for key in keys], **RUN)
+    md = make(run)
+    assert "| 2013-2014 | **30.0** | 30.0 | 30.0 | 30.0 | 30.0 | 30.0 | 30.0 |" in md
+    assert "ID 30.0 (over 1 of 4), backward – (over 0 of 6), forward – (over 0 of 6)" in md
+
+
 def test_tasks_of_no_known_benchmark_are_left_out_with_a_warning(make, tmp_path, caplog):
     run = write_run(tmp_path / "run", CUMULATIVE)
     write_lines(run, [("tic/other/retrieval/yearly/2014", 0.5, {"step": STEPS[0]})], **RUN)
@@ -149,19 +160,21 @@ def write_plan(run, step=STEPS[0], **changes):
 
 
 def test_runs_with_other_settings_are_marked_apart(make, tmp_path):
-    """Two runs of 10,000 samples a step and a worse one of 7: the best of each is marked, and what differs is said."""
+    """Three runs of 10,000 samples a step, one of them late, and one of 7, which is compared with none of them."""
     runs = [write_run(tmp_path / "a", CUMULATIVE), write_run(tmp_path / "b", SEQUENTIAL, method="sequential")]
     small = write_run(tmp_path / "small", SEQUENTIAL, samples_seen=7)
     md = make(*runs, small)
     assert "| a | cumulative | A | 40,000 | **40.0** | **55.0** | 10.0 |" in md
     assert "| b | sequential | A | 40,000 | 23.3 | 50.0 | **20.0** |" in md
-    assert "| small | cumulative | B | 7 | **23.3** | **50.0** | **20.0** |" in md
+    assert "| small | cumulative | B | 7 | 23.3 | 50.0 | 20.0 |" in md
     assert "A: samples a step 10,000; B: samples a step 7" in md
     assert [line.rsplit(",", 1)[1] for line in make(*runs, small, name="table.csv").splitlines()] == [
         "settings",
         *"AAB",
     ]
     assert "settings" not in make(*runs)
+    late = write_run(tmp_path / "late", [[None] * 4] * 3 + CUMULATIVE[3:])
+    assert "| late | cumulative | A | 40,000 | 4 of 16 | – | – | – |" in make(*runs, small, late)
 
 
 def test_what_was_run_is_said(make, tmp_path):

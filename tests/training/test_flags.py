@@ -79,7 +79,7 @@ def test_flags_that_cannot_be_are_one_line(text, message):
     [
         ("--accum-freq 0", (), "OpenCLIP's --accum-freq: '0' is not a whole number from 1"),
         ("--precision pure_bf16", (), "OpenCLIP's --precision: 'pure_bf16' is not fp32, amp or amp_bf16"),
-        ("--accum-freq 2", ("--accum_freq", "4"), "--accum_freq is 4, OpenCLIP's --accum-freq 2: give one of them"),
+        ("--accum-freq 2", ("--accum_freq", "4"), "--accum_freq is 4, and 2 among OpenCLIP's flags: give one"),
     ],
 )
 def test_a_setting_of_ours_as_a_flag_of_openclip_is_checked_as_ours(text, more, message):
@@ -117,6 +117,7 @@ def test_the_largest_batch_that_fits_chooses_the_passes(config, batch, settings,
     assert int(given["--accum-freq"]) == passes
 
 
+UNLOCKED = {"openclip_flags": "--lock-image --lock-image-unlocked-groups 2", "grad_checkpointing": True}
 COCA = {"model": "coca_ViT-B-32"}
 
 
@@ -125,6 +126,7 @@ COCA = {"model": "coca_ViT-B-32"}
     [
         ({"accum_freq": 3}, "--accum_freq 3 does not divide the 64 samples of a process's batch"),
         ({"accum_freq": 2, "max_batch": 8}, "give one of them"),
+        (UNLOCKED, "layers of --lock-image-unlocked-groups get no gradient with gradient checkpointing"),
         ({"method": "lwf", **COCA}, "lwf is OpenCLIP's distillation, which can't be used with CoCa"),
         ({"method": "lwf", "model": "ViT-B-16-SigLIP"}, "can't be used with SigLIP's loss"),
         ({"method": "lwf", "openclip_flags": "--siglip"}, "can't be used with SigLIP's loss"),
@@ -200,15 +202,17 @@ def is_close(first, second):
 
 
 def test_a_batch_in_passes_is_the_whole_batch(undisturbed, data, tmp_path):
-    """Killed in between, it goes on with two ranks, in other passes; the same samples make each update."""
+    """Killed in between, it goes on with two ranks, in other passes and less memory; the samples of an update stay."""
     kill_at("iteration_2.pt", data, tmp_path, "2014", "--", "--accum-freq", "4", "--grad-clip-norm", "100")
     assert read_json(tmp_path / "2014/plan.json")["layout"]["accum_freq"] == 4
     lines = [json.loads(line) for line in (tmp_path / "2014/train.log.jsonl").read_text().splitlines()]
     assert not any("data_wait" in line for line in lines)
     refused = train(data, tmp_path, "2014", "--accum_freq", "2")
     assert "was begun with openclip_flags ['--grad-clip-norm', '100'], now it is []" in refused.stderr
-    done = train(data, tmp_path, "2014", "--max_batch", "16", "--openclip_flags=--grad-clip-norm 100", ranks=2)
+    other = ("--max_batch", "16", "--grad_checkpointing", "--openclip_flags=--grad-clip-norm 100")
+    done = train(data, tmp_path, "2014", *other, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
     facts = read_json(tmp_path / "2014/done.json")
     assert facts["read"] == {"2014": {"read": 384}}
     assert (facts["plan"]["layout"]["ranks"], facts["plan"]["layout"]["accum_freq"]) == (2, 2)

@@ -22,7 +22,7 @@ from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
-from tic_clip.training.step import join_ranks
+from tic_clip.training.step import join_ranks, read_ranks
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
@@ -179,3 +179,28 @@ def test_one_process_in_an_interactive_slurm_allocation_is_one_rank(monkeypatch)
     assert is_using_distributed()
     with join_ranks(1):
         assert not is_using_distributed()
+
+
+SLURM = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "123456"}
+STEP = {**SLURM, "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected", "address"),
+    [
+        ({}, (0, 1), None),
+        ({"WORLD_SIZE": "4"}, (0, 1), None),  # left over
+        (SLURM, (0, 1), None),  # in the shell of sbatch or salloc
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, (0, 1), None),
+        ({**STEP, "RANK": "3", "WORLD_SIZE": "8"}, (3, 8), None),  # torchrun in a task
+        ({**STEP, "SLURM_STEP_NODELIST": "gpu[007-010,12]"}, (9, 16), "gpu007:23456"),
+        ({**STEP, "SLURM_STEP_NODELIST": "a-1,b[2-3]"}, (9, 16), "a-1:23456"),
+        ({**STEP, "SLURM_STEP_NODELIST": "a[5]-x", "MASTER_ADDR": "m", "MASTER_PORT": "1"}, (9, 16), "m:1"),
+    ],
+)
+def test_who_launches_says_how_many_ranks_there_are(environ, expected, address):
+    environ = dict(environ)
+    assert read_ranks(environ) == expected
+    if address:
+        assert f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}" == address
+        assert [environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["9", "1", "16"]

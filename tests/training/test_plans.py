@@ -172,7 +172,7 @@ def test_the_term_of_the_loss_for_the_last_model(config):
     assert found == {"loss_weight": 5, "fisher_samples": 64, "fisher_samples_seen": 192}
     assert facts(method="ewc", step="2014")["anchor"] is None
     assert facts(method="ewc", init="init", first_step="2016")["anchor"] is None  # no Fisher information of it
-    each = macs_per_sample("ViT-Tiny-8-48")
+    each = macs_per_sample("ViT-Tiny-12-48")
     assert add_macs(make_plan(config(method="ewc")))["macs_seen"] == each * (3 * 1280 + 192)
     assert difference(make_plan(config(method="lwf")), make_plan(config(method="lwf", loss_weight=2.0)))
 

@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import random
 from collections import Counter, defaultdict
 from fractions import Fraction
 from types import SimpleNamespace
@@ -237,14 +236,21 @@ def test_steps_and_seeds_read_the_same_split_in_their_own_order(tmp_path):
     assert set(captions(plan | {"seed": 1})) != set(first)
 
 
-def test_augmentation_depends_on_the_place_in_the_line_only(tmp_path):
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_augmentation_depends_on_the_place_in_the_line_only(tmp_path, backend):
     plan = make_plan([source(make_split(tmp_path / "a", [20]), 40)], 8, 5, 5)
+    load, _ = loader.image_functions(backend, image_transform(8, is_train=True))
+    file, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")  # in place of each sample's image
     alone, shared = (
-        sorted((text, draw) for draw, text in read(plan, 1, num_workers, lambda _: random.random())[0, 0])
+        sorted(
+            (text, image.numpy().tobytes())
+            for image, text in read(plan, 1, num_workers, lambda _: load(file.getvalue()))[0, 0]
+        )
         for num_workers in (1, 3)
     )
     assert alone == shared
-    assert len({draw for _, draw in alone}) == 40  # each pass draws anew
+    assert len({draw for _, draw in alone}) > 20  # each pass draws anew: without that they would be 20 at most
 
 
 def test_undecodable_samples_are_counted_and_replaced_from_their_split(tmp_path, caplog):
@@ -349,3 +355,26 @@ def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
         upload(tmp_path / "a" / name, f"{s3}/a/{name}")
     local, cloud = (make_plan([source(folder, 26)], 13, 2, 2) for folder in (split, f"{s3}/a"))
     assert captions(cloud, 1, 2) == captions(local, 1, 2)
+
+
+def test_loader_processes_of_all_ranks_share_a_cache_and_fetch_each_shard_once(tmp_path, s3, s3_server):
+    split, kept = make_split(tmp_path / "a", [7, 6, 5, 4]), tmp_path / "cache"
+    for name in os.listdir(split):
+        upload(tmp_path / "a" / name, f"{s3}/a/{name}")
+    local, cloud = (make_plan([source(folder, 80)], 8, 10, 5) for folder in (split, f"{s3}/a"))
+    cloud["keep"] = {"cache": str(kept), "cache_gb": 1}
+    s3_server.requests.clear()
+    for rank in range(2):
+        batches = [
+            [(images.tolist(), texts.tolist()) for block in range(2) for images, texts in open_block(info, block)]
+            for info in (open_loader(tmp_path, plan, 2, rank, workers=2) for plan in (local, cloud))
+        ]
+        assert batches[0] == batches[1]
+        assert len(batches[0]) == 10
+    assert [s3_server.count("GET", f"/a/{shard:08d}.tar") for shard in range(4)] == [1] * 4
+    assert len(list(kept.glob("*.tar"))) == 4
+
+
+def open_block(info, block):
+    info.set_epoch(block)
+    return info.dataloader

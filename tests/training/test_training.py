@@ -235,6 +235,20 @@ def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     assert not (tmp_path / "out").exists()
 
 
+def test_tasks_of_srun_are_ranks(data, tmp_path):
+    """Slurm's names in place of torchrun's, but the port, which is a free one here."""
+    script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    code = f"import os, runpy\nfor name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    script.write_text(f"{code}del os.environ['MASTER_ADDR']\nrunpy.run_path({train_py!r}, run_name='__main__')\n")
+    flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
+    job = {"SLURM_STEP_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = Script(script, *flags, ranks=2, **job).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "out/2014/done.json")["read"] == {"2014": {"read": 384}}
+    assert "world_size: 2" in (tmp_path / "out/2014/params.txt").read_text()
+
+
 def test_lwf_is_distilled_from_the_last_model_on_two_ranks(data, tmp_path, undisturbed):
     """From half-precision safetensors, as models elsewhere are; both ranks take the same number of batches."""
     last = tmp_path / "2014.safetensors"
@@ -265,7 +279,7 @@ def test_ewc_is_held_to_the_last_model_by_its_fisher_information(data, tmp_path,
     assert terms[0] == 0
     assert terms[-1] > 0
     facts = read_json(tmp_path / STEPS[-1] / "done.json")
-    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-8-48") * 2 * (384 + 64)
+    assert facts["macs_seen"] == macs_per_sample("ViT-Tiny-12-48") * 2 * (384 + 64)
 
 
 def test_averaging_leaves_the_mean_of_a_steps_checkpoints(data, tmp_path):
@@ -361,13 +375,14 @@ def test_a_pretrained_model_starts_the_first_step(data, undisturbed, tmp_path):
 def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path):
     """Each split gives its share, as with exact sampling; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
-    start = ("--first_step", "2015", "--init", init, "--accum_freq", "2")
+    start = ("--first_step", "2015", "--init", init, "--accum_freq", "2", "--image_backend", "torchvision")
     done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")
     shares = {source["name"]: {"read": source["samples"]} for source in facts["plan"]["sources"]}
-    assert (facts["plan"]["sampling"], facts["read"]) == ("resampled", shares)
+    plan = facts["plan"]
+    assert (plan["sampling"], plan["image_backend"], facts["read"]) == ("resampled", "torchvision", shares)
     assert [line[:2] for line in curve(out, "2015")] == [(i, 64 * i) for i in range(1, 7)]
 
 

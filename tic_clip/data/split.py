@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from tic_clip import TicError, storage
+from tic_clip.cache import GB
 from tic_clip.cli import progress
 from tic_clip.data.tar import open_shard, read_table
 from tic_clip.parallel import map_ordered
@@ -124,6 +125,20 @@ def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
 def list_fingerprint(split: str) -> str | None:
     """Return the SHA-256 of the list of UIDs that reshard has made a split of, cached; None for data from elsewhere."""
     return ((read_meta(split_folders(split)[0]) or {}).get("arguments") or {}).get("subset")
+
+
+def check_cache(splits: Iterable[str], most_gb: float | None) -> None:
+    """Raise a TicError if a split's shard in a cloud has more bytes than a cache of ``most_gb`` GB, if there is one."""
+    for split in filter(storage.is_remote, splits if most_gb else ()):
+        shard, size = largest_shard(split)
+        if size > most_gb * GB:
+            raise TicError(f"--cache_gb {most_gb:g} is less than a shard: {shard} has {size / GB:.3g} GB")
+
+
+@cache
+def largest_shard(split: str) -> tuple[str, int]:
+    """Return the largest shard of a split, and its bytes, cached."""
+    return max(list_shards(split).items(), key=lambda item: item[1])
 
 
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:

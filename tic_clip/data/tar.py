@@ -9,11 +9,12 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -86,11 +87,18 @@ class Sample:
 
 
 @contextmanager
-def open_shard(path: object) -> Iterator[Buffer]:
-    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name."""
+def open_shard(path: object, open_remote: Callable[[str], IO[bytes]] | None = None) -> Iterator[Buffer]:
+    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name.
+
+    One in a cloud is opened by ``open_remote``, a cache's, or fetched into a folder that is removed after the block.
+    """
     try:
-        download_folder = temporary_folder() if is_remote(path) else nullcontext(Path())
-        with download_folder as folder, open_file(local_copy(path, folder)) as file:
+        with ExitStack() as stack:
+            if open_remote and is_remote(path):
+                file = stack.enter_context(open_remote(str(path)))
+            else:
+                folder = stack.enter_context(temporary_folder()) if is_remote(path) else Path()
+                file = stack.enter_context(open_file(local_copy(path, folder)))
             if os.fstat(file.fileno()).st_size == 0:
                 raise TicError("empty file")
             yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last view of it

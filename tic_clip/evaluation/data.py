@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from mimetypes import guess_type
 from typing import NamedTuple
 
 from tic_clip import TicError
@@ -86,7 +87,9 @@ def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, fir
     if images and "retrieval" in kinds:
         raise TicError(f"{folder} has a folder of images for each class, and no captions")
     for label, files in enumerate(images.values()):
-        found.samples += [EvalSample(path, path, 0, size, label) for path, size in files]
+        usable = [file for file in files if _suffix(file[0]) in IMAGES]
+        found.samples += [EvalSample(path, path, 0, size, label) for path, size in usable]
+        found.dropped.update(f"{_suffix(path)} images are not read" for path, _ in set(files) - set(usable))
     for path, count in () if images else shard_sizes(folder).items():
         if not (first_only and found.samples):
             _read_shard(path, count, kinds, found, skip_bad)
@@ -142,14 +145,18 @@ def _parse(
 
 
 def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
-    """Return the folders of images in ``folder`` -> (path, bytes) of each image; {} if it is a webdataset."""
+    """Return the folders of images in ``folder`` -> (path, bytes) of each image of any format; {} if a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):
         return {}
-    images = [(path, size) for path, size in list_files(folder, "*/*") if path.rpartition(".")[2].lower() in IMAGES]
+    images = [file for file in list_files(folder, "*/*") if (guess_type(file[0])[0] or "").startswith("image/")]
     folders = {path: [] for path in list_folders(folder)} if images else {}
     for path, size in images:
         folders[path.rpartition("/")[0]].append((path, size))
     return folders
+
+
+def _suffix(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
 
 def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
@@ -183,6 +190,9 @@ def read_classes(folder: str) -> Classes:
     for name, lines in ((CLASSNAMES, names), (TEMPLATES, templates)):
         if not lines:
             raise TicError(f"{folder} has no {name}, and neither has the folder above it")
+    for template in templates:
+        if "{c}" not in template:
+            raise TicError(f"{folder}: the template {template!r} has no {{c}}, which stands for the class name")
     return Classes(tuple(names), tuple(templates))
 
 

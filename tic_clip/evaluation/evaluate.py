@@ -1,15 +1,17 @@
 """Evaluate models on tasks: each model encodes the images and the different texts of a folder once.
 
-Results are appended to ``eval_results.jsonl`` one by one; a task whose last line there has the same weights, data,
-precision and metric version is skipped. Loader processes decode the next batches while one is encoded, and models of
-one architecture, such as the steps of a run, share what is decoded.
+Results are appended one by one; a task whose last result has the same weights, data, precision and metric version is
+skipped. Loader processes decode the next batches while one is encoded, models of one architecture, such as the steps of
+a run, share what is decoded, and features are kept on disk.
 """
 
+import math
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from tic_clip import TicError, metrics
 from tic_clip.cli import progress
 from tic_clip.data.decode import decode_image
 from tic_clip.data.tar import UNUSABLE
+from tic_clip.evaluation.claims import local_rank, open_lock, take
 from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
-from tic_clip.evaluation.results import RESULTS, append_result, read_results
+from tic_clip.evaluation.features import Rows, check_space, count_nonfinite, pick
+from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model, load_model
 from tic_clip.parallel import iterate_batches, share
 from tic_clip.runs import versions
-from tic_clip.storage import is_dir, local_folder, read_json
+from tic_clip.storage import is_dir, list_files, local_folder, read_json
 
 PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 """OpenCLIP's names for them: weights in float32, and what autocast computes in."""
@@ -40,7 +44,7 @@ class Settings:
     batch_size: int = 256
     workers: int = 0
     precision: str = "fp32"
-    device: str | None = None  # the GPU if there is one
+    device: str | None = None  # this process's GPU if there is one
     force: bool = False  # also what has a result
     models_at_once: int = 8  # in memory, of one architecture: a batch is decoded once for them
     skip_bad: bool = False  # count unusable samples in place of an error
@@ -49,31 +53,51 @@ class Settings:
 def evaluate(
     models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings = Settings()
 ) -> list[dict[str, Any]]:
-    """Score every model on every task and append the results; return the new ones."""
-    data = fingerprints(tasks)
-    pending = list_pending(models, tasks, data, output_dir, settings)
-    sets = read_sets({task for _, tasks in pending for task in tasks}, settings)
-    results = []
-    for group, some in _share_images(pending, settings.models_at_once):
-        encoders = [Encoder(model, settings) for model in group]
-        for task, encoder, numbers in score(encoders, some, sets):
-            model = encoder.model
-            result = {
-                "key": task.key,
-                "dataset": task.name,
-                **numbers,
-                **model.about,
-                "model": {"name": model.name, "arch": model.arch, "sha256": model.fingerprint},
-                "data": data[task.key],
-                "precision": settings.precision,
-                "device": encoder.device_type,
-                "batch_size": encoder.limit,
-                "metric_version": metrics.METRIC_VERSION,
-                "pins": versions(),
-            }
-            append_result(Path(output_dir) / RESULTS, result)
-            results.append(result)
+    """Score every model on every task and append the results; return the new ones.
+
+    Any number of processes may do so at the same time: each takes the next folder that no other has, and returns when
+    all results are there.
+    """
+    data, started, folder = fingerprints(tasks), time.time(), local_folder(output_dir)
+    results, encoders = [], {}
+
+    def list_missing(unit: tuple[list[Model], list[Task]]) -> list[tuple[str, str]]:
+        pending = list_pending(*unit, data, output_dir, settings, started)
+        return [(model.name, task.key) for model, some in pending for task in some]
+
+    pending = [model for model, _ in list_pending(models, tasks, data, output_dir, settings)]
+    with open_lock(folder) as lock:
+        path = own_results(folder, lock)
+        for (group, some), missing in take(lock, list_units(pending, tasks, settings.models_at_once), list_missing):
+            names, keys = (dict.fromkeys(part[i] for part in missing) for i in range(2))
+            encoders = {model.name: encoders.get(model.name) for model in group}  # those of other groups are freed
+            for model in group:
+                if model.name in names and not encoders[model.name]:
+                    encoders[model.name] = Encoder(model, settings)
+            chosen, needed = [task for task in some if task.key in keys], [encoders[name] for name in names]
+            for task, encoder, numbers in score(needed, chosen, read_samples(chosen, settings)):
+                if (encoder.model.name, task.key) in missing:
+                    results.append(_describe(task, encoder, numbers) | {"data": data[task.key]})
+                    append_result(path, results[-1])
     return results
+
+
+def _describe(task: Task, encoder: "Encoder", numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return a result: ``numbers``, what they are of, and how they were computed."""
+    model = encoder.model
+    return {
+        "key": task.key,
+        "dataset": task.name,
+        **numbers,
+        **model.about,
+        "model": {"name": model.name, "arch": model.arch, "sha256": model.fingerprint},
+        "precision": encoder.settings.precision,
+        "device": encoder.device_type,
+        "batch_size": encoder.limit,
+        "metric_version": metrics.METRIC_VERSION,
+        "pins": versions(),
+        "time": time.time(),
+    }
 
 
 def check_tasks(tasks: Sequence[Task], settings: Settings = Settings()) -> None:
@@ -92,13 +116,22 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def list_pending(
-    models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
+    models: Sequence[Model],
+    tasks: Sequence[Task],
+    data: dict[str, str],
+    output_dir: str,
+    settings: Settings,
+    since: float = math.inf,
 ) -> list[tuple[Model, list[Task]]]:
-    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
-    path, latest = local_folder(output_dir) / RESULTS, {}  # appended line by line, as no cloud can
-    for result in read_results(path) if path.exists() and not settings.force else []:
-        state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
-        latest[result["model"]["name"], result["key"]] = state
+    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints.
+
+    With ``force``, results from before ``since`` do not count.
+    """
+    latest = {}
+    for result in read_results(local_folder(output_dir) / RESULTS, quiet=True):
+        if not settings.force or result.get("time", 0) >= since:
+            state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
+            latest[result["model"]["name"], result["key"]] = state
 
     def is_pending(model: Model, task: Task) -> bool:
         state = model.fingerprint, data[task.key], settings.precision, metrics.METRIC_VERSION
@@ -108,38 +141,40 @@ def list_pending(
     return [(model, subset) for model, subset in pending if subset]
 
 
-def _share_images(pending: list[tuple[Model, list[Task]]], size: int) -> Iterator[tuple[list[Model], list[Task]]]:
-    """Group up to ``size`` models that can share decoded images: same architecture, local weights, same tasks."""
+def list_units(models: Sequence[Model], tasks: Sequence[Task], size: int) -> list[tuple[list[Model], list[Task]]]:
+    """Return the units of work, the largest first: the tasks of a folder, and up to ``size`` models for its images.
 
-    def shared(entry: tuple[Model, list[Task]]) -> tuple:
-        own = "" if Path(entry[0].weights).is_file() else entry[0].name  # a tag can have its own image transform
-        return entry[0].arch, own, entry[1]
+    These share what is decoded, so they are of one architecture and local weights; a tag can have its own transform.
+    """
+    folders = dict.fromkeys(task.folder for task in tasks) if models else ()
+    order = sorted(folders, key=lambda folder: -sum(count for _, count in list_files(folder, "**/*")))
+    units = []
+    for _, group in groupby(models, key=lambda model: (model.arch, Path(model.weights).is_file() or model.name)):
+        some = list(group)
+        for start, folder in product(range(0, len(some), size), order):
+            units.append((some[start : start + size], [task for task in tasks if task.folder == folder]))
+    return units
 
-    for (_, _, tasks), group in groupby(pending, key=shared):
-        models = [model for model, _ in group]
-        yield from ((models[i : i + size], tasks) for i in range(0, len(models), size))
 
-
-def read_sets(tasks: Collection[Task], settings: Settings) -> dict[str, EvalSet]:
-    """Return the samples of each task's folder, with what all its tasks need; a TicError if not ``size`` of them."""
-    folders = sorted({task.folder for task in tasks})
-    kinds = {folder: {task.kind for task in tasks if task.folder == folder} for folder in folders}
-    sets = {folder: read_set(folder, kinds[folder], skip_bad=settings.skip_bad) for folder in folders}
+def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
+    """Return the samples of a folder, with what all its ``tasks`` need; a TicError if not ``size`` of them."""
+    folder = tasks[0].folder
+    found = read_set(folder, {task.kind for task in tasks}, skip_bad=settings.skip_bad)
+    count = len(found) + found.dropped.total()
     for task in tasks:
-        count = len(sets[task.folder]) + sets[task.folder].dropped.total()
         if task.size not in (None, count):
-            raise TicError(f"{task.folder} has {count} samples, the list of tasks says {task.size}")
-    return sets
+            raise TicError(f"{folder} has {count} samples, the list of tasks says {task.size}")
+    return found
 
 
 def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> tuple[Any, list[int]]:
     """Return (images (B, 3, H, W) or tokens (B, L), the positions of samples that can't be decoded).
 
-    ``batch``: a folder, "images" or "texts", and which of its samples or captions.
+    ``batch``: "images" or "texts", and which of a folder's samples or captions.
     """
     import torch
 
-    _, part, items = batch
+    part, items = batch
     if part == "texts":
         return share(tokenizer(items)), []
     images, bad = [], []
@@ -160,7 +195,8 @@ class Encoder:
         import torch
 
         self.model, self.settings, self.limit = model, settings, settings.batch_size
-        self.device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        gpus = torch.cuda.device_count()
+        self.device = settings.device or (f"cuda:{local_rank() % gpus}" if gpus else "cpu")
         self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, self.device)
         self.device_type = torch.device(self.device).type
         self.call = {"images": self.net.encode_image, "texts": self.net.encode_text}
@@ -199,44 +235,46 @@ def _tokenize(tokenizer: Any, classes: Classes) -> Any:
 
 
 def score(
-    encoders: Sequence[Encoder], tasks: Sequence[Task], sets: dict[str, EvalSet]
+    encoders: Sequence[Encoder], tasks: Sequence[Task], found: EvalSet
 ) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
-    """Yield (task, encoder, its part of a result); all encoders see the same batches."""
+    """Yield (task, encoder, its part of a result) of a folder's tasks; all encoders see the same batches."""
     from torch.utils.data import DataLoader
 
     first, settings = encoders[0], encoders[0].settings
     index = [
-        (folder, part, items[start : start + settings.batch_size])
-        for folder in dict.fromkeys(task.folder for task in tasks)
-        for part, items in (("images", sets[folder].samples), ("texts", sets[folder].texts))
+        (part, items[start : start + settings.batch_size])
+        for part, items in (("images", found.samples), ("texts", found.texts))
         for start in range(0, len(items), settings.batch_size)
     ]
     load = partial(_load, preprocess=first.preprocess, tokenizer=first.tokenizer, skip_bad=settings.skip_bad)
-    loader = iterate_batches(DataLoader(index, batch_size=None, collate_fn=load, num_workers=settings.workers))
-    batches = zip(index, progress(loader, "evaluate", len(index), "batch"), strict=True)
-    for folder, group in groupby(batches, key=lambda item: item[0][0]):
-        samples, features = [], [{"images": [], "texts": []} for _ in encoders]
-        for (_, part, items), (batch, bad) in group:
-            samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
-            for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
-                parts[part].append(encoder.encode(part, batch))
-        if not samples:
-            raise TicError(f"{folder} holds no image that can be decoded")
-        for task in (task for task in tasks if task.folder == folder):
-            for encoder, parts in zip(encoders, features, strict=True):
-                yield task, encoder, _score(encoder, task, sets[folder], samples, parts)
+    num_workers = min(settings.workers, len(index))
+    loader = iterate_batches(DataLoader(index, batch_size=None, collate_fn=load, num_workers=num_workers))
+    samples, features = [], [{"images": Rows(), "texts": Rows()} for _ in encoders]
+    batches = progress(loader, f"evaluate: {tasks[0].name}", len(index), "batch")
+    for (part, items), (batch, bad) in zip(index, batches, strict=True):
+        samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
+        for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
+            rows = encoder.encode(part, batch)
+            if not features[0]["images"].width:
+                check_space(tasks[0].key, len(encoders) * (len(found) + len(found.texts)), rows.shape[1])
+            parts[part].append(rows)
+    if not samples:
+        raise TicError(f"{tasks[0].folder} holds no image that can be decoded")
+    for task in tasks:
+        for encoder, parts in zip(encoders, features, strict=True):
+            yield task, encoder, _score(encoder, task, found, samples, parts)
 
 
 def _score(
-    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: dict[str, list]
+    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: dict[str, Rows]
 ) -> dict[str, Any]:
-    """Score a set by ``features``, (B, D) of each batch of "images", which ``samples`` are in order, and of "texts"."""
-    images = np.concatenate(features["images"])
+    """Score a set by ``features``: rows of "images", which ``samples`` are in order, and of "texts"."""
+    images = features["images"].read()
     if task.kind == "retrieval":
         index = {text: i for i, text in enumerate(found.texts)}
-        which = [index[caption] for sample in samples for caption in sample.captions]
+        which = np.array([index[caption] for sample in samples for caption in sample.captions])
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
-        keys = np.concatenate(features["texts"])[which]
+        keys = pick(features["texts"].read(), which)
         numbers, interval, hits = metrics.retrieval(images, keys, text_image)
         guess = {"chance": 1 / len(images)}
     else:
@@ -255,7 +293,7 @@ def _score(
         "num_samples": len(images),
         "coverage": found.coverage,
         "dropped": dict(found.dropped + bad),
-        "nonfinite": sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in (images, keys)),
+        "nonfinite": sum(count_nonfinite(rows) for rows in (images, keys)),
     }
 
 

@@ -2,7 +2,8 @@
 
 One result is one JSON line: ``key`` (``tic/{dataset}/{task}/{cadence}/{period}``), ``dataset``, ``metrics`` (with
 ``main_metric``), ``num_samples``, ``benchmark``, ``method``, ``scale``, ``step``, ``samples_seen`` (of the whole run up
-to that step), ``model`` and ``pins``. A later line replaces an earlier one of the same step, model and key.
+to that step), ``model``, ``pins`` and ``time`` (seconds of the epoch). A later line replaces an earlier one of the same
+step, model and key. Of several processes at a time the others write ``eval_results.1.jsonl``, … beside it.
 """
 
 import hashlib
@@ -12,23 +13,32 @@ import logging
 import os
 import re
 import zipfile
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
+from tic_clip.evaluation.claims import claim, process_rank
 from tic_clip.runs import LOG
-from tic_clip.storage import atomic_open, exists, read_bytes, to_path
+from tic_clip.storage import atomic_open, exists, is_dir, list_files, read_bytes, to_path
 
-RESULTS = "eval_results.jsonl"
+RESULTS, OTHERS = "eval_results.jsonl", "eval_results.{}.jsonl"
 LOGGED = ("samples_seen", "loss", "lr", "samples_per_second")
 
 
 def task_key(benchmark: Benchmark, task: str, period: str) -> str:
     """Return the key of the results of ``task`` on the data of ``period``."""
     return f"tic/{benchmark.dataset}/{task}/{benchmark.cadence}/{period}"
+
+
+def own_results(folder: Path, lock: IO) -> Path:
+    """Return the file of a folder that this process writes its results to, and no other while ``lock`` is open."""
+    rank, size = process_rank()
+    number = next(number for number in count(rank, size) if claim(lock, OTHERS.format(number)))
+    return folder / (OTHERS.format(number) if number else RESULTS)
 
 
 def append_result(path: Path, result: dict) -> None:
@@ -65,22 +75,30 @@ def read_hits(folder: object, model: str, key: str) -> np.ndarray | None:
         raise TicError(f"{path} is damaged: delete it and run scripts/evaluate.py --force") from None
 
 
-def read_results(path: object) -> list[dict]:
-    """Return the results in ``path`` in the order of writing; other lines are skipped with a warning."""
-    try:
-        lines = to_path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise TicError(f"{path} is missing: run scripts/evaluate.py first") from None
-    results, skipped = [], []
-    for number, line in enumerate(lines, 1):
-        result = _parse_object(line)
-        if "key" in result and isinstance(result.get("metrics"), dict):
-            results.append(result)
-        elif line:
-            skipped.append(str(number))
-    if skipped:
-        logging.warning("%s: skipped what is not a complete result: line %s", path, ", ".join(skipped))
-    return results
+def read_results(path: object, *, quiet: bool = False) -> list[dict]:
+    """Return the results in ``path`` and in the files of other processes beside it, in the order of their times.
+
+    No file is a TicError, and what is no result is skipped with a warning, unless ``quiet``.
+    """
+    folder = to_path(path).parent
+    names = [name for name, _ in list_files(folder, "eval_results.*")] if is_dir(folder) else []
+    found = [name for name in names if re.search(r"eval_results(\.\d+)?\.jsonl$", name)]
+    if not found and not quiet:
+        raise TicError(f"{path} is missing: run scripts/evaluate.py first")
+    results = []
+    for name in found:
+        lines = read_bytes(name).split(b"\n")
+        parsed = list(map(_parse_object, lines))
+        results += [result for result in parsed if _is_result(result)]
+        skipped = [n for n, result in enumerate(parsed, 1) if lines[n - 1] and not _is_result(result)]
+        if skipped and not quiet:
+            text = ", ".join(map(str, skipped))
+            logging.warning("%s: skipped what is not a complete result: line %s", name, text)
+    return sorted(results, key=lambda result: result.get("time", 0))
+
+
+def _is_result(value: dict) -> bool:
+    return "key" in value and isinstance(value.get("metrics"), dict)
 
 
 def _parse_object(line: bytes) -> dict:

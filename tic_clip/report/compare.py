@@ -41,14 +41,14 @@ def compare(results: Results) -> Compared:
     table["settings"] = group_settings(results)
     read = {one.name: [_read_figures(results, each) for each in one.members] for one in results.rows}
     heads = {kind: list(figures) for kind, figures in next(iter(read.values()))[0].items()}
+    errors = [_read_errors(one) for one in results.rows]
     columns = {}
     for kind, head in ((kind, head) for kind, listed in heads.items() for head in listed):
         parts = [pd.Series([each[kind][head] for each in members], dtype=float) for members in read.values()]
-        errors = [_read_errors(results, one).get(head, np.nan) for one in results.rows]
         columns[head] = [values.mean(skipna=False) for values in parts]
         columns[f"{head} sd"] = deviations = [values.std(skipna=False) for values in parts]
         columns[f"{head} error"] = [
-            seed_error(deviation, len(values)) if len(values) > 1 else error
+            seed_error(deviation, len(values)) if len(values) > 1 else error.get(head, np.nan)
             for deviation, values, error in zip(deviations, parts, errors, strict=True)
         ]
     table = table.join(pd.DataFrame(columns, index=table.index))
@@ -95,7 +95,7 @@ def _read_figures(results: Results, one: Subject) -> dict[str, dict[str, float]]
     return {"figures": figures, "static": static.reindex(keys).to_dict(), "spans": spans, "forgetting": others}
 
 
-def _read_errors(results: Results, one: Subject) -> dict[str, float]:
+def _read_errors(one: Subject) -> dict[str, float]:
     """Return the half-widths of the 95 % intervals of a run's transfers, from those of its cells."""
     errors = {label: transfer_errors(one.square_widths(label)) for label in one.tasks if one.is_run}
     return {f"{label} {head}": part[key] for label, part in errors.items() for key, head in TRANSFERS.items()}

@@ -98,7 +98,7 @@ def draw_heatmap(results: Results) -> Figure | None:
     for row, task in zip(panels, tasks, strict=True):
         grids = [100 * run.matrix(task) for run in runs]
         grids = [grid.dropna(how="all") for grid in grids] if single else grids
-        low, high = results.limits(task)
+        low, high = results.limits[task]
         limits = {"vmin": 100 * low, "vmax": 100 * high}
         for panel, run, grid in zip(row, runs, grids, strict=False):
             image = panel.imshow(grid, aspect="auto", interpolation="nearest", cmap="cividis", **limits)
@@ -139,7 +139,7 @@ def draw_bars(results: Results, compared: Compared) -> Figure | None:
     runs = [one for one in results.groups if one.tasks]
     if len(runs) < 2:
         return None
-    figure = Figure(figsize=(max(5.2, 0.5 * len(runs) + 1.2) * len(results.tasks), 3.6))
+    figure = Figure(figsize=(max(8.5, max(5.2, 0.5 * len(runs) + 1.2) * len(results.tasks)), 3.6))
     panels, width = figure.subplots(1, len(results.tasks), squeeze=False)[0], 0.8 / len(runs)
     for panel, task in zip(panels, results.tasks, strict=True):
         heads = [f"{task} {head}" for head in TRANSFERS.values()]
@@ -176,7 +176,7 @@ def draw_curves(results: Results) -> Figure | None:
     else:
         ends = [f" (up to {one.last_step})" if one.last_step != one.steps[-1] else "" for one in rows]
         lines = {one.name + end: (one, one.last_step) for one, end in zip(rows, ends, strict=True)}
-    figure = Figure(figsize=(5.2 * len(results.tasks) + 0.4, 3.6))
+    figure = Figure(figsize=(max(8.5, 5.2 * len(results.tasks) + 0.4), 3.6))
     panels = figure.subplots(1, len(results.tasks), squeeze=False)[0]
     for panel, (task, about) in zip(panels, results.tasks.items(), strict=True):
         size = {} if len(about.periods) <= MAX_NUMBERED else {"markersize": 0}

@@ -89,7 +89,9 @@ class Subject:
     @property
     def settings(self) -> dict[str, Any]:
         """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
-        told = {key: self.about[key] for key in ("filter", "scale")} | {"samples": self.spent["samples_seen"].iloc[0]}
+        seen = self.spent["samples_seen"].dropna()
+        told = {key: self.about[key] for key in ("filter", "scale")}
+        told["samples"] = round(seen.iloc[0] / (self.steps.index(seen.index[0]) + 1)) if len(seen) else None
         return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
@@ -159,10 +161,12 @@ class Results:
         titles = dict.fromkeys(task.benchmark.title for task in self.tasks.values()) or {self.benchmark.title: None}
         self.title = ", ".join(titles)
 
-    def limits(self, task: str) -> tuple[float, float]:
-        """Return the least and the greatest value of a task in all rows, between which colours go."""
-        values = np.concatenate([row.matrix(task).to_numpy(dtype=float).ravel() for row in self.rows])
-        return float(np.nanmin(values)), float(np.nanmax(values))
+    @cached_property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the least and the greatest value of each task in all rows, between which colours go."""
+        grids = {task: [row.matrix(task).to_numpy(float).ravel() for row in self.rows] for task in self.tasks}
+        values = {task: np.concatenate(grid) for task, grid in grids.items()}
+        return {task: (float(np.nanmin(part)), float(np.nanmax(part))) for task, part in values.items()}
 
 
 def group_seeds(runs: list[Subject]) -> list[Subject]:
@@ -198,7 +202,7 @@ def load_results(folders: list) -> Results:
             versions[line.get("metric_version", 1)] = path
             data[line["key"]] |= {line["data"]: name} if "data" in line else {}
     if len(versions) > 1:
-        listed = ", ".join(f"{value} in {path}" for value, path in versions.items())
+        listed = ", ".join(f"{value} in {path}" for value, path in sorted(versions.items()))
         raise TicError(f"can't compare {listed}: these are different metric versions: run scripts/evaluate.py again")
     cells = _name_cells([(benchmark, line["key"]) for *_, benchmark, lines in read for line in lines])
     for key, names in data.items():
@@ -247,7 +251,7 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
         if values[1:] or "None" in values:
             raise TicError(f"the results of a run must be of one {field}, not {', '.join(values)}")
     groups: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["key"]):  # whatever process was first
         if line.get("final", True) or not line.get("step"):
             model = "" if line.get("step") else line.get("model", {}).get("name", "?")
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line

@@ -32,10 +32,10 @@ def matrix_tables(run: Subject, results: Results) -> list[Table]:
         legend += f"; mean over {len(run.members)} seeds" if len(run.members) > 1 else ""
         cells = shown.map(percent)
         for step, own in zip(run.steps, task.periods_of(run.benchmark), strict=True):
-            if step in cells.index:
+            if own and step in cells.index:
                 cells.loc[step, own] += MARK
         title = f"{task.benchmark.title}, {run.about['method']}: {task.name}, {task.metric} in per cent"
-        look = {"shades": shade(shown, results.limits(label)), "hover": describe_cells(run, label, shown)}
+        look = {"shades": shade(shown, results.limits[label]), "hover": describe_cells(run, label, shown)}
         tables.append(Table(title, cells.reset_index(names="trained up to"), legend, **look))
     return tables
 
@@ -57,20 +57,21 @@ def shade(values: pd.DataFrame, limits: tuple[float, float]) -> list[list[str]]:
 
 def describe_cells(run: Subject, task: str, shown: pd.DataFrame) -> list[list[str]]:
     """Return all that is known of each cell that is shown."""
-    low, high, samples = (run.matrix(task, column).loc[shown.index] for column in ("low", "high", "num_samples"))
-    chance = run.chance(task)
+    columns = ("value", "low", "high", "num_samples")
+    facts = np.stack([run.matrix(task, column).loc[shown.index].to_numpy(dtype=float) for column in columns], axis=-1)
 
-    def describe_cell(step: str, period: str) -> str:
-        said = f"trained up to {step}, on {period}: {percent(shown.loc[step, period])}"
-        said += (
-            ""
-            if pd.isna(low.loc[step, period])
-            else f" (95 %: {percent(low.loc[step, period])} to {percent(high.loc[step, period])})"
-        )
-        said += "" if pd.isna(samples.loc[step, period]) else f", {samples.loc[step, period]:,} samples"
-        return said + ("" if pd.isna(chance[period]) else f", chance {percent(chance[period])}")
+    def describe_cell(step: str, period: str, chance: float, fact: np.ndarray) -> str:
+        value, low, high, samples = fact
+        said = f"trained up to {step}, on {period}: {percent(value)}"
+        said += "" if np.isnan(low) else f" (95 %: {percent(low)} to {percent(high)})"
+        said += "" if np.isnan(samples) else f", {samples:,.0f} samples"
+        return said + ("" if np.isnan(chance) else f", chance {percent(chance)}")
 
-    return [[describe_cell(step, period) for period in shown] for step in shown.index]
+    chances = run.chance(task).to_numpy(dtype=float)
+    return [
+        [describe_cell(step, *of_cell) for of_cell in zip(shown, chances, row, strict=True)]
+        for step, row in zip(shown.index, facts, strict=True)
+    ]
 
 
 def count_cells(where: np.ndarray) -> dict[str, str]:

@@ -82,6 +82,8 @@ def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
     marks = pd.Series("", index=compared.index)
     groups = compared["settings"] if compared["settings"].nunique() > 1 else pd.Series("", index=compared.index)
     for _, group in compared.groupby(groups, dropna=False):
+        if len(group) == 1 < len(compared):  # nothing to compare it with
+            continue
         values, errors = group[head], group[f"{head} error"]
         best = values.map(percent) == percent(values.max())
         noise = np.hypot(errors, errors.get(values.idxmax()) if values.notna().any() else np.nan)

@@ -60,6 +60,7 @@ SCALES = {
         log_every=10,
         grad_checkpointing=False,
         workers=0,
+        image_backend="pil",  # its images are small PNGs, and README's figures were made with it
     ),
     "tic_debug": Scale(
         model="ViT-B-32", batch_size=1024, samples_per_step=1_024_000, learning_rate=1e-4, warmup=500, resume_every=100
@@ -120,6 +121,7 @@ def _counts(text: str) -> tuple[int, ...]:
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
+disk_folder = _value(str, lambda text: text and not is_remote(text), "a folder on a local disk")
 start_model = _value(
     str,
     lambda text: Path(text).is_file() or names_model(text),
@@ -206,6 +208,8 @@ class Config:
     save_minutes: float = _flag(amount, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
+    cache: str | None = _flag(disk_folder, "a folder on a local disk that keeps shards of a cloud (default: none)")
+    cache_gb: float | None = _flag(amount, "the most GB that it holds; the least recently used shards go first")
 
 
 def names_model(init: str) -> bool:
@@ -271,7 +275,7 @@ def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
             if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, OpenCLIP's --{flag} {found[name]}: give one of them")
+                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
     return found | {"openclip_flags": shlex.join(join_flags(given))}
 
 

@@ -14,7 +14,9 @@ from tic_clip.training import losses
 from tic_clip.training.loader import ExactDataset, Loader, image_functions
 from tic_clip.training.schedule import learning_rate
 
-warnings.filterwarnings("ignore", category=FutureWarning, module="training[.]")  # what the pinned OpenCLIP calls
+# What the pinned OpenCLIP calls; and the first of several passes needs no gradient of what it checkpoints.
+warnings.filterwarnings("ignore", category=FutureWarning, module="(training|open_clip)[.]")
+warnings.filterwarnings("ignore", "torch.utils.checkpoint: |None of the inputs have requires_grad", UserWarning)
 
 
 def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Any = None) -> Any:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from torchvision.transforms import RandomResizedCrop
 
 from tic_clip import TicError
+from tic_clip.cache import Cache, open_cache
 from tic_clip.data.decode import decode_image, decode_tensor
 from tic_clip.data.split import split_sizes
 from tic_clip.data.tar import IMAGES, UNUSABLE, open_shard, samples
@@ -37,7 +38,13 @@ class Source:
     seed: tuple[int, int]
     shards: list[str]
     sizes: np.ndarray
+    keep: dict[str, Any]  # the plan's, which says if there is a cache
     with_replacement: bool = False
+
+    @property
+    def cache(self) -> Cache | None:
+        """Return this process's cache."""
+        return open_cache(self.keep)
 
     def passes(self, positions: range) -> Iterable[Iterable[Slice]]:
         """Return what to read at ``positions`` of the line, pass by pass; with replacement it is one without end."""
@@ -46,16 +53,32 @@ class Source:
         line = sampling.slices(self.sizes, self.seed, positions)
         return (pieces for _, pieces in itertools.groupby(line, key=lambda piece: piece.number))
 
+    def read_all(self, pieces: Iterable[Slice]) -> Iterator["RawSample"]:
+        """Yield the samples of slices; the cache fetches the shard of the next slice while one is read."""
+        if self.cache:
+            pieces = self.cache.ahead(pieces, lambda piece: self.shards[piece.shard])
+        for piece in pieces:
+            yield from read_slice(self.shards[piece.shard], piece, self.seed, self.cache)
+
+    def prefetch(self, positions: range) -> None:
+        """Fetch the first shard of ``positions`` in the background, if there is a cache."""
+        if self.cache and positions:
+            piece = next(iter(next(iter(self.passes(positions)))))
+            self.cache.prefetch(self.shards[piece.shard])
+
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
     """Return the sources of a plan with their shards."""
-    sources, with_replacement = [], plan.get("sampling") == "resampled"
+    sources, keep = [], plan.get("keep", {})
+    with_replacement = plan.get("sampling") == "resampled"
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
-        sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
-        shards = [shard for shard, size in zip(table, sizes, strict=True) if size]
+        sizes = np.fromiter(table.values(), np.int64, len(table))
+        if entry["used"] < sizes.sum():
+            sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
+        shards = [shard for shard, size in zip(table, sizes.tolist(), strict=True) if size]
         seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
-        facts = {"name": entry["name"], "with_replacement": with_replacement}
+        facts = {"name": entry["name"], "keep": keep, "with_replacement": with_replacement}
         sources.append(Source(seed=seed, shards=shards, sizes=sizes[sizes > 0], **facts))
     return sources
 
@@ -69,10 +92,10 @@ class RawSample(NamedTuple):
     name: str
 
 
-def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSample]:
+def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | None = None) -> Iterator[RawSample]:
     """Yield the samples of a slice of the shard at ``path``."""
     i = piece.start
-    with open_shard(path) as shard:
+    with open_shard(path, cache.open if cache else None) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
             image, text = (
                 next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)
@@ -87,12 +110,12 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...]) -> Iterator[RawSa
 def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[RawSample]:
     """Yield the samples at ``positions`` of a source's line, shuffled within each pass."""
     for number, pieces in enumerate(source.passes(positions), positions.start // int(source.sizes.sum())):
-        raw = itertools.chain.from_iterable(read_slice(source.shards[p.shard], p, source.seed) for p in pieces)
+        raw = source.read_all(pieces)
         rng = random.Random(derive_seed(source.seed, number, positions.start))
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
 
-def image_functions(backend: str, preprocess: Any, device: Any) -> tuple[Callable, Callable]:
+def image_functions(backend: str, preprocess: Any, device: Any = "cpu") -> tuple[Callable, Callable]:
     """Return what makes a tensor of an image's bytes, and the model's input on ``device`` of a batch of them.
 
     With "pil" that is OpenCLIP's transform ``preprocess``. With "torchvision" the same crops are resized as bytes, and
@@ -121,10 +144,12 @@ def decode(sample: RawSample, load: Callable, tokenizer: Callable) -> Item:
     """Return the image and the tokens of a sample, augmented by its own seed; raise one of UNUSABLE if that fails."""
     if sample.image is None or sample.text is None:
         raise ValueError("no image" if sample.image is None else "no text")
+    if not (text := sample.text.decode()).strip():
+        raise ValueError("empty caption")
     torch.default_generator.manual_seed(sample.seed)  # torch.manual_seed asks every device, which costs 0.2 ms
     random.seed(sample.seed)
     np.random.seed(sample.seed & 0xFFFFFFFF)
-    return load(sample.image), tokenizer(sample.text.decode())[0]
+    return load(sample.image), tokenizer(text)[0]
 
 
 def read_usable(
@@ -168,17 +193,23 @@ class ExactDataset(IterableDataset):
 
     def __init__(self, plan: dict[str, Any], rank: int, world_size: int, transforms: tuple) -> None:
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
+        self.sources = read_sources(plan)  # before loader workers are forked, which share them
         self.first = 0
 
     def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], dict]]:
         """Yield this loader worker's ((images (B, 3, H, W) as loaded, tokens (B, L)), counts)."""
-        plan, info, counts = self.plan, get_worker_info(), defaultdict(Counter)
+        plan, sources, info, counts = self.plan, self.sources, get_worker_info(), defaultdict(Counter)
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        sources = read_sources(plan)
-        for block in range(self.first, plan["iterations"] // plan["block"]):
-            # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
-            place = (worker - (block - self.first) * plan["block"]) % num_workers
-            ranges = sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+        blocks = range(plan["iterations"] // plan["block"])[self.first :]
+        # The loader takes turns on from block to block, but what is in a batch depends on its place in the block.
+        places = ((worker - i * plan["block"]) % num_workers for i in range(len(blocks)))
+        parts = (
+            sampling.source_ranges(plan, block, self.rank, self.world_size, place, num_workers)
+            for block, place in zip(blocks, places, strict=False)
+        )
+        for ranges, following in itertools.pairwise(itertools.chain(parts, [[]])):
+            for source, positions in zip([*sources, *sources], [*ranges, *following], strict=False):
+                source.prefetch(positions)
             items = read_samples(sources, ranges, self.transforms, counts)
             while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
                 images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared

@@ -75,7 +75,8 @@ def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any
     if plan["anchor"] is None:
         return None
     anchor, fisher = weights.load(plan["anchor"]), weights.load(str(Path(plan["anchor"]).parents[1] / FISHER))
-    parts = [(value, anchor[name].to(value), fisher[name].to(value)) for name, value in parameters.items()]
+    held = {name: value for name, value in parameters.items() if name in fisher}
+    parts = [(value, anchor[name].to(value), fisher[name].to(value)) for name, value in held.items()]
     return lambda: sum((f * (now - before).square()).sum() for now, before, f in parts)
 
 
@@ -94,26 +95,27 @@ def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from tic_clip import weights
-    from tic_clip.models import make_model
+    from tic_clip.models import make_model, without_bias
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, *transforms = make_model(plan["model"], device)
-    net.load_state_dict(weights.load(trained))
-    fisher = estimate_fisher(net, read_batches(plan, transforms), device)
+    net, preprocess, tokenizer = make_model(plan["model"], device)
+    net.load_state_dict(without_bias(weights.load(trained), net))
+    fisher = estimate_fisher(net, read_batches(plan, preprocess, tokenizer), device)
     weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
     return {"fisher": str(FISHER)}
 
 
-def read_batches(plan: dict[str, Any], transforms: list[Any]) -> list[Any]:
-    """Return an iterator of (images, tokens) of the first samples that a step reads of each source."""
+def read_batches(plan: dict[str, Any], preprocess: Callable, tokenizer: Callable) -> Any:
+    """Return an iterable of (images, tokens) of the first samples that a step reads of each source."""
     from torch.utils.data import default_collate
 
-    from tic_clip.training.loader import read_samples, read_sources
+    from tic_clip.training.loader import image_functions, read_samples, read_sources
 
     size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
     ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
-    items = read_samples(read_sources(plan), ranges, tuple(transforms), defaultdict(Counter))
+    load, _ = image_functions("pil", preprocess)
+    items = read_samples(read_sources(plan), ranges, (load, tokenizer), defaultdict(Counter))
     batches = (default_collate(batch) for batch in iter(lambda: list(islice(items, size)), []))
     return progress(batches, "Fisher information", count // size, "batch")
 

@@ -70,7 +70,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     """Return the mean retrieval of each candidate over the held-out samples of the plan's ``validation``."""
     import torch
 
-    from tic_clip.models import make_model, without_bias
+    from tic_clip.models import adapt, make_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
@@ -78,7 +78,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     for entry in progress(plan["validation"], "coefficient", len(plan["validation"]), "split"):
         pairs = list(read_held_out(entry, preprocess, tokenizer))
         for a in CANDIDATES if pairs else ():
-            net.load_state_dict(without_bias(interpolate(old, new, a), net))
+            net.load_state_dict(adapt(interpolate(old, new, a), net))
             values[a].append(retrieval(*encode(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
     if not values[1.0]:
         raise TicError("no held-out sample to choose the coefficient on can be decoded: give a --coefficient")
@@ -100,16 +100,16 @@ def encode(net: Any, pairs: list[tuple[Any, Any]], device: str) -> list[np.ndarr
 
 def read_held_out(entry: dict[str, Any], preprocess: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the image and the tokens of a split's held-out samples; undecodable ones are left out."""
-    from tic_clip.data.decode import decode_image
     from tic_clip.data.split import split_sizes
     from tic_clip.data.tar import UNUSABLE
-    from tic_clip.training.loader import decode, read_slice
+    from tic_clip.training.loader import decode, image_functions, read_slice
 
+    load, _ = image_functions("pil", preprocess)
     sizes = split_sizes(entry["split"])
     used = apportion(sizes.values(), entry["size"] - entry["held_out"])
     for i, (path, first) in enumerate(zip(sizes, used, strict=True)):
         for sample in read_slice(path, Slice(0, i, first, sizes[path]), (0,)) if first < sizes[path] else ():
             try:
-                yield decode(sample, lambda data: preprocess(decode_image(data)), tokenizer)
+                yield decode(sample, load, tokenizer)
             except UNUSABLE:
                 continue

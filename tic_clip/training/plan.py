@@ -14,7 +14,7 @@ import msgspec
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
-from tic_clip.data.split import list_fingerprint, split_sizes
+from tic_clip.data.split import check_cache, list_fingerprint, split_sizes
 from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
 from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
@@ -32,6 +32,7 @@ NOT_COMPARED += ("teacher", "anchor")
 CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
 CHANGES += ("loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
+UNLOCKED = ("--lock-image-unlocked-groups", "--lock-text-unlocked-layers")
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 """Keys of a plan that are not called as their settings."""
 
@@ -79,7 +80,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
         **({"precision": config.precision} if config.precision else {}),
         "layout": layout,
         "keep": {"max_kept": scale.max_kept}
-        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote")},
+        | {name: getattr(config, name) for name in ("save_every", "save_minutes", "remote", "cache", "cache_gb")},
         "command": ["python", "scripts/train.py", *to_flags(config)],
         "pins": versions(),
         "settings": {name: value for name in CHANGES if (value := getattr(config, name)) is not None},
@@ -96,6 +97,8 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("sampling with replacement holds out no data to choose on: give --coefficient or --resampled 0")
     if config.keep_optimizer and method.start == "last patched":
         raise TicError("a patched model has no optimizer state: --keep_optimizer is not for patching")
+    if bool(config.cache) != bool(config.cache_gb):
+        raise TicError("--cache and --cache_gb go together: a folder, and the most GB of shards that it holds")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
     check_rate(config, benchmark, method)
@@ -112,6 +115,11 @@ def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]
     passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
     if batch % passes:
         raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
+    unlocked = [flag for flag in UNLOCKED if flag in config.openclip_flags]
+    if unlocked and scale.grad_checkpointing:
+        raise TicError(
+            f"the layers of {unlocked[0]} get no gradient with gradient checkpointing: --grad_checkpointing 0"
+        )
     return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
@@ -295,6 +303,7 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
     In a ``dry_run`` the step before need not be done.
     """
     check_benchmark(config.output_dir, get_benchmark(config.benchmark))
+    check_cache([source["split"] for source in plan["sources"]], config.cache_gb)
     folder, start = Path(config.output_dir, plan["step"]), plan["start"]
     is_done = (folder / "done.json").exists()
     if is_done or ((folder / "plan.json").exists() and any(folder.glob("checkpoints/*.pt"))):

@@ -9,9 +9,10 @@ import functools
 import gc
 import logging
 import os
+import re
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -41,9 +42,23 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
                 print(f"{step}: done already", flush=True)
 
 
+def read_ranks(environ: MutableMapping[str, str]) -> tuple[int, int]:
+    """Return (rank, number of ranks) as torchrun, or srun with a task a rank, has set them; else (0, 1).
+
+    What srun has set gets torchrun's names. Outside of a step of srun, SLURM_NTASKS says nothing of this process.
+    """
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in environ and tasks != "1":
+        first_host = re.sub(r"\[(\w+).*?\]", r"\1", environ["SLURM_STEP_NODELIST"]).partition(",")[0]
+        environ |= {"WORLD_SIZE": tasks, "RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"]}
+        environ.setdefault("MASTER_ADDR", first_host)
+        environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 10000))  # two jobs do not meet
+    return (int(environ["RANK"]), int(environ["WORLD_SIZE"])) if "RANK" in environ else (0, 1)
+
+
 @contextmanager
 def join_ranks(world_size: int) -> Iterator[Any]:
-    """Join the ranks that torchrun started, if any, for all steps; yields a group in which ranks may wait for hours."""
+    """Join the ranks of ``read_ranks``, if several, for all steps; yields a group in which ranks may wait for hours."""
     if world_size == 1:
         os.environ["WORLD_SIZE"] = "1"  # else OpenCLIP takes the tasks of an interactive Slurm allocation for ranks
         yield None
@@ -52,7 +67,9 @@ def join_ranks(world_size: int) -> Iterator[Any]:
 
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # srun may show each task its own
+        os.environ["LOCAL_RANK"] = str(device)
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     yield torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
     torch.distributed.destroy_process_group()

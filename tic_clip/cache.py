@@ -1,0 +1,195 @@
+"""Copies of a cloud's shards on a disk of this machine, shared by its processes; the least recently used go first.
+
+A copy's name holds the object's size and a digest of its URL and tag, so an object that has changed gets another copy.
+``NAME.lock`` is held while one process fetches a copy and the others wait for it; a lock that nobody holds was left by
+a killed process.
+"""
+
+import fcntl
+import functools
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from itertools import chain, pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any, TypeVar
+
+from tic_clip import TicError, storage
+
+T = TypeVar("T")
+
+GB = 10**9
+NAME = re.compile(r"([0-9a-f]{24}-(\d+))\.(tar|lock)")
+THREADS = 2  # of a process, which fetch ahead
+
+
+class Cache:
+    """At most ``limit`` bytes of copies in ``folder``; one is removed also while it is read, as POSIX allows."""
+
+    def __init__(self, folder: str, limit: float) -> None:
+        self.folder, self.limit = Path(folder), limit
+        self.urls: SimpleQueue[str] = SimpleQueue()  # to fetch ahead
+        for _ in range(THREADS):
+            threading.Thread(target=self._fetch_ahead, daemon=True).start()
+
+    def open(self, url: str) -> IO[bytes]:
+        """Return the copy of an object, which is fetched first if no process has done it.
+
+        Raises:
+            TicError: the folder can't hold the object, or has no file locks.
+        """
+        size, stem = identify(url)
+        copy, lock = (self.folder / f"{stem}.{suffix}" for suffix in ("tar", "lock"))
+        while not (file := _open_complete(copy, size)):
+            with _exclusive(self.folder):
+                held = self._reserve(url, size, lock)
+            if held:
+                try:
+                    return _open_complete(copy, size) or _fetch(url, copy, size)
+                finally:
+                    lock.unlink()
+                    held.close()
+            _wait(lock)
+        return file
+
+    def prefetch(self, url: str) -> None:
+        """Fetch an object in the background, unless it is there; an error is left to who opens it."""
+        if storage.is_remote(url):
+            self.urls.put(url)
+
+    def ahead(self, items: Iterable[T], url_of: Callable[[T], str]) -> Iterator[T]:
+        """Yield ``items``; while one is used, the object of the next is fetched."""
+        for item, following in pairwise(chain(items, [None])):
+            if following is not None:
+                self.prefetch(url_of(following))
+            yield item
+
+    def _fetch_ahead(self) -> None:
+        while True:
+            url = self.urls.get()
+            with suppress(Exception):
+                self.open(url).close()
+
+    def _reserve(self, url: str, size: int, lock: Path) -> IO[bytes] | None:
+        """Return the held lock of an object to fetch, for which there is room now; None if others have to end first."""
+        copies, pending = self._scan()
+        if lock.stem in pending:
+            return None
+        free = shutil.disk_usage(self.folder).free
+        room = min(self.limit - sum(n for _, n, _ in copies), free) - sum(pending.values())
+        for _, bytes_of_copy, path in sorted(copies):
+            if room >= size or size > self.limit:
+                break
+            path.unlink(missing_ok=True)
+            room += bytes_of_copy
+        if room < size and (size > self.limit or not pending):
+            most = f"at most {self.limit / GB:g} GB (--cache_gb), and the disk has {free / GB:.3g} GB free"
+            raise TicError(f"{url} has {size / GB:.3g} GB, more than fits into the cache {self.folder}: {most}")
+        if room < size:
+            return None
+        file = open(lock, "wb")  # noqa: SIM115  held until the copy is there
+        _flock(file, fcntl.LOCK_EX)
+        return file
+
+    def _scan(self) -> tuple[list[tuple[float, int, Path]], dict[str, int]]:
+        """Return (last use, bytes, path) of each copy that may go, and stem -> bytes of what is being fetched.
+
+        What killed processes have left is removed.
+        """
+        entries = [(NAME.fullmatch(entry.name), Path(entry.path)) for entry in os.scandir(self.folder)]
+        pending = {}
+        for match, path in entries:
+            if match and match[3] == "lock":
+                if _is_held(path):
+                    pending[match[1]] = int(match[2])
+                else:
+                    for leftover in (*self.folder.glob(f".{match[1]}.tar.*.tmp"), path):
+                        leftover.unlink(missing_ok=True)
+        copies = []
+        for match, path in entries:
+            if match and match[3] == "tar" and match[1] not in pending:
+                with suppress(FileNotFoundError):
+                    copies.append((path.stat().st_mtime, int(match[2]), path))
+        return copies, pending
+
+
+def open_cache(keep: dict[str, Any]) -> Cache | None:
+    """Return this process's cache as a plan's ``keep`` has it, or None without one."""
+    return _open_cache(keep["cache"], keep["cache_gb"] * GB, os.getpid()) if keep.get("cache") else None
+
+
+@functools.cache
+def _open_cache(folder: str, limit: float, _: int) -> Cache:
+    return Cache(folder, limit)
+
+
+@functools.cache
+def identify(url: str) -> tuple[int, str]:
+    """Return the bytes of an object and the stem of its copy's name; the store is asked once a process."""
+    info = storage.describe(url)
+    if info.get("type") != "file":
+        raise storage.NotFoundError(f"{url} is missing")
+    tag = info.get("ETag") or info.get("etag")  # S3's; Google's and Azure's
+    return info["size"], f"{blake2b(f'{url} {tag}'.encode(), digest_size=12).hexdigest()}-{info['size']}"
+
+
+def _open_complete(copy: Path, size: int) -> IO[bytes] | None:
+    """Return a copy, marked as used; None if there is none, or a power cut has left another size."""
+    with suppress(FileNotFoundError):
+        file = open(copy, "rb")  # noqa: SIM115  it is returned
+        if os.fstat(file.fileno()).st_size == size:
+            os.utime(file.fileno())
+            return file
+        file.close()
+        copy.unlink(missing_ok=True)
+    return None
+
+
+def _fetch(url: str, copy: Path, size: int) -> IO[bytes]:
+    storage.download(url, copy)
+    if file := _open_complete(copy, size):
+        return file
+    raise storage.StorageError(f"{url} changed while it was read: start again")
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is missing; wait for other processes and threads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "ab") as file:
+        _flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _flock(file: IO[bytes], operation: int) -> None:
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise TicError(f"{file.name}: {error.strerror}: give a --cache on a local disk, which has file locks") from None
+
+
+def _is_held(lock: Path) -> bool:
+    """Return whether a process is fetching what ``lock`` stands for."""
+    with suppress(FileNotFoundError), open(lock, "rb") as file:
+        try:
+            _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _wait(lock: Path) -> None:
+    """Wait until nobody holds ``lock``; if nobody does, half a second for others to make room."""
+    try:
+        with open(lock, "rb") as file:
+            _flock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        time.sleep(0.5)

@@ -1,0 +1,109 @@
+"""Which process does what: any number of them, on machines that share the output folder, take what nobody has.
+
+A claim is a POSIX lock on one byte of a file, as NFS has them; it ends with its process, however that ends. Without
+locks a launcher's ranks still share the work out, and each writes a file of its own.
+"""
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from time import sleep
+from typing import IO, TypeVar
+
+from tic_clip.cli import is_rank_zero
+
+Unit = TypeVar("Unit")
+Part = TypeVar("Part", bound=Hashable)
+
+LOCK = ".eval.lock"
+RANKS = (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE"))
+"""The variables of a Slurm job array, of srun and of torchrun; each of the first may start several of the next."""
+PAUSE = 0.5  # seconds before trying again what others have
+
+
+def process_rank() -> tuple[int, int]:
+    """Return the number of this process among those that a launcher has started, and their count; else (0, 1)."""
+    rank, count = 0, 1
+    for name, total in RANKS:
+        size = int(os.environ.get(total, "1"))
+        rank, count = rank * size + int(os.environ.get(name, "0")) % size, count * size
+    return rank, count
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, as torchrun or srun say it; else 0."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+@contextmanager
+def open_lock(folder: Path) -> Iterator[IO]:
+    """Open a folder's file of claims, creating both if needed; those of this process end with the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "ab") as lock:
+        yield lock
+
+
+def claim(lock: IO, name: str) -> bool:
+    """Claim what is called ``name``; return False if another process has it.
+
+    Where the file system has no locks, warn once and return True.
+    """
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(name))
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        _warn(lock.name, error.strerror)
+    return True
+
+
+def release(lock: IO, name: str) -> None:
+    """End a claim of this process."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_UN, 1, _offset(name))
+    except OSError as error:
+        _warn(lock.name, error.strerror)
+
+
+def _offset(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+
+
+@cache
+def _warn(path: str, reason: str) -> None:
+    print(f"warning: {path}: no lock ({reason}): processes may do a few things twice", file=sys.stderr)
+
+
+def take(
+    lock: IO, units: Sequence[Unit], list_missing: Callable[[Unit], list[Part]]
+) -> Iterator[tuple[Unit, list[Part]]]:
+    """Yield each unit with those of its missing parts that this process has claimed, until no part is missing.
+
+    A launcher's ranks begin with shares of their own. What another process has is waited for, in case it is lost.
+    """
+    rank, count = process_rank()
+    left = [*units[rank::count], *(unit for i, unit in enumerate(units) if i % count != rank)]
+    waiting = False
+    while left:
+        others = []
+        for unit in left:
+            missing = list_missing(unit)
+            claimed = list(takewhile(lambda part: claim(lock, str(part)), missing))  # or two would split a unit
+            now = set(list_missing(unit)) if claimed else ()  # one that has ended meanwhile may have done it
+            if parts := [part for part in claimed if part in now]:
+                yield unit, parts
+            for part in claimed:
+                release(lock, str(part))
+            if len(claimed) < len(missing):
+                others.append(unit)
+        if others and len(others) == len(left) and not waiting and is_rank_zero():
+            waiting = True
+            print(f"waiting for another process, which has {len(others)} of the folders", file=sys.stderr)
+        left = others
+        sleep(PAUSE if left else 0)
