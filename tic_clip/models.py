@@ -23,8 +23,14 @@ RELEASED = {
 }
 """Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
 
-OPTIONAL = ("logit_bias", "text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
-"""What a checkpoint may have beyond its model: SigLIP's bias moves all similarities alike, the others are no weights."""
+OPTIONAL = (
+    "logit_bias",
+    "text.transformer.embeddings.position_ids",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
+"""What a checkpoint may have beyond its model: SigLIP's bias moves all similarities alike, the rest are no weights."""
 
 warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
 
