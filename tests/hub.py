@@ -7,9 +7,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FILE = re.compile(
-    r"/api/models/([\w-]+/[\w-]+)(/tree/main)?|/(?:datasets/)?([\w-]+/[\w-]+)/resolve/(?:main|a{40})/(.+)"
-)
+FILE = re.compile(r"/api/models/([\w-]+/[\w-]+)(/tree/main)?|/(?:datasets/)?([\w-]+/[\w-]+)/resolve/(?:main|a+)/(.+)")
 
 
 class Handler(BaseHTTPRequestHandler):

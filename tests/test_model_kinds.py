@@ -37,18 +37,8 @@ KINDS = {
     | {"custom_text": True, "multimodal_cfg": COCA, "vision_cfg": VISION | POOLED}
     | {"text_cfg": TEXT | {"embed_cls": True, "output_tokens": True}},
     "siglip": {"embed_dim": 64, "custom_text": True, "init_logit_bias": -10.0}
-    | {
-        "vision_cfg": {
-            **TIMM,
-            "timm_model_name": "test_vit",
-            "image_size": 160,
-            "timm_pool": "map",
-            "timm_proj": "none",
-        }
-    }
-    | {
-        "text_cfg": {**TEXT, **HF_TEXT, "vocab_size": 6, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    },
+    | {"vision_cfg": {**TIMM, "timm_model_name": "test_vit", "image_size": 160, "timm_pool": "map", "timm_proj": ""}}
+    | {"text_cfg": {**TEXT, **HF_TEXT, "vocab_size": 6, "no_causal_mask": True, "pool_type": "last"}},
 }
 
 

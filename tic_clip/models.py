@@ -23,14 +23,8 @@ RELEASED = {
 }
 """Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
 
-OPTIONAL = (
-    "logit_bias",
-    "text.transformer.embeddings.position_ids",
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)
-"""What a checkpoint may have beyond its model: SigLIP's bias moves all similarities alike, the rest are no weights."""
+NO_WEIGHTS = ("text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
+"""What older checkpoints and OpenAI's archives have beside the weights."""
 
 warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
 
@@ -127,10 +121,10 @@ def adapt(state: dict[str, Any], model: Any) -> dict[str, Any]:
     import torch
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
-    wanted = model.state_dict()
+    wanted, dropped = model.state_dict(), ("logit_bias", *NO_WEIGHTS)  # the bias moves all similarities alike
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    state = {name: value for name, value in state.items() if name in wanted or name not in OPTIONAL}
+    state = {name: value for name, value in state.items() if name in wanted or name not in dropped}
     if "logit_bias" in wanted and "logit_scale" in state:
         state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
     with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # of another architecture: see mismatch

@@ -424,7 +424,10 @@ def test_each_image_and_each_different_text_is_encoded_once(content, with_net, m
     doubled = [(f"{key}{copy}", members) for copy in "ab" for key, members in content]
     write_split(Path(task(data).folder), doubled)
     write_classes(Path(task(data).folder))
-    tasks = [*both(data), static_task("static", {"folder": task(data).folder}, "")]  # the first one's folder
+    tasks = [
+        *both(data),
+        static_task("static", {"folder": task(data).folder, "main_metric": both(data)[1].main_metric}, ""),
+    ]  # the first one's folder
     net = with_net()
     evaluate([model], tasks, tmp_path, batch_size=16)
     captions = {line for _, members in content for line in members["txt"].decode().splitlines()}
@@ -622,6 +625,14 @@ def test_a_small_shared_memory_is_one_line(data, checkpoint, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: /dev/shm, 0.125 MB, is too small for the batches")
     assert "Traceback" not in done.stderr
+
+
+def test_weights_of_quickgelu_are_said(data, tmp_path, script_here):
+    (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
+    flags = ("--data_dir", data, "--output_dir", tmp_path, "--tasklist", tmp_path / "list.yml", "--dry_run")
+    status, _, stderr = script_here("--use_model", "RN50 cc12m", "RN50 openai", "RN50-quickgelu cc12m", *flags)
+    said = "warning: the weights cc12m of RN50 were trained with QuickGELU: say RN50-quickgelu cc12m\n"
+    assert (status, stderr) == (None, said)
 
 
 class Malicious:

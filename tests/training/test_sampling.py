@@ -266,9 +266,8 @@ def test_undecodable_samples_are_counted_and_replaced_from_their_split(tmp_path,
     assert counts["s0"]["undecodable"] >= 9
     assert counts["s1"]["undecodable"] >= 2
     assert f"{split}/00000001.tar:" in caplog.text
-    assert all(
-        f"is left out: {why}" in caplog.text for why in ("cannot identify image file", "no image", "empty caption")
-    )
+    reasons = ("cannot identify image file", "no image", "empty caption")
+    assert all(f"is left out: {why}" in caplog.text for why in reasons)
 
 
 def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw(tmp_path):
