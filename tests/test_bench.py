@@ -43,8 +43,8 @@ def test_ranks():
 def test_loader(tmp_path):
     size = ["--num-shards", "1", "--per-shard", "70", "--batches", "10", "--workers", "0", "--rounds", "1"]
     rows = run("loader.py", "--dir", str(tmp_path), *size).splitlines()
-    assert rows[0].startswith("| workers | ours: samples/s (range) | stock: samples/s (range) | ours / stock |")
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 0"]
+    assert rows[0] == "| workers | contender | samples/s (range) | / stock | / limit | first batch |"
+    assert [row.split(" | ")[:2] for row in rows[2:5]] == [["| 0", name] for name in ("torchvision", "pil", "stock")]
 
 
 def test_train():

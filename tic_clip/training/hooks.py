@@ -1,4 +1,4 @@
-"""What open_clip.patch calls in training; ``args.tic`` is the ``Keeper`` of a step, where it trains one of ours."""
+"""All that open_clip.patch calls of training; in a step of ours OpenCLIP's ``args.tic`` is its ``Keeper``."""
 
 import warnings
 from collections.abc import Callable
