@@ -3,6 +3,7 @@
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from forked import Script
@@ -95,10 +96,18 @@ class Bomb:
         return open, (self.path, "w")
 
 
+class Scalar(Bomb):
+    """A NumPy scalar of any object, where those of numbers are read."""
+
+    def __reduce__(self):
+        return np._core.multiarray.scalar, (np.dtype("O"), pickle.dumps(Bomb(self.path)))
+
+
 def test_a_checkpoint_never_runs_code(tmp_path):
     torch.save({"state_dict": {}, "bomb": Bomb(str(tmp_path / "exploded"))}, tmp_path / "bomb.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb(str(tmp_path / "exploded"))))
-    for name in ("bomb.pt", "plain.pt"):
+    torch.save({"state_dict": {}, "lr": Scalar(str(tmp_path / "exploded"))}, tmp_path / "scalar.pt")
+    for name in ("bomb.pt", "plain.pt", "scalar.pt"):
         for read in (weights.load, weights.record):
             with pytest.raises(TicError, match="not a checkpoint that can be loaded safely"):
                 read(str(tmp_path / name))

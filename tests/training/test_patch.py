@@ -19,7 +19,7 @@ from PIL import Image
 from tic_clip import TicError
 from tic_clip.data.split import read_sizes
 from tic_clip.data.tar import write_shard
-from tic_clip.models import MODEL_CONFIGS
+from tic_clip.models import MODEL_CONFIGS, load_model
 from tic_clip.storage import write_json
 from tic_clip.training import hooks
 from tic_clip.training.step import join_ranks, read_ranks
@@ -88,13 +88,14 @@ def test_without_a_flag_of_ours_training_is_stock(runs):
     assert patched == stock["losses"]
 
 
-def test_our_checkpoints_load_safely_and_stocks_do_not(runs):
-    """Once stock's load too, the learning-rate hunk can go."""
+def test_our_checkpoints_load_safely_with_torch_alone_and_stocks_with_ours(runs):
+    """Once torch alone loads stock's, the learning-rate hunk can go."""
     folder, *_ = runs
     checkpoint = "first/checkpoints/epoch_1.pt"
     assert torch.load(folder / "patched" / checkpoint, weights_only=True)["epoch"] == 1
     with pytest.raises(pickle.UnpicklingError, match="numpy"):
         torch.load(folder / "stock" / checkpoint, weights_only=True)
+    assert load_model("ViT-Tiny-8-48", str(folder / "stock" / checkpoint), "cpu")
 
 
 def test_new_run_takes_the_weights_only_and_resumes_its_own(runs, images):
