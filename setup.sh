@@ -4,6 +4,7 @@
 # of that commit is used as it is). Again is a moment. Needs python3 >= 3.11 (PYTHON), git and a package index.
 #
 #   bash setup.sh
+#   bash setup.sh --models          # also open_clip_models/: OpenCLIP 3.3.0, for scripts/evaluate.py to know its models
 #   bash setup.sh --datacomp        # also datacomp/: DATACOMP_GIT at its pinned commit with datacomp.patch applied
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 PYTHON=${PYTHON:-python3} DATACOMP_GIT=${DATACOMP_GIT:-https://github.com/mlfoundations/datacomp.git}
 DATACOMP=7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8
+MODELS="open_clip_torch==3.3.0 --hash=sha256:c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce"
 OPEN_CLIP="open_clip_torch==2.24.0 --hash=sha256:2537dbe76c8008caa46652bc97cb32bceeae56baff6289e7b4eb22539a80c801"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -33,7 +35,7 @@ patched() {
     cmp -s "$folder.patch" "$applied" || cp "$folder.patch" "$applied"
 }
 
-[[ "$*" = @(|--datacomp) ]] || fail "unknown argument $*; there is --datacomp, or none"
+[[ "$*" = @(|--datacomp|--models) ]] || fail "unknown argument $*; there is --datacomp or --models, or none"
 exec 9< .  # a lock until this shell ends; none where flock is missing (macOS) or the file system has no locks
 ! command -v flock >/dev/null || flock -n 9 2>/dev/null || if [ $? = 1 ]; then say "waiting for another setup.sh" && flock 9; fi
 
@@ -58,6 +60,11 @@ if [ ! -e open_clip ]; then
     git init --quiet open_clip.tmp && plain_git open_clip.tmp add --all && mv open_clip.tmp open_clip
 fi
 patched open_clip src
+if [ "$*" = --models ] && [ ! -e open_clip_models ]; then
+    rm -rf open_clip_models.tmp
+    uv pip install --no-deps --link-mode copy --target open_clip_models.tmp --requirements - <<< "$MODELS"
+    mv open_clip_models.tmp open_clip_models
+fi
 if [ "$*" = --datacomp ] && [ ! -e datacomp ]; then
     rm -rf datacomp.tmp
     git clone --quiet --no-checkout "$DATACOMP_GIT" datacomp.tmp && git -C datacomp.tmp checkout --quiet "$DATACOMP" ||
@@ -65,4 +72,4 @@ if [ "$*" = --datacomp ] && [ ! -e datacomp ]; then
     mv datacomp.tmp datacomp
 fi
 [ ! -e datacomp ] || patched datacomp evaluate.py resharder.py scale_configs.py train.py
-say "ready:" $(ls -d .venv open_clip datacomp 2>/dev/null)
+say "ready:" $(ls -d .venv open_clip datacomp open_clip_models 2>/dev/null)

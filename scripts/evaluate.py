@@ -32,7 +32,7 @@ from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main
 from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
-from tic_clip.models import Model, named_model, quickgelu_fault, released_models
+from tic_clip.models import Model, named_model, prefer_newer, quickgelu_fault, released_models
 from tic_clip.runs import keep_benchmark, models_of
 from tic_clip.settings import is_on
 
@@ -44,7 +44,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
-    which.add_argument("--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load")
+    which.add_argument("--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load (setup.sh --models: 3.3.0)")
     which.add_argument("--check", action="store_true", help="no model: check that all tasks have data that can be used")
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
     add = parser.add_argument
@@ -158,4 +158,5 @@ def select_tasks(args: Any, benchmark: Benchmark) -> list[Task]:
 
 
 if __name__ == "__main__":
+    prefer_newer()  # run.py, which has trained, stays with its own
     run_main(main)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import numpy as np
 import open_clip
@@ -68,6 +68,8 @@ def hub(tmp_path_factory):
 def make(hub, tmp_path, monkeypatch):
     """Make an architecture of OpenCLIP's of a configuration: returns its name, and a model with random weights."""
     monkeypatch.setattr(models, "MODEL_CONFIGS", tmp_path / "configs")
+    for name in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):
+        monkeypatch.setattr(open_clip.factory, name, copy(getattr(open_clip.factory, name)))
 
     def build(config, name="kind"):
         models.MODEL_CONFIGS.mkdir(exist_ok=True)

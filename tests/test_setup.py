@@ -15,6 +15,9 @@ PYTHON = """#!/bin/bash
 cd {tmp} && echo "$*" >> calls
 case "$*" in
     *"pip sync"*) [ ! -e stop ] || exit 7; rm -rf checkout/.venv/lib/*/*/open_clip ;;
+    *"--target open_clip_models.tmp"*)
+        [[ "$(cat)" = "open_clip_torch==3.3.0 --hash=sha256:"c549ad5e* ]] || exit 8
+        mkdir checkout/open_clip_models.tmp ;;
     *--target*)
         [ ! -p wait ] || cat wait
         [[ "$(cat)" = "open_clip_torch==2.24.0 --hash=sha256:"{sha256} ]] || exit 8
@@ -72,6 +75,13 @@ def test_two_at_once_in_a_fresh_clone(checkout, tmp_path):
     assert (tmp_path / "calls").read_text().count("\n") == 1
 
 
+def test_a_later_openclip_is_installed_once_beside_the_patched_one(checkout, tmp_path):
+    for _ in range(2):
+        assert setup(checkout, "--models") == "setup: ready: .venv open_clip open_clip_models\n"
+    assert (tmp_path / "calls").read_text().count("--target open_clip_models.tmp") == 1
+    assert not (checkout / "open_clip_models.tmp").exists()
+
+
 def test_a_checkout_of_another_user(checkout):
     """Git's own tests take a folder for another user's by this variable."""
     for _ in range(2):
@@ -122,7 +132,7 @@ def test_a_wrong_python_or_argument_is_one_line(checkout):
     for python, message in ("/nope", "PYTHON=/nope does not exist"), ("false", "false is older than 3.11"):
         (line,) = setup(checkout, code=1, PYTHON=python).splitlines()
         assert line.startswith(f"setup: error: {message}; set PYTHON=")
-    assert "unknown argument --nonsense; there is --datacomp" in setup(checkout, "--nonsense", code=1)
+    assert "unknown argument --nonsense; there is --datacomp or --models" in setup(checkout, "--nonsense", code=1)
 
 
 @pytest.mark.skipif(not (ROOT / "datacomp").exists(), reason="needs datacomp/: bash setup.sh --datacomp")

@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import hashlib
+import logging
+import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -14,6 +16,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import read_json
 
 HUB = "hf-hub:"
+NEWER = Path(__file__).parents[1] / "open_clip_models"  # a later OpenCLIP, of setup.sh --models
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 RELEASED_ARCH = "ViT-B-16"
 RELEASED = {
@@ -27,6 +30,12 @@ NO_WEIGHTS = ("text.transformer.embeddings.position_ids", "input_resolution", "c
 """What older checkpoints and OpenAI's archives have beside the weights."""
 
 warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
+
+
+def prefer_newer() -> None:
+    """Have this process import the OpenCLIP of ``NEWER`` if it is there; training needs the patched one."""
+    if NEWER.is_dir() and "open_clip" not in sys.modules:
+        sys.path.insert(0, str(NEWER))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +160,8 @@ def quickgelu_fault(arch: str, weights: str) -> str | None:
         return None
     import open_clip
 
-    if weights not in open_clip.list_pretrained_tags_by_model(quick):
+    is_known = open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu")  # then make_model sees to it
+    if is_known or weights not in open_clip.list_pretrained_tags_by_model(quick):
         return None
     return f"the weights {weights} of {arch} were trained with QuickGELU: say {quick} {weights}"
 
@@ -173,13 +183,19 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
     import open_clip
 
     open_clip.add_model_config(MODEL_CONFIGS)
+    quick = open_clip.get_pretrained_cfg(arch, tag or "").get("quick_gelu", False)  # OpenCLIP 3 leaves it to us
+    options = {"pretrained": tag, "device": device, "pretrained_hf": False, "force_quick_gelu": quick}
+    options["require_pretrained"] = bool(tag) or arch.startswith(HUB)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # OpenCLIP logs what it raises, too, and that random weights are random
     try:
-        options = {"pretrained": tag, "pretrained_hf": False, "device": device}  # the text tower's own are not wanted
         model, _, preprocess = open_clip.create_model_and_transforms(arch, **options)
         return model.eval(), preprocess, open_clip.get_tokenizer(arch)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TicError(f"{' '.join(filter(None, (arch, tag)))} can't be loaded: {reason}") from error
+    finally:
+        logging.disable(disabled)
 
 
 def download_from_hub(model_id: str, filename: str, **options: Any) -> str:

@@ -28,7 +28,8 @@ SETTINGS = tuple(name for name in RUN if name != "seed")
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a number depends on, and the commit of this checkout."""
     packages = {name: importlib.metadata.version(name) for name in PINNED}
-    return packages | {"open_clip": OPEN_CLIP_COMMIT} | _own_commit()
+    later = [found.version for found in importlib.metadata.distributions(name="open_clip_torch")]  # setup.sh --models
+    return packages | {"open_clip": later[0] if later else OPEN_CLIP_COMMIT} | _own_commit()
 
 
 @cache

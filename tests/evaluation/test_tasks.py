@@ -1,10 +1,15 @@
 """Tasks by their keys, and lists of them."""
 
+import subprocess
+
 import pytest
+import yaml
+from conftest import ROOT
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.evaluation.tasks import read_tasklist, static_task, task_of, tasks_of
+from tic_clip.report.compare import FLICKR, IMAGENET, SHIFTS
 
 
 def test_keys_names_and_folders():
@@ -80,3 +85,23 @@ def test_static_tasks(tmp_path):
     assert (three.kind, three.folder) == ("retrieval", "data/wds_retrieval-flickr_1k_test_image_text_retrieval_test")
     assert (four.folder, five.folder, five.kind) == ("/sets/mine", "s3://bucket/far", "retrieval")
     assert static_task("x", {"folder": "sets/x"}, "s3://bucket/data").folder == "s3://bucket/data/sets/x"
+
+
+def test_the_lists_that_are_shipped():
+    """The names are those of the report, and the facts DataComp's, where its checkout is there."""
+    lists = {path.stem: read_tasklist(str(path), "data") for path in (ROOT / "scripts/tasklists").glob("*.yml")}
+    assert {name: (len(tasks), sum(task.size for task in tasks)) for name, tasks in lists.items()} == {
+        "imagenet": (8, 169_963),
+        "datacomp": (32, 527_862),
+    }
+    assert {task.key for task in lists["imagenet"]} == {IMAGENET, *SHIFTS, FLICKR}
+    assert {(task.key, task.folder) for task in lists["imagenet"]} <= {(t.key, t.folder) for t in lists["datacomp"]}
+    assert lists["imagenet"][-1].folder == "data/wds_flickr30k"
+    if (ROOT / "datacomp").exists():
+        text = subprocess.check_output(["git", "-C", ROOT / "datacomp", "show", "HEAD:tasklist.yml"], text=True)
+        theirs = yaml.safe_load(text)
+        for task in lists["datacomp"]:
+            entry = theirs[task.key]
+            assert (task.size, task.main_metric) == (entry["size"], entry.get("main_metric", "acc1"))
+        others = {key.partition("/")[0] for key in theirs.keys() - {task.key for task in lists["datacomp"]}}
+        assert others == {"misc", "wilds", "fairness"}
