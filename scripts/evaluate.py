@@ -44,7 +44,9 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
-    which.add_argument("--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load")
+    which.add_argument(
+        "--use_model", nargs="+", metavar="MODEL", help="models of OpenCLIP (--models of setup.sh adds later ones)"
+    )
     which.add_argument("--check", action="store_true", help="no model: check that all tasks have data that can be used")
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
     add = parser.add_argument
