@@ -20,16 +20,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import webdataset
-
 from tic_clip.cli import Parser
 from tic_clip.storage import write_json
-from tic_clip.training import loader
 from tic_clip.training.sampling import apportion, source_ranges
 
 PER_SHARD, WORKERS = 10_000, 8
 SIZES = [(1, 4096, 300), (8, 8192, 300), (512, 90_112, 100)]  # ranks, global batch, iterations of a block
 BATCHES = 3
+loader: Any = None  # main imports these two, which bring torch
+webdataset: Any = None
 
 
 def make_plan(folder: Path, num_sources: int, num_shards: int, batch_size: int, block: int) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def private_memory() -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def plan_worker(dataset: loader.ExactDataset, ranks: int, results: Any) -> None:
+def plan_worker(dataset: Any, ranks: int, results: Any) -> None:
     """Put (seconds, bytes) of the plan of a worker's first batch."""
     memory, start = private_memory(), time.process_time()
     block = dataset.plan["iterations"] // dataset.plan["block"] // 2
@@ -86,7 +85,7 @@ def plan_rows(folder: Path, num_shards: int, sizes: list[tuple[int, int, int]]) 
         yield f"| {num_sources} | {seconds:.2f} s | {memory / 1e6:.0f} MB | {took:.2f} s | {own / 1e6:.0f} MB |"
 
 
-def our_batch(plan: dict[str, Any], sources: list[loader.Source], ranks: int, batch: int) -> Iterator[str]:
+def our_batch(plan: dict[str, Any], sources: list[Any], ranks: int, batch: int) -> Iterator[str]:
     """The shard of each sample of a global batch of block 0, as our loader reads them."""
     for rank in range(ranks):
         ranges = source_ranges(plan, 0, rank, ranks, batch % WORKERS, WORKERS)
@@ -96,7 +95,7 @@ def our_batch(plan: dict[str, Any], sources: list[loader.Source], ranks: int, ba
         yield from itertools.islice(items, start, start + size)
 
 
-def their_batch(plan: dict[str, Any], sources: list[loader.Source], ranks: int, batch: int) -> Iterator[str]:
+def their_batch(plan: dict[str, Any], sources: list[Any], ranks: int, batch: int) -> Iterator[str]:
     """The shard of each sample of a global batch, as OpenCLIP's loader reads them with webdataset."""
     shards = [shard for source in sources for shard in source.shards]
     for rank in range(ranks):
@@ -133,6 +132,11 @@ def main() -> None:
     parser.add_argument("--num-shards", type=int, default=400_000, help="of 10,000 samples (default: 400,000)")
     parser.add_argument("--ranks", type=int, default=512, help="leave out what has more ranks (default: 512)")
     args = parser.parse_args()
+    global loader, webdataset
+    import webdataset
+
+    from tic_clip.training import loader
+
     sizes = [size for size in SIZES if size[0] <= args.ranks]
     with tempfile.TemporaryDirectory() as folder:
         plans = plan_rows(Path(folder, "plans"), args.num_shards, sizes)

@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: 0)")
     parser.add_argument("--image", type=int, default=64, help="width of the JPEGs in pixels (default: 64)")
     parser.add_argument("--images", type=int, default=600, help="JPEGs in the shards (default: 600)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:4], help="which")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:4], help="(default: the first 4)"
+    )
     parser.add_argument("--peak", type=float, help="TFLOP/s of the card in bfloat16 (default: by its name)")
     parser.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--contender", choices=CONTENDERS, help="measure this one and print JSON")

@@ -95,12 +95,12 @@ def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from tic_clip import weights
-    from tic_clip.models import make_model, without_bias
+    from tic_clip.models import adapt, make_model
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
-    net.load_state_dict(without_bias(weights.load(trained), net))
+    net.load_state_dict(adapt(weights.load(trained), net))
     fisher = estimate_fisher(net, read_batches(plan, preprocess, tokenizer), device)
     weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
     return {"fisher": str(FISHER)}
