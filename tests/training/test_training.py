@@ -225,8 +225,7 @@ def second(undisturbed, data, tmp_path_factory):
 def test_ranks_that_disagree_are_told_how(data, tmp_path, flag, found):
     """Each rank makes its own plan; here the first one is given 1, the second one 2."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
-    code = f"import os, runpy, sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
-    code += f"for name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    code = f"import os, runpy, sys\nsys.argv += ['--', {flag!r}, str(int(os.environ['RANK']) + 1)]\n"
     code += f"sys.path.insert(0, os.path.dirname({train_py!r}))\nrunpy.run_path({train_py!r}, "
     script.write_text(f"{code}run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
@@ -240,7 +239,8 @@ def test_tasks_of_srun_are_ranks(data, tmp_path):
     """Slurm's names in place of torchrun's, but the port, which is a free one here."""
     script, train_py = tmp_path / "train.py", str(ROOT / "scripts/train.py")
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-    code = f"import os, runpy, sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\nfor name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
+    code = f"import os, runpy, sys\nsys.path.insert(0, os.path.dirname({train_py!r}))\n"
+    code += f"for name, slurm in {names}.items():\n    os.environ[slurm] = os.environ.pop(name)\n"
     script.write_text(f"{code}del os.environ['MASTER_ADDR']\nrunpy.run_path({train_py!r}, run_name='__main__')\n")
     flags = [*FLAGS, "--method", "cumulative", "--data_dir", data, "--output_dir", tmp_path / "out", "--step", "2014"]
     job = {"SLURM_STEP_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
