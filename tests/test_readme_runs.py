@@ -195,8 +195,14 @@ def run_blocks(page, checkout, environment):
     return f"{page}: of {done.total()} blocks {done['ran']} ran, {done['dry']} ran dry, {done['skipped']} skipped"
 
 
-def check_sweep(folder):
-    """Two runs with accumulation, bfloat16 and a schedule over the whole run, and one row of both."""
+def check_sweep(checkout, environment):
+    """Run two seeds with accumulation, bfloat16 (slow on most CPUs) and a schedule over all steps: one row of both."""
+    settings = {"SEEDS": "0 1", "SCHEDULE": "wsd", "ACCUM_FREQ": "2", "OPENCLIP_FLAGS": "--precision amp_bf16"}
+    settings |= {"PRECISION": "", "SAMPLES_PER_STEP": "64", "OUTPUT_DIR": "results/sweep"}
+    command = ["bash", "scripts/run_emoji_cumulative.sh"]
+    done = subprocess.run(command, cwd=checkout, env={**environment, **settings}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = checkout / "results/sweep/emoji"
     for name, seed in (("cumulative", 0), ("cumulative_seed1", 1)):
         plans = [json.loads(path.read_text()) for path in sorted((folder / name).glob("*/plan.json"))]
         assert [plan["seed"] for plan in plans] == [seed] * 7
@@ -233,7 +239,7 @@ def test_the_blocks_run_in_their_order(group, checkout, environment, capsys):
         years = ("2014", "2015", "2016", "2017")
         lists = {year: fingerprint(checkout / f"data/lists/basic/yearly/train/{year}.npy") for year in years}
         assert plan["lists"] == lists
-        check_sweep(checkout / "results/sweep/emoji")
+        check_sweep(checkout, environment)
     else:
         shapes = json.loads((checkout / "own/results/shapes/cumulative/summary.json").read_text())
         assert set(shapes["tasks"]) == {"retrieval", "labels"}
