@@ -17,7 +17,7 @@ OUT=${OUT:-${here}results/released}
 
 flags_of=(TASKLIST IMAGENET_VAL PRECISION BATCH_SIZE WORKERS DEVICE)
 bash "$root/setup.sh"
-"$root/.venv/bin/python" -m tic_clip.settings MODELS_DIR MODELS DATA_DIR OUT SKIP_BAD DRY_RUN "${flags_of[@]}"
+"$root/.venv/bin/python" -m tic_clip.settings MODELS_DIR MODELS MODEL DATA_DIR OUT SKIP_BAD DRY_RUN "${flags_of[@]}"
 if [ -z "${MODELS:-}" ]; then
     MODELS=$(cd "$MODELS_DIR" 2> /dev/null && ls -d TiC-CLIP-*/ 2> /dev/null | sed 's|^TiC-CLIP-||; s|/$||') ||
         fail "$MODELS_DIR has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh $MODELS_DIR"
