@@ -49,8 +49,7 @@ PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 KNOWN = dict.fromkeys(
     (
         *TRAINING,
-        "METHODS",
-        "SEEDS",
+        *SWEEP,
         *EVALUATION,
         "EVALUATE",
         *FOLDERS,

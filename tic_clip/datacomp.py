@@ -33,7 +33,6 @@ from tic_clip.models import HUB, MODEL_CONFIGS, Model, check_model
 from tic_clip.storage import read_bytes, to_path, write_json
 from tic_clip.training.config import SCALES
 from tic_clip.training.sampling import apportion
-from tic_clip.weights import load
 
 
 @contextmanager
@@ -160,7 +159,7 @@ def evaluate_model(
 def _patch_packages() -> None:
     """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time.
 
-    clip_benchmark now computes in bfloat16 on a CPU; NumPy 2.4 makes no float of an array; checkpoints load safely.
+    clip_benchmark now computes in bfloat16 on a CPU; NumPy 2.4 makes no float of an array.
     """
     import datasets
     import open_clip
@@ -172,7 +171,6 @@ def _patch_packages() -> None:
     zeroshot_classification.float = lambda value: np.asarray(value).item()
     zeroshot_retrieval.evaluate = functools.partial(zeroshot_retrieval.evaluate, amp=amp)
     open_clip.add_model_config(MODEL_CONFIGS)
-    open_clip.factory.load_state_dict = lambda path, map_location="cpu": load(str(path))
     webdataset.WebDataset = _OldWebDataset
     datasets.load_dataset = functools.partial(_load_dataset, datasets.load_dataset)
 

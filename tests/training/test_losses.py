@@ -7,7 +7,7 @@ import torch
 from open_clip.loss import DistillClipLoss
 
 from tic_clip import weights
-from tic_clip.training.losses import adapt, count_fisher, estimate_fisher
+from tic_clip.training.losses import count_fisher, estimate_fisher, method_loss
 
 LWF = {"method": "lwf", "teacher": "last.pt", "loss_weight": 3.0, "temperature": 2.0}
 
@@ -18,12 +18,13 @@ def test_distillation_has_a_weight_and_a_temperature():
     inputs = {"image_features": features, "text_features": features, "logit_scale": torch.tensor(4.0)}
     inputs |= {"dist_image_features": features, "dist_text_features": features, "dist_logit_scale": torch.tensor(2.0)}
     plain = DistillClipLoss()(**inputs, output_dict=True)
-    changed = adapt(DistillClipLoss(), LWF, {})(**inputs, output_dict=True)
+    changed = method_loss(DistillClipLoss(), LWF, {})(**inputs, output_dict=True)
     assert changed["contrastive_loss"] == plain["contrastive_loss"]
     teacher = 1 / (1 + math.exp(-1))  # of logits 2 / 2 and 0 / 2
     entropy = teacher * math.log(1 + math.exp(-2)) + (1 - teacher) * math.log(1 + math.exp(2))
     assert changed["distill_loss"].item() == pytest.approx(3 * 2**2 * entropy, rel=1e-5)
-    same = adapt(DistillClipLoss(), {**LWF, "loss_weight": 1.0, "temperature": 1.0}, {})(**inputs, output_dict=True)
+    stock = {**LWF, "loss_weight": 1.0, "temperature": 1.0}
+    same = method_loss(DistillClipLoss(), stock, {})(**inputs, output_dict=True)
     assert same == plain
 
 
@@ -33,13 +34,13 @@ def test_ewcs_term(tmp_path, passes, expected):
     weights.write({"state_dict": {"w": torch.tensor([3.0, 4.0])}}, tmp_path / "checkpoints/fisher.pt")
     plan = {"method": "ewc", "teacher": None, "anchor": str(tmp_path / "checkpoints/epoch_2.pt"), "loss_weight": 10}
     w = torch.tensor([1.0, 2.0], requires_grad=True)
-    losses = adapt(lambda **_: {"contrastive_loss": 1}, plan, {"w": w}, passes)(output_dict=True)
+    losses = method_loss(lambda **_: {"contrastive_loss": 1}, plan, {"w": w}, passes)(output_dict=True)
     assert losses["contrastive_loss"] == 1
     assert losses["ewc_loss"].item() == expected  # 10 (3 · 1 + 4 · 4)
     losses["ewc_loss"].backward()
     assert w.grad.tolist() == [60 / passes, 160 / passes]
     first = lambda: None  # noqa: E731
-    assert adapt(first, plan | {"anchor": None}, {"w": w}) is first
+    assert method_loss(first, plan | {"anchor": None}, {"w": w}) is first
 
 
 class Net(torch.nn.Module):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tic_clip.metrics import forgetting, mean_over_compute, seed_error, transfer_errors
 from tic_clip.report.frame import SPENT, Results, Subject, Task
-from tic_clip.report.table import MISSING
+from tic_clip.report.table import MISSING, write
 
 IMAGENET, FLICKR = "imagenet1k", "retrieval/flickr_1k_test_image_text_retrieval"
 SHIFTS = ["imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "imagenet-o", "objectnet"]
@@ -101,19 +101,22 @@ def _read_errors(one: Subject) -> dict[str, float]:
     return {f"{label} {head}": part[key] for label, part in errors.items() for key, head in TRANSFERS.items()}
 
 
+def _known_settings(results: Results) -> pd.DataFrame:
+    """Return those settings that are known of all rows that are runs, a row each."""
+    return pd.DataFrame({one.name: one.settings for one in results.groups}, dtype=object).T.dropna(axis="columns")
+
+
 def group_settings(results: Results) -> pd.Series:
     """Return a letter for each row that is a run, the same if all that is known of both settings is equal."""
-    known = pd.DataFrame({one.name: one.settings for one in results.groups}, dtype=object).T.dropna(axis="columns")
+    known = _known_settings(results)
     alike = known.astype(str).agg("\n".join, axis=1) if known.size else pd.Series("", index=known.index)
     return pd.Series([ascii_uppercase[i % 26] for i in pd.factorize(alike)[0]], index=known.index, dtype=object)
 
 
 def list_settings(results: Results, letters: pd.Series) -> list[str]:
     """Return what differs between the settings of each letter: "A: batch 64, samples a step 7,680"."""
-    known = pd.DataFrame({one.name: one.settings for one in results.groups}, dtype=object).T.dropna(axis="columns")
-    known = known.loc[:, known.astype(str).nunique() > 1].map(
-        lambda value: f"{value:,}" if isinstance(value, int) else value
-    )
+    known = _known_settings(results)
+    known = known.loc[:, known.astype(str).nunique() > 1].map(write)
     rows = known.groupby(letters.dropna()).first().to_dict("index")
     return [f"{letter}: " + ", ".join(f"{head} {value}" for head, value in row.items()) for letter, row in rows.items()]
 

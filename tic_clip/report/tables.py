@@ -218,7 +218,5 @@ def about_table(results: Results, summaries: dict[str, dict]) -> Table:
         pins = summaries[one.name]["pins"].items()
         columns[one.name] = about | {"versions": ", ".join(f"{name} {version}" for name, version in pins) or None}
     cells = pd.DataFrame(columns, dtype=object).dropna(how="all")
-    cells = cells.map(
-        lambda value: MISSING if pd.isna(value) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
+    cells = cells.map(lambda value: MISSING if pd.isna(value) else write(value))
     return Table("What was run", cells.reset_index(names=""), text=1 + len(columns))

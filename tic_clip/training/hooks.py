@@ -86,7 +86,7 @@ def loss(stock: torch.nn.Module, model: torch.nn.Module, args: Any) -> Callable:
     if not hasattr(args, "tic"):
         return stock
     parameters = {name.removeprefix("module."): value for name, value in model.named_parameters()}
-    return losses.adapt(stock, args.tic.plan, parameters, args.accum_freq)
+    return losses.method_loss(stock, args.tic.plan, parameters, args.accum_freq)
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:

@@ -44,7 +44,7 @@ def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any
     return facts
 
 
-def adapt(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], passes: int = 1) -> Callable:
+def method_loss(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], passes: int = 1) -> Callable:
     """Return OpenCLIP's ``loss`` as a step's method has it; ``passes`` is how often it is called for a batch."""
     weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
     if plan["teacher"] and (weight, temperature) != (1, 1):

@@ -203,14 +203,11 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
     import torch
-    from open_clip import factory
     from training import main as openclip_main
     from training import train as openclip_train
 
-    from tic_clip import weights
     from tic_clip.training import checkpoint
 
-    factory.load_state_dict = lambda path, **_: weights.load(path)  # as for --resume
     if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
