@@ -10,7 +10,7 @@ from tic_clip.training.config import SCALES, Config, add_flags, config_from, get
 from tic_clip.training.plan import choose_block
 
 TABLE = """
-tic_tiny    ViT-Tiny-12-48     64     120          7,680  1e-3      30  15
+tic_tiny    ViT-Tiny-12-48     64     100          6,400  1e-3      30  15
 tic_debug   ViT-B-32        1,024   1,000      1,024,000  1e-4     500   0
 tic_medium  ViT-B-16        4,096   4,500     18,432,000  5e-4     500   0
 tic_large   ViT-B-16        8,192  22,500    184,320,000  5e-4     500   0

@@ -49,7 +49,7 @@ SCALES = {
     "tic_tiny": Scale(
         model="ViT-Tiny-12-48",
         batch_size=64,
-        samples_per_step=7_680,
+        samples_per_step=6_400,
         learning_rate=1e-3,
         warmup=30,
         next_warmup=15,
@@ -60,7 +60,6 @@ SCALES = {
         log_every=10,
         grad_checkpointing=False,
         workers=0,
-        image_backend="pil",  # its images are small PNGs, and README's figures were made with it
     ),
     "tic_debug": Scale(
         model="ViT-B-32", batch_size=1024, samples_per_step=1_024_000, learning_rate=1e-4, warmup=500, resume_every=100
