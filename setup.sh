@@ -3,9 +3,10 @@
 # (OpenCLIP 2.24.0, the sources of commit 73fa7f03a33da53653f61841eb6d69aef161e521, with open_clip.patch applied; a clone
 # of that commit is used as it is). Again is a moment. Needs python3 >= 3.11 (PYTHON), git and a package index.
 #
-#   bash setup.sh
+#   bash setup.sh                   # the packages of requirements.txt: training, evaluation, reports, TiC-Emoji, S3
+#   bash setup.sh --all             # those of requirements-all.txt: also Ray, wandb, TensorBoard, gs://, az://, the tests'
 #   bash setup.sh --models          # also open_clip_models/: OpenCLIP 3.3.0, for scripts/evaluate.py to know its models
-#   bash setup.sh --datacomp        # also datacomp/: DATACOMP_GIT at its pinned commit with datacomp.patch applied
+#   bash setup.sh --datacomp        # --all, and datacomp/: DATACOMP_GIT at its pinned commit with datacomp.patch applied
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
@@ -35,23 +36,25 @@ patched() {
     cmp -s "$folder.patch" "$applied" || cp "$folder.patch" "$applied"
 }
 
-[[ "$*" = @(|--datacomp|--models) ]] || fail "unknown argument $*; there is --datacomp or --models, or none"
+[[ "$*" = @(|--all|--datacomp|--models) ]] || fail "unknown argument $*; there is --all, --datacomp or --models, or none"
 exec 9< .  # a lock until this shell ends; none where flock is missing (macOS) or the file system has no locks
 ! command -v flock >/dev/null || flock -n 9 2>/dev/null || if [ $? = 1 ]; then say "waiting for another setup.sh" && flock 9; fi
 
-# The stamp is written last, so an interrupted installation is done again. The scripts in .venv/bin and the .pth have
-# relative paths: the checkout can be moved. requirements.txt has no open_clip_torch, which would hide the patched one.
-if ! cmp -s requirements.txt .venv/tic-clip.stamp || ! [ -x .venv/bin/python ] || [ -e .venv/lib/python3*/site-packages/open_clip ]; then
+# What has had all packages keeps them. The stamp is written last, so an interrupted installation is done again. The scripts in .venv/bin and the .pth have
+# relative paths: the checkout can be moved. Neither list has open_clip_torch, which would hide the patched one.
+list=requirements.txt
+[[ "$*" != @(--all|--datacomp) ]] && ! grep -qs '^ray==' .venv/tic-clip.stamp || list=requirements-all.txt
+if ! cmp -s "$list" .venv/tic-clip.stamp || ! [ -x .venv/bin/python ] || [ -e .venv/lib/python3*/site-packages/open_clip ]; then
     command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON does not exist; set PYTHON=/path/to/python3.11"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$PYTHON is older than 3.11; set PYTHON=/path/to/python3.11"
-    say "installing the packages of requirements.txt into .venv: a minute, and 6 GB with torch's CUDA libraries"
+    say "installing the packages of $list into .venv: a minute, and 6 GB with torch's CUDA libraries"
     rm -f .venv/tic-clip.stamp
     [ -x .venv/bin/python ] && grep -qs '^relocatable = true' .venv/pyvenv.cfg || "$PYTHON" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
     uv venv --relocatable --seed --allow-existing .venv
-    uv pip sync --compile-bytecode requirements.txt
+    uv pip sync --compile-bytecode "$list"
     printf '../../../../%s\n' '' open_clip/src > "$(echo .venv/lib/python3*/site-packages)/tic_clip_open_clip.pth"
-    cp requirements.txt .venv/tic-clip.stamp
+    cp "$list" .venv/tic-clip.stamp
 fi
 if [ ! -e open_clip ]; then
     rm -rf open_clip.tmp

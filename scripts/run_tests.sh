@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ ${1:-} != @(-h|--help) ]] || source scripts/cli.sh
 
-bash setup.sh
+bash setup.sh --all
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 if [ $# = 0 ]; then

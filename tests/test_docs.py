@@ -39,9 +39,9 @@ def test_an_ending_as_the_document_adds_it(added, tmp_path):
 def test_a_term_of_the_loss_as_the_document_adds_it(added, tmp_path):
     weights.write({"state_dict": {"w": torch.tensor([1.0, 4.0])}}, tmp_path / "last.pt")
     plan = {"method": "pull", "teacher": None, "loss_weight": 0.5, "start": str(tmp_path / "last.pt")}
-    loss = losses.adapt(lambda **_: {"contrastive_loss": 1}, plan, {"w": torch.tensor([2.0, 2.0])})
+    loss = losses.method_loss(lambda **_: {"contrastive_loss": 1}, plan, {"w": torch.tensor([2.0, 2.0])})
     assert loss() == {"contrastive_loss": 1, "pull_loss": 2.5}  # 0.5 · (1 + 4)
-    assert losses.adapt("stock", plan | {"start": None}, {}) == "stock"
+    assert losses.method_loss("stock", plan | {"start": None}, {}) == "stock"
 
 
 def test_another_mixture_as_the_document_adds_it(added):

@@ -1,5 +1,6 @@
 """setup.sh in a copy of the checkout; a script in place of uv hands out OpenCLIP's files as its wheel has them."""
 
+import itertools
 import os
 import re
 import shutil
@@ -40,7 +41,7 @@ def checkout(tmp_path, wheel):
     """What setup.sh reads, and a .venv in which all packages are installed."""
     folder = tmp_path / "checkout"
     (folder / ".venv/bin").mkdir(parents=True)
-    for name in ("setup.sh", "open_clip.patch", "datacomp.patch", "requirements.txt"):
+    for name in ("setup.sh", "open_clip.patch", "datacomp.patch", "requirements.txt", "requirements-all.txt"):
         shutil.copy(ROOT / name, folder)
     shutil.copy(ROOT / "requirements.txt", folder / ".venv/tic-clip.stamp")
     (folder / ".venv/bin/python").write_text(PYTHON.format(tmp=tmp_path, wheel=wheel, sha256=SHA256))
@@ -132,7 +133,7 @@ def test_a_wrong_python_or_argument_is_one_line(checkout):
     for python, message in ("/nope", "PYTHON=/nope does not exist"), ("false", "false is older than 3.11"):
         (line,) = setup(checkout, code=1, PYTHON=python).splitlines()
         assert line.startswith(f"setup: error: {message}; set PYTHON=")
-    assert "unknown argument --nonsense; there is --datacomp or --models" in setup(checkout, "--nonsense", code=1)
+    assert "unknown argument --nonsense; there is --all, " in setup(checkout, "--nonsense", code=1)
 
 
 @pytest.mark.skipif(not (ROOT / "datacomp").exists(), reason="needs datacomp/: bash setup.sh --datacomp")
@@ -146,13 +147,29 @@ def test_datacomp_is_cloned_and_patched_on_request(checkout):
     assert (checkout / "datacomp/tasklist.yml").read_text() == "mine: {}"
 
 
+def test_all_packages_are_installed_on_request_and_stay(checkout, tmp_path):
+    stamp = checkout / ".venv/tic-clip.stamp"
+    (checkout / ".venv/lib/python3.11/site-packages").mkdir(parents=True)
+    (checkout / ".venv/pyvenv.cfg").write_text("relocatable = true\n")
+    for arguments, name in (((), "requirements"), (("--all",), "requirements-all"), ((), "requirements-all")):
+        setup(checkout, *arguments)
+        assert stamp.read_text() == (ROOT / f"{name}.txt").read_text()
+    assert re.findall("pip sync.* (requirements.*txt)", (tmp_path / "calls").read_text()) == ["requirements-all.txt"]
+
+
 def test_requirements_are_pins_of_every_direct_dependency_but_open_clip():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [name for group in project["optional-dependencies"].values() for name in group]
-    names = {re.split(r"[\[>=]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
-    assert names - {line.split("==")[0] for line in lines} == {"open-clip-torch"}  # setup.sh has its hash
+    extras = project["optional-dependencies"]
+    plain = [*project["dependencies"], *extras["emoji"]]
+    everything = [*plain, *itertools.chain(*extras.values())]
+    pins = []
+    for wanted, file in ((plain, "requirements.txt"), (everything, "requirements-all.txt")):
+        names = {re.split(r"[\[>=]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+        lines = (ROOT / file).read_text().splitlines()
+        assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+        assert names - {line.split("==")[0] for line in lines} == {"open-clip-torch"}  # setup.sh has its hash
+        pins.append(set(lines))
+    assert pins[0] < pins[1]
 
 
 def test_git_ignores_what_readme_puts_into_the_checkout():

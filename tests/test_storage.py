@@ -18,8 +18,12 @@ from cloud import CLOSE, FOREVER, HANG, LOST, TRUNCATE
 from s3fs import S3FileSystem
 
 from tic_clip import TicError, storage
-from tic_clip.parallel import map_ordered
+from tic_clip.parallel import map_on_ray, map_ordered
 from tic_clip.storage import NotFoundError, StorageError, list_files, read_bytes, write_text
+from tic_clip.training.config import Config
+from tic_clip.training.step import check_ready
+
+RUN = {"method": "cumulative", "scale": "tic_tiny", "step": "all", "data_dir": "data", "output_dir": "out"}
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -150,19 +154,27 @@ def test_paths_and_urls(s3):
     assert storage.is_dir(s3)
 
 
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("gcsfs", lambda: storage.read_bytes("gs://bucket/x")),
+        ("adlfs", lambda: storage.to_path("az://bucket/x")),
+        ("ray", lambda: next(map_on_ray(len, ["x"], num_cpus=1, address=None))),
+        ("wandb", lambda: check_ready(Config(**RUN, report_to="all"))),
+    ],
+)
+def test_a_package_that_a_plain_set_up_leaves_out(monkeypatch, package, call):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TicError, match=f"{package} is not installed: run bash setup.sh --all"):
+        call()
+
+
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "https://host/file", "file:///tmp/x", "://x", "s3:/b/x"])
 @pytest.mark.parametrize("call", [storage.to_path, read_bytes, list_files, lambda url: write_text(url, "")])
 def test_urls_of_no_cloud(url, call):
     message = "is neither a local path nor the URL of|a URL has two slashes: s3://b/x"
     with pytest.raises(TicError, match=rf"^{url} .*({message})"):
         call(url)
-
-
-@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
-def test_a_package_that_is_missing(scheme, package, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(StorageError, match=rf"^{scheme}://b/x: .*nstall {package}"):
-        storage.read_json(f"{scheme}://b/x")
 
 
 # --- Requests that fail ---

@@ -30,6 +30,12 @@ def lookup(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
     return table[name]
 
 
+def check_installed(package: str) -> None:
+    """Raise a TicError if a package that a plain set-up leaves out is missing."""
+    if find_spec(package) is None:
+        raise TicError(f"{package} is not installed: run bash setup.sh --all")
+
+
 def package_file(package: str, name: str) -> Path:
     """Return a data file of an installed package, without importing the package."""
     spec = find_spec(package)

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from tic_clip import TicError
+from tic_clip import TicError, check_installed
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
@@ -88,11 +88,10 @@ def map_on_ray(
     ``address``: that of the cluster, "auto" for one that this machine belongs to; else RAY_ADDRESS or one started here.
     Raises a TicError if Ray is not installed or there is no cluster, and an error of a job as it is.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-    except ImportError:
-        raise TicError("--engine ray needs Ray: pip install 'tic-clip[ray]'") from None
+    check_installed("ray")
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a user's run is sent unasked
     host, _, port = address.rpartition("://")[2].rpartition(":")

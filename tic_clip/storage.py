@@ -25,12 +25,13 @@ from pathlib import Path
 from textwrap import shorten
 from typing import IO, Any
 
-from tic_clip import TicError
+from tic_clip import TicError, check_installed
 
 ATTEMPTS = 6
 BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 60.0  # seconds that a connection, or the next bytes on it, may take
 
+FILESYSTEMS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}  # scheme -> package
 LASTING = {"FileNotFoundError", "PermissionError", "FileExpired", "ValueError", "TypeError", "ImportError"}
 LASTING |= {"NoCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -76,8 +77,9 @@ def _normalize(url: object) -> str:
     """Return a URL with its scheme in lower case and without repeated slashes, or raise a ``TicError``."""
     scheme, _, rest = str(url).partition("://")
     names = [name for name in rest.split("/") if name]
-    if scheme.lower() not in ("s3", "gs", "az") or not names:
+    if scheme.lower() not in FILESYSTEMS or not names:
         raise TicError(f"{url} is neither a local path nor the URL of an s3://, gs:// or az:// bucket")
+    check_installed(FILESYSTEMS[scheme.lower()])
     return f"{scheme.lower()}://{'/'.join(names)}"
 
 

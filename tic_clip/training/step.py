@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError, package_file
+from tic_clip import TicError, check_installed, package_file
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
@@ -147,7 +147,7 @@ def choose_precision(folder: Path) -> dict[str, str]:
 
 
 def check_ready(config: Config) -> None:
-    """Raise a TicError if OpenCLIP is not patched, wandb is asked for and not logged in, or a precision needs a GPU."""
+    """Raise a TicError if OpenCLIP is not patched, what to report to is not ready, or a precision needs a GPU."""
     if config.precision == "amp":
         import torch
 
@@ -156,7 +156,11 @@ def check_ready(config: Config) -> None:
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    if {"wandb", "all"} & set(config.report_to.split(",")) and os.environ.get("WANDB_MODE", "online") == "online":
+    reports = set(config.report_to.split(","))
+    for package in ("tensorboard", "wandb"):
+        if {package, "all"} & reports:
+            check_installed(package)
+    if {"wandb", "all"} & reports and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
         try:
