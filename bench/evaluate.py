@@ -153,7 +153,8 @@ def measure_library(folder: Path, args: argparse.Namespace) -> None:
 
     from tic_clip.data.decode import decode_image
     from tic_clip.evaluation.data import read_images, read_set
-    from tic_clip.evaluation.evaluate import PRECISIONS, Settings, evaluate
+    from tic_clip.evaluation.encode import PRECISIONS, Settings
+    from tic_clip.evaluation.evaluate import evaluate
     from tic_clip.evaluation.tasks import task_of
     from tic_clip.models import make_model
     from tic_clip.runs import models_of

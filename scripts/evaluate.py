@@ -30,7 +30,8 @@ import require_venv  # noqa: F401
 from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from tic_clip.cli import Parser, run_main
-from tic_clip.evaluation.evaluate import PRECISIONS, Settings, check_tasks, evaluate, fingerprints, list_pending
+from tic_clip.evaluation.encode import PRECISIONS, Settings
+from tic_clip.evaluation.evaluate import check_tasks, evaluate, fingerprints, list_pending
 from tic_clip.evaluation.tasks import Task, read_tasklist, static_task, tasks_of
 from tic_clip.models import Model, named_model, prefer_newer, quickgelu_fault, released_models
 from tic_clip.runs import keep_benchmark, models_of

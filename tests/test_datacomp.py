@@ -32,7 +32,8 @@ from tic_clip.data.reshard import reshard
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, parse_uids, save_uids
 from tic_clip.datacomp import load_info
-from tic_clip.evaluation.evaluate import Settings, evaluate
+from tic_clip.evaluation.encode import Settings
+from tic_clip.evaluation.evaluate import evaluate
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
 from tic_clip.storage import write_json

@@ -27,7 +27,8 @@ from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
-from tic_clip.evaluation.evaluate import Encoder, Settings, fingerprints, read_samples, score
+from tic_clip.evaluation.encode import Encoder, Settings
+from tic_clip.evaluation.evaluate import fingerprints, read_samples, score
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import HUB, MODEL_CONFIGS, Model, check_model
 from tic_clip.storage import read_bytes, to_path, write_json

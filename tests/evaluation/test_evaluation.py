@@ -25,9 +25,11 @@ from tic_clip.data.decode import decode_image
 from tic_clip.data.split import HOW_TO_MAKE, SIZES, read_sizes
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import UID
+from tic_clip.evaluation import encode
 from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.data import read_classes
-from tic_clip.evaluation.evaluate import RESULTS, Settings, check_tasks
+from tic_clip.evaluation.encode import Settings
+from tic_clip.evaluation.evaluate import RESULTS, check_tasks
 from tic_clip.evaluation.results import read_hits
 from tic_clip.evaluation.tasks import static_task, task_of
 from tic_clip.metrics import METRIC_VERSION
@@ -91,7 +93,7 @@ def load_once():
 
 @pytest.fixture
 def model(checkpoint, load_once, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_model", load_once)  # the same few models in most tests
+    monkeypatch.setattr(encode, "load_model", load_once)  # the same few models in most tests
     about = {"benchmark": "emoji", "method": "cumulative", "scale": "tic_tiny", "step": "2014", "samples_seen": 9984}
     return Model(name="cumulative 2014", arch=ARCH, weights=str(checkpoint), about=about)
 
@@ -414,7 +416,7 @@ def with_net(monkeypatch, model, net):
 
     def make(**options):
         made = Net(net[0], **options)
-        monkeypatch.setattr(evaluation, "load_model", lambda *_: (made, *net[1:]))
+        monkeypatch.setattr(encode, "load_model", lambda *_: (made, *net[1:]))
         return made
 
     return make
@@ -465,7 +467,7 @@ def test_models_of_one_architecture_share_what_is_decoded(net, model, data, tmp_
     apart, shared = (sorted(map(json.dumps, lines(tmp_path / name))) for name in ("1", "2"))
     assert apart == shared
     decoded = []
-    monkeypatch.setattr(evaluation, "decode_image", lambda data: decoded.append(1) or decode_image(data))
+    monkeypatch.setattr(encode, "decode_image", lambda data: decoded.append(1) or decode_image(data))
     evaluate(several, both(data), tmp_path / "3")
     assert len(decoded) == 2 * NUM_SAMPLES
 

@@ -12,7 +12,8 @@ from PIL import Image
 from tic_clip import models
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data.tar import write_shard
-from tic_clip.evaluation.evaluate import Settings, evaluate
+from tic_clip.evaluation.encode import Settings
+from tic_clip.evaluation.evaluate import evaluate
 from tic_clip.evaluation.tasks import tasks_of
 from tic_clip.models import NEWER, Model
 from tic_clip.report import report

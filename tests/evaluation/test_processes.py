@@ -21,14 +21,17 @@ from test_evaluation import ARCH, SCRIPT, png, write_classes, write_split
 
 from tic_clip import TicError, models
 from tic_clip.evaluation import claims, features
+from tic_clip.evaluation import evaluate as evaluation
 from tic_clip.evaluation.claims import claim, local_rank, open_lock, process_rank, release, take
-from tic_clip.evaluation.evaluate import Settings, evaluate
+from tic_clip.evaluation.encode import Settings
+from tic_clip.evaluation.evaluate import evaluate
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import static_task
 from tic_clip.models import Model
 from tic_clip.storage import write_json
 
 YEARS = ("2014", "2015", "2016")
+SLICES = {(0, 12), (12, 24), (24, 36)}
 
 
 # --- Claims
@@ -222,6 +225,58 @@ def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, 
     os.waitpid(child, 0)
     finish(script)
     assert len(metrics_of(tmp_path)) == 18
+
+
+def test_processes_of_a_launcher_cut_large_folders(emoji, tmp_path, monkeypatch):
+    """Here into 30, 31 and 32 images by 12: nine slices of both kinds of task, and a bad image on a slice's border."""
+    content = [(f"{i}", {"png": png(np.random.default_rng(i)), "txt": b"picture %d" % (i % 20)}) for i in range(30)]
+    content[12][1]["png"] = content[29][1]["png"] = b"no image"
+    write_split(tmp_path / "retrieval", content)
+    here = emoji / "data/tic/emoji/yearly/eval"
+    folders = {
+        "retrieval/a": tmp_path / "retrieval",
+        "retrieval/b": here / "retrieval/2015",
+        "c": here / "emojinet/2016",
+    }
+    tasks = [static_task(key, {"folder": str(folder)}, "") for key, folder in folders.items()]
+    run = [Model(name=step, arch=ARCH, weights=str(emoji / f"run/{step}/model.pt")) for step in YEARS]
+    settings = Settings(batch_size=5, skip_bad=True, slice_size=12)
+    whole = evaluate(run, tasks, str(tmp_path / "whole"), settings)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(claims, "PAUSE", 0.01)
+    encoded, encode_set = [], evaluation.encode_set
+
+    def encode_or_die(encoders, name, found, part=slice(None)):
+        encoded.append(part)
+        if len(encoded) == 5:
+            raise KeyboardInterrupt
+        return encode_set(encoders, name, found, part)
+
+    monkeypatch.setattr(evaluation, "encode_set", encode_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, tasks, str(tmp_path / "cut"), settings)
+    kept = list((tmp_path / "cut/features").iterdir())
+    assert len(kept) == 4 * len(run)
+
+    def work_as(rank):
+        monkeypatch.setenv("RANK", str(rank))
+        evaluate(run, tasks, str(tmp_path / "cut"), settings)
+        return 0 if all((part.start, part.stop) in SLICES for part in encoded) else 1
+
+    child = os.fork()
+    if not child:
+        os._exit(work_as(1))
+    assert work_as(0) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not (tmp_path / "cut/features").exists()
+    found = read_results(tmp_path / "cut" / RESULTS)
+    assert len(found) == len(whole) == 9
+    usual = {(result["model"]["name"], result["key"]): result for result in whole}
+    for result in found:
+        other = usual[result["model"]["name"], result["key"]]
+        assert result["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+        assert (result["num_samples"], result["dropped"]) == (other["num_samples"], other["dropped"])
 
 
 # --- While training

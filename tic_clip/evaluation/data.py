@@ -56,10 +56,14 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self.samples)
 
-    @property
-    def texts(self) -> list[str]:
-        """Return the different captions: each is encoded once, so equal ones have equal features to the last bit."""
-        return list(dict.fromkeys(caption for sample in self.samples for caption in sample.captions))
+    def texts(self, part: slice = slice(None)) -> list[str]:
+        """Return the different captions of ``part`` of the samples, without those of samples before it.
+
+        Each is encoded once, so equal ones have equal features to the last bit.
+        """
+        before = {caption for sample in self.samples[: part.start or 0] for caption in sample.captions}
+        captions = dict.fromkeys(caption for sample in self.samples[part] for caption in sample.captions)
+        return [caption for caption in captions if caption not in before]
 
 
 def read_images(samples: Sequence[EvalSample]) -> Iterator[bytes]:
@@ -158,6 +162,12 @@ def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
 def is_image(path: str) -> bool:
     """Return whether a file's name is one of an image, also of a kind that is not read."""
     return _suffix(path) in IMAGES or (guess_type(path)[0] or "").startswith("image/")
+
+
+def count_images(folder: str) -> int:
+    """Return how many images a folder has by its table of sizes, or as files; 0 if there is neither."""
+    images = image_folders(folder)
+    return sum(map(len, images.values())) if images else sum(count or 0 for count in shard_sizes(folder).values())
 
 
 def _suffix(path: str) -> str:

@@ -1,85 +1,123 @@
 """Evaluate models on tasks: each model encodes the images and the different texts of a folder once.
 
 Results are appended one by one; a task whose last result has the same weights, data, precision and metric version is
-skipped. Loader processes decode the next batches while one is encoded, models of one architecture, such as the steps of
-a run, share what is decoded, and features are kept on disk.
+skipped.
 """
 
+import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from itertools import groupby, product
+from contextlib import suppress
+from functools import cache
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tic_clip import TicError, metrics
-from tic_clip.cli import progress
-from tic_clip.data.decode import decode_image
-from tic_clip.data.tar import UNUSABLE
-from tic_clip.evaluation.claims import local_rank, open_lock, take
-from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, fingerprint, imagenet_classes, read_images, read_set
-from tic_clip.evaluation.features import Rows, check_space, count_nonfinite, pick
+from tic_clip.evaluation.claims import open_lock, process_rank, take
+from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, count_images, fingerprint, imagenet_classes, read_set
+from tic_clip.evaluation.encode import DEFAULTS, Encoder, Settings, encode_set
+from tic_clip.evaluation.features import Features, count_nonfinite, pick
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import Task
-from tic_clip.models import Model, load_model
-from tic_clip.parallel import iterate_batches, share
+from tic_clip.models import Model
 from tic_clip.runs import versions
 from tic_clip.storage import is_dir, list_files, local_folder, read_json
 
-PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
-"""OpenCLIP's names for them: weights in float32, and what autocast computes in."""
+FEATURES = "features"
+"""The folder of the features of slices, until the folders of samples are scored."""
 GROUPS = Path(__file__).parents[1] / "imagenet_groups.json"
 """Group -> ids of ImageNet's classes, by WordNet 3.0; frozen."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to evaluate; only ``precision`` and, to the last bits, ``batch_size`` change the numbers."""
+class Unit(NamedTuple):
+    """Work that one process takes: models of one architecture, which share what is decoded, and the tasks of a folder.
 
-    batch_size: int = 256
-    workers: int = 0
-    precision: str = "fp32"
-    device: str | None = None  # this process's GPU if there is one
-    force: bool = False  # also what has a result
-    models_at_once: int = 8  # in memory, of one architecture: a batch is decoded once for them
-    skip_bad: bool = False  # count unusable samples in place of an error
+    The features of ``slices`` of its images are kept as files; with ``is_scored`` the tasks are scored by them, or
+    without slices by features of the whole folder.
+    """
+
+    models: list[Model]
+    tasks: list[Task]
+    slices: list[slice]
+    is_scored: bool = True
 
 
 def evaluate(
-    models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings = Settings()
+    models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings = DEFAULTS
 ) -> list[dict[str, Any]]:
     """Score every model on every task and append the results; return the new ones.
 
-    Any number of processes may do so at the same time: each takes the next folder that no other has, and returns when
-    all results are there.
+    Any number of processes may do so at the same time: each takes the next folder that no other has, or a slice of a
+    large one, and returns when all results are there.
     """
-    data, started, folder = fingerprints(tasks), time.time(), local_folder(output_dir)
-    results, encoders = [], {}
-
-    def list_missing(unit: tuple[list[Model], list[Task]]) -> list[tuple[str, str]]:
-        pending = list_pending(*unit, data, output_dir, settings, started)
-        return [(model.name, task.key) for model, some in pending for task in some]
-
-    pending = [model for model, _ in list_pending(models, tasks, data, output_dir, settings)]
-    with open_lock(folder) as lock:
-        path = own_results(folder, lock)
-        for (group, some), missing in take(lock, list_units(pending, tasks, settings.models_at_once), list_missing):
-            names, keys = (dict.fromkeys(part[i] for part in missing) for i in range(2))
-            encoders = {model.name: encoders.get(model.name) for model in group}  # those of other groups are freed
-            for model in group:
-                if model.name in names and not encoders[model.name]:
-                    encoders[model.name] = Encoder(model, settings)
-            chosen, needed = [task for task in some if task.key in keys], [encoders[name] for name in names]
-            for task, encoder, numbers in score(needed, chosen, read_samples(chosen, settings)):
-                if (encoder.model.name, task.key) in missing:
-                    results.append(_describe(task, encoder, numbers) | {"data": data[task.key]})
-                    append_result(path, results[-1])
+    work, results = _Work(models, tasks, output_dir, settings), []
+    with open_lock(work.folder) as lock:
+        path = own_results(work.folder, lock)
+        for unit, missing in take(lock, work.units, work.list_missing):
+            for result in work.do(unit, missing):
+                results.append(result)
+                append_result(path, result)
     return results
+
+
+class _Work:
+    """What is to be done, as one of the processes sees it, and the models that it has loaded."""
+
+    def __init__(self, models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings) -> None:
+        self.settings, self.output_dir, self.folder = settings, output_dir, local_folder(output_dir)
+        self.data, self.started = fingerprints(tasks), time.time()
+        self.encoders: dict[str, Encoder] = {}
+        pending = [model for model, _ in list_pending(models, tasks, self.data, output_dir, settings)]
+        self.units = list_units(pending, tasks, settings)
+
+    def features_file(self, model: Model, unit: Unit, part: slice) -> Path:
+        """Return the file of a model's features of a slice; its name says of what they are."""
+        settings, data = self.settings, [self.data[task.key] for task in unit.tasks]
+        content = repr((model.fingerprint, data, settings.precision, settings.skip_bad))
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return self.folder / FEATURES / f"{digest}-{part.start}-{part.stop}.npz"
+
+    def list_missing(self, unit: Unit) -> list[tuple[str, str]]:
+        """Return the parts of a unit that are not there: (model, file of features), then (model, key of a task)."""
+        pending = list_pending(unit.models, unit.tasks, self.data, self.output_dir, self.settings, self.started)
+        files = [(model.name, self.features_file(model, unit, part)) for part in unit.slices for model, _ in pending]
+        keys = [(model.name, task.key) for model, some in pending for task in some if unit.is_scored]
+        return [(name, str(file)) for name, file in files if not file.exists()] + keys
+
+    def do(self, unit: Unit, missing: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        """Keep the features that are among the missing parts, and yield the results that are."""
+        names = {name for name, _ in missing}
+        self.encoders = {model.name: self.encoders.get(model.name) for model in unit.models}  # others are freed
+        for model in unit.models:
+            if model.name in names and not self.encoders[model.name]:
+                self.encoders[model.name] = Encoder(model, self.settings)
+        chosen = [task for task in unit.tasks if any(key == task.key for _, key in missing)]
+        found = read_samples(unit.tasks if unit.slices else chosen, self.settings)
+        for part in unit.slices:
+            files = {model.name: self.features_file(model, unit, part) for model in unit.models}
+            needed = {name: file for name, file in files.items() if (name, str(file)) in missing}
+            encoders = [self.encoders[name] for name in needed]
+            features = encode_set(encoders, unit.tasks[0].name, found, part) if encoders else []
+            for file, each in zip(needed.values(), features, strict=True):
+                each.save(file)
+        if not chosen:
+            return
+        scored = [model for model in unit.models if any((model.name, task.key) in missing for task in chosen)]
+        files = {model.name: [self.features_file(model, unit, part) for part in unit.slices] for model in scored}
+        encoders = [self.encoders[model.name] for model in scored]
+        features = [read_features(files[model.name], unit.slices) for model in scored] if unit.slices else None
+        for task, encoder, numbers in score(encoders, chosen, found, features):
+            if (encoder.model.name, task.key) in missing:
+                yield _describe(task, encoder, numbers) | {"data": self.data[task.key]}
+        for file in chain(*files.values()):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # of other folders there are some
+            (self.folder / FEATURES).rmdir()
 
 
 def _describe(task: Task, encoder: "Encoder", numbers: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +138,7 @@ def _describe(task: Task, encoder: "Encoder", numbers: dict[str, Any]) -> dict[s
     }
 
 
-def check_tasks(tasks: Sequence[Task], settings: Settings = Settings()) -> None:
+def check_tasks(tasks: Sequence[Task], settings: Settings = DEFAULTS) -> None:
     """Raise a TicError if a task has no data, no classes, or no sample with an image and a caption or a class id."""
     fingerprints(tasks)
     for task in tasks:
@@ -141,19 +179,28 @@ def list_pending(
     return [(model, subset) for model, subset in pending if subset]
 
 
-def list_units(models: Sequence[Model], tasks: Sequence[Task], size: int) -> list[tuple[list[Model], list[Task]]]:
-    """Return the units of work, the largest first: the tasks of a folder, and up to ``size`` models for its images.
+def list_units(models: Sequence[Model], tasks: Sequence[Task], settings: Settings) -> list[Unit]:
+    """Return the units of work: slices of large folders, if a launcher has started several processes, then folders.
 
-    These share what is decoded, so they are of one architecture and local weights; a tag can have its own transform.
+    The largest folders are first. Models that share what is decoded are of one architecture and local weights, as a tag
+    can have its own transform; ``models_at_once`` of them are in a unit.
     """
+    size = settings.slice_size
     folders = dict.fromkeys(task.folder for task in tasks) if models else ()
     order = sorted(folders, key=lambda folder: -sum(count for _, count in list_files(folder, "**/*")))
+    slices = {folder: [] for folder in order}
+    for folder in order if process_rank()[1] > 1 else ():
+        count = count_images(folder)
+        slices[folder] = [slice(start, start + size) for start in range(0, count, size)] if count > size else []
     units = []
     for _, group in groupby(models, key=lambda model: (model.arch, Path(model.weights).is_file() or model.name)):
         some = list(group)
-        for start, folder in product(range(0, len(some), size), order):
-            units.append((some[start : start + size], [task for task in tasks if task.folder == folder]))
-    return units
+        for start in range(0, len(some), settings.models_at_once):
+            for folder in order:
+                here = [task for task in tasks if task.folder == folder]
+                units.append(Unit(some[start : start + settings.models_at_once], here, slices[folder]))
+    parts = [unit._replace(slices=[part], is_scored=False) for unit in units for part in unit.slices]
+    return parts + units
 
 
 def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
@@ -167,114 +214,38 @@ def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
     return found
 
 
-def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> tuple[Any, list[int]]:
-    """Return (images (B, 3, H, W) or tokens (B, L), the positions of samples that can't be decoded).
-
-    ``batch``: "images" or "texts", and which of a folder's samples or captions.
-    """
-    import torch
-
-    part, items = batch
-    if part == "texts":
-        return share(tokenizer(items)), []
-    images, bad = [], []
-    for i, (sample, data) in enumerate(zip(items, read_images(items), strict=True)):
-        try:
-            images.append(preprocess(decode_image(data)))
-        except UNUSABLE as error:
-            if not skip_bad:
-                raise TicError(f"{sample.name}: bad image: {error} (--skip_bad leaves it out)") from None
-            bad.append(i)
-    return share(torch.stack(images) if images else torch.empty(0)), bad
-
-
-class Encoder:
-    """A loaded model, which turns images and texts into features."""
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        import torch
-
-        self.model, self.settings, self.limit = model, settings, settings.batch_size
-        gpus = torch.cuda.device_count()
-        self.device = settings.device or (f"cuda:{local_rank() % gpus}" if gpus else "cpu")
-        self.net, self.preprocess, self.tokenizer = load_model(model.arch, model.weights, self.device)
-        self.device_type = torch.device(self.device).type
-        self.call = {"images": self.net.encode_image, "texts": self.net.encode_text}
-        self.classifier = cache(self._classifier)
-
-    def encode(self, part: str, batch: Any) -> np.ndarray:
-        """Return the normalised features (B, D) of a batch of images or texts, in halves if it is out of memory."""
-        import torch
-
-        name = PRECISIONS[self.settings.precision]
-        dtype = getattr(torch, name) if name else None
-        try:
-            with torch.inference_mode(), torch.autocast(self.device_type, dtype=dtype, enabled=bool(name)):
-                pieces = [self.call[part](piece.to(self.device), normalize=True) for piece in batch.split(self.limit)]
-                return torch.cat(pieces).float().cpu().numpy()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-        self.limit = min(self.limit, len(batch)) // 2
-        if not self.limit:
-            raise TicError(f"{self.model.name}: the device is out of memory, even for one sample")
-        return self.encode(part, batch)
-
-    def _classifier(self, classes: Classes) -> np.ndarray:
-        """Return the zero-shot classifier (C, D): the normalised mean over the templates of each class name."""
-        tokens = _tokenize(self.tokenizer, classes)
-        features = np.concatenate([self.encode("texts", batch) for batch in tokens.split(self.settings.batch_size)])
-        means = features.reshape(len(classes.names), len(classes.templates), -1).mean(axis=1)
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
-
-
-@lru_cache(maxsize=1)
-def _tokenize(tokenizer: Any, classes: Classes) -> Any:
-    """Return the tokens (C · T, L) of each class name in each template, once for all models of an architecture."""
-    return tokenizer([template.replace("{c}", name) for name in classes.names for template in classes.templates])
+def read_features(files: Sequence[Path], slices: Sequence[slice]) -> Features:
+    """Return a model's features of a folder from the files of its slices."""
+    features = Features()
+    for file, part in zip(files, slices, strict=True):
+        features.append(file, part.start)
+    return features
 
 
 def score(
-    encoders: Sequence[Encoder], tasks: Sequence[Task], found: EvalSet
+    encoders: Sequence[Encoder], tasks: Sequence[Task], found: EvalSet, features: Sequence[Features] | None = None
 ) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
-    """Yield (task, encoder, its part of a result) of a folder's tasks; all encoders see the same batches."""
-    from torch.utils.data import DataLoader
-
-    first, settings = encoders[0], encoders[0].settings
-    index = [
-        (part, items[start : start + settings.batch_size])
-        for part, items in (("images", found.samples), ("texts", found.texts))
-        for start in range(0, len(items), settings.batch_size)
-    ]
-    load = partial(_load, preprocess=first.preprocess, tokenizer=first.tokenizer, skip_bad=settings.skip_bad)
-    num_workers = min(settings.workers, len(index))
-    loader = iterate_batches(DataLoader(index, batch_size=None, collate_fn=load, num_workers=num_workers))
-    samples, features = [], [{"images": Rows(), "texts": Rows()} for _ in encoders]
-    batches = progress(loader, f"evaluate: {tasks[0].name}", len(index), "batch")
-    for (part, items), (batch, bad) in zip(index, batches, strict=True):
-        samples += [item for i, item in enumerate(items) if part == "images" and i not in bad]
-        for encoder, parts in zip(encoders, features, strict=True) if len(batch) else ():
-            rows = encoder.encode(part, batch)
-            if not features[0]["images"].width:
-                check_space(tasks[0].key, len(encoders) * (len(found) + len(found.texts)), rows.shape[1])
-            parts[part].append(rows)
+    """Yield (task, encoder, its part of a result) of a folder's tasks, of each encoder's ``features`` if given."""
+    features = features or encode_set(encoders, tasks[0].name, found)
+    bad = set(features[0].bad)
+    samples = [sample for i, sample in enumerate(found.samples) if i not in bad]
     if not samples:
         raise TicError(f"{tasks[0].folder} holds no image that can be decoded")
     for task in tasks:
-        for encoder, parts in zip(encoders, features, strict=True):
-            yield task, encoder, _score(encoder, task, found, samples, parts)
+        for encoder, each in zip(encoders, features, strict=True):
+            yield task, encoder, _score(encoder, task, found, samples, each)
 
 
 def _score(
-    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: dict[str, Rows]
+    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: Features
 ) -> dict[str, Any]:
-    """Score a set by ``features``: rows of "images", which ``samples`` are in order, and of "texts"."""
-    images = features["images"].read()
+    """Score a set by ``features``: whose images are ``samples`` in order."""
+    images = features.images.read()
     if task.kind == "retrieval":
-        index = {text: i for i, text in enumerate(found.texts)}
+        index = {text: i for i, text in enumerate(found.texts())}
         which = np.array([index[caption] for sample in samples for caption in sample.captions])
         text_image = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
-        keys = pick(features["texts"].read(), which)
+        keys = pick(features.texts.read(), which)
         numbers, interval, hits = metrics.retrieval(images, keys, text_image)
         guess = {"chance": 1 / len(images)}
     else:

@@ -3,10 +3,13 @@
 import mmap
 import shutil
 import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.storage import atomic_open
 
 PIECE = 1 << 14  # rows in memory at a time
 ADVICE = "set TMPDIR to a larger disk, or lower --models_at_once"
@@ -39,6 +42,31 @@ class Rows:
         """Return all rows (N, D)."""
         content = mmap.mmap(self.file.fileno(), 0, prot=mmap.PROT_READ)
         return np.frombuffer(content, dtype=np.float32).reshape(-1, self.width)
+
+
+@dataclass
+class Features:
+    """What one model makes of a folder, or of a slice of it: rows of images and of texts.
+
+    ``bad``: which samples have no row, as they can't be decoded.
+    """
+
+    images: Rows = field(default_factory=Rows)
+    texts: Rows = field(default_factory=Rows)
+    bad: list[int] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write all of them to a file."""
+        arrays = {name: rows.read() for name, rows in (("images", self.images), ("texts", self.texts)) if rows.width}
+        with atomic_open(path) as file:
+            np.savez(file, bad=np.array(self.bad, dtype=np.int64), **arrays)
+
+    def append(self, path: Path, start: int) -> None:
+        """Add those of a slice that ``save`` has written; ``start`` is its first sample."""
+        with np.load(path, allow_pickle=False) as file:
+            self.bad += (file["bad"] + start).tolist()
+            for name in set(file.files) - {"bad"}:
+                getattr(self, name).append(file[name])
 
 
 def pick(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
