@@ -136,7 +136,7 @@ def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
     """
     several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
     methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
-    named = [("METHOD", METHODS, method) for method in methods]
+    named = [("METHODS" if several[0] else "METHOD", METHODS, method) for method in methods]
     for name, table, value in (*named, ("SCALE", SCALES, settings.get("SCALE", "not set"))):
         if value not in table and not value.endswith((".yaml", ".yml")):  # a file of one's own
             raise TicError(f"{name} is {value}: it must be one of {', '.join(table)}")

@@ -58,11 +58,9 @@ def test_the_recorded_run_is_the_default_one_and_shows_what_the_readme_says():
     recall, net = run["tasks"]["retrieval"], run["tasks"]["emojinet"]
     chance = sum(1 / images for images in (858, 776, 755, 400, 398, 334, 432)) / 7
     assert recall["id"] > 10 * chance
-    assert recall["backward"] > 4 * recall["forward"]
+    assert recall["backward"] > 3 * recall["forward"]
     assert all(
-        late >= early - 0.005
-        for rows in itertools.pairwise(recall["matrix"])
-        for early, late in zip(*rows, strict=True)
+        late >= early - 0.01 for rows in itertools.pairwise(recall["matrix"]) for early, late in zip(*rows, strict=True)
     )
     assert net["id"] > 2 * sum(1 / classes for classes in (63, 30, 15, 14, 10, 8, 9)) / 7
 

@@ -200,7 +200,7 @@ def test_results_that_cannot_be_reported(report, tmp_path, second, message):
 
 
 def test_folders_that_cannot_be_reported(report, tmp_path):
-    with pytest.raises(TicError, match=r"eval_results.jsonl is missing: run scripts/evaluate.py first"):
+    with pytest.raises(TicError, match=r"^\S+eval_results.jsonl is missing: run scripts/evaluate.py first"):
         report(tmp_path)
     with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
         report(write_lines(tmp_path / "empty", []))

@@ -193,8 +193,9 @@ def load_results(folders: list) -> Results:
     read, versions, data = [], {}, defaultdict(dict)
     for name, folder in zip(_name_runs(folders), folders, strict=True):
         path = to_path(folder) / RESULTS
+        results = read_results(path)
         try:
-            benchmark, groups = _split_lines(folder, read_results(path))
+            benchmark, groups = _split_lines(folder, results)
         except TicError as error:
             raise TicError(f"{path}: {error}") from None
         read += [(name, model, folder, benchmark, lines) for model, lines in groups.items()]
