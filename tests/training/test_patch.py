@@ -205,3 +205,9 @@ def test_who_launches_says_how_many_ranks_there_are(environ, expected, address):
     if address:
         assert f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}" == address
         assert [environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["9", "1", "16"]
+
+
+def test_transformers_is_imported_by_the_models_that_need_it():
+    """It takes seconds; test_model_kinds.py has such models."""
+    code = "import open_clip, sys; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
