@@ -256,8 +256,13 @@ def test_processes_of_a_launcher_cut_large_folders(emoji, tmp_path, monkeypatch)
     monkeypatch.setattr(evaluation, "encode_set", encode_or_die)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, tasks, str(tmp_path / "cut"), settings)
-    kept = list((tmp_path / "cut/features").iterdir())
+    kept = sorted((tmp_path / "cut/features").iterdir())
     assert len(kept) == 4 * len(run)
+    content = kept[0].read_bytes()
+    kept[0].write_bytes(content[:-9])
+    with pytest.raises(TicError, match=f"{kept[0]} is damaged: delete it"):
+        evaluate(run, tasks, str(tmp_path / "cut"), settings)
+    kept[0].write_bytes(content)
 
     def work_as(rank):
         monkeypatch.setenv("RANK", str(rank))

@@ -186,19 +186,18 @@ def list_units(models: Sequence[Model], tasks: Sequence[Task], settings: Setting
     can have its own transform; ``models_at_once`` of them are in a unit.
     """
     size = settings.slice_size
-    folders = dict.fromkeys(task.folder for task in tasks) if models else ()
+    folders = {task.folder: [each for each in tasks if each.folder == task.folder] for task in tasks if models}
     order = sorted(folders, key=lambda folder: -sum(count for _, count in list_files(folder, "**/*")))
     slices = {folder: [] for folder in order}
     for folder in order if process_rank()[1] > 1 else ():
-        count = count_images(folder)
+        count = folders[folder][0].size or count_images(folder)
         slices[folder] = [slice(start, start + size) for start in range(0, count, size)] if count > size else []
     units = []
     for _, group in groupby(models, key=lambda model: (model.arch, Path(model.weights).is_file() or model.name)):
         some = list(group)
         for start in range(0, len(some), settings.models_at_once):
-            for folder in order:
-                here = [task for task in tasks if task.folder == folder]
-                units.append(Unit(some[start : start + settings.models_at_once], here, slices[folder]))
+            at_once = some[start : start + settings.models_at_once]
+            units += [Unit(at_once, folders[folder], slices[folder]) for folder in order]
     parts = [unit._replace(slices=[part], is_scored=False) for unit in units for part in unit.slices]
     return parts + units
 
@@ -239,7 +238,7 @@ def score(
 def _score(
     encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: Features
 ) -> dict[str, Any]:
-    """Score a set by ``features``: whose images are ``samples`` in order."""
+    """Score a set by ``features``, whose images are ``samples`` in order."""
     images = features.images.read()
     if task.kind == "retrieval":
         index = {text: i for i, text in enumerate(found.texts())}

@@ -3,6 +3,7 @@
 import mmap
 import shutil
 import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,10 +64,14 @@ class Features:
 
     def append(self, path: Path, start: int) -> None:
         """Add those of a slice that ``save`` has written; ``start`` is its first sample."""
-        with np.load(path, allow_pickle=False) as file:
-            self.bad += (file["bad"] + start).tolist()
-            for name in set(file.files) - {"bad"}:
-                getattr(self, name).append(file[name])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        except (ValueError, OSError, zipfile.BadZipFile):
+            raise TicError(f"{path} is damaged: delete it and start again") from None
+        self.bad += (arrays.pop("bad") + start).tolist()
+        for name, rows in arrays.items():
+            getattr(self, name).append(rows)
 
 
 def pick(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
