@@ -1,5 +1,6 @@
 """The README: its numbers are those of the recorded runs. (Its commands run in test_readme_runs.py.)"""
 
+import csv
 import itertools
 import json
 import re
@@ -63,6 +64,25 @@ def test_the_recorded_run_is_the_default_one_and_shows_what_the_readme_says():
         late >= early - 0.01 for rows in itertools.pairwise(recall["matrix"]) for early, late in zip(*rows, strict=True)
     )
     assert net["id"] > 2 * sum(1 / classes for classes in (63, 30, 15, 14, 10, 8, 9)) / 7
+
+
+def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
+    with open(ROOT / "docs/emoji_comparison.csv") as file:
+        runs = {row["run"]: row for row in csv.DictReader(file)}
+    assert len(runs) == 8
+    head, _, *lines = (line.strip("| ").split(" | ") for line in between("comparison").splitlines() if line[:1] == "|")
+    for run, line in zip(runs.values(), lines, strict=True):
+        macs = f"{float(run['MACs']):.1e}".replace("e+", "e")
+        cells = [run["run"], run["method"], f"{int(run['samples seen']):,}", macs]
+        cells += [f"{100 * float(run[name]):.1f} ± {100 * float(run[f'{name} sd']):.1f}" for name in head[4:]]
+        assert [re.sub("[*~]", "", cell) for cell in line] == cells
+        assert run["runs"] == "3"
+    budget = 7 * SCALES["tic_tiny"].samples_per_step
+    assert {name: int(run["samples seen"]) for name, run in runs.items()} == dict.fromkeys(runs, budget) | {
+        "oracle": 4 * budget
+    }
+    past = {name: float(run["retrieval backward"]) for name, run in runs.items()}
+    assert past["oracle"] > past["cumulative"] > 2 * past["sequential"]
 
 
 @pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
