@@ -40,7 +40,7 @@ case ${1:-} in
     '') ;;
     -h | --help)
         head_of "$0"
-        case ${0##*/} in run_tests.sh) ;; run_*.sh) echo && head_of "$root/scripts/cli.sh" ;; esac
+        case ${0##*/} in run_tests.sh) ;; run*.sh) echo && head_of "$root/scripts/cli.sh" ;; esac
         exit 0 ;;
     *) fail "unknown argument $1: settings come from the environment, as in NAME=value bash $0 (--help shows them)" ;;
 esac

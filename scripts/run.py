@@ -95,8 +95,14 @@ def run(settings: dict[str, str]) -> None:
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
     if "POLICY" in settings:
         print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
-    if "TABLE" in settings and not dry_run:
-        cut_table(settings, overwrite)
+    if "TABLE" in settings:
+        data_dir, name = settings.setdefault("DATA_DIR", default_folder("data")), Path(settings["TABLE"]).name
+        settings.setdefault("BENCHMARK", f"{data_dir}/lists/{name.split('.')[0]}/{BENCHMARK_FILE}")
+        if not dry_run:
+            cut_table(settings, overwrite)
+        elif not Path(settings["BENCHMARK"]).exists():
+            missing = f"{settings['BENCHMARK']} is missing"
+            raise TicError(f"{missing}: a dry run does not make it of TABLE, create_splits.py does")
     benchmark = get_benchmark(settings.setdefault("BENCHMARK", "datacomp"))
     dataset = "" if benchmark.text else benchmark.name.split("_")[0]  # a file's benchmark is packed as it says
     data_dir = settings.setdefault("DATA_DIR", default_folder("data/emoji" if dataset == "emoji" else "data"))
@@ -281,7 +287,7 @@ def cut_table(settings: dict[str, str], overwrite: bool) -> None:
     Raises:
         TicError: BENCHMARK is not a benchmark.yaml; the benchmark gets the name of its folder.
     """
-    path = Path(settings.get("BENCHMARK", ""))
+    path = Path(settings["BENCHMARK"])
     if path.name != BENCHMARK_FILE:
         raise TicError(f"TABLE needs BENCHMARK=LISTS/{BENCHMARK_FILE}, the file that is made of it, not {str(path)!r}")
     folder = path.parent.absolute().name

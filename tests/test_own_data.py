@@ -34,15 +34,16 @@ def write_parquet(folder):
         kind, date = ["odd", "even"][n // 2 % 2], 1_609_500_000_000 + n % 2 * 31_536_000_000
         file = {"bytes": image(n), "path": f"{n}.png"}
         rows.append({"image": file, "text": f"image {n}", "date": date, "kind": kind})
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "mine.parquet")
 
 
 def test_from_parquet_with_images_to_the_report(tmp_path):
     write_parquet(tmp_path)
     columns = {"IMAGE": "image", "CAPTION": "text", "DATE": "date", "LABEL": "kind", "EVERY": "year"}
     settings = {f"TABLE_{name}": value for name, value in columns.items()} | {"TEST_SHARE": "0.4"}
-    settings |= {"TABLE": str(tmp_path / "table.parquet"), "SOURCE": str(tmp_path / "mine/images")}
-    check_report(tmp_path, ["retrieval", "labels"], **settings)
+    lists = tmp_path / "data/lists/mine"  # where run.sh has them, if BENCHMARK does not say it
+    settings |= {"TABLE": str(tmp_path / "mine.parquet"), "SOURCE": str(lists / "images")}
+    check_report(tmp_path, lists, ["retrieval", "labels"], **settings)
 
 
 def test_from_a_pool_with_dates_to_the_report(tmp_path):
@@ -58,17 +59,18 @@ def test_from_a_pool_with_dates_to_the_report(tmp_path):
     script("create_splits.py", *dates, "--name", "mine", "--test-share", "0.3", "--output-path", tmp_path / "mine")
     root = tmp_path / "data/tic/mine/steps"
     script("reshard.py", "-i", tmp_path / "pool", "-o", root, "-s", tmp_path / "mine/uids")
-    check_report(tmp_path, ["retrieval"])
+    lists = tmp_path / "mine"
+    check_report(tmp_path, lists, ["retrieval"], BENCHMARK=str(lists / "benchmark.yaml"))
 
 
-def check_report(folder, tasks, **settings):
+def check_report(folder, lists, tasks, **settings):
     """Train, evaluate and report with run.py, and look at what came out."""
     (folder / "scale.yaml").write_text(SCALE)
-    settings |= {"BENCHMARK": str(folder / "mine/benchmark.yaml"), "SCALE": str(folder / "scale.yaml")}
-    settings |= {"METHOD": "cumulative", "DATA_DIR": str(folder / "data"), "OUT": str(folder / "out")}
+    settings |= {"METHOD": "cumulative", "SCALE": str(folder / "scale.yaml")}
+    settings |= {"DATA_DIR": str(folder / "data"), "OUT": str(folder / "out")}
     done = Script(ROOT / "scripts/run.py", **settings).wait()
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "mine/benchmark.yaml").unlink()
+    (lists / "benchmark.yaml").unlink()
     again = Script(ROOT / "scripts/report.py", folder / "out", "--out", folder / "out").wait()  # from its own copy
     assert again.returncode == 0, again.stderr
     summary = json.loads((folder / "out/summary.json").read_text())

@@ -163,6 +163,8 @@ def test_a_benchmark_and_a_scale_of_files(run, tmp_path, capsys):
     assert run("run.sh", **settings).startswith(f"error: {benchmark}")
     code = run("run.sh", TABLE="t.csv", **{**settings, "BENCHMARK": "emoji"})
     assert code == "error: TABLE needs BENCHMARK=LISTS/benchmark.yaml, the file that is made of it, not 'emoji'"
+    code = run("run.sh", TABLE="my/t.csv.gz", DRY_RUN=1, METHOD="cumulative", SCALE=scale, DATA_DIR=tmp_path)
+    assert code.startswith(f"error: {tmp_path}/lists/t/benchmark.yaml is missing: a dry run does not make it of TABLE")
 
 
 def test_run_sh_needs_a_benchmark(checkout):
@@ -182,7 +184,7 @@ def test_run_sh_needs_a_benchmark(checkout):
         (CUMULATIVE, {"SEED": 1, "SEEDS": "1 2"}, "SEEDS is set, and SEED is 1 for run_medium"),
         (CUMULATIVE, {"SEEDS": "0 x"}, "argument SEED: 'x' is not a whole number from 0"),
         ("run_datacomp.sh", {"METHODS": " "}, "METHOD is not set"),
-        ("run_datacomp.sh", {"METHODS": "lwf magic"}, "METHOD is magic: it must be one of oracle, "),
+        ("run_datacomp.sh", {"METHODS": "lwf magic"}, "METHODS is magic: it must be one of oracle, "),
         ("run_datacomp.sh", {"METHOD": "lwf oracle"}, "METHOD is lwf oracle: it must be one of oracle, "),
         (CUMULATIVE, {"LR": "1e-3,1e-4"}, "LR has 2 numbers, datacomp has 7 steps"),
         (CUMULATIVE, {"SAMPLE_PER_STEP": 640}, "SAMPLE_PER_STEP: did you mean SAMPLES_PER_STEP?"),
@@ -306,12 +308,15 @@ def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir, tmp_p
 
 
 def test_all_methods_of_emoji_are_run_beside_each_other(checkout):
-    for settings, out in (({}, "results/emoji"), ({"OUTPUT_DIR": "o"}, "o/emoji"), ({"RESULTS": "r"}, "r")):
+    folders = (({}, "results/emoji"), ({"OUTPUT_DIR": "o"}, "o/emoji"), ({"RESULTS": "r"}, "r"), ({"OUT": "x"}, "x"))
+    for settings, out in folders:
         [(words, environment)] = calls(checkout, "scripts/run_emoji_all.sh", **settings)
         assert words[-2:] == ["--benchmark", "emoji"]
         assert environment["OUT"] == out
         assert set(environment["METHODS"].split()) == METHODS.keys() - {"ewc", "averaging"}  # those of the paper
         assert "METHOD" not in environment
+    [(_, environment)] = calls(checkout, "scripts/run_emoji_all.sh", METHOD="lwf")
+    assert (environment["METHODS"], environment.get("METHOD")) == ("lwf", None)
 
 
 @pytest.fixture
