@@ -198,7 +198,8 @@ def run_blocks(page, checkout, environment):
 def check_sweep(checkout, environment):
     """Run two seeds with accumulation, bfloat16 (slow on most CPUs) and a schedule over all steps: one row of both."""
     settings = {"SEEDS": "0 1", "SCHEDULE": "wsd", "ACCUM_FREQ": "2", "OPENCLIP_FLAGS": "--precision amp_bf16"}
-    settings |= {"PRECISION": "", "SAMPLES_PER_STEP": "64", "OUTPUT_DIR": "results/sweep"}
+    settings |= {"PRECISION": "", "SAMPLES_PER_STEP": "64", "OUTPUT_DIR": "results/sweep", "TASKLIST": "one.yml"}
+    (checkout / "one.yml").write_text("tic/emoji/emojinet/yearly: {}\n")  # the smaller of the two tasks
     command = ["bash", "scripts/run_emoji_cumulative.sh"]
     done = subprocess.run(command, cwd=checkout, env={**environment, **settings}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -210,7 +211,8 @@ def check_sweep(checkout, environment):
             ("amp_bf16", "wsd", 2)
         }
     [row] = csv.DictReader((folder / "comparison/table.csv").read_text().splitlines())
-    assert all(float(value) >= 0 for name, value in row.items() if name.endswith("std"))
+    deviations = [float(row[f"emojinet {name} sd"]) for name in ("backward", "ID", "forward")]
+    assert min(deviations) >= 0
     assert "±" in (folder / "comparison/table.md").read_text()
 
 
