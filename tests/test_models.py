@@ -132,6 +132,12 @@ def test_models_that_cannot_be(text, message):
         named_model(text, "datacomp")
 
 
+def test_a_later_model_without_a_later_openclip(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "NEWER", tmp_path / "none")
+    with pytest.raises(TicError, match=r"'ViT-B-16-SigLIP2'; .* bash setup.sh --models lets scripts/evaluate.py have"):
+        named_model("ViT-B-16-SigLIP2 webli", "datacomp")
+
+
 def test_weights_of_another_architecture_are_not_saved_to_start_from(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_model", lambda *_: models.make_model("ViT-Tiny-8-48", "cpu"))
     with pytest.raises(TicError, match=r"hf-hub:me/model is not a ViT-B-32: .*; set --model to its architecture"):

@@ -217,7 +217,9 @@ def check_architecture(model: str) -> None:
     if model not in names:
         lower = {name.lower(): name for name in names}
         similar = ", ".join(lower[name] for name in difflib.get_close_matches(model.lower(), lower)) or "none"
-        raise TicError(f"OpenCLIP has no model {model!r}; similar ones are {similar}, open_clip.list_models() has all")
+        later = "" if NEWER.exists() else "; bash setup.sh --models lets scripts/evaluate.py have later ones"
+        all_of_them = "open_clip.list_models() has all"
+        raise TicError(f"OpenCLIP has no model {model!r}; similar ones are {similar}, {all_of_them}{later}")
 
 
 def list_architectures() -> dict[str, Path]:
