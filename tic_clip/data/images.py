@@ -10,14 +10,16 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.data.sources import Row
 from tic_clip.data.tar import IMAGES, open_shard, samples
 from tic_clip.data.uids import UID, make_uid, parse_uids
 
@@ -32,6 +34,7 @@ One in a tar: the first byte of its data, and their number.
 FORMATS = re.compile(rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)", re.DOTALL)
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
 
+STORED, ZIP_IMAGES = "images", 10_000  # the folder of the zips of a table's own images, and how many are in each
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
 
@@ -180,3 +183,22 @@ def detect_format(data: bytes) -> str:
         return found.lastgroup
     kind = next((f" but {kind}" for kind, start in OTHERS.items() if re.match(start, data)), "")
     raise UnusableImage(f"not an image{kind}")
+
+
+def store_images(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
+    """Yield rows; images that stand in them go to zips in ``folder``/images/, called by their numbers."""
+    count, archive = 0, None
+    with ExitStack() as stack:
+        for row in rows:
+            if row.data is None:
+                yield row
+                continue
+            if count % ZIP_IMAGES == 0:
+                stack.close()
+                (folder / STORED).mkdir(exist_ok=True)
+                archive = stack.enter_context(zipfile.ZipFile(folder / STORED / f"{count // ZIP_IMAGES:05d}.zip", "w"))
+            found = FORMATS.match(row.data)  # create_tars.py counts those that can't be used
+            name = f"{count:09d}.{found.lastgroup if found else 'jpg'}"
+            archive.writestr(zipfile.ZipInfo(name), row.data)
+            count += 1
+            yield row._replace(image=name, data=None)

@@ -18,8 +18,9 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import flag
+from tic_clip.data.sources import NOT_DOWNLOADED, Reject
 from tic_clip.data.tables import open_table
-from tic_clip.storage import is_remote, local_folder, lock_folder, read_json, remove, write_json
+from tic_clip.storage import local_folder, lock_folder, read_json, remove, write_json
 
 MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
 SPLITS = ("train", "test")
@@ -49,6 +50,16 @@ class Options:
         check_free(local_folder(self.output_path), *others)
         if not 0 <= self.test_share < 1:
             raise TicError(f"the test share is a fraction from 0 to below 1, not {self.test_share}")
+
+    def rejecter(self, dropped: Counter[str]) -> Reject:
+        """Return what counts a row that can't be used in ``dropped``, or raises a TicError if none may be left out."""
+
+        def reject(reason: str, message: str) -> None:
+            if not self.skip_bad_rows and reason != NOT_DOWNLOADED:
+                raise TicError(f"{message} (--skip-bad-rows leaves such rows out)")
+            dropped[reason] += 1
+
+        return reject
 
     def is_test(self, dataset: str, key: str) -> bool:
         """Return whether a sample is held out, by a hash of its key."""
@@ -100,6 +111,7 @@ def _replace_lists(folder: Path, manifest: dict[str, Any]) -> None:
     """Move what is new into the folder in place of older lists, and write the manifest, last."""
     new, journal = {path.name: path for path in sorted((folder / WORK / NEW).iterdir())}, folder / JOURNAL
     if others := [name for name in new if name not in _top_names(manifest)]:
+        check_free(folder, *others)
         manifest = {**manifest, "others": others}
     old = _old_names(folder)
     write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
@@ -181,5 +193,5 @@ def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
 
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
-    with open_table(path) if is_remote(path) else open(path, "rb") as file:
+    with open_table(str(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,14 +15,15 @@ from math import inf
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, add_flags, from_flags, progress
-from tic_clip.data.dates import first_second
+from tic_clip.data.dates import to_seconds
+from tic_clip.data.images import store_images
 from tic_clip.data.lists import OUTSIDE, SPLITS, Options, count_samples, describe, file_digest, list_names, make_lists
-from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data.sources import Reject, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import list_files
@@ -35,15 +36,6 @@ SOURCES = {"yfcc15m": (read_yfcc15m, yfcc_caption), "redcaps": (read_redcaps, re
 
 Spans = dict[str, list[tuple[int, int, str]]]
 """train or test -> the first second of each of its lists, the second after its last, and its name."""
-
-
-class Source(NamedTuple):
-    """What lists are made of: the files, their rows, what makes a caption of a row's texts, and the steps."""
-
-    inputs: Sequence[str]
-    rows: Iterator[Row | BadRow]
-    caption: Callable[[tuple[str, ...]], str]
-    find_benchmark: Callable[[], Benchmark]
 
 
 def main(parser: Parser, dataset: str) -> None:
@@ -65,28 +57,38 @@ def create_splits(
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
-    source = Source(inputs, chain.from_iterable(map(read, inputs)), caption, lambda: steps)
-    return write_lists(source, settings, options)
+    return write_lists(inputs, read, caption, lambda: steps, settings, options)
 
 
-def write_lists(source: Source, settings: dict[str, Any], options: Options) -> tuple[dict[str, Any], bool]:
-    """Write the lists of a source; see ``make_lists``. The manifest begins with the ``settings``."""
+def write_lists(
+    inputs: Sequence[str],
+    read: Callable[[str, Reject], Iterator[Row]],
+    make_caption: Callable[[tuple[str, ...]], str],
+    find_benchmark: Callable[[], Benchmark],
+    settings: dict[str, Any],
+    options: Options,
+) -> tuple[dict[str, Any], bool]:
+    """Write the lists of the rows that ``read`` yields of each input; see ``make_lists``.
+
+    The manifest begins with the ``settings``. ``find_benchmark`` is called where lists have to be made.
+    """
     with make_pool(options.num_workers, fork=True) as pool:  # before a progress bar starts a thread
 
         def write(work: Path) -> dict[str, Any]:
-            benchmark, dropped = source.find_benchmark(), Counter()
-            reject = partial(_reject, options.skip_bad_rows, dropped)
-            good_rows = (row for row in progress(source.rows, "read", unit=" rows") if _is_good(row, reject))
-            chunks = iter(lambda: list(islice(good_rows, CHUNK)), [])
+            benchmark, dropped = find_benchmark(), Counter()
+            reject, dataset = options.rejecter(dropped), settings["dataset"]
+            rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
+            rows = store_images(rows, options.new)
+            chunks = iter(lambda: list(islice(rows, CHUNK)), [])
             label = slice(1, 2 if _has_labels(benchmark) else 1)
-            records = partial(make_records, settings["dataset"], options, source.caption, _find_spans(benchmark), label)
+            records = partial(make_records, dataset, options, make_caption, _find_spans(benchmark), label)
             for found in map_in_pool(pool, records, chunks, 4 * options.num_workers):
                 for bucket, data in found.items():
                     with open(work / bucket, "ab") as file:
                         file.write(data)
             return _write_lists(work, options.new, benchmark, dropped, reject)
 
-        return make_lists(options, {**settings, "input": digest_inputs(source.inputs)}, write)
+        return make_lists(options, {**settings, "input": digest_inputs(inputs)}, write)
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
@@ -99,21 +101,10 @@ def _has_labels(benchmark: Benchmark) -> bool:
     return "classification" in benchmark.tasks.values()
 
 
-def _is_good(row: Row | BadRow, reject: Callable[[BadRow], None]) -> bool:
-    return isinstance(row, Row) or bool(reject(row))
-
-
-def _reject(skip_bad_rows: bool, dropped: Counter[str], row: BadRow) -> None:
-    """Count a bad row by its reason, or raise TicError if bad rows are not to be skipped."""
-    if not skip_bad_rows and row.reason != NOT_DOWNLOADED:
-        raise TicError(f"{row.message} (--skip-bad-rows leaves such rows out)")
-    dropped[row.reason] += 1
-
-
 def _find_spans(benchmark: Benchmark) -> Spans:
     spans = {split: [] for split in SPLITS}
     for name, (split, step) in list_names(benchmark).items():
-        spans[split].append((*map(first_second, span(step)), name))
+        spans[split].append((*map(to_seconds, span(step)), name))
     return spans
 
 
@@ -146,9 +137,7 @@ def format_time(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
 
 
-def _write_lists(
-    work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Callable[[BadRow], None]
-) -> dict[str, Any]:
+def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Reject) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
     rows, labels, last, names = Counter(), Counter(), b"", list_names(benchmark)
     buckets, has_labels = sorted(path for path in work.iterdir() if path.is_file()), _has_labels(benchmark)
@@ -163,7 +152,7 @@ def _write_lists(
                 name = name.decode()
                 if uid == last:
                     key = _fields(line)[0]
-                    reject(BadRow("duplicate key", f"the key {key} is in more than one row of the input"))
+                    reject("duplicate key", f"the key {key} is in more than one row of the input")
                 elif name in files:
                     files[name].write(line)
                     rows[names[name]] += 1
