@@ -20,28 +20,27 @@ import require_venv  # noqa: F401
 
 from tic_clip import TicError
 from tic_clip.cli import Parser, add_flags, from_flags, run_main
-from tic_clip.data import own, pool
+from tic_clip.data import lists, pairs, pool
 from tic_clip.data.dates import suggest_steps
-from tic_clip.data.lists import describe
 from tic_clip.data.tables import Columns
 
 
 def main() -> None:
     """Parse the flags, cut or suggest steps, and print a table of the lists."""
     args = parse_args()
-    columns, options, source = from_flags(Columns, args), from_flags(own.OwnOptions, args), args.pool or args.tables
+    columns, options, source = from_flags(Columns, args), from_flags(lists.OwnOptions, args), args.pool or args.tables
     if args.suggest is not None:
-        count_months = pool.count_months if args.pool else own.count_months
+        count_months = pool.count_months if args.pool else pairs.count_months
         found = suggest_steps(count_months(source, columns, options), args.suggest)
         print("\n".join(f"{name:<15}  {count:>11,}" for name, count in found))
         print(f"\n--steps {','.join(name for name, _ in found)}")
         return
-    create = pool.create_pool_splits if args.pool else own.create_own_splits
+    create = pool.create_pool_splits if args.pool else pairs.create_own_splits
     manifest, reused = create(source, columns, options)
-    for line in own.warnings(manifest):
+    for line in lists.warnings(manifest):
         print(f"warning: {line}", file=sys.stderr)
-    print(describe(options.output_path, manifest, reused))
-    print(own.next_step(options.output_path, args.pool))
+    print(lists.describe(options.output_path, manifest, reused))
+    print(lists.next_step(options.output_path, args.pool))
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     cuts.add_argument("--steps", metavar="NAMES", help="dates with commas between: 2014-2016,2017,2018Q1,201804")
     cuts.add_argument("--every", choices=("year", "quarter", "month"), help="a step for each, from the first row on")
     cuts.add_argument("--suggest", type=int, metavar="N", help="print N near-equal steps, write nothing")
-    add_flags(parser, own.OwnOptions)
+    add_flags(parser, lists.OwnOptions)
     args = parser.parse_args()
     for name in ("image", "caption", "label", "key") if args.pool else ():
         if getattr(args, name):

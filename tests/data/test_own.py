@@ -21,7 +21,8 @@ from hub import serving_hub
 from miniature import held_out, make_image
 
 from tic_clip.data.dates import read_date
-from tic_clip.data.own import OwnOptions, create_own_splits
+from tic_clip.data.lists import OwnOptions
+from tic_clip.data.pairs import create_own_splits
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 

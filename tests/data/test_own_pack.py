@@ -12,8 +12,9 @@ import pytest
 from conftest import call_script, forget, read_tars, tree, write_tar
 from miniature import held_out, make_image
 
-from tic_clip.data.own import OwnOptions, create_own_splits
+from tic_clip.data.lists import OwnOptions
 from tic_clip.data.pack import PackOptions, create_tars
+from tic_clip.data.pairs import create_own_splits
 from tic_clip.data.tables import Columns
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify

@@ -104,65 +104,50 @@ def _is_seen(entry: os.DirEntry, seen: set[str], skipped: str) -> bool:
 
 
 def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:
-    """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,), called by their keys; see ``_index``."""
-    index = index_tar if paths[number].lower().endswith(".tar") else index_zip
-    return index(dataset, paths, number, is_exact=is_exact)
-
-
-def index_zip(dataset: str, zips: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
-    """Return the images of zip ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
-    try:
-        with zipfile.ZipFile(zips[number]) as archive:
-            members = [entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)]
-        rows = [(0, 0, number, entry.header_offset, entry.compress_size, entry.CRC) for entry in members]
-        table = np.array(rows, dtype=ZIP_MEMBER)
-    except Exception as error:  # a damaged directory fails in many ways
-        raise TicError(f"{zips[number]} is not a zip archive that can be read: {error}") from error
-    return _index(dataset, [entry.filename for entry in members], table, is_exact)
-
-
-def index_tar(dataset: str, tars: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
-    """Return the images of tar ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
-    if os.path.getsize(tars[number]) == 0:
-        return np.empty(0, ZIP_MEMBER)
-    with open_shard(tars[number]) as shard:
-        found = {
-            f"{sample.key}.{suffix}": place  # of a.40.jpg webdataset's key is a
-            for sample in samples(shard)
-            for suffix, place in sample.members.items()
-            if suffix.rpartition(".")[2] in IMAGES
-        }
-    table = np.array([(0, 0, number, *place, 0) for place in found.values()], dtype=ZIP_MEMBER)
-    return _index(dataset, list(found), table, is_exact)
-
-
-def _index(dataset: str, names: list[str], table: np.ndarray, is_exact: bool) -> np.ndarray:
-    """Return a table (N,) with the UIDs of the names of its images.
+    """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,) with the UIDs of their names; TicError if damaged.
 
     A name stands for the file's key alone; if ``is_exact``, for each end of its path: c.jpg of a/b/c.jpg, b/c.jpg, and
     so on, so that of each path there is a row.
     """
-    parts = [strip_suffix(name).split("/") for name in names]
+    members = list((_list_tar if paths[number].lower().endswith(".tar") else _list_zip)(paths[number]))
+    parts = [strip_suffix(name).split("/") for name, *_ in members]
     keys = [["/".join(part[i:]) for i in range(len(part))] if is_exact else part[-1:] for part in parts]
+    table = np.array([(0, 0, number, *place) for _, *place in members], dtype=ZIP_MEMBER)
     table = table[np.repeat(np.arange(len(table)), list(map(len, keys)))]
     uids = parse_uids(make_uid(f"{dataset}/{key}") for key in chain.from_iterable(keys))
     table["f0"], table["f1"] = uids["f0"], uids["f1"]
     return table
 
 
+def _list_zip(path: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (name, start, size, CRC) of the images in a zip, as ``ZIP_MEMBER`` has them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.header_offset < 0:
+                    raise zipfile.BadZipFile("its beginning is missing")
+                if entry.filename.lower().endswith(SUFFIXES):
+                    yield entry.filename, entry.header_offset, entry.compress_size, entry.CRC
+    except Exception as error:  # a damaged directory fails in many ways
+        raise TicError(f"{path} is not a zip archive that can be read: {error}") from error
+
+
+def _list_tar(path: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (name, start, size, 0) of the images in a tar."""
+    if os.path.getsize(path):
+        with open_shard(path) as shard:
+            for sample in samples(shard):
+                for suffix, place in sample.members.items():  # of a.40.jpg webdataset's key is a
+                    if suffix.rpartition(".")[2] in IMAGES:
+                        yield f"{sample.key}.{suffix}", *place, 0
+
+
 def read_member(path: str, member: np.void) -> bytes:
-    """Return the bytes of one ``ZIP_MEMBER`` of a zip or a tar; UnusableImage if they can't be read."""
-    if not path.lower().endswith(".tar"):
-        return read_zipped(path, member)
+    """Return the bytes of a ``ZIP_MEMBER``; UnusableImage if it is damaged, encrypted or compressed in a rare way."""
     with open(path, "rb") as file:
         file.seek(int(member["start"]))
-        return file.read(int(member["size"]))
-
-
-def read_zipped(path: str, member: np.void) -> bytes:
-    """Return the bytes of one ``ZIP_MEMBER``; UnusableImage if it is damaged, encrypted or compressed in a rare way."""
-    with open(path, "rb") as file:
-        file.seek(int(member["start"]))
+        if path.lower().endswith(".tar"):
+            return file.read(int(member["size"]))
         method, name, extra = struct.unpack("<8xH16xHH", file.read(30).ljust(30))  # APPNOTE.TXT 4.3.7
         file.seek(name + extra, os.SEEK_CUR)
         data = file.read(int(member["size"]))

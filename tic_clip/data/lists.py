@@ -11,20 +11,27 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark
+from tic_clip.benchmarks import BENCHMARKS, CADENCES, Benchmark, check_name, check_steps, read_benchmark
 from tic_clip.cli import flag
+from tic_clip.data.images import STORED
 from tic_clip.data.sources import NOT_DOWNLOADED, Reject
 from tic_clip.data.tables import open_table
-from tic_clip.storage import local_folder, lock_folder, read_json, remove, write_json
+from tic_clip.runs import BENCHMARK_FILE
+from tic_clip.storage import local_folder, lock_folder, read_json, remove, write_json, write_text
+from tic_clip.timeline import DAY, cut_spans
 
 MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
 SPLITS = ("train", "test")
 OUTSIDE = "outside the steps"
+FEW = 50  # samples of a test set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,43 @@ class Options:
         """Return whether a sample is held out, by a hash of its key."""
         digest = hashlib.sha256(f"{self.seed}/{dataset}/{key}".encode()).digest()
         return int.from_bytes(digest[:8]) < self.test_share * 2.0**64  # both are exact
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions(Options):
+    """Also the name of a user's own benchmark and its steps: their names, with commas between, or a period each."""
+
+    name: str = flag("the benchmark's name", "")
+    steps: str | None = None
+    every: str | None = None
+
+    @property
+    def step_names(self) -> list[str]:
+        """Return the names of the steps that are given."""
+        return [name.strip() for name in (self.steps or "").split(",") if name.strip()]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of a manifest that says how to cut; a TicError says what is wrong with it."""
+        if self.name in BENCHMARKS and not BENCHMARKS[self.name].text:
+            raise TicError(f"--name {self.name} is a benchmark of ours; give another name")
+        if self.steps is not None and not self.step_names:
+            raise TicError("--steps has no name of a step")
+        try:
+            check_name(self.name, "name")
+            check_steps(self.step_names)
+        except ValueError as error:
+            raise TicError(f"--{error}") from None
+        self.check(BENCHMARK_FILE)
+        cut = {"steps": ",".join(self.step_names) or f"every {self.every}"}
+        return {"benchmark": self.name, "dataset": self.name, "seed": self.seed, "test_share": self.test_share, **cut}
+
+    def write_benchmark(self, months: Counter[date], label: str = "") -> Benchmark:
+        """Write ``benchmark.yaml`` of the steps, with ``every`` from the first month on; return its benchmark."""
+        names = cut_spans(self.every, min(months), max(months) + DAY) if self.every else self.step_names
+        tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if label else {})
+        file = {"name": self.name, "title": self.name, "cadence": CADENCES[self.every], "steps": names, "tasks": tasks}
+        write_text(self.new / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
+        return read_benchmark(str(self.new / BENCHMARK_FILE))
 
 
 def make_lists(
@@ -179,6 +223,35 @@ def describe(folder: str, manifest: dict[str, Any], reused: bool) -> str:
         lines.append(f"{step:<9}  {count['train']:>11,}  {count['test']:>9,}{note}")
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items()) or "none"
     return "\n".join([*lines, "", f"{manifest['read']:,} rows read; dropped: {dropped}"])
+
+
+def warnings(manifest: dict[str, Any]) -> list[str]:
+    """Return what is likely to be wrong with lists: small test sets, classes of one sample."""
+    small = {step: count["test"] for step, count in manifest["counts"].items() if count["test"] < FEW}
+    lines, missing = [], manifest.get("missing_classes", {})
+    empty = [step for step, count in small.items() if not count]
+    empty += [step for step in missing if missing[step] == len(manifest["classes"]) and step not in empty]
+    if empty:
+        lines.append(f"nothing to evaluate on in {', '.join(empty)}: give a larger --test-share, or fewer steps")
+    if small:
+        sets = ", ".join(f"{step} ({count})" for step, count in small.items())
+        lines.append(f"test sets of fewer than {FEW} samples say little: {sets}; give a larger --test-share")
+    single = [label for label, count in manifest.get("classes", {}).items() if count == 1]
+    if single:
+        lines.append(f"{len(single):,} labels have one sample, such as {', '.join(map(repr, single[:3]))}")
+    return lines
+
+
+def next_step(folder: str, pool: str | None) -> str:
+    """Return the command that makes shards of lists, as a line."""
+    if pool:
+        root = f"data/{read_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
+        command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
+        return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
+    others = read_json(f"{folder}/{MANIFEST}").get("others", ())
+    images = f"{folder}/{STORED}" if STORED in others else "IMAGES"
+    script = "dataset_creation/create_tars.py"
+    return f"next: python {script} --csv-path {folder} --image-path {images} --output-path data"
 
 
 def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
 from math import inf
@@ -20,10 +20,21 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, add_flags, from_flags, progress
-from tic_clip.data.dates import to_seconds
+from tic_clip.data import dates
 from tic_clip.data.images import store_images
-from tic_clip.data.lists import OUTSIDE, SPLITS, Options, count_samples, describe, file_digest, list_names, make_lists
+from tic_clip.data.lists import (
+    OUTSIDE,
+    SPLITS,
+    Options,
+    OwnOptions,
+    count_samples,
+    describe,
+    file_digest,
+    list_names,
+    make_lists,
+)
 from tic_clip.data.sources import Reject, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data.tables import Columns, find_tables, read_dates, read_rows
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import list_files
@@ -58,6 +69,29 @@ def create_splits(
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
     return write_lists(inputs, read, caption, lambda: steps, settings, options)
+
+
+def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
+    """Write the lists of tables, ``manifest.json`` and ``benchmark.yaml``; images in the table go to ``images/``.
+
+    Returns the manifest, and whether it was there already.
+    """
+    columns.require("image", "caption", "date")
+    settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
+
+    def find_benchmark() -> Benchmark:
+        months = count_months(tables, columns, options) if options.every else Counter()
+        return options.write_benchmark(months, columns.label)
+
+    return write_lists(tables, partial(read_rows, columns), redcaps_caption, find_benchmark, settings, options)
+
+
+def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Counter[date]:
+    """Return how many rows of tables each month has; a TicError says which date can't be read."""
+    columns.require("date")
+    read = partial(read_dates, columns, reject=options.rejecter(Counter()))
+    seconds = progress(chain.from_iterable(map(read, find_tables(tables))), "dates", unit=" rows")
+    return dates.count_months(Counter(each // 86_400 for each in seconds))
 
 
 def write_lists(
@@ -104,7 +138,7 @@ def _has_labels(benchmark: Benchmark) -> bool:
 def _find_spans(benchmark: Benchmark) -> Spans:
     spans = {split: [] for split in SPLITS}
     for name, (split, step) in list_names(benchmark).items():
-        spans[split].append((*map(to_seconds, span(step)), name))
+        spans[split].append((*map(dates.to_seconds, span(step)), name))
     return spans
 
 

@@ -20,8 +20,7 @@ from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import progress
 from tic_clip.data import dates
 from tic_clip.data.dates import EPOCH
-from tic_clip.data.lists import OUTSIDE, SPLITS, count_samples, file_digest, list_names, make_lists
-from tic_clip.data.own import OwnOptions
+from tic_clip.data.lists import OUTSIDE, SPLITS, OwnOptions, count_samples, file_digest, list_names, make_lists
 from tic_clip.data.reshard.index import usable_uids
 from tic_clip.data.sources import BAD_DATE
 from tic_clip.data.split import list_shards
