@@ -154,9 +154,9 @@ def check_free(folder: Path, *names: str) -> None:
 def _replace_lists(folder: Path, manifest: dict[str, Any]) -> None:
     """Move what is new into the folder in place of older lists, and write the manifest, last."""
     new, journal = {path.name: path for path in sorted((folder / WORK / NEW).iterdir())}, folder / JOURNAL
-    if others := [name for name in new if name not in _top_names(manifest)]:
+    if others := new.keys() - {name.partition("/")[0] for name in manifest["files"]}:
         check_free(folder, *others)
-        manifest = {**manifest, "others": others}
+        manifest = {**manifest, "others": sorted(others)}
     old = _old_names(folder)
     write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
     remove(folder / MANIFEST)  # before any list is replaced
@@ -169,14 +169,9 @@ def _replace_lists(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _old_names(folder: Path) -> set[str]:
-    """Return the names that older lists have, or may have, in their folder."""
-    paths = (folder / MANIFEST, folder / JOURNAL)
-    return {name for path in paths if path.exists() for name in _top_names(read_json(path))}
-
-
-def _top_names(manifest: dict[str, Any]) -> set[str]:
-    """Return the files and folders that a manifest names, without what is in the folders."""
-    return {name.partition("/")[0] for name in [*manifest.get("files", ()), *manifest.get("others", ())]}
+    """Return the files and folders that older lists have, or may have, in their folder."""
+    found = [read_json(path) for path in (folder / MANIFEST, folder / JOURNAL) if path.exists()]
+    return {name.partition("/")[0] for each in found for name in (*each.get("files", ()), *each.get("others", ()))}
 
 
 def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:

@@ -4,14 +4,12 @@ Memory is bounded: rows go into 256 bucket files by the first byte of their UID,
 """
 
 import csv
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
-from math import inf
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,8 +112,7 @@ def write_lists(
             rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
             rows = store_images(rows, options.new)
             chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-            label = slice(1, 2 if _has_labels(benchmark) else 1)
-            records = partial(make_records, dataset, options, make_caption, _find_spans(benchmark), label)
+            records = partial(make_records, dataset, options, make_caption, _find_spans(benchmark))
             for found in map_in_pool(pool, records, chunks, 4 * options.num_workers):
                 for bucket, data in found.items():
                     with open(work / bucket, "ab") as file:
@@ -131,10 +128,6 @@ def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
     return {path if names[Path(path).name] > 1 else Path(path).name: file_digest(path) for path in paths}
 
 
-def _has_labels(benchmark: Benchmark) -> bool:
-    return "classification" in benchmark.tasks.values()
-
-
 def _find_spans(benchmark: Benchmark) -> Spans:
     spans = {split: [] for split in SPLITS}
     for name, (split, step) in list_names(benchmark).items():
@@ -142,39 +135,28 @@ def _find_spans(benchmark: Benchmark) -> Spans:
     return spans
 
 
-def find_list(spans: list[tuple[int, int, str]], seconds: int) -> str | None:
-    """Return the list of a time, or None."""
-    place = bisect_right(spans, (seconds, inf)) - 1
-    return spans[place][2] if place >= 0 and seconds < spans[place][1] else None
-
-
 def make_records(
-    dataset: str, options: Options, make_caption: Callable, spans: Spans, label: slice, rows: list[Row]
+    dataset: str, options: Options, make_caption: Callable, spans: Spans, rows: list[Row]
 ) -> dict[str, bytes]:
-    """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between.
-
-    ``label``: which of a row's texts is its label, if one is.
-    """
+    """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between."""
     records, lines = defaultdict(list), []
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n")
     for row in rows:
-        name = find_list(spans[SPLITS[options.is_test(dataset, row.key)]], row.seconds)
+        split = SPLITS[options.is_test(dataset, row.key)]
+        name = next((name for first, after, name in spans[split] if first <= row.seconds < after), None)
         uid, caption = make_uid(f"{dataset}/{row.key}"), make_caption(row.texts) if name else ""
         name = OUTSIDE if not name else name if caption else NO_CAPTION
-        writer.writerow((row.key, row.image, caption, format_time(row.seconds), *row.texts[label]))
+        time = f"{datetime.fromtimestamp(row.seconds, UTC).replace(tzinfo=None).isoformat()}Z"
+        writer.writerow((row.key, row.image, caption, time, *row.label))
         records[uid[:2]].append(f"{uid}\t{name}\t{lines.pop()}")
     return {bucket: "".join(found).encode() for bucket, found in records.items()}
-
-
-def format_time(seconds: int) -> str:
-    """Return seconds since 1970 as ISO 8601 in UTC."""
-    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
 
 
 def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Reject) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
     rows, labels, last, names = Counter(), Counter(), b"", list_names(benchmark)
-    buckets, has_labels = sorted(path for path in work.iterdir() if path.is_file()), _has_labels(benchmark)
+    buckets = sorted(path for path in work.iterdir() if path.is_file())
+    has_labels = "classification" in benchmark.tasks.values()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(new / name, "wb")) for name in names}
         for file in files.values():

@@ -35,14 +35,15 @@ Reject = Callable[[str, str], object]
 
 
 class Row(NamedTuple):
-    """A sample: its image's path in the folder of images, its time in seconds since 1970 (UTC), and in some tables
-    the image itself.
+    """A sample: its image's path in the folder of images, its time in seconds since 1970 (UTC), its label in a table
+    that has some, and its image if that stands there.
     """
 
     key: str
     image: str
     texts: tuple[str, ...]
     seconds: int
+    label: tuple[str, ...] = ()
     data: bytes | None = None
 
 

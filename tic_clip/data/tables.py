@@ -29,6 +29,7 @@ WEB = re.compile("https?://", re.IGNORECASE)
 SUFFIXES = re.compile(r"\.(?:(csv|tsv|jsonl|ndjson)(?:\.gz)?|(parquet))$", re.IGNORECASE)
 BATCH = 256  # rows of Parquet, which may hold images
 ROLES = ("image", "caption", "date", "label", "key")  # of columns
+Record = tuple[str, dict[str, Any]]  # where a row stands, and column -> value
 _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
 
 
@@ -65,8 +66,8 @@ def find_tables(paths: list[str]) -> list[str]:
     tables = []
     for path in paths:
         is_folder = not WEB.match(path) and is_dir(path)
-        found = [file for file, _ in list_files(path) if _kind(file)] if is_folder else [path]
-        if not found or not _kind(found[0]):
+        found = list(filter(_kind, (file for file, _ in list_files(path)) if is_folder else [path]))
+        if not found:
             what = "has no table" if is_folder else "is not a table"
             raise TicError(f"{path} {what}: give .csv, .tsv, .jsonl (also with .gz) or .parquet")
         tables += found
@@ -101,21 +102,21 @@ def _fetch(url: str) -> IO[bytes]:
 
 def read_dates(columns: Columns, path: str, reject: Reject) -> Iterator[int]:
     """Yield the dates of a table in seconds since 1970."""
-    for where, (value,) in read_values(path, [columns.date], reject):
-        if (seconds := columns.read_date(where, value, reject)) is not None:
+    for where, record in read_records(path, [columns.date], reject):
+        if (seconds := columns.read_date(where, record.get(columns.date), reject)) is not None:
             yield seconds
 
 
 def read_rows(columns: Columns, path: str, reject: Reject) -> Iterator[Row]:
     """Yield the rows of a table."""
     names = [name for name in (getattr(columns, role) for role in ROLES) if name]
-    for where, values in read_values(path, names, reject):
-        yield from _make_row(where, columns, dict(zip(names, values, strict=True)), reject)
+    for where, record in read_records(path, names, reject):
+        yield from _make_row(where, columns, record, reject)
 
 
-def _make_row(where: str, columns: Columns, values: dict[str, Any], reject: Reject) -> Iterator[Row]:
-    """Yield the row of a table's values, unless something is wrong with it."""
-    image, caption, date, label, key = (values.get(getattr(columns, role)) for role in ROLES)
+def _make_row(where: str, columns: Columns, record: dict[str, Any], reject: Reject) -> Iterator[Row]:
+    """Yield the row of a table's record, unless something is wrong with it."""
+    image, caption, date, label, key = (record.get(getattr(columns, role)) for role in ROLES)
     data = None
     if isinstance(image, dict):  # as the hub has images
         data, image = image.get("bytes"), image.get("path")
@@ -129,23 +130,24 @@ def _make_row(where: str, columns: Columns, values: dict[str, Any], reject: Reje
         if not value or _CONTROL.search(value):
             reject("unusable key", f"{where}: {value!r} is no {name}")
             return
-    texts = (to_text(caption), *[" ".join(to_text(label).split())] * bool(columns.label))
+    labels = (" ".join(to_text(label).split()),) if columns.label else ()
     if (seconds := columns.read_date(where, date, reject)) is not None:
-        yield Row(key, image, texts, seconds, data)
+        yield Row(key, image, (to_text(caption),), seconds, labels, data)
 
 
 # --- One table ---
 
 
-def read_values(path: str, columns: list[str], reject: Reject) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (where it stands, the values of ``columns``) of each row of a table."""
+def read_records(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
+    """Yield the rows of a table, with ``columns`` at least."""
     kind = _kind(path)
     if kind == "parquet":
         yield from _read_parquet(path, columns, reject)
         return
     with _open_text(path) as file:
         if kind in ("csv", "tsv"):
-            yield from read_csv(file, path, columns, reject, "\t" if kind == "tsv" else ",")
+            for where, fields in read_csv(file, path, columns, reject, "\t" if kind == "tsv" else ","):
+                yield where, dict(zip(columns, fields, strict=True))
         else:
             yield from _read_json_lines(file, path, columns, reject)
 
@@ -163,7 +165,7 @@ def _open_text(path: str) -> Iterator[IO[str]]:
             raise TicError(f"{path} is not UTF-8 text ({error.reason}): convert it, as with iconv -t UTF-8") from None
 
 
-def _read_json_lines(file: IO[str], path: str, columns: list[str], reject: Reject) -> Iterator[tuple[str, list[Any]]]:
+def _read_json_lines(file: IO[str], path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
     """Yield the rows of JSON Lines; each column must be in one of them, what is not in a row is None."""
     names = {}
     for line in file:
@@ -175,7 +177,7 @@ def _read_json_lines(file: IO[str], path: str, columns: list[str], reject: Rejec
     for number, line in enumerate(file, 1):
         where, record = f"{path}, line {number}", _read_object(line)
         if record is not None:
-            yield where, [record.get(name) for name in columns]
+            yield where, record
         elif line.strip():
             reject("malformed row", f"{where} is not a JSON object")
 
@@ -187,7 +189,7 @@ def _read_object(line: str) -> dict[str, Any] | None:
         return record if isinstance(record, dict) else None
 
 
-def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[tuple[str, list[Any]]]:
+def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
     """Yield the rows of a Parquet file; of img2dataset's only what it has downloaded."""
     import pyarrow
     import pyarrow.parquet
@@ -202,7 +204,7 @@ def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[tup
                 if has_status and row["status"] != "success":
                     reject(NOT_DOWNLOADED, f"{path}, row {number} was not downloaded")
                 else:
-                    yield f"{path}, row {number}", [row[name] for name in columns]
+                    yield f"{path}, row {number}", row
         except (pyarrow.ArrowException, ValueError) as error:
             if isinstance(error, TicError):
                 raise
