@@ -1,8 +1,6 @@
 """Copies of a cloud's shards on a disk of this machine, shared by its processes; the least recently used go first.
 
-A copy's name holds the object's size and a digest of its URL and tag, so an object that has changed gets another copy.
-``NAME.lock`` is held while one process fetches a copy and the others wait for it; a lock that nobody holds was left by
-a killed process.
+A copy's name has a digest of the object's URL and tag, and its size. ``NAME.lock`` is held while a process fetches it.
 """
 
 import fcntl

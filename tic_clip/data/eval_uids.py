@@ -1,8 +1,4 @@
-"""UID and class files of TiC-DataComp, made from the published lists.
-
-Below an output folder: ``uids/{yearly|monthly}/{train|eval/{task}}/{period}.npy`` and
-``classes/{yearly|monthly}/eval/datacompnet/{period}.npy``, named as the splits that reshard makes with them.
-"""
+"""UID and class files of TiC-DataComp, made from the published lists, and named as the splits that reshard makes."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -36,9 +32,8 @@ INPUTS = "inputs.json"
 def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
     """Write ``uids/`` below ``output_path``, and yield a line for each file and one on missing training lists.
 
-    ``lists`` is ``released/`` there by default. A published month includes evaluation UIDs: they are removed for
-    training, and those of the month's year are its evaluation sets. 2023 has no yearly evaluation, so its months have
-    one only if the tables have that year.
+    A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
+    evaluation sets.
     """
     lists, folder = local_folder(lists or f"{output_path}/released"), local_folder(output_path) / "uids"
     eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
@@ -71,10 +66,7 @@ def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
 def _write_month(
     source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], all_uids: np.ndarray, tables: str
 ) -> Iterator[str]:
-    """Write a month's training and evaluation lists if its published list or the evaluation tables have changed.
-
-    ``eval_uids``: (task, year) -> UIDs; ``all_uids``: all of them, sorted; ``tables``: the SHA-256 of the tables.
-    """
+    """Write a month's lists, unless they are made of the same; ``eval_uids``: (task, year) -> UIDs."""
     month, train = source.stem, folder / f"train/{source.name}"
     inputs = {"list": fingerprint(source), "tables": tables}
     done = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
@@ -101,10 +93,9 @@ def _write_month(
 
 
 def filter_lists(uids: str, filter_uids: str, output_path: str, filter: str = "basic") -> Iterator[str]:
-    """Write the lists below ``uids`` to ``output_path``, those of training without what ``filter_uids`` lacks.
+    """Write the lists below ``uids``, those of training without what ``filter_uids`` lacks; yield a line for each.
 
-    ``filter_uids`` is a sorted UID file, such as DataComp's baselines.py writes. ``filter`` names the folder of the
-    filtered lists, train or train_bestpool; the other lists are linked. Yields a line for each filtered list.
+    ``filter`` names their folder, train or train_bestpool; the other lists are linked.
     """
     source, target = local_folder(uids), local_folder(output_path)
     train = lookup(get_benchmark("datacomp").filters, "filter", filter)

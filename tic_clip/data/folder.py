@@ -1,7 +1,4 @@
-"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary.
-
-A folder with ``meta.json`` is finished. reshard and pack share these functions.
-"""
+"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -32,8 +29,7 @@ def load_finished(
 ) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a folder that was finished with the same arguments and is complete, else None.
 
-    ``compared``: the arguments that the output depends on. ``unfinished``: those of an interrupted run, if the caller
-    knows that the shards there are such a run's. Other arguments or shards are a TicError without ``overwrite``.
+    ``unfinished``: the arguments of an interrupted run, if the shards there are such a run's. Others are a TicError.
     """
     path = to_path(folder)
     try:
@@ -76,10 +72,7 @@ def start(folder: object, keep: Collection[str] = frozenset()) -> None:
 
 
 def finish(folder: object, meta: Mapping[str, Any], sizes: Mapping[str, int], subset: object) -> None:
-    """Write ``sizes.json`` (shard -> samples), ``sample_ids.npy`` and, last, ``meta.json``.
-
-    ``subset`` is the sorted ``UID`` array (N,), or a local file of it; None for a part whose list lies in part 0.
-    """
+    """Write the tables and, last, ``meta.json``. ``subset``: the UIDs, a local file of them, or None."""
     path = to_path(folder)
     storage.write_json(path / SIZES, dict(sizes), sync=False)
     read_sizes.cache_clear()

@@ -48,11 +48,7 @@ class UnusableImage(Exception):
 
 
 def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | None:
-    """Return the bytes of an image: at its path, with another suffix, or flat in ``folder``; None if there is no file.
-
-    ``is_exact``: flat files are not looked at. Any other error is raised: a disk that has gone away must not end as
-    missing images.
-    """
+    """Return an image: at its path, with another suffix, or flat unless ``is_exact``; None if there is none."""
     for path in _paths(folder, image, is_exact):
         try:
             with open(path, "rb", buffering=0) as file:
@@ -106,8 +102,7 @@ def _is_seen(entry: os.DirEntry, seen: set[str], skipped: str) -> bool:
 def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:
     """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,) with the UIDs of their names; TicError if damaged.
 
-    A name stands for the file's key alone; if ``is_exact``, for each end of its path: c.jpg of a/b/c.jpg, b/c.jpg, and
-    so on, so that of each path there is a row.
+    A name is the file's key; if ``is_exact``, each end of its path has a row: c of a/b/c.jpg, b/c and a/b/c.
     """
     members = list((_list_tar if paths[number].lower().endswith(".tar") else _list_zip)(paths[number]))
     parts = [strip_suffix(name).split("/") for name, *_ in members]

@@ -116,8 +116,7 @@ def make_lists(
 ) -> tuple[dict[str, Any], bool]:
     """Let ``write`` fill ``options.new``, given a folder of work, and move all that to the folder of the lists.
 
-    The manifest is ``made_from`` and what ``write`` returns. Returns it, and whether it was there already. An error,
-    such as a bad row, leaves old lists as they are.
+    Returns the manifest, ``made_from`` and what ``write`` returns, and whether it was there already.
     """
     folder = local_folder(options.output_path)
     if manifest := _load_finished(folder, made_from, options.overwrite):
@@ -189,10 +188,7 @@ def list_name(split: str, step: str) -> str:
 def count_samples(
     benchmark: Benchmark, rows: Counter[tuple[str, str]], dropped: Counter[str], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Return the manifest's part on (split, step) -> ``rows``, what was dropped by reason, and ``files`` -> SHA-256.
-
-    A TicError says that there are none at all, or none to train on in a step of a user's own.
-    """
+    """Return the manifest's part on (split, step) -> ``rows``, what was dropped by reason, and ``files`` -> SHA-256."""
     if not rows.total():
         raise TicError(f"the input has no row that can be used; dropped: {dict(+dropped) or 'none'}")
     counts, names = {}, list_names(benchmark).values()

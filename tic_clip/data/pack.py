@@ -1,7 +1,7 @@
 """Pack lists of dated images (CSV) and a folder of images into shards in the format of every other split.
 
-The lists are in the order of UIDs, which are hashes: shuffled, and the same on every machine. Shard n has the rows from
-n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in an archive.
+Shard n has the rows from n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an
+image in an archive.
 """
 
 import hashlib
@@ -94,10 +94,9 @@ class PackOptions:
 def create_tars(
     csv_path: str, image_path: str, output_path: str, options: PackOptions
 ) -> tuple[list[SplitSummary], Counter[str]]:
-    """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
+    """Write ``train/{step}/``, ``eval/retrieval/{step}/`` and, of lists with labels, ``eval/labels/{step}/``.
 
-    Lists with labels also become ``eval/labels/{step}/``. Returns the splits, and the rows that are in none of them, by
-    reason.
+    Returns the splits, and the rows that are in none of them, by reason.
     """
     manifest = _read_manifest(csv_path, image_path)
     benchmark = find_benchmark(csv_path, manifest["benchmark"])
@@ -300,8 +299,7 @@ def write_label_splits(
 ) -> list[SplitSummary]:
     """Write ``eval/labels/{period}/`` of the images of ``eval/retrieval/``: the first of each class, by their UIDs.
 
-    Their UIDs are in ``uids/eval/labels/{period}.npy``, the classes in ``classes.npy``: what reshard reads. Splits of
-    other classes or images, as before a year was added, are replaced.
+    reshard makes them of ``uids/eval/labels/`` and ``classes.npy``, again where a year was added.
     """
     ids, uids, rows, notes = {name: i for i, name in enumerate(classes)}, root / "uids/eval/labels", [], {}
     for period in periods:

@@ -58,10 +58,7 @@ def main(parser: Parser, dataset: str) -> None:
 def create_splits(
     dataset: str, input_path: str, options: Options, benchmark: str | None = None
 ) -> tuple[dict[str, Any], bool]:
-    """Write ``{train,test}_batch_{step}.csv`` and ``manifest.json`` of YFCC15M's table, or RedCaps' folder.
-
-    Returns the manifest, and whether it was there already.
-    """
+    """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest, and whether it was there already."""
     options.check()
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
@@ -70,10 +67,7 @@ def create_splits(
 
 
 def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
-    """Write the lists of tables, ``manifest.json`` and ``benchmark.yaml``; images in the table go to ``images/``.
-
-    Returns the manifest, and whether it was there already.
-    """
+    """Write the lists and ``benchmark.yaml`` of tables; return the manifest, and whether it was there already."""
     columns.require("image", "caption", "date")
     settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
 
@@ -100,10 +94,7 @@ def write_lists(
     settings: dict[str, Any],
     options: Options,
 ) -> tuple[dict[str, Any], bool]:
-    """Write the lists of the rows that ``read`` yields of each input; see ``make_lists``.
-
-    The manifest begins with the ``settings``. ``find_benchmark`` is called where lists have to be made.
-    """
+    """Write the lists of the rows that ``read`` yields of each input; see ``make_lists``."""
     with make_pool(options.num_workers, fork=True) as pool:  # before a progress bar starts a thread
 
         def write(work: Path) -> dict[str, Any]:
@@ -186,10 +177,7 @@ def _fields(line: bytes) -> list[str]:
 
 
 def count_classes(labels: Counter[tuple[str, str, str]], periods: tuple[str, ...]) -> dict[str, Any]:
-    """Return the manifest's part on (split, step, class) -> samples: of each class, and what each period's test lacks.
-
-    A TicError says that there is no class.
-    """
+    """Return the manifest's part on (split, step, class) -> samples: classes, and how many a period's test lacks."""
     classes, tested = Counter(), Counter(step for split, step, _ in labels if split == "test")
     for (*_, label), count in labels.items():
         classes[label] += count

@@ -45,10 +45,7 @@ class Shard(NamedTuple):
 
 
 def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
-    """Write ``uids/{train,eval/retrieval}/{step}.npy``, ``benchmark.yaml`` and ``manifest.json`` of a pool.
-
-    Returns the manifest, and whether it was there already.
-    """
+    """Write ``uids/{train,eval/retrieval}/{step}.npy`` of a pool, and all else as ``create_own_splits``."""
     columns.require("date")
     options.check(UIDS)
     tars, made_from = list_shards(pool), options.settings()

@@ -62,10 +62,7 @@ def make_row(
 
 
 def read_yfcc15m(path: str, reject: Reject) -> Iterator[Row]:
-    """Yield the rows of ``yfcc15m.csv``; its images are ``{key[:3]}/{key[3:6]}/{key}.jpg``.
-
-    Bytes that are not UTF-8 become U+FFFD; other columns are ignored. Raises a ``TicError`` if a column is missing.
-    """
+    """Yield the rows of ``yfcc15m.csv``, with U+FFFD for what is not UTF-8."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for where, (key, *texts, timestamp) in read_csv(file, path, YFCC_COLUMNS, reject):
             key = key.strip()
@@ -101,10 +98,7 @@ def check_columns(path: str, columns: Iterable[str], header: Sequence[str]) -> N
 
 
 def _read_fields(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield (line number, fields) of each row; for a row whose quotes are wrong the error in place of its fields.
-
-    Only the first line of such a row is dropped, so that a quote without an end takes no other row with it.
-    """
+    """Yield (line number, fields) of each row; where quotes are wrong the error, which costs that line alone."""
     csv.field_size_limit(MAX_FIELD)
     number, taken, again = 1, [], deque()
 
@@ -131,8 +125,7 @@ def _read_fields(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str]
 def read_redcaps(path: str, reject: Reject) -> Iterator[Row]:
     """Yield the annotations of a file of RedCaps; images are ``{subreddit}/{image_id}.jpg``.
 
-    The format is that of https://github.com/redcaps-dataset/redcaps-downloader. Where the subreddit is missing or a
-    number (an index of classes, in some copies) the file's name has it; the file's year is not used.
+    Where the subreddit is missing or a number (an index of classes, in some copies) the file's name has it.
     """
     file_subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
     try:
@@ -164,8 +157,7 @@ def yfcc_caption(texts: tuple[str, ...]) -> str:
 def clean_field(text: str) -> str:
     """Return a field of YFCC100M's metadata as people read it: decoded, without mojibake and HTML, on one line.
 
-    Fields are form-encoded, tag by tag, with commas between tags, ``canon,canon+powershot+hs+310``
-    (https://lbsn.vgiscience.org/tutorial/yfcc-introduction/); with white space it is a decoded copy, where + is a plus.
+    Fields are form-encoded, tag by tag: ``canon,canon+powershot``; with white space it is a decoded copy, where + is +.
     """
     text = text.strip()
     text = unquote(text) if len(text.split(maxsplit=1)) > 1 else unquote_plus(text)

@@ -33,10 +33,7 @@ Stats = msgspec.defstruct("Stats", [("successes", Count)])
 
 
 def list_shards(path: object) -> dict[str, int]:
-    """Return path -> size in bytes of the tars of a pool or a split, sorted, without clip_benchmark's links.
-
-    Tars that would not be read, as they lie deeper than others or end in .TAR, are a TicError.
-    """
+    """Return path -> bytes of the tars of a pool or a split, sorted; a TicError for tars that would not be read."""
     try:
         files = storage.list_files(path, "**/*.[tT][aA][rR]")
     except NotFoundError as error:
@@ -177,10 +174,7 @@ def read_stats(tar: str) -> int:
 
 
 def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tuple[int, int]:
-    """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now).
-
-    ``overwrite`` counts shards with stats again, and keeps their other keys. Damaged shards are a TicError at the end.
-    """
+    """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now)."""
     tars = list_shards(url)
     existing = {path for path, _ in storage.list_files(url, "**/*.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar).removeprefix("./") not in existing]

@@ -32,9 +32,8 @@ def verify(
 ) -> Iterator[str]:
     """Yield the faults of a split, one line each; a pool is a TicError.
 
-    ``subset``: the ``.npy`` of the UIDs it was made for. A UID that stands there n times must have the copies 0…n-1;
-    missing UIDs are not a fault. Keys are compared over all parts of a split. ``seen`` counts the "shards", the
-    "samples", the UIDs "wanted" by the subset, and those that are "there".
+    A UID that is in ``subset`` n times must have the copies 0…n-1; missing UIDs are not a fault. ``seen`` counts the
+    "shards", the "samples", the UIDs "wanted" by the subset, and those that are "there".
     """
     seen = Counter() if seen is None else seen
     read_sizes.cache_clear()

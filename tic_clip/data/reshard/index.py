@@ -49,8 +49,8 @@ class Index(NamedTuple):
 def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> Index:
     """Index a pool shard; what is wrong with its bytes is ``fault``. One in a cloud is fetched into ``place``.
 
-    ``files`` are the local files of the UIDs, and of the class ids or None, of each split. Raises an OSError or a
-    TicError if the machine, the disk or the cloud failed: that says nothing about the shard.
+    ``files``: the local files of the UIDs, and of the class ids or None, of each split. An error that is raised is the
+    machine's or the cloud's, and says nothing about the shard.
     """
     path, dropped = local_copy(tar, place), Counter()
     try:

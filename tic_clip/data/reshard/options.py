@@ -55,8 +55,7 @@ def reshard(
     """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
 
     The arguments are the flags of reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs (one that is there n times gives
-    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files. Raises a
-    TicError if there is no pool or no list, shards are damaged, or splits were made with other arguments.
+    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files.
     """
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
