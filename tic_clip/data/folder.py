@@ -88,6 +88,7 @@ def link_or_copy(source: object, target: object) -> None:
     """Make ``target`` the same as the local file ``source``: a hard link where the disk has them, else a copy."""
     source = Path(str(source)).resolve()  # a hub's cache keeps symbolic links, and a hard link of one would dangle
     if not is_remote(target):
+        Path(str(target)).parent.mkdir(parents=True, exist_ok=True)
         remove(target)
         with suppress(OSError):  # another disk, or one without hard links
             os.link(source, target)
