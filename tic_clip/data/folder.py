@@ -35,8 +35,8 @@ def load_finished(
     try:
         meta = read_meta(str(path))
     except TicError:  # the machine went down before it was on the disk
-        meta = {}
-    made = unfinished if meta is None else meta.get("arguments", {})
+        meta = {"arguments": {}}
+    made = meta.get("arguments", {}) if meta else unfinished
     if made is None:
         if not overwrite and is_dir(path) and list_files(path, "*.tar"):
             raise TicError(f"{path} has shards of something else; give another output folder or --overwrite")

@@ -80,23 +80,14 @@ def _has_images(folder: str) -> bool:
 
 def find_archives(folder: str, skipped: str) -> list[str]:
     """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
-    found, folders, seen = [], [folder], {os.path.realpath(folder), os.path.realpath(skipped)}
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith((".zip", ".tar")) and entry.is_file():
-                    found.append(entry.path)
-                elif entry.is_dir() and not _is_seen(entry, seen, skipped):
-                    folders.append(entry.path)
+    found, seen = [], {os.path.realpath(skipped)}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(path)) in seen:
+            folders.clear()
+        else:
+            seen.add(place)
+            found += [os.path.join(path, name) for name in files if name.lower().endswith((".zip", ".tar"))]
     return sorted(found)
-
-
-def _is_seen(entry: os.DirEntry, seen: set[str], skipped: str) -> bool:
-    """Return whether a folder is to be skipped, or one that a link has led to before; only links are resolved."""
-    if not entry.is_symlink() and entry.name != os.path.basename(skipped):
-        return False
-    place = os.path.realpath(entry.path)
-    return place in seen or bool(seen.add(place))
 
 
 def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:

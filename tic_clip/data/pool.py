@@ -3,7 +3,6 @@
 Memory is bounded: 21 bytes a sample go into 256 files by the first byte of its UID, and each is sorted by itself.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from tic_clip.data.dates import EPOCH
 from tic_clip.data.lists import OUTSIDE, SPLITS, OwnOptions, count_samples, file_digest, list_names, make_lists
 from tic_clip.data.reshard.index import usable_uids
 from tic_clip.data.sources import BAD_DATE
-from tic_clip.data.split import list_shards
+from tic_clip.data.split import list_shards, pool_digest
 from tic_clip.data.tables import Columns
 from tic_clip.data.tar import open_shard, read_table
 from tic_clip.data.uids import UID
 from tic_clip.parallel import map_ordered
-from tic_clip.storage import atomic_open, to_path
+from tic_clip.storage import atomic_open
 from tic_clip.timeline import span
 
 ROW = np.dtype([*UID.descr, ("day", "<i4"), ("is_test", "?")])
@@ -49,9 +48,8 @@ def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tupl
     columns.require("date")
     options.check(UIDS)
     tars, made_from = list_shards(pool), options.settings()
-    names = "".join(f"{to_path(tar).name} {size}\n" for tar, size in tars.items())  # as reshard has it
     made_from |= {"date_field": columns.date, "date_format": columns.date_format}
-    made_from |= {"input": {"pool": hashlib.sha256(names.encode()).hexdigest()}}
+    made_from |= {"input": {"pool": pool_digest(tars.items())}}
 
     def write(work: Path) -> dict[str, Any]:
         dropped, days = Counter(), Counter()

@@ -124,7 +124,7 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
     """Yield what ``meta.json``, if there is one, says that is not so."""
-    if (meta := read_meta(folder)) is None:
+    if not (meta := read_meta(folder)):
         return
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"

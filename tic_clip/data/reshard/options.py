@@ -1,6 +1,5 @@
 """What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from tic_clip.data import uids
 from tic_clip.data.folder import SplitSummary, load_finished, start
 from tic_clip.data.reshard.part import Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
-from tic_clip.data.split import META, SUBSET, list_shards
+from tic_clip.data.split import META, SUBSET, list_shards, pool_digest
 from tic_clip.parallel import map_on_ray
 from tic_clip.storage import exists, is_dir, list_files, list_folders, local_copy, temporary_folder, to_path
 
@@ -118,8 +117,7 @@ def _make_part(
 ) -> Part:
     """Return one part of the pool: the parts are blocks in its order, whose sizes differ by one at most."""
     block = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
-    digest = hashlib.sha256("".join(f"{to_path(path).name} {size}\n" for path, size in block).encode()).hexdigest()
-    shared = {"pool": digest, "shard_size": settings["shard_size"], "parts": parts, "part": number}
+    shared = {"pool": pool_digest(block), "shard_size": settings["shard_size"], "parts": parts, "part": number}
     paths = {name: _part_folders(str(root / name), parts)[number] for name in inputs}
     splits = tuple(OutputSplit(name, path, {**shared, **inputs[name]}) for name, path in paths.items())
     tars = tuple(tar for tar, _ in block)
