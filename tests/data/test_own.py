@@ -392,25 +392,27 @@ def test_a_stream_of_rows_needs_little_memory(tmp_path):
     assert peaks[1] - peaks[0] < 40_000
 
 
-@pytest.mark.parametrize("name", ["images", "benchmark.yaml"])
+@pytest.mark.parametrize("name", ["images", "benchmark.yaml", "notes.txt"])
 def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
     image = [{"file": make_image("x", "PNG"), "text": "x", "taken": 2014}, {"file": b"y", "text": "y", "taken": 2014}]
     write_table(tmp_path / "t.parquet", image)
     (tmp_path / "lists" / name).mkdir(parents=True)
     (tmp_path / "lists" / name / "mine.txt").write_text("mine")
-    (tmp_path / "t.csv").write_text("file,text,taken\na,b,never\n")
-    before = tree(tmp_path)
-    write = (*WRITE[:4], "--test-share", "0")
+    before, write = tree(tmp_path), (*WRITE[:4], "--test-share", "0")
     _, (error,) = split(tmp_path, "t.parquet", "--every", "year", write=write)
     assert error == f"error: lists has {name}, which is not of lists: give another --output-path"
-    if name == "benchmark.yaml":  # so it is said before a table is read
-        assert split(tmp_path, "t.csv", "--every", "year", write=write)[1] == [error]
     assert tree(tmp_path) == before
     shutil.rmtree(tmp_path / "lists")
     split(tmp_path, "t.parquet", "--every", "year", write=write)
     split(tmp_path, "t.parquet", "--every", "quarter", "--overwrite", write=write)
     names = {"benchmark.yaml", "images", "manifest.json", "test_batch_2014Q1.csv", "train_batch_2014Q1.csv"}
     assert {path.name for path in (tmp_path / "lists").iterdir()} == names  # without the lists of 2014
+    (tmp_path / "lists/mine.txt").write_text("mine")
+    assert split(tmp_path, "t.parquet", "--every", "quarter", write=write)[0]  # it is there already
+    before = tree(tmp_path)
+    _, (error,) = split(tmp_path, "t.parquet", "--every", "year", "--overwrite", write=write)
+    assert error.startswith("error: lists has mine.txt")
+    assert tree(tmp_path) == before
 
 
 def test_a_table_of_a_web_server(tmp_path):
@@ -429,11 +431,13 @@ def test_a_table_of_a_web_server(tmp_path):
     assert error.startswith(f"error: {url}/t.csv could not be fetched: <urlopen error ")
 
 
-@pytest.mark.parametrize("moved", range(5))
+@pytest.mark.parametrize("moved", range(2))
 def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
-    """What a run leaves that ends at any moment of that is replaced by the next, also the folder of images."""
+    """Between old and new there are none; the next run makes them, also the folder of images."""
     rows = [{"file": make_image(str(i), "PNG"), "text": f"{i}", "taken": 2014 + i % 2} for i in range(4)]
     table, columns = str(write_table(tmp_path / "t.parquet", rows)), Columns(date="taken", image="file", caption="text")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "lists").symlink_to("disk")
 
     def make(out, **steps):
         options = OwnOptions(output_path=str(tmp_path / out), name="mine", test_share=0.0, overwrite=True, **steps)
@@ -441,18 +445,21 @@ def test_killed_while_lists_are_replaced(tmp_path, monkeypatch, moved):
 
     make("whole", every="year")
     make("lists", steps="2014-2015")
-    replace, calls = os.replace, []
+    before, rename, calls = tree(tmp_path / "lists"), os.rename, []
 
     def die(source, target):
-        calls.extend([target] * (Path(source).parent.name == "new" != Path(target).parent.name))
+        calls.append(target)
         if len(calls) > moved:
             raise KeyboardInterrupt
-        replace(source, target)
+        rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", die)
+        patch.setattr(os, "rename", die)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             make("lists", every="year")
-    assert not (tmp_path / "lists/manifest.json").exists()
+    assert (tree(tmp_path / "lists") == before) if moved == 0 else not (tmp_path / "lists").exists()
     make("lists", every="year")
     assert tree(tmp_path / "lists") == tree(tmp_path / "whole")
+    assert (tmp_path / "lists").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "lists", "t.parquet", "whole"}

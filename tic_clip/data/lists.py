@@ -1,7 +1,4 @@
-"""A folder of lists of dated samples, by step: how it is made, replaced as a whole, described and read.
-
-``manifest.json`` is written last: a folder that has it is finished.
-"""
+"""A folder of lists of dated samples, by step: how it is made, replaced as a whole, described and read."""
 
 import csv
 import hashlib
@@ -25,10 +22,10 @@ from tic_clip.data.images import STORED
 from tic_clip.data.sources import NOT_DOWNLOADED, Reject
 from tic_clip.data.tables import open_table
 from tic_clip.runs import BENCHMARK_FILE
-from tic_clip.storage import local_folder, lock_folder, read_json, remove, write_json, write_text
+from tic_clip.storage import local_folder, lock_folder, read_json, write_json, write_text
 from tic_clip.timeline import DAY, cut_spans
 
-MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
+MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 OUTSIDE = "outside the steps"
 FEW = 50  # samples of a test set
@@ -45,18 +42,13 @@ class Options:
     skip_bad_rows: bool = flag("leave out rows with a fault, and count them", False)
     overwrite: bool = flag("make the lists again", False)
 
-    @property
-    def new(self) -> Path:
-        """Return the folder in which new lists are made."""
-        return Path(self.output_path, WORK, NEW)
-
-    def check(self, *others: str) -> None:
-        """Raise a TicError if a value can't be, or ``others``, names beside the lists, are something else's there."""
+    def check(self) -> None:
+        """Raise a TicError if a value can't be."""
         if not self.output_path:
             raise TicError("--output-path must be given")
-        check_free(local_folder(self.output_path), *others)
         if not 0 <= self.test_share < 1:
             raise TicError(f"the test share is a fraction from 0 to below 1, not {self.test_share}")
+        local_folder(self.output_path)  # raises if it is in a cloud
 
     def rejecter(self, dropped: Counter[str]) -> Reject:
         """Return what counts a row that can't be used in ``dropped``, or raises a TicError if none may be left out."""
@@ -98,37 +90,44 @@ class OwnOptions(Options):
             check_steps(self.step_names)
         except ValueError as error:
             raise TicError(f"--{error}") from None
-        self.check(BENCHMARK_FILE)
+        self.check()
         cut = {"steps": ",".join(self.step_names) or f"every {self.every}"}
         return {"benchmark": self.name, "dataset": self.name, "seed": self.seed, "test_share": self.test_share, **cut}
 
-    def write_benchmark(self, months: Counter[date], label: str = "") -> Benchmark:
+    def write_benchmark(self, folder: Path, months: Counter[date], label: str = "") -> Benchmark:
         """Write ``benchmark.yaml`` of the steps, with ``every`` from the first month on; return its benchmark."""
         names = cut_spans(self.every, min(months), max(months) + DAY) if self.every else self.step_names
         tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if label else {})
         file = {"name": self.name, "title": self.name, "cadence": CADENCES[self.every], "steps": names, "tasks": tasks}
-        write_text(self.new / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
-        return read_benchmark(str(self.new / BENCHMARK_FILE))
+        write_text(folder / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
+        return read_benchmark(str(folder / BENCHMARK_FILE))
 
 
 def make_lists(
-    options: Options, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]]
+    options: Options, made_from: dict[str, Any], write: Callable[[Path, Path], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
-    """Let ``write`` fill ``options.new``, given a folder of work, and move all that to the folder of the lists.
+    """Let ``write`` fill a new folder, given also one of work, and put it in the place of that of the lists.
 
     Returns the manifest, ``made_from`` and what ``write`` returns, and whether it was there already.
     """
-    folder = local_folder(options.output_path)
-    if manifest := _load_finished(folder, made_from, options.overwrite):
+    if manifest := _load_finished(Path(options.output_path), made_from, options.overwrite):
         return manifest, True
-    with lock_folder(folder):
+    _check_folder(Path(options.output_path))
+    folder = Path(options.output_path).resolve()
+    building = folder.with_name(f".{folder.name}.building")
+    new, work = building / "new", building / "work"
+    with lock_folder(building):
         try:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-            options.new.mkdir(parents=True)
-            manifest = {**made_from, **write(folder / WORK), "order": "uid"}
-            _replace_lists(folder, manifest)
+            for path in (new, work):
+                shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
+                path.mkdir()
+            manifest = {**made_from, **write(new, work), "order": "uid"}
+            write_json(new / MANIFEST, manifest)
+            if folder.exists():
+                os.rename(folder, work / "old")
+            os.rename(new, folder)
         finally:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
     return manifest, False
 
 
@@ -143,34 +142,12 @@ def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> 
     return manifest if all((folder / name).exists() for name in manifest["files"]) else None
 
 
-def check_free(folder: Path, *names: str) -> None:
-    """Raise a TicError if something that is not of lists has one of the names in their folder."""
-    old = _old_names(folder)
-    if foreign := [name for name in names if name not in old and (folder / name).exists()]:
+def _check_folder(folder: Path) -> None:
+    """Raise a TicError if a folder has something that is not of lists, and would be lost."""
+    known = {MANIFEST, BENCHMARK_FILE, STORED} if (folder / MANIFEST).exists() else set()
+    known |= {name.partition("/")[0] for name in read_json(folder / MANIFEST)["files"]} if known else set()
+    if foreign := sorted({path.name for path in folder.glob("[!.]*")} - known):
         raise TicError(f"{folder} has {foreign[0]}, which is not of lists: give another --output-path")
-
-
-def _replace_lists(folder: Path, manifest: dict[str, Any]) -> None:
-    """Move what is new into the folder in place of older lists, and write the manifest, last."""
-    new, journal = {path.name: path for path in sorted((folder / WORK / NEW).iterdir())}, folder / JOURNAL
-    if others := new.keys() - {name.partition("/")[0] for name in manifest["files"]}:
-        check_free(folder, *others)
-        manifest = {**manifest, "others": sorted(others)}
-    old = _old_names(folder)
-    write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
-    remove(folder / MANIFEST)  # before any list is replaced
-    for name in old | new.keys():
-        (shutil.rmtree if (folder / name).is_dir() else remove)(folder / name)
-    for name, path in new.items():
-        os.replace(path, folder / name)
-    write_json(folder / MANIFEST, manifest)
-    remove(journal)
-
-
-def _old_names(folder: Path) -> set[str]:
-    """Return the files and folders that older lists have, or may have, in their folder."""
-    found = [read_json(path) for path in (folder / MANIFEST, folder / JOURNAL) if path.exists()]
-    return {name.partition("/")[0] for each in found for name in (*each.get("files", ()), *each.get("others", ()))}
 
 
 def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:
@@ -239,8 +216,7 @@ def next_step(folder: str, pool: str | None) -> str:
         root = f"data/{read_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
         command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
         return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
-    others = read_json(f"{folder}/{MANIFEST}").get("others", ())
-    images = f"{folder}/{STORED}" if STORED in others else "IMAGES"
+    images = f"{folder}/{STORED}" if Path(folder, STORED).exists() else "IMAGES"
     script = "dataset_creation/create_tars.py"
     return f"next: python {script} --csv-path {folder} --image-path {images} --output-path data"
 

@@ -63,7 +63,7 @@ def create_splits(
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
-    return write_lists(inputs, read, caption, lambda: steps, settings, options)
+    return write_lists(inputs, read, caption, lambda _: steps, settings, options)
 
 
 def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
@@ -71,9 +71,9 @@ def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) 
     columns.require("image", "caption", "date")
     settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
 
-    def find_benchmark() -> Benchmark:
+    def find_benchmark(folder: Path) -> Benchmark:
         months = count_months(tables, columns, options) if options.every else Counter()
-        return options.write_benchmark(months, columns.label)
+        return options.write_benchmark(folder, months, columns.label)
 
     return write_lists(tables, partial(read_rows, columns), redcaps_caption, find_benchmark, settings, options)
 
@@ -90,25 +90,25 @@ def write_lists(
     inputs: Sequence[str],
     read: Callable[[str, Reject], Iterator[Row]],
     make_caption: Callable[[tuple[str, ...]], str],
-    find_benchmark: Callable[[], Benchmark],
+    find_benchmark: Callable[[Path], Benchmark],
     settings: dict[str, Any],
     options: Options,
 ) -> tuple[dict[str, Any], bool]:
     """Write the lists of the rows that ``read`` yields of each input; see ``make_lists``."""
     with make_pool(options.num_workers, fork=True) as pool:  # before a progress bar starts a thread
 
-        def write(work: Path) -> dict[str, Any]:
-            benchmark, dropped = find_benchmark(), Counter()
+        def write(new: Path, work: Path) -> dict[str, Any]:
+            benchmark, dropped = find_benchmark(new), Counter()
             reject, dataset = options.rejecter(dropped), settings["dataset"]
             rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
-            rows = store_images(rows, options.new)
+            rows = store_images(rows, new)
             chunks = iter(lambda: list(islice(rows, CHUNK)), [])
             records = partial(make_records, dataset, options, make_caption, _find_spans(benchmark))
             for found in map_in_pool(pool, records, chunks, 4 * options.num_workers):
                 for bucket, data in found.items():
                     with open(work / bucket, "ab") as file:
                         file.write(data)
-            return _write_lists(work, options.new, benchmark, dropped, reject)
+            return _write_lists(work, new, benchmark, dropped, reject)
 
         return make_lists(options, {**settings, "input": digest_inputs(inputs)}, write)
 
@@ -146,7 +146,7 @@ def make_records(
 def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Reject) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
     rows, labels, last, names = Counter(), Counter(), b"", list_names(benchmark)
-    buckets = sorted(path for path in work.iterdir() if path.is_file())
+    buckets = sorted(work.iterdir())
     has_labels = "classification" in benchmark.tasks.values()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(new / name, "wb")) for name in names}

@@ -46,12 +46,11 @@ class Shard(NamedTuple):
 def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
     """Write ``uids/{train,eval/retrieval}/{step}.npy`` of a pool, and all else as ``create_own_splits``."""
     columns.require("date")
-    options.check(UIDS)
     tars, made_from = list_shards(pool), options.settings()
     made_from |= {"date_field": columns.date, "date_format": columns.date_format}
     made_from |= {"input": {"pool": pool_digest(tars.items())}}
 
-    def write(work: Path) -> dict[str, Any]:
+    def write(new: Path, work: Path) -> dict[str, Any]:
         dropped, days = Counter(), Counter()
         for shard in _read_shards(list(tars), columns, options):
             dropped += shard.dropped
@@ -61,7 +60,7 @@ def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tupl
                     shard.rows[bucket == byte].tofile(file)
         if not days:
             raise TicError(f"{pool} has no sample that can be used; dropped: {dict(dropped) or 'none'}")
-        return _write_lists(work, options.new, options.write_benchmark(dates.count_months(days)), dropped)
+        return _write_lists(work, new, options.write_benchmark(new, dates.count_months(days)), dropped)
 
     return make_lists(options, made_from, write)
 
@@ -109,7 +108,7 @@ def read_shard(columns: Columns, options: OwnOptions, tar: str) -> Shard:
 
 def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str]) -> dict[str, Any]:
     """Write the lists from the buckets, each UID once; return their part of the manifest."""
-    buckets, lists, rows = sorted(path for path in work.iterdir() if path.is_file()), {}, Counter()
+    buckets, lists, rows = sorted(work.iterdir()), {}, Counter()
     for split, step in list_names(benchmark).values():
         lists[split, step] = [day.toordinal() - EPOCH for day in span(step)]
     with ExitStack() as stack:
