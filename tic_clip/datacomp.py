@@ -208,9 +208,7 @@ def _check_classes(path: str) -> str:
 
 def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     """Return a function from a UID to the members to add to its sample: ``{"cls": class id}``, or {} if not listed."""
-    if path is None:
-        return lambda uid: {}
-    table = open_uids(path, CLASS_ROW)
+    table = open_uids(path, CLASS_ROW) if path else np.empty(0, CLASS_ROW)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:
         first, found = find_uids(table, np.atleast_1d(uid))

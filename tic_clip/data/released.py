@@ -64,9 +64,8 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
             check()
             yield f"{path}: {'downloaded' if path in missing else 'already there'}"
         except TicError as error:
-            errors.append(
-                f"{error} ({'run the same command' if path in missing else 'delete it'} to download it again)"
-            )
+            advice = "run the same command" if path in missing else "delete it"
+            errors.append(f"{error} ({advice} to download it again)")
             if path in missing:
                 path.unlink()
     if errors:
