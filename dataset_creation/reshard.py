@@ -11,9 +11,9 @@ run the same command again to resume. A UID that is twice in the pool is taken o
 
 import require_venv  # noqa: F401
 
-from tic_clip.cli import Parser, run_main
+from tic_clip.cli import Parser, add_flags, run_main
 from tic_clip.data.folder import table
-from tic_clip.data.reshard import ENGINES, reshard
+from tic_clip.data.reshard import Options, reshard
 
 
 def main() -> None:
@@ -24,15 +24,9 @@ def main() -> None:
     flag("-o", "--output-dir", metavar="OUT", required=True, help="the split, or the folder of the splits")
     flag("-s", "--subset-file", dest="subsets", metavar="SUBSETS", required=True, help="a .npy of UIDs, or a folder")
     flag("-c", "--cls-file", dest="classes", metavar="CLASSES", help="a .npy of UIDs and class ids, or a folder")
-    flag("-j", "--num-workers", type=int, default=1, help="processes (of each part, on Ray; default: 1)")
-    flag("--shard-size", type=int, default=10_000, help="most samples in a shard (default: 10000)")
-    flag("--parts", type=int, default=1, help="blocks that the pool is cut into (default: 1)")
     flag("--part", type=int, help="make this part only, counted from 0: one job of an array")
-    flag("--engine", choices=ENGINES, default="local", help="where parts run (default: local)")
     flag("--ray-address", help="a Ray cluster, or auto; by default one is started on this machine")
-    flag("--skip-bad-shards", action="store_true", help="leave out pool shards whose bytes are damaged")
-    flag("--overwrite", action="store_true", help="replace splits made with other arguments")
-    flag("--dry-run", action="store_true", help="count, write nothing")
+    add_flags(parser, Options)
     args = parser.parse_args()
     print(table(reshard(**vars(args))))
     if args.dry_run:
