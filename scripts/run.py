@@ -2,8 +2,8 @@
 
     METHOD=cumulative SCALE=tic_tiny .venv/bin/python scripts/run.py --benchmark emoji
 
-The run_*.sh call this; a flag says what the script's name says, all else comes from the environment (scripts/cli.sh
-lists the settings). Killed and started again, it goes on where it was.
+The run_*.sh call this. The flags fix what a script's name says; all other settings come from the environment
+(scripts/cli.sh lists them). Run it again after an interruption to resume.
 """
 
 import functools
