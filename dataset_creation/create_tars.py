@@ -15,10 +15,7 @@ import require_venv  # noqa: F401
 
 from tic_clip.cli import Parser, add_flags, from_flags, run_main
 from tic_clip.data.folder import table
-from tic_clip.data.labels import TEMPLATES
-from tic_clip.data.pack import PackOptions, create_tars
-
-TEXTS = " and ".join(TEMPLATES)
+from tic_clip.data.pack import TEMPLATES, PackOptions, create_tars
 
 
 def main() -> None:
@@ -28,7 +25,7 @@ def main() -> None:
     parser.add_argument("--image-path", required=True, help="the folder of the images")
     parser.add_argument("--output-path", required=True, help="the folder of all data (train.py's --data_dir)")
     add_flags(parser, PackOptions)
-    text = f"a prompt template, repeatable (default: {TEXTS})"
+    text = f"a prompt template, repeatable (default: {' and '.join(TEMPLATES)})"
     parser.add_argument("--template", dest="templates", action="append", metavar="TEXT", help=text)
     args = parser.parse_args()
     args.templates = args.templates or TEMPLATES
@@ -36,8 +33,6 @@ def main() -> None:
     print(table(splits))
     if dropped:
         print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
-    if args.dry_run:
-        print("dry run: nothing was written")
 
 
 if __name__ == "__main__":

