@@ -30,11 +30,11 @@ from tic_clip.cli import Parser, run_main
 from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
-from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
+from tic_clip.training.config import SCALES, Config
 from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
+TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")]
 WHEN = ("end", "step")
 SWEEP = ("METHODS", "SEEDS")
 FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
@@ -61,6 +61,7 @@ KNOWN = dict.fromkeys(
         "SKIP_BAD",
     )
 )
+RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}  # since version 0.1
 OTHERS = ("MODELS", "RESULTS")  # of evaluate_released.sh and run_emoji_all.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
@@ -76,7 +77,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
     environ = {name: value for name, value in os.environ.items() if name not in OTHERS}
-    settings = read_environment(environ, KNOWN, OLD_VARIABLES)
+    settings = read_environment(environ, KNOWN, RENAMED)
     for name in SWEEP:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
@@ -93,8 +94,6 @@ def main() -> None:
 def run(settings: dict[str, str]) -> None:
     """Make the data, train, evaluate and report; compare several runs."""
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
-    if "POLICY" in settings:
-        print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
     if "TABLE" in settings:
         data_dir, name = settings.setdefault("DATA_DIR", default_folder("data")), Path(settings["TABLE"]).name
         settings.setdefault("BENCHMARK", f"{data_dir}/lists/{name.split('.')[0]}/{BENCHMARK_FILE}")

@@ -157,7 +157,7 @@ def read_usable(
 ) -> Iterator[Item]:
     """Yield the decoded samples at ``positions`` of a source's line, and for undecodable ones those that follow.
 
-    If as many as the source holds are undecodable before the first one that is not, or 1,000, a TicError is raised.
+    If the first 1,000, or all that the source holds, are undecodable, a TicError is raised.
     """
     limit = 1000 if source.with_replacement else min(1000, source.sizes.sum())
     num_bad, is_usable = 0, False
@@ -188,6 +188,12 @@ def read_samples(sources: list[Source], ranges: list[range], transforms: tuple, 
     return (next(streams[i]) for i in sampling.interleave(lengths))
 
 
+def make_batches(items: Iterator[Item], size: int) -> Iterator[list[torch.Tensor]]:
+    """Yield the images and the tokens of ``size`` items at a time, in a loader worker right into shared memory."""
+    while batch := list(itertools.islice(items, size)):
+        yield default_collate(batch)
+
+
 class ExactDataset(IterableDataset):
     """Batches of one rank from block ``first`` to the end of the step, with the counts of what it took to make each."""
 
@@ -211,8 +217,7 @@ class ExactDataset(IterableDataset):
             for source, positions in zip([*sources, *sources], [*ranges, *following], strict=False):
                 source.prefetch(positions)
             items = read_samples(sources, ranges, self.transforms, counts)
-            while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
-                images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared
+            for images, texts in make_batches(items, plan["batch_size"] // self.world_size):
                 yield (images, texts), add_counts(counts)
                 counts.clear()
 

@@ -6,7 +6,6 @@ information of the last model, the mean over samples of the squared gradient of 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +47,13 @@ def method_loss(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], 
     """Return OpenCLIP's ``loss`` as a step's method has it; ``passes`` is how often it is called for a batch."""
     weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
     if plan["teacher"] and (weight, temperature) != (1, 1):
-        loss.dist_loss = distillation(loss.dist_loss, weight, temperature)
+        stock, factor = loss.dist_loss, weight * temperature**2  # the square keeps the size of the gradient
+        loss.dist_loss = lambda teacher, student: factor * stock(teacher / temperature, student / temperature)
     term = TERMS[plan["method"]](plan, parameters) if plan["method"] in TERMS else None
     if term is None:
         return loss
-
-    def loss_and_term(*args: Any, **options: Any) -> dict[str, Any]:
-        return {**loss(*args, **options), f"{plan['method']}_loss": weight / passes * term()}
-
-    return loss_and_term
-
-
-def distillation(dist_loss: Callable, weight: float, temperature: float) -> Callable:
-    """Return OpenCLIP's ``dist_loss`` of (teacher's, student's) logits, weighted, at a temperature (times its square).
-
-    The square keeps the size of the gradient, as Hinton et al. have it.
-    """
-    factor = weight * temperature**2
-    return lambda teacher, student: factor * dist_loss(teacher / temperature, student / temperature)
+    name = f"{plan['method']}_loss"
+    return lambda *args, **options: {**loss(*args, **options), name: weight / passes * term()}
 
 
 def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
@@ -95,12 +83,11 @@ def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from tic_clip import weights
-    from tic_clip.models import adapt, make_model
+    from tic_clip.models import load_model
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, preprocess, tokenizer = make_model(plan["model"], device)
-    net.load_state_dict(adapt(weights.load(trained), net))
+    net, preprocess, tokenizer = load_model(plan["model"], trained, device)
     fisher = estimate_fisher(net, read_batches(plan, preprocess, tokenizer), device)
     weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
     return {"fisher": str(FISHER)}
@@ -108,16 +95,13 @@ def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def read_batches(plan: dict[str, Any], preprocess: Callable, tokenizer: Callable) -> Any:
     """Return an iterable of (images, tokens) of the first samples that a step reads of each source."""
-    from torch.utils.data import default_collate
-
-    from tic_clip.training.loader import image_functions, read_samples, read_sources
+    from tic_clip.training.loader import image_functions, make_batches, read_samples, read_sources
 
     size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
     ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
     load, _ = image_functions("pil", preprocess)
     items = read_samples(read_sources(plan), ranges, (load, tokenizer), defaultdict(Counter))
-    batches = (default_collate(batch) for batch in iter(lambda: list(islice(items, size)), []))
-    return progress(batches, "Fisher information", count // size, "batch")
+    return progress(make_batches(items, size), "Fisher information", count // size, "batch")
 
 
 def estimate_fisher(net: Any, batches: Any, device: str) -> dict[str, Any]:
