@@ -62,16 +62,20 @@ class Features:
         with atomic_open(path) as file:
             np.savez(file, bad=np.array(self.bad, dtype=np.int64), **arrays)
 
-    def append(self, path: Path, start: int) -> None:
-        """Add those of a slice that ``save`` has written; ``start`` is its first sample."""
+
+def read_features(paths: list[Path], slices: list[slice]) -> Features:
+    """Return the features of a folder from the files of its slices."""
+    features = Features()
+    for path, part in zip(paths, slices, strict=True):
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
         except (ValueError, OSError, zipfile.BadZipFile):
             raise TicError(f"{path} is damaged: delete it and start again") from None
-        self.bad += (arrays.pop("bad") + start).tolist()
+        features.bad += (arrays.pop("bad") + part.start).tolist()
         for name, rows in arrays.items():
-            getattr(self, name).append(rows)
+            getattr(features, name).append(rows)
+    return features
 
 
 def pick(rows: np.ndarray, which: np.ndarray) -> np.ndarray:

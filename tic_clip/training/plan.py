@@ -309,10 +309,11 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    if start == init_path(config) and start != config.init and not Path(start).exists():
-        check_pretrained(config.init, plan["model"])
-        return False
-    if start != init_path(config):
+    if start == init_path(config):
+        if start != config.init and not Path(start).exists():  # a model that OpenCLIP fetches
+            check_pretrained(config.init, plan["model"])
+            return False
+    else:
         before = Path(start).parents[1]
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}

@@ -24,7 +24,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
-from tic_clip.training.config import Config, init_path, scale_of
+from tic_clip.training.config import Config, scale_of
 from tic_clip.training.losses import save_fisher
 from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
@@ -123,7 +123,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
     check_ready(config)
     keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
-    if start and start == init_path(config) != config.init and not Path(start).exists():
+    if start and not Path(start).exists():
         save_pretrained(config.init, plan["model"], start)
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
