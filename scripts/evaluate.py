@@ -17,7 +17,6 @@ is there, of the same weights, data, precision and metric version, is skipped. S
 a job array or by hand, it shares the work out (docs/evaluation.md).
 """
 
-import argparse
 import os
 import sys
 import time
@@ -52,11 +51,8 @@ def make_parser() -> Parser:
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
     add = parser.add_argument
     add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    names = ", ".join(BENCHMARKS)
-    add(
-        "--benchmark",
-        help=f"for --use_model, --check: one of {names}, or a path.yaml (default: TASKLIST's or datacomp)",
-    )
+    benchmarks = f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: TASKLIST's or datacomp)"
+    add("--benchmark", help=f"for --use_model, --check: {benchmarks}")
     add("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
     add("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
     add("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
@@ -68,8 +64,6 @@ def make_parser() -> Parser:
     workers = min(max(cores, 1) - 1, 16)
     add("--workers", type=int, default=workers, help="loader processes of each process (default: its cores - 1)")
     add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    add("--together", dest="models_at_once", type=int, **hidden)  # its old name
     add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
     add("--force", action="store_true", help="evaluate again what has a result")
     add("--watch", action="store_true", help="of a run: evaluate each step when it is finished, up to the last")
@@ -131,8 +125,7 @@ def evaluate_models(args: Any, settings: Settings) -> bool:
         if warnings:
             print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(warnings)}", file=sys.stderr)
     skipped = len(models) * len(tasks) - len(results)
-    already = f", {skipped} were there already" if skipped else ""
-    print(f"{len(results)} new results in {output_dir}{already}", flush=True)
+    print(f"{len(results)} new results in {output_dir}" + f", {skipped} were there already" * (skipped > 0), flush=True)
     return is_last
 
 

@@ -98,7 +98,10 @@ def run(settings: dict[str, str]) -> None:
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
     if benchmark.text and "SOURCE" in settings:
-        pack_own(settings, dry_run, overwrite)
+        if not Path(source := settings["SOURCE"]).is_dir():
+            raise TicError(f"SOURCE is {source}, which is not a folder (as seen from {Path.cwd()})")
+        if not dry_run:
+            pack_images(os.path.dirname(settings["BENCHMARK"]), source, data_dir, overwrite)
     for flags in runs.values():
         train.main([*flags, "--dry_run" if dry_run else "--check"], launch.world_size)
     if dry_run:
@@ -253,15 +256,6 @@ def cut_table(settings: dict[str, str], overwrite: bool) -> None:
     flags = ["--name", path.parent.absolute().name, "--output-path", str(path.parent), *["--overwrite"] * overwrite]
     flags += ["-j", str(CORES), *make_flags([*COLUMNS, *SPLITS], settings)]
     create("create_splits.py", settings["TABLE"], *flags)
-
-
-def pack_own(settings: dict[str, str], dry_run: bool, overwrite: bool) -> None:
-    """Pack the images in SOURCE of the lists beside a user's own benchmark.yaml; a TicError if it is not a folder."""
-    source = settings["SOURCE"]
-    if not Path(source).is_dir():
-        raise TicError(f"SOURCE is {source}, which is not a folder (as seen from {Path.cwd()})")
-    if not dry_run:
-        pack_images(os.path.dirname(settings["BENCHMARK"]), source, settings["DATA_DIR"], overwrite)
 
 
 def pack_images(lists: str, images: str, data_dir: str, overwrite: bool) -> None:
