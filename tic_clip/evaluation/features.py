@@ -47,14 +47,11 @@ class Rows:
 
 @dataclass
 class Features:
-    """What one model makes of a folder, or of a slice of it: rows of images and of texts.
-
-    ``bad``: which samples have no row, as they can't be decoded.
-    """
+    """What one model makes of a folder, or of a slice of it."""
 
     images: Rows = field(default_factory=Rows)
     texts: Rows = field(default_factory=Rows)
-    bad: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)  # which samples can't be decoded, and have no row
 
     def save(self, path: Path) -> None:
         """Write all of them to a file."""

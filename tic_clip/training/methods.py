@@ -64,8 +64,7 @@ def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> 
 class Method:
     """One row: what a step trains on, where it starts and what it spends.
 
-    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step. What
-    a method does after training is in ``step.FINISH``.
+    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step.
     """
 
     name: str
