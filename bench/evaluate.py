@@ -155,11 +155,11 @@ def measure_library(folder: Path, args: argparse.Namespace) -> None:
     from tic_clip.evaluation.data import read_images, read_set
     from tic_clip.evaluation.encode import PRECISIONS, Settings
     from tic_clip.evaluation.evaluate import evaluate
-    from tic_clip.evaluation.tasks import find_tasks
+    from tic_clip.evaluation.tasks import task_of
     from tic_clip.models import make_model
     from tic_clip.runs import models_of
 
-    [task] = find_tasks("tic/emoji/retrieval/yearly/2014", str(folder / "data"))
+    task = task_of("tic/emoji/retrieval/yearly/2014", str(folder / "data"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     transform, samples = make_model(args.model, "cpu")[1], read_set(task.folder, {"retrieval"}).samples
     print(

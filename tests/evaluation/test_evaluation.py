@@ -31,7 +31,7 @@ from tic_clip.evaluation.data import read_classes
 from tic_clip.evaluation.encode import Settings
 from tic_clip.evaluation.evaluate import RESULTS, check_tasks
 from tic_clip.evaluation.results import read_hits
-from tic_clip.evaluation.tasks import find_tasks, static_task
+from tic_clip.evaluation.tasks import static_task, task_of
 from tic_clip.metrics import METRIC_VERSION
 from tic_clip.models import Model
 from tic_clip.storage import upload, write_json
@@ -109,7 +109,7 @@ def data(content, tmp_path):
 
 
 def task(data, name="retrieval"):
-    return find_tasks(f"tic/emoji/{name}/yearly/2014", str(data))[0]
+    return task_of(f"tic/emoji/{name}/yearly/2014", str(data))
 
 
 def both(data):

@@ -8,20 +8,20 @@ from conftest import ROOT
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.evaluation.tasks import find_tasks, read_tasklist, static_task, tasks_of
+from tic_clip.evaluation.tasks import read_tasklist, static_task, task_of, tasks_of
 from tic_clip.report.compare import FLICKR, IMAGENET, SHIFTS
 
 
 def test_keys_names_and_folders():
-    [first] = find_tasks("tic/datacomp/datacompnet/monthly/201403", "/data/")
+    first = task_of("tic/datacomp/datacompnet/monthly/201403", "/data/")
     assert (first.name, first.kind) == ("TiC-DataCompNet-Monthly-201403", "classification")
     assert first.folder == "/data/tic/datacomp/monthly/eval/datacompnet/201403"
-    [second] = find_tasks("tic/datacomp/retrieval/yearly/2014", "s3://bucket/data")
+    second = task_of("tic/datacomp/retrieval/yearly/2014", "s3://bucket/data")
     assert (second.name, second.kind) == ("TiC-DataComp-Retrieval-Yearly-2014", "retrieval")
     assert second.folder == "s3://bucket/data/tic/datacomp/yearly/eval/retrieval/2014"
     tasks = tasks_of(get_benchmark("datacomp"), "data")
     assert len(tasks) == 2 * 9
-    assert [task for task in tasks if find_tasks(task.key, "data") != [task]] == []
+    assert [task for task in tasks if task_of(task.key, "data") != task] == []
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,12 @@ def test_keys_names_and_folders():
     [
         ("tic/datacomp/retrieval/yearly/2023", "unknown evaluation task 'tic/datacomp/retrieval/yearly/2023'"),
         (7, "unknown evaluation task 7"),
+        ("tic/emoji/retrieval/yearly", "is a group of tasks: add a period, as in tic/emoji/retrieval/yearly/2014"),
     ],
 )
-def test_a_key_of_no_task(key, message):
+def test_a_key_of_no_single_task(key, message):
     with pytest.raises(TicError, match=message):
-        find_tasks(key, "data")
+        task_of(key, "data")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,14 @@ def find_tasks(name: object, data_dir: str) -> list[Task]:
     return matches
 
 
+def task_of(key: str, data_dir: str) -> Task:
+    """Return the benchmark's task with a key; raise a TicError if there is none."""
+    first, *others = find_tasks(key, data_dir)
+    if others:
+        raise TicError(f"{key} is a group of tasks: add a period, as in {first.key}")
+    return first
+
+
 def read_tasklist(path: str, data_dir: str) -> list[Task]:
     """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task."""
     import yaml

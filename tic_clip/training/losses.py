@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.models import has_logit_bias
 from tic_clip.runs import last_checkpoint
 from tic_clip.training.config import Config
 from tic_clip.training.methods import Method
@@ -19,18 +17,6 @@ from tic_clip.training.sampling import source_counts
 
 FISHER = Path("checkpoints/fisher.pt")  # in a step's folder
 BATCH, MAX_SAMPLES = 64, 20_000
-
-
-def check_loss(config: Config, method: Method, model: str, passes: int) -> None:
-    """Refuse settings that a method's loss does not have, and a teacher where OpenCLIP's distillation has none."""
-    if config.loss_weight is not None and method.weight is None:
-        raise TicError(f"{method.name} has no term of the loss for the last model: --loss_weight is for lwf and ewc")
-    if config.temperature is not None and not method.teacher:
-        raise TicError(f"{method.name} distils no model: --temperature is for lwf")
-    siglip = has_logit_bias(model) or "--siglip" in config.openclip_flags
-    reasons = {"CoCa": "coca" in model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
-    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
-        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
 
 
 def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any]:
@@ -79,29 +65,24 @@ def count_fisher(samples: int, batch_size: int) -> int:
 
 
 def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the Fisher information of a step's model, on samples that it was trained on."""
+    """Write the Fisher information of a step's model, on the first samples that the step reads of each source."""
     import torch
 
     from tic_clip import weights
     from tic_clip.models import load_model
+    from tic_clip.training.loader import image_functions, make_batches, read_samples, read_sources
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = load_model(plan["model"], trained, device)
-    fisher = estimate_fisher(net, read_batches(plan, preprocess, tokenizer), device)
-    weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
-    return {"fisher": str(FISHER)}
-
-
-def read_batches(plan: dict[str, Any], preprocess: Callable, tokenizer: Callable) -> Any:
-    """Return an iterable of (images, tokens) of the first samples that a step reads of each source."""
-    from tic_clip.training.loader import image_functions, make_batches, read_samples, read_sources
-
     size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
     ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
     load, _ = image_functions("pil", preprocess)
     items = read_samples(read_sources(plan), ranges, (load, tokenizer), defaultdict(Counter))
-    return progress(make_batches(items, size), "Fisher information", count // size, "batch")
+    batches = progress(make_batches(items, size), "Fisher information", count // size, "batch")
+    fisher = estimate_fisher(net, batches, device)
+    weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
+    return {"fisher": str(FISHER)}
 
 
 def estimate_fisher(net: Any, batches: Any, device: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from tic_clip import lookup
 from tic_clip.training.sampling import apportion
 
 PATCHED = Path("checkpoints/patched.pt")  # what a step's ending makes of its last checkpoint, in the step's folder
@@ -94,8 +93,3 @@ METHODS = {
         Method(name="averaging", data=all_data, start="last", all_checkpoints=True),
     )
 }
-
-
-def get_method(name: str) -> Method:
-    """Return the method called ``name``; the ``TicError`` for an unknown one lists the valid names."""
-    return lookup(METHODS, "method", name)

@@ -15,26 +15,21 @@ import msgspec
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import check_cache, list_fingerprint, split_sizes
-from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, has_logit_bias, macs_per_sample
 from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
-from tic_clip.training.losses import check_loss, count_fisher, plan_loss
-from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
+from tic_clip.training.losses import count_fisher, plan_loss
+from tic_clip.training.methods import METHODS, PATCHED, Method, held_out, new_data
 from tic_clip.training.sampling import apportion
 from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
 Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
-NOT_COMPARED = {
-    *("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "settings"),
-    *("teacher", "anchor"),  # the last model, as is "start"
-}
-"""What does not make the model, or is said by another key."""
-CHANGES = (
-    *("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer"),
-    *("loss_weight", "temperature"),
-)
+NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "settings")
+NOT_COMPARED += ("teacher", "anchor")
+"""What does not make the model, or is said by another key: teacher and anchor are the last model."""
+CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer", "loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
 UNLOCKED = ("--lock-image-unlocked-groups", "--lock-text-unlocked-layers")
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
@@ -43,14 +38,17 @@ SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     """Return all that a step does; nothing is written or trained."""
-    benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), scale_of(config)
+    benchmark, method, scale = (
+        get_benchmark(config.benchmark),
+        lookup(METHODS, "method", config.method),
+        scale_of(config),
+    )
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
     check_architecture(scale.model)
     layout = plan_layout(config, scale, world_size)
-    check_settings(config, method, scale)
-    check_loss(config, method, scale.model, layout["accum_freq"])
+    check_settings(config, method, scale, layout["accum_freq"])
     check_rate(config, benchmark, method)
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
@@ -90,7 +88,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     }
 
 
-def check_settings(config: Config, method: Method, scale: Scale) -> None:
+def check_settings(config: Config, method: Method, scale: Scale, passes: int) -> None:
     """Refuse settings that exclude each other or that the method does not have."""
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
@@ -106,6 +104,14 @@ def check_settings(config: Config, method: Method, scale: Scale) -> None:
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
     if method.all_checkpoints and scale.max_kept < scale.checkpoints:
         raise TicError(f"{method.name} is of all {scale.checkpoints} checkpoints of a step: --max_kept is below that")
+    if config.loss_weight is not None and method.weight is None:
+        raise TicError(f"{method.name} has no term of the loss for the last model: --loss_weight is for lwf and ewc")
+    if config.temperature is not None and not method.teacher:
+        raise TicError(f"{method.name} distils no model: --temperature is for lwf")
+    siglip = has_logit_bias(scale.model) or "--siglip" in config.openclip_flags
+    reasons = {"CoCa": "coca" in scale.model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
+    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
+        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
 
 
 def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
