@@ -137,9 +137,6 @@ def _parse(
     return image, label, captions
 
 
-# --- Where the samples are ---
-
-
 def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
     """Return the folders of images in ``folder`` -> (path, bytes) of each image of any format; {} if a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):

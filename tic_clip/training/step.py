@@ -135,7 +135,7 @@ def choose_precision(folder: Path) -> dict[str, str]:
     is_begun = any(folder.glob("checkpoints/*.pt"))
     for path in [folder / "plan.json"] if is_begun else sorted(folder.parent.glob("*/done.json")):
         plan = read_json(path.with_name("plan.json"))
-        return {name: plan[name] for name in ("precision",) if name in plan}  # old plans have none
+        return {"precision": plan["precision"]} if "precision" in plan else {}  # of an earlier version
     import torch
 
     if not torch.cuda.is_available():
