@@ -17,7 +17,6 @@ already exist for the same weights, data, precision and metric version. Start it
 array, by hand) to share the work: docs/evaluation.md.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -52,11 +51,8 @@ def make_parser() -> Parser:
     which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model, from scripts/fetch_models.sh")
     add = parser.add_argument
     add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    names = ", ".join(BENCHMARKS)
-    add(
-        "--benchmark",
-        help=f"for --use_model, --check: one of {names}, or a path.yaml (default: TASKLIST's or datacomp)",
-    )
+    benchmarks = f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: TASKLIST's or datacomp)"
+    add("--benchmark", help=f"for --use_model, --check: {benchmarks}")
     add("--tasklist", metavar="FILE", help="a list of tasks (default: all tasks of the benchmark)")
     add("--imagenet_val", metavar="DIR", help="also evaluate on ImageNet's validation set")
     add("--output_dir", help="the folder for eval_results.jsonl (default: RUN)")
@@ -68,8 +64,6 @@ def make_parser() -> Parser:
     workers = min(max(cores, 1) - 1, 16)
     add("--workers", type=int, default=workers, help="loader processes per process (default: its cores - 1)")
     add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    add("--together", dest="models_at_once", type=int, **hidden)  # its old name
     add("--skip_bad", action="store_true", help="leave out and count unusable samples")
     add("--force", action="store_true", help="repeat existing results")
     add("--watch", action="store_true", help="with a run: evaluate each step when it is finished, until the last")
@@ -131,8 +125,7 @@ def evaluate_models(args: Any, settings: Settings) -> bool:
         if warnings:
             print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(warnings)}", file=sys.stderr)
     skipped = len(models) * len(tasks) - len(results)
-    already = f", {skipped} were there already" if skipped else ""
-    print(f"{len(results)} new results in {output_dir}{already}", flush=True)
+    print(f"{len(results)} new results in {output_dir}" + f", {skipped} were there already" * (skipped > 0), flush=True)
     return is_last
 
 

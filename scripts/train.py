@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> No
     config = config_from(args)
     rank, world_size = (0, world_size) if world_size else read_ranks(os.environ)
     if args.dry_run:
-        print_plans(config, world_size)
+        plans = [add_macs(plan) for plan in check_plans(config, world_size)]
+        table = f"{config.output_dir}: {describe(plans)}"
+        print(table if config.step == "all" else json.dumps(plans[0], indent=2))
     elif args.check:
         check_plans(config, world_size)
         check_ready(config)
@@ -69,13 +71,6 @@ def check_plans(config: Config, world_size: int) -> list[dict]:
     for each, plan in zip(configs, plans, strict=True):
         check_step(each, plan, dry_run=True)
     return plans
-
-
-def print_plans(config: Config, world_size: int) -> None:
-    """Print the plan of a step as plan.json has it, or a table of all steps."""
-    plans = [add_macs(plan) for plan in check_plans(config, world_size)]
-    table = f"{config.output_dir}: {describe(plans)}"
-    print(table if config.step == "all" else json.dumps(plans[0], indent=2))
 
 
 def describe(plans: Sequence[dict[str, Any]]) -> str:

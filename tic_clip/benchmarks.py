@@ -185,7 +185,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cadence: str = ""
 
 
-def read_yaml(path: object, kind: type[T]) -> T:
+def read_yaml(path: object, kind: type[T], *, strict: bool = True) -> T:
     """Read a YAML file into a ``kind``; raise a TicError that says which key or line is wrong."""
     import yaml
 
@@ -198,7 +198,7 @@ def read_yaml(path: object, kind: type[T]) -> T:
 
     data = read_bytes(path)
     try:
-        return msgspec.convert(yaml.load(data.decode(), Loader), kind)
+        return msgspec.convert(yaml.load(data.decode(), Loader), kind, strict=strict)
     except yaml.MarkedYAMLError as error:
         raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS, read_yaml
+from tic_clip.cli import from_flags
 from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, to_path
@@ -24,8 +25,7 @@ from tic_clip.training.methods import METHODS
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
+class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
 
     batch_size: Count
@@ -77,24 +77,13 @@ SCALES = {
 
 
 def get_scale(name: str) -> Scale:
-    """Return the scale called ``name``, or that of the YAML file ``name``.
-
-    Raises:
-        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
-    """
-    if not name.endswith((".yaml", ".yml")):
-        return lookup(SCALES, "scale", name)
-    values, keys = read_yaml(name, dict), [each.name for each in fields(Scale)]
-    if unknown := [key for key in values if key not in keys]:
-        raise TicError(f"{name}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")
-    try:
-        return msgspec.convert(values, Scale, strict=False)  # YAML reads 1e-4 as a text
-    except msgspec.ValidationError as error:
-        raise TicError(f"{name}: {error}") from None
+    """Return the scale called ``name``, or that of the YAML file ``name``."""
+    is_file = name.endswith((".yaml", ".yml"))
+    return read_yaml(name, Scale, strict=False) if is_file else lookup(SCALES, "scale", name)  # 1e-4 is text in YAML
 
 
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
-    """Return an argparse type: parsed text that ``is_valid``; ``description`` completes "it is not …" of an error."""
+    """Return an argparse type: parsed text that ``is_valid``; ``description`` ends "it is not …" of an error."""
 
     def convert(text: str) -> Any:
         try:
@@ -109,12 +98,8 @@ def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], descript
     return convert
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(Fraction(word.strip())) for word in text.split(","))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+def _each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: tuple(map(parse, text.split(",")))
 
 
 location = _value(str, len, "a folder or a URL")
@@ -133,8 +118,10 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
-counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
+amounts = _value(
+    _each(lambda word: float(Fraction(word))), lambda numbers: min(numbers) > 0, "a list of numbers above 0, as 1,1,1.5"
+)
+counts = _value(_each(int), lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
 precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
@@ -145,7 +132,8 @@ reports = _value(
 
 
 def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"type": convert, "help": help_text})
+    optional = {"nargs": "?", "const": True} if convert is boolean else {}
+    return field(default=default, metadata={"type": convert, "help": help_text, **optional})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,71 +214,42 @@ def init_path(config: Config) -> str | None:
     """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
     if config.init is None or not names_model(config.init):
         return config.init
-    name = re.sub(r"[^\w.-]+", "_", config.init)
-    return str(Path(config.output_dir) / "init/checkpoints" / f"{name}.pt")
+    return str(Path(config.output_dir, "init/checkpoints", re.sub(r"[^\w.-]+", "_", config.init) + ".pt"))
 
 
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
-    given = {each.name: getattr(config, each.name, None) for each in fields(Scale) if each.name != "warmup"}
+    given = {name: getattr(config, name, None) for name in Scale.__struct_fields__ if name != "warmup"}
     if config.init and names_model(config.init) and not config.init.startswith(HUB):
         given["model"] = config.model or config.init.split()[0]
-    return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
-
-
-OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}
-"""Environment variables of version 0.1 -> their names today; in small letters, the flags."""
-OLD_POLICIES = {"scripts": (0, False), "released": (2_000, False), "kept": (0, True), "tiny": (15, False)}
-"""The values of version 0.1's POLICY (``--policy``) -> today's ``next_warmup`` and ``keep_optimizer``."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return msgspec.structs.replace(get_scale(config.scale), **given)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of ``Config``, and the hidden flags of version 0.1."""
-    old_names = {new.lower(): old.lower() for old, new in OLD_VARIABLES.items()} | {"resampled": "dataset_resampled"}
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    """Add a flag for each field of ``Config``."""
     for each in fields(Config):
-        options = {"type": each.metadata["type"], "dest": each.name}
-        if each.metadata["type"] is boolean:
-            options |= {"nargs": "?", "const": True}
         default = {"required": True} if each.default is MISSING else {"default": each.default}
-        parser.add_argument(f"--{each.name}", help=each.metadata["help"], **default, **options)
-        if each.name in old_names:
-            parser.add_argument(f"--{old_names[each.name]}", **hidden, **options)
-    parser.add_argument("--policy", choices=OLD_POLICIES, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{each.name}", **default, **each.metadata)
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """Return the settings of the flags that ``add_flags`` has added."""
-    values = {each.name: getattr(args, each.name) for each in fields(Config)}
-    values |= _own_settings(values)
-    if args.policy:
-        policy = dict(zip(("next_warmup", "keep_optimizer"), OLD_POLICIES[args.policy], strict=True))
-        values |= {name: value for name, value in policy.items() if values[name] is None}
-    return Config(**values)
-
-
-def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of ours that are given as OpenCLIP's flags, and the flags without them."""
-    given, found = group_words(shlex.split(values["openclip_flags"])), {}
+    """Return the settings of the flags, those of ours that are given as OpenCLIP's flags among them."""
+    config = from_flags(Config, args)
+    given, found = group_words(shlex.split(config.openclip_flags)), {}
     for flag, name in OURS.items():
         if flag in given:
-            convert = next(each.metadata["type"] for each in fields(Config) if each.name == name)
             try:
-                found[name] = convert(*given.pop(flag) or ["1"])
+                found[name] = Config.__dataclass_fields__[name].metadata["type"](*given.pop(flag) or ["1"])
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
-            if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
-    return found | {"openclip_flags": shlex.join(join_flags(given))}
+            if (own := getattr(config, name)) not in (None, found[name]):
+                raise TicError(f"--{name} is {own}, and {found[name]} among OpenCLIP's flags: give one")
+    return replace(config, **found, openclip_flags=shlex.join(join_flags(given)))
 
 
 def to_flags(config: Config) -> list[str]:
     """Return the flags of scripts/train.py that give ``config``; those with their default value are left out."""
-    flags = []
-    for each in fields(Config):
-        value = getattr(config, each.name)
-        if value != each.default:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            text = {"True": "1", "False": "0"}.get(text, text)
-            flags.append(f"--{each.name}={text}")
-    return flags
+    values = {each.name: value for each in fields(Config) if (value := getattr(config, each.name)) != each.default}
+    texts = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [f"--{name}={int(text) if isinstance(text, bool) else text}" for name, text in texts.items()]
