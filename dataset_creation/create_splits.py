@@ -1,16 +1,17 @@
-"""Cut your own table of dated images by time: a training and a test list of each step, and the benchmark's file.
+"""Split your own table of dated images by time: a training and a test list for each step, and the benchmark's file.
 
     python dataset_creation/create_splits.py photos.csv --image path --caption text --date taken --suggest 5
-    python dataset_creation/create_splits.py photos.csv --image path --caption text --date taken --every year \
+    python dataset_creation/create_splits.py photos.csv --image path --caption text --date taken --every year \\
         --name photos --test-share 0.1 --output-path data/lists/photos
 
-A table is CSV, TSV, JSON Lines (also .gz) or Parquet, a path or a URL, several of them, or a folder of them (such as
-img2dataset's). Dates are ISO 8601, seconds or milliseconds since 1970, or years, in UTC. --image names a column of
-paths, or of the images themselves, which are then written to LISTS/images/. Writes {train,test}_batch_{step}.csv (key,
-image, caption, date and, with --label, label; by UID), benchmark.yaml and, last, manifest.json. Next: create_tars.py.
+A table is CSV, TSV, JSON Lines (also .gz) or Parquet: a path, a URL, several of them, or a folder of them (such as an
+img2dataset download). Dates are ISO 8601, seconds or milliseconds since 1970, or years, in UTC. --image names a column
+of paths, or of the images themselves, which are then written to LISTS/images/. Writes {train,test}_batch_{step}.csv
+(key, image, caption, date and, with --label, label; sorted by UID), benchmark.yaml and, last, manifest.json. Continue
+with create_tars.py.
 
-With --pool in place of tables, a pool of tars is cut by a date in each sample's JSON: the lists are then
-uids/{train,eval/retrieval}/{step}.npy, as reshard.py takes them.
+With --pool instead of tables, it splits a pool of tars by a date in each sample's JSON, and writes the lists
+uids/{train,eval/retrieval}/{step}.npy for reshard.py.
 """
 
 import argparse
@@ -48,11 +49,11 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("tables", metavar="TABLE", nargs="*", default="", help="a table, or a folder of tables")
-    inputs.add_argument("--pool", metavar="DIR", help="a folder or URL of tars, as webdataset has them")
+    inputs.add_argument("--pool", metavar="DIR", help="a folder or URL of webdataset tars")
     add_flags(parser, Columns)
     cuts = parser.add_mutually_exclusive_group(required=True)
-    cuts.add_argument("--steps", metavar="NAMES", help="dates with commas between: 2014-2016,2017,2018Q1,201804")
-    cuts.add_argument("--every", choices=("year", "quarter", "month"), help="a step for each, from the first row on")
+    cuts.add_argument("--steps", metavar="NAMES", help="dates separated by commas: 2014-2016,2017,2018Q1,201804")
+    cuts.add_argument("--every", choices=("year", "quarter", "month"), help="one step for each, from the first row on")
     cuts.add_argument("--suggest", type=int, metavar="N", help="print N near-equal steps, write nothing")
     add_flags(parser, lists.OwnOptions)
     args = parser.parse_args()

@@ -97,9 +97,9 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     return {
         "step": args.exp_name or args.scale,
         "seed": args.seed,
-        "batch_size": batch_size // args.accum_freq,
-        "iterations": iterations * args.accum_freq,
-        "block": block * args.accum_freq,
+        "batch_size": batch_size,
+        "iterations": iterations,
+        "block": block,
         "checkpoints": args.num_checkpoints,
         "sources": [
             {"name": name, "split": folder, "size": size, "used": size, "samples": count}

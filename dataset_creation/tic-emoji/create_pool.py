@@ -1,10 +1,10 @@
-"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 7,906 dated images, and its UIDs.
+"""Build TiC-Emoji from the installed packages: a pool of 7,906 dated images, and its UID files.
 
     python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji
 
-Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. A caption is the emoji's name
-and its subgroup in Unicode's table (subgroups.json), its year that of its emoji version. Of each emoji one drawing is
-in training and one is held out; a hash says whose. Writes pool/{:08d}.tar in DataComp's format,
+Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. The caption is the emoji's
+name and its subgroup in Unicode's table (subgroups.json); the year is that of its emoji version. One drawing of each
+emoji is for training, the other is held out; a hash decides which. Writes pool/{:08d}.tar in DataComp's format,
 uids/{train,eval/retrieval,eval/emojinet}/{step}.npy, classes/eval/emojinet/{step}.npy, eval_files/, LICENSE.txt, and
 last pool/done.json.
 """
@@ -198,7 +198,7 @@ def create_pool(folder: Path) -> dict[str, dict[str, int]]:
 def main() -> None:
     """Parse the flag, build unless it is done, and print one line a step."""
     parser = Parser(__doc__)
-    parser.add_argument("--output_dir", required=True, help="where to build: a new folder")
+    parser.add_argument("--output_dir", required=True, help="the folder to build in; it must be new")
     folder = Path(os.path.abspath(local_folder(parser.parse_args().output_dir)))
     done = folder / "pool/done.json"
     if done.exists() and read_json(done).get("versions") == installed_versions():

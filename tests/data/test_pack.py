@@ -120,7 +120,7 @@ def test_a_split_by_hand(tmp_path, images, make):
     assert meta(split(tmp_path))["output_count"] == 20
     for folder in ("train/2018", "eval/retrieval/2018"):
         assert list(verify(str(split(tmp_path, folder=folder)))) == []
-    assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"})) == 3
+    assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"}).samples) == 3
     assert (split(tmp_path, folder="eval/retrieval/2018") / "test/0.tar").is_symlink()
 
 

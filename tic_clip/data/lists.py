@@ -36,10 +36,10 @@ class Options:
     """How rows become lists, and where: the flags that each create_splits.py has."""
 
     output_path: str = flag("folder of the lists", "", metavar="LISTS")
-    test_share: float = flag("fraction that is held out", 0.01)
-    seed: int = flag("which samples are held out", 0)
+    test_share: float = flag("the fraction to hold out", 0.01)
+    seed: int = flag("changes which samples are held out", 0)
     num_workers: int = flag("processes", 1, short="-j")
-    skip_bad_rows: bool = flag("leave out rows with a fault, and count them", False)
+    skip_bad_rows: bool = flag("drop and count unusable rows", False)
     overwrite: bool = flag("make the lists again", False)
 
     def check(self) -> None:

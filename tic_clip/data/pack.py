@@ -78,10 +78,10 @@ class PackOptions:
     """How to pack: flags of create_tars.py."""
 
     num_workers: int = flag("processes", 1, short="-j")
-    shard_size: int = flag("rows of a list in a shard", 10_000)
-    max_per_class: int = flag("images of a class and period", 50)
+    shard_size: int = flag("rows of a list per shard", 10_000)
+    max_per_class: int = flag("most images per class and period", 50)
     templates: Sequence[str] = TEMPLATES
-    overwrite: bool = flag("make all splits again, with images come since", False)
+    overwrite: bool = flag("make all splits again, with new images", False)
 
     def __post_init__(self) -> None:
         if (least := min(self.shard_size, self.max_per_class)) < 1:

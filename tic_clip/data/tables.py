@@ -41,8 +41,8 @@ class Columns:
     image: str = flag("the column of paths, or of images", "", metavar="COLUMN")
     caption: str = flag("the column of captions", "", metavar="COLUMN")
     label: str = flag("a column of classes: adds classification", "", metavar="COLUMN")
-    key: str = flag("the column of keys; else the image's path without suffix", "", metavar="COLUMN")
-    date_format: str = flag("auto, year, s, ms, or of strftime, as %%d.%%m.%%Y", "auto")
+    key: str = flag("the column of keys; by default the image's path without suffix", "", metavar="COLUMN")
+    date_format: str = flag("auto, year, s, ms, or a strptime format such as %%d.%%m.%%Y", "auto")
 
     def __post_init__(self) -> None:
         check_format(self.date_format)

@@ -39,15 +39,15 @@ LOST = 60.0  # seconds in which a lost process of a cluster gives up its locks
 class Options:
     """How to cut a pool: flags of reshard.py."""
 
-    num_workers: int = flag("processes, of each part on Ray", 1, short="-j")
-    shard_size: int = flag("most samples in a shard", 10_000)
-    parts: int = flag("blocks that the pool is cut into", 1)
+    num_workers: int = flag("processes (with Ray, per part)", 1, short="-j")
+    shard_size: int = flag("maximum samples per shard", 10_000)
+    parts: int = flag("number of blocks to cut the pool into", 1)
     part: int | None = None
     engine: str = flag("where parts run", "local", choices=ENGINES)
     ray_address: str | None = None
-    skip_bad_shards: bool = flag("leave out pool shards whose bytes are damaged", False)
+    skip_bad_shards: bool = flag("leave out damaged pool shards", False)
     overwrite: bool = flag("replace splits made with other arguments", False)
-    dry_run: bool = flag("count, write nothing", False)
+    dry_run: bool = flag("count only, write nothing", False)
 
 
 @dataclass(frozen=True, kw_only=True)
