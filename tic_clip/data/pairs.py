@@ -59,9 +59,8 @@ def create_splits(
     dataset: str, input_path: str, options: Options, benchmark: str | None = None
 ) -> tuple[dict[str, Any], bool]:
     """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest, and whether it was there already."""
-    options.check()
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
-    settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
+    settings = options.settings(steps.name, dataset)
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
     return write_lists(inputs, read, caption, lambda _: steps, settings, options)
 
@@ -69,7 +68,7 @@ def create_splits(
 def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
     """Write the lists and ``benchmark.yaml`` of tables; return the manifest, and whether it was there already."""
     columns.require("image", "caption", "date")
-    settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
+    settings, tables = {**options.own_settings(), "columns": vars(columns)}, find_tables(tables)
 
     def find_benchmark(folder: Path) -> Benchmark:
         months = count_months(tables, columns, options) if options.every else Counter()
@@ -81,7 +80,7 @@ def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) 
 def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Counter[date]:
     """Return how many rows of tables each month has; a TicError says which date can't be read."""
     columns.require("date")
-    read = partial(read_dates, columns, reject=options.rejecter(Counter()))
+    read = partial(read_dates, columns, reject=partial(options.reject, Counter()))
     seconds = progress(chain.from_iterable(map(read, find_tables(tables))), "dates", unit=" rows")
     return dates.count_months(Counter(each // 86_400 for each in seconds))
 
@@ -99,7 +98,7 @@ def write_lists(
 
         def write(new: Path, work: Path) -> dict[str, Any]:
             benchmark, dropped = find_benchmark(new), Counter()
-            reject, dataset = options.rejecter(dropped), settings["dataset"]
+            reject, dataset = partial(options.reject, dropped), settings["dataset"]
             rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
             rows = store_images(rows, new)
             chunks = iter(lambda: list(islice(rows, CHUNK)), [])
