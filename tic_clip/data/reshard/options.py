@@ -11,7 +11,7 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import uids
-from tic_clip.data.folder import SplitSummary, load_finished, start
+from tic_clip.data.folder import SplitSummary, load_finished, start, summarize
 from tic_clip.data.reshard.part import Options, Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
 from tic_clip.data.split import META, SUBSET, list_shards, pool_digest
@@ -69,7 +69,9 @@ def reshard(
             made = [run_part(each, lists) for each in pending]
     if not options.skip_bad_shards:
         _check_bad_shards([*finished, *made])
-    return [_summarize(name, str(root / name), finished, made) for name in files]
+    metas = {name: [part[name] for part in (*finished, *made) if name in part] for name in files}
+    resharded = {name for part in made for name in part}
+    return [summarize(name, str(root / name), metas[name], name not in resharded) for name in files]
 
 
 def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -> None:
@@ -148,12 +150,3 @@ def _check_bad_shards(made: list[dict[str, dict[str, Any]]]) -> None:
         first = "; ".join(f"{tar}: {fault}" for tar, fault in islice(faults.items(), 3))
         advice = "repair them and give --overwrite, or leave them out with --skip-bad-shards"
         raise TicError(f"pool shards that can't be read: {len(faults)} ({first}); {advice}")
-
-
-def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> SplitSummary:
-    """Return the summary of a split from the ``meta.json`` of its parts."""
-    parts = [metas[name] for metas in (*finished, *made) if name in metas]
-    samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
-    bad, wrong = (sum(len(meta.get(key, ())) for meta in parts) for key in ("bad_shards", "wrong_stats"))
-    wanted, reused = parts[0]["subset_count"], not any(name in metas for metas in made)
-    return SplitSummary(name, path, wanted, samples, shards, size, bad, wrong, reused)
