@@ -256,7 +256,7 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
 BAD = {
     "no manifest": (
         lambda at: (at / "lists/manifest.json").unlink(),
-        "lists has no manifest.json of create_splits.py: run that first",
+        "lists has no manifest.json of lists: run create_splits.py first",
     ),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (

@@ -123,7 +123,7 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
         raise TicError(f"{image_path} is not a folder of images")
     manifest = read_json(f"{csv_path}/{MANIFEST}") if (Path(csv_path) / MANIFEST).exists() else {}
     if not {"benchmark", "dataset", "files"} <= manifest.keys():
-        raise TicError(f"{csv_path} has no {MANIFEST} of create_splits.py: run that first")
+        raise TicError(f"{csv_path} has no {MANIFEST} of lists: run create_splits.py first")
     return manifest
 
 
