@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from fractions import Fraction
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,17 +117,14 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-amounts = _value(
-    _each(lambda word: float(Fraction(word))), lambda numbers: min(numbers) > 0, "a list of numbers above 0, as 1,1,1.5"
-)
-counts = _value(_each(int), lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
+amounts = _value(_each(float), lambda found: all(0 < n < inf for n in found), "a list of numbers above 0, as 1,1,1.5")
+counts = _value(_each(int), lambda found: min(found) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
 precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
 image_backend = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
-reports = _value(
-    str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
-)
+REPORTS = {"", "tensorboard", "wandb", "all"}
+reports = _value(str, lambda text: REPORTS.issuperset(text.split(",")), "tensorboard, wandb or both")
 
 
 def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
@@ -159,29 +155,21 @@ class Config:
     budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(
-        start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
-    )
+    init: str | None = _flag(start_model, "start from a checkpoint, ARCH TAG or hf-hub:… (default: random weights)")
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
     lr: tuple[float, ...] | None = _flag(amounts, "the peak, or that of each step: 5e-4,1e-4 (default: the scale's)")
     warmup: tuple[int, ...] | None = _flag(
-        counts, "iterations of a step from random weights, or a list, of each step (default: the scale's)"
+        counts, "iterations from random weights, or of each step (default: the scale's)"
     )
-    next_warmup: int | None = _flag(
-        whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
-    )
+    next_warmup: int | None = _flag(whole_or_0, "iterations from a trained model (default: the scale's; wsd, rsqrt: 0)")
     schedule: str | None = _flag(str, "of the rate: cosine, const, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
-    keep_optimizer: bool | None = _flag(
-        boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"
-    )
-    precision: str | None = _flag(
-        precision_name, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)"
-    )
+    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state (default: 0; wsd, rsqrt: 1)")
+    precision: str | None = _flag(precision_name, "fp32, amp or amp_bf16 (default: fp32, on a GPU amp_bf16 or amp)")
     openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
     resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
     image_backend: str | None = _flag(
-        image_backend, "what decodes and resizes images: torchvision, or pil as in OpenCLIP (default: the scale's)"
+        image_backend, "torchvision decodes images, or pil as in OpenCLIP (default: the scale's)"
     )
     coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
     loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")

@@ -153,11 +153,10 @@ def check_ready(config: Config) -> None:
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    reports = set(config.report_to.split(","))
-    for package in ("tensorboard", "wandb"):
-        if {package, "all"} & reports:
-            check_installed(package)
-    if {"wandb", "all"} & reports and os.environ.get("WANDB_MODE", "online") == "online":
+    reports = config.report_to.replace("all", "tensorboard,wandb").split(",")
+    for package in filter(None, reports):
+        check_installed(package)
+    if "wandb" in reports and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
         try:
