@@ -2,8 +2,8 @@
 
     METHOD=cumulative SCALE=tic_tiny .venv/bin/python scripts/run.py --benchmark emoji
 
-The run_*.sh call this; a flag says what the script's name says, all else comes from the environment (scripts/cli.sh
-lists the settings). Killed and started again, it goes on where it was.
+The run_*.sh call this. The flags fix what a script's name says; all other settings come from the environment
+(scripts/cli.sh lists them). Run it again after an interruption to resume.
 """
 
 import functools
@@ -44,7 +44,7 @@ SPLITS = ("TEST_SHARE",)
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 OWN = ("OUTPUT_DIR", "OUT", "SOURCE", "TABLE", "EVALUATE", "OVERWRITE", "DRY_RUN", "SKIP_BAD")
 KNOWN = [*TRAINING, *SWEEP, *EVALUATION, *COLUMNS, *SPLITS, *PROCESSES, *OWN]
-RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}  # since version 0.1
+RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY", "POLICY": "NEXT_WARMUP"}
 OTHERS = ("MODELS", "RESULTS")  # of evaluate_released.sh and run_emoji_all.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""

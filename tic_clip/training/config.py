@@ -22,6 +22,7 @@ from tic_clip.training.flags import OURS, group_words, join_flags, read_flags
 from tic_clip.training.methods import METHODS
 
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
+Floats, Ints = tuple[float, ...], tuple[int, ...]
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,9 +121,9 @@ share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 amounts = _value(_each(float), lambda found: all(0 < n < inf for n in found), "a list of numbers above 0, as 1,1,1.5")
 counts = _value(_each(int), lambda found: min(found) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
-precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
+dtype = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
-image_backend = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
+decoder = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
 REPORTS = {"", "tensorboard", "wandb", "all"}
 reports = _value(str, lambda text: REPORTS.issuperset(text.split(",")), "tensorboard, wandb or both")
 
@@ -143,48 +144,56 @@ class Config:
     benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
     method: str = _flag(str, f"one of {', '.join(METHODS)}", MISSING)
     scale: str = _flag(str, f"one of {', '.join(SCALES)}, or a path.yaml", MISSING)
-    step: str = _flag(str, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
+    step: str = _flag(str, "a step, or all (python -m tic_clip.benchmarks BENCHMARK lists them)", MISSING)
     data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
-    filter: str | None = _flag(str, "of datacomp's training data: basic or bestpool (default: basic)")
+    filter: str | None = _flag(str, "filter of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
-    seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
+    seed: int = _flag(random_seed, "seed of weights, order and augmentation (default: 0)", 0)
     model: str | None = _flag(str, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
-    batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
-    budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
+    batch_size: int | None = _flag(whole, "the global batch size (default: the scale's)")
+    budget: Floats | None = _flag(amounts, "each step's budget in units of C: 1,1,1.5,2 (default: the method's)")
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
-    mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
-    init: str | None = _flag(start_model, "start from a checkpoint, ARCH TAG or hf-hub:… (default: random weights)")
-    first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
-    lr: tuple[float, ...] | None = _flag(amounts, "the peak, or that of each step: 5e-4,1e-4 (default: the scale's)")
-    warmup: tuple[int, ...] | None = _flag(
-        counts, "iterations from random weights, or of each step (default: the scale's)"
+    mixture: str | None = _flag(
+        str, 'JSON {"step": {"split": share, …}, …}; a step\'s shares sum to 1 (default: no file)'
     )
-    next_warmup: int | None = _flag(whole_or_0, "iterations from a trained model (default: the scale's; wsd, rsqrt: 0)")
+    init: str | None = _flag(
+        start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
+    )
+    first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
+    lr: Floats | None = _flag(amounts, "peak learning rate, or one per step: 5e-4,1e-4 (default: the scale's)")
+    warmup: Ints | None = _flag(
+        counts, "warm-up iterations of steps from random weights, or one number per step (default: the scale's)"
+    )
+    next_warmup: int | None = _flag(
+        whole_or_0, "warm-up iterations of steps from a trained model (default: the scale's; 0 with wsd and rsqrt)"
+    )
     schedule: str | None = _flag(str, "of the rate: cosine, const, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
-    keep_optimizer: bool | None = _flag(boolean, "such a step keeps the optimizer's state (default: 0; wsd, rsqrt: 1)")
-    precision: str | None = _flag(precision_name, "fp32, amp or amp_bf16 (default: fp32, on a GPU amp_bf16 or amp)")
-    openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
-    resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
-    image_backend: str | None = _flag(
-        image_backend, "torchvision decodes images, or pil as in OpenCLIP (default: the scale's)"
+    keep_optimizer: bool | None = _flag(
+        boolean, "steps from a trained model keep the optimizer's state (default: 0; 1 with wsd and rsqrt)"
     )
-    coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
-    loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")
-    temperature: float | None = _flag(positive, "of lwf's similarities (default: 1)")
-    accum_freq: int | None = _flag(whole, "passes that a process's batch is cut into (default: 1)")
-    max_batch: int | None = _flag(whole, "samples that a process can hold: cuts its batch (default: all)")
-    grad_checkpointing: bool | None = _flag(boolean, "less memory for a third more time (default: the scale's)")
-    workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
-    max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
+    precision: str | None = _flag(dtype, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)")
+    openclip_flags: str = _flag(other_flags, "other flags of OpenCLIP's training.main; or give them after --", "")
+    resume_every: int | None = _flag(whole, "approximate iterations between resume points (default: the scale's)")
+    image_backend: str | None = _flag(
+        decoder, "torchvision decodes images, or pil as in OpenCLIP (default: the scale's)"
+    )
+    coefficient: float | None = _flag(share, "patching's coefficient, 0 to 1 (default: chosen on held-out data)")
+    loss_weight: float | None = _flag(amount, "the weight of the last model's loss term in lwf (default: 1), ewc (10)")
+    temperature: float | None = _flag(positive, "the temperature of lwf's similarities (default: 1)")
+    accum_freq: int | None = _flag(whole, "gradient accumulation: passes per process and batch (default: 1)")
+    max_batch: int | None = _flag(whole, "the most samples per pass and process (default: its part of the batch)")
+    grad_checkpointing: bool | None = _flag(boolean, "save memory for a third more time (default: the scale's)")
+    workers: int | None = _flag(whole_or_0, "loader processes per rank (default: the scale's)")
+    max_kept: int | None = _flag(whole, "checkpoints of a step to keep on this disk (default: the scale's)")
     save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)")
     save_minutes: float = _flag(amount, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
-    cache: str | None = _flag(disk_folder, "a folder on a local disk that keeps shards of a cloud (default: none)")
-    cache_gb: float | None = _flag(amount, "the most GB that it holds; the least recently used shards go first")
+    cache: str | None = _flag(disk_folder, "a local folder that caches shards from a cloud (default: none)")
+    cache_gb: float | None = _flag(amount, "the cache's size limit in GB; evicts the least recently used shards")
 
 
 def names_model(init: str) -> bool:
