@@ -22,7 +22,6 @@ from tic_clip.training.flags import OURS, group_words, join_flags, read_flags
 from tic_clip.training.methods import METHODS
 
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
-Floats, Ints = tuple[float, ...], tuple[int, ...]
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,7 +152,9 @@ class Config:
     model: str | None = _flag(str, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
     batch_size: int | None = _flag(whole, "the global batch size (default: the scale's)")
-    budget: Floats | None = _flag(amounts, "each step's budget in units of C: 1,1,1.5,2 (default: the method's)")
+    budget: tuple[float, ...] | None = _flag(
+        amounts, "each step's budget in units of C: 1,1,1.5,2 (default: the method's)"
+    )
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
     mixture: str | None = _flag(
         str, 'JSON {"step": {"split": share, …}, …}; a step\'s shares sum to 1 (default: no file)'
@@ -162,8 +163,10 @@ class Config:
         start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
     )
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
-    lr: Floats | None = _flag(amounts, "peak learning rate, or one per step: 5e-4,1e-4 (default: the scale's)")
-    warmup: Ints | None = _flag(
+    lr: tuple[float, ...] | None = _flag(
+        amounts, "peak learning rate, or one per step: 5e-4,1e-4 (default: the scale's)"
+    )
+    warmup: tuple[int, ...] | None = _flag(
         counts, "warm-up iterations of steps from random weights, or one number per step (default: the scale's)"
     )
     next_warmup: int | None = _flag(
