@@ -26,7 +26,7 @@ from tic_clip.data import clip_benchmark, folder
 from tic_clip.data import images as image_files
 from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
 from tic_clip.data.images import ZIP_MEMBER, UnusableImage
-from tic_clip.data.lists import MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
+from tic_clip.data.lists import FOLDERS, MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
 from tic_clip.data.reshard import reshard
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import open_shard, samples, write_shard
@@ -35,7 +35,6 @@ from tic_clip.parallel import make_pool, map_in_pool, map_ordered
 from tic_clip.runs import find_benchmark, keep_benchmark
 from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json, write_text
 
-FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
 TEMPLATES = ("a photo of {c}.", "{c}")
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
 COMPARED = ("list", "shard_size")  # what a split depends on, also in the stats of each shard
