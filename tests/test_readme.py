@@ -4,15 +4,14 @@ import csv
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from tic_clip.benchmarks import BENCHMARKS
 from tic_clip.training.config import SCALES
 from tic_clip.training.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
@@ -89,6 +88,12 @@ def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
 def test_the_pages_name_every_row_of_the_tables(names):
     pages = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("training", "methods"))
     assert all(f"`{name}`" in pages for name in names)
+
+
+def test_the_page_on_clusters_names_settings_that_exist():
+    known = re.findall(r"[A-Z][A-Z_]+", (ROOT / "scripts/cli.sh").read_text())
+    named = re.findall(r"\b([A-Z][A-Z_]+)=", (ROOT / "docs/cluster.md").read_text())
+    assert {"NODE_RANK", "REMOTE", "BENCHMARK"} <= set(named) <= set(known)
 
 
 def test_its_figures_of_resharding_are_those_measured():
