@@ -74,7 +74,6 @@ def calls(checkout, *command, **settings):
 @pytest.fixture
 def run(checkout, monkeypatch):
     """Run a script: bash as it is, run.py in this process."""
-    forget_scripts()
 
     def call(script, **settings):
         [(words, environment)] = calls(checkout, f"scripts/{script}", **settings)
@@ -88,14 +87,7 @@ def run(checkout, monkeypatch):
             runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
         return ended.value.code
 
-    yield call
-    forget_scripts()
-
-
-def forget_scripts():
-    """DataComp and bench/ have scripts of the same names."""
-    for name in ("train", "evaluate", "report"):
-        sys.modules.pop(name, None)
+    return call
 
 
 CUMULATIVE, ORACLE = "run_medium_basic_cumulative.sh", "run_medium_basic_oracle.sh"
