@@ -105,7 +105,7 @@ def test_bytes_by_their_position(folder):
 def test_an_error_leaves_what_was_there(folder, error):
     write_text(f"{folder}/x", "old")
     for name in "xy":
-        with pytest.raises(type(error)), storage.atomic_open(f"{folder}/{name}") as file:
+        with pytest.raises(type(error)), storage.atomic_open(f"{folder}/{name}") as file:  # noqa: PT012
             file.write(b"half")
             raise error
     assert list_files(folder) == [(f"{folder}/x", 3)]
