@@ -101,4 +101,4 @@ def test_its_figures_of_speed_are_those_measured(mark, page):
     measured = (ROOT / "bench/README.md").read_text()
     ratios = re.findall(r"\b\d\.\d\d\b", between(mark, f"docs/{page}.md"))
     assert len(ratios) >= 2
-    assert [ratio for ratio in ratios if f"| {ratio} (" not in measured] == []
+    assert [ratio for ratio in ratios if f"| {ratio} |" not in measured] == []
