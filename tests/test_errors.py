@@ -33,7 +33,7 @@ verify without a split: dataset_creation/verify.py none
 stats: DATACOMP/add_sizes.py --url shards
     shards/0.tar has no stats | generate_stats.py --url shards
 annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path a --output-path o
-    a: No such file
+    a is missing
 no lists: dataset_creation/create_tars.py --csv-path l --image-path . --output-path o
     l has no manifest.json | create_splits.py first
 # Training.
@@ -51,6 +51,10 @@ run.sh without a benchmark: METHOD=cumulative bash scripts/run.sh
     BENCHMARK is not set: give a name or a benchmark.yaml
 not sbatch: bash scripts/slurm.sh scripts/run_datacomp.sh
     SLURM_SUBMIT_DIR is not set | sbatch
+sbatch without a script: SLURM_SUBMIT_DIR=. bash scripts/slurm.sh
+    no script in '': give one run_*.sh, from the checkout's root
+sbatch with two words: SLURM_SUBMIT_DIR=. bash scripts/slurm.sh uids.npy x
+    no script in 'uids.npy x': give one run_*.sh
 # Evaluation and the report.
 no run: scripts/evaluate.py --train_output_dir none --data_dir .
     none has no finished step | scripts/train.py first
@@ -64,6 +68,12 @@ a model's file: EVALUATE --use_model 'RN50 none.pt'
     none.pt is neither a checkpoint file nor a
 no released model: EVALUATE --released TiC-CLIP-basic-oracle
     TiC-CLIP-basic-oracle has no ch | fetch_models.sh
+released models: MODELS_DIR=none bash scripts/evaluate_released.sh
+    none has no TiC-CLIP-*/: run: bash scripts/fetch_models.sh none
+a setting of released models: MODELS=x SKIP_BAD=on bash scripts/evaluate_released.sh
+    SKIP_BAD is on: it must be one of 1,
+a misspelt setting: MODELS=x BATCHSIZE=8 bash scripts/evaluate_released.sh
+    unknown setting BATCHSIZE: did you mean BATCH_SIZE?
 """
 WORDS = {
     "DATACOMP": "dataset_creation/tic-datacomp",
@@ -110,7 +120,7 @@ def test_the_step_before_is_named_in_one_line(settings, command, words, folder, 
     else:
         done = call_script(*command, cwd=folder)
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
-    *before_it, line = [line for line in done.stderr.splitlines() if line]
+    *before_it, line = [line for line in done.stderr.splitlines() if line and not line.startswith("setup: ")]
     assert [line for line in before_it if not re.match(r"[\w ]+: +\d+%", line)] == []  # a progress bar
     assert line.startswith("error: ")
     assert [word for word in words if word not in line] == []

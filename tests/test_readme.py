@@ -1,7 +1,6 @@
 """The README: its numbers are those of the recorded runs. (Its commands run in test_readme_runs.py.)"""
 
 import csv
-import itertools
 import json
 import re
 
@@ -13,6 +12,7 @@ from tic_clip.training.config import SCALES
 from tic_clip.training.methods import METHODS
 
 README = (ROOT / "README.md").read_text()
+BUDGET = SCALES["tic_tiny"].samples_per_step
 
 
 def recorded(name):
@@ -51,18 +51,8 @@ def test_its_tables_have_the_numbers_of_the_recorded_runs():
         )
 
 
-def test_the_recorded_run_is_the_default_one_and_shows_what_the_readme_says():
-    run = recorded("emoji_cumulative.json")
-    budget = SCALES["tic_tiny"].samples_per_step
-    assert run["samples_seen"] == [budget * (t + 1) for t in range(7)]
-    recall, net = run["tasks"]["retrieval"], run["tasks"]["emojinet"]
-    chance = sum(1 / images for images in (858, 776, 755, 400, 398, 334, 432)) / 7
-    assert recall["id"] > 10 * chance
-    assert recall["backward"] > 3 * recall["forward"]
-    assert all(
-        late >= early - 0.01 for rows in itertools.pairwise(recall["matrix"]) for early, late in zip(*rows, strict=True)
-    )
-    assert net["id"] > 2 * sum(1 / classes for classes in (63, 30, 15, 14, 10, 8, 9)) / 7
+def test_the_recorded_run_is_the_default_one():
+    assert recorded("emoji_cumulative.json")["samples_seen"] == [BUDGET * (t + 1) for t in range(7)]
 
 
 def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
@@ -76,12 +66,8 @@ def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
         cells += [f"{100 * float(run[name]):.1f} ± {100 * float(run[f'{name} sd']):.1f}" for name in head[4:]]
         assert [re.sub("[*~]", "", cell) for cell in line] == cells
         assert run["runs"] == "3"
-    budget = 7 * SCALES["tic_tiny"].samples_per_step
-    assert {name: int(run["samples seen"]) for name, run in runs.items()} == dict.fromkeys(runs, budget) | {
-        "oracle": 4 * budget
-    }
-    past = {name: float(run["retrieval backward"]) for name, run in runs.items()}
-    assert past["oracle"] > past["cumulative"] > 2 * past["sequential"]
+    seen = {name: int(run["samples seen"]) / BUDGET for name, run in runs.items()}
+    assert seen == dict.fromkeys(runs, 7) | {"oracle": 28}
 
 
 @pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
