@@ -55,6 +55,8 @@ def forget():
     logging.disable(logging.NOTSET)
     for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
         del BENCHMARKS[name]
+    for name in ("train", "evaluate", "report"):  # DataComp and bench/ have scripts of the same names
+        sys.modules.pop(name, None)
 
 
 @dataclass
