@@ -32,7 +32,7 @@ def several(*groups):
     [
         ("plan.py --num-shards 1000", []),
         (
-            "loader.py --dir DIR --num-shards 1 --per-shard 70 --batches 10 --workers 0 --rounds 1",
+            "loader.py --dir DIR --num-shards 1 --per-shard 70 --width 60 --batches 10 --workers 0 --rounds 1",
             [*several(("0", "torchvision", "pil", "stock")), "| limit, one core"],
         ),
         (
