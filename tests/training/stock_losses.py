@@ -1,9 +1,7 @@
-"""Run ``training.main`` of OpenCLIP in a folder, write every step's loss: ``stock_losses.py SRC OUT ARGUMENTS…``."""
+"""Run ``training.main`` of OpenCLIP and write every step's loss: ``stock_losses.py OUT ARGUMENTS…``."""
 
 import json
 import sys
-
-sys.path.insert(0, sys.argv[1])
 
 import open_clip
 from training import main, train
@@ -21,6 +19,6 @@ def backward(loss, _):
 
 open_clip.add_model_config(MODEL_CONFIGS)
 train.backward = backward
-main.main(sys.argv[3:])
-with open(sys.argv[2], "w") as file:
+main.main(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
     json.dump({"file": main.__file__, "losses": losses}, file)
