@@ -141,7 +141,9 @@ def test_twice_is_the_same_and_times_do_not_count(training_lists):
     before = tree_of_uids(training_lists)
     written = times(training_lists.parent / "uids/monthly/train")
     os.utime(training_lists / MONTHLY / "2014/201403.npy")
-    assert write(write_eval_uids, training_lists)["uids/monthly/train/201403"] == "3 UIDs, already there"
+    assert write(write_eval_uids, training_lists)["uids/monthly/train/201403"] == (
+        "3 UIDs, 8 evaluation UIDs removed, already there"
+    )
     assert times(training_lists.parent / "uids/monthly/train") == written
     assert tree_of_uids(training_lists) == before
 

@@ -265,7 +265,7 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, content,
     expected = [f"oracle 2014: {tiny.ARCH} {run_dir}/2014/checkpoints/model.pt"]
     expected += [f"  {each.key}  {each.folder}" for each in both(data)] + [f"  imagenet1k  {net.folder}"]
     said = "".join(f"{line}\n" for line in expected)
-    assert outcome(*arguments, "--dry_run", "--together", 2) == (0, said, "")
+    assert outcome(*arguments, "--dry_run", "--models_at_once", 2) == (0, said, "")
     assert not (run_dir / RESULTS).exists()
     status, stdout, stderr = outcome(*arguments)
     assert (status, stdout) == (0, f"3 new results in {run_dir}\n")
