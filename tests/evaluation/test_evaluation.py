@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import call_script
+from conftest import Bomb, call_script
 from hub import using_hub
 from miniature import write_split
 from PIL import Image
@@ -278,21 +278,13 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, content,
     assert outcome(*check) == (1, "", f"error: {net.folder} holds no sample\n")
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_a_model_of_the_hub_and_weights_of_quickgelu(checkpoint, data, tmp_path):
     """Its configuration and weights come from there; what a checkpoint of there would run is not run."""
     config = {"model_cfg": json.loads((models.MODEL_CONFIGS / f"{tiny.ARCH}.json").read_text())}
     config["preprocess_cfg"] = {"mean": models.make_model(tiny.ARCH, "cpu")[0].visual.image_mean}
     config = {"open_clip_config.json": json.dumps(config).encode()}
     (tmp_path / "list.yml").write_text("tic/emoji/retrieval/yearly/2014:")
-    torch.save({"state_dict": Malicious(tmp_path / "witness")}, tmp_path / "bad.bin")
+    torch.save({"state_dict": Bomb(tmp_path / "witness")}, tmp_path / "bad.bin")
     weights = {"me/model": checkpoint, "me/bad": tmp_path / "bad.bin"}
     files = {name: config | {"open_clip_pytorch_model.bin": path.read_bytes()} for name, path in weights.items()}
     flags = ("--data_dir", data, "--output_dir", tmp_path, "--tasklist", tmp_path / "list.yml", "--use_model")

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import file_limit
 from miniature import make_image, write_split
 from tiny import ARCH, SCRIPT, cut, write_classes
 
@@ -319,13 +319,9 @@ def test_watching_evaluates_each_step_when_it_is_finished(emoji, tmp_path, monke
 def test_a_full_disk_for_features_is_one_line(emoji, tmp_path, monkeypatch):
     model = Model(name="x", arch=ARCH, weights=str(emoji / "run/2014/model.pt"))
     task = static_task("x", {"folder": str(emoji / "data/tic/emoji/yearly/eval/emojinet/2014")}, "")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    try:
-        with pytest.raises(TicError, match=r"where features are kept: File too large; set TMPDIR to a larger disk, or"):
-            evaluate([model], [task], str(tmp_path), Settings())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = r"where features are kept: File too large; set TMPDIR to a larger disk, or"
+    with file_limit(5000), pytest.raises(TicError, match=message):
+        evaluate([model], [task], str(tmp_path), Settings())
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=32_000))
     with pytest.raises(TicError, match=r"the features of x need 0.0 GB in .*, which has 0.0 GB: set TMPDIR to"):
         evaluate([model, replace(model, name="y"), replace(model, name="z")], [task], str(tmp_path), Settings())
