@@ -155,10 +155,19 @@ def test_intervals_macs_and_versions(report, tmp_path, runs):
     assert "a cell is good to ± 4.0 on average (95 %)" in report(run).html
 
 
-def test_wide_matrix_stays_out_of_the_terminal(report, tmp_path):
-    text = report(write_run(tmp_path / "run", np.full((102, 102), 0.5).tolist(), "datacomp_monthly")).text
+def test_a_hundred_periods(report, tmp_path):
+    """The matrix stays out of the terminal, the heat map has a sensible size, and eight of the models have a curve."""
+    run = write_run(tmp_path / "run", np.linspace(0, 1, 102 * 102).reshape(102, 102).tolist(), "datacomp_monthly")
+    text = report(run).text
     assert "103 columns: see table.md" in text
     assert max(map(len, text.splitlines())) < 100
+    results, file = load_results([run]), io.BytesIO()
+    figures.draw_heatmap(results).savefig(file)
+    with Image.open(file) as image:
+        assert all(300 < side < 3000 for side in image.size)
+        assert len(image.getcolors(1 << 20)) > 50
+    curves = labels(figures.draw_curves(results))
+    assert (len(curves), curves[0], curves[-1]) == (8, "201403", "202306")
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(report, tmp_path):
@@ -189,16 +198,15 @@ def test_results_that_cannot_be_reported(report, tmp_path, second, message):
 
 
 def test_folders_that_cannot_be_reported(report, tmp_path):
-    with pytest.raises(TicError, match=r"^\S+eval_results.jsonl is missing: run scripts/evaluate.py first"):
-        report(tmp_path)
-    with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
-        report(write_lines(tmp_path / "empty", []))
-    with pytest.raises(TicError, match=r"nothing to report: no result in .*run has a number"):
-        report(write_run(tmp_path / "run", [[float("nan")] * 4]))
-    with pytest.raises(TicError, match="of one benchmark, not None"):
-        report(write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]))
-    with pytest.raises(TicError, match="no result of a task of emoji"):
-        report(write_lines(tmp_path / "other", [("tic/yfcc15m/x", 0.1, {})], benchmark="emoji"))
+    for folder, message in (
+        (tmp_path, r"^\S+eval_results.jsonl is missing: run scripts/evaluate.py first"),
+        (write_lines(tmp_path / "empty", []), r"eval_results.jsonl: no result"),
+        (write_run(tmp_path / "run", [[float("nan")] * 4]), r"nothing to report: no result in .*run has a number"),
+        (write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]), "of one benchmark, not None"),
+        (write_lines(tmp_path / "other", [("tic/yfcc15m/x", 0.1, {})], benchmark="emoji"), "result of a task of emoji"),
+    ):
+        with pytest.raises(TicError, match=message):
+            report(folder)
 
 
 # The command and the page.
@@ -273,10 +281,10 @@ def test_runs_with_different_seeds_are_one_row(report, tmp_path):
     assert "| 40,000 | 31 of 32 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in one_lacks.md
 
 
-@pytest.mark.parametrize("names", [("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf", "lwf_seed1")])
-def test_seeds_have_the_name_that_their_folders_share(names, tmp_path):
-    runs = [write_run(tmp_path / name, CUMULATIVE, seed=i, settings="x") for i, name in enumerate(names)]
-    assert [row.name for row in load_results(runs).rows] == ["lwf"]
+def test_seeds_have_the_name_that_their_folders_share(tmp_path):
+    for i, names in enumerate((("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf", "lwf_seed1"))):
+        runs = [write_run(tmp_path / f"{i}" / name, CUMULATIVE, seed=k, settings="x") for k, name in enumerate(names)]
+        assert [row.name for row in load_results(runs).rows] == ["lwf"]
 
 
 @pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
@@ -377,15 +385,6 @@ def test_evaluation_data_and_what_was_left_out(report, tmp_path):
 
 def labels(figure):
     return [line.get_label() for line in figure.axes[0].lines]
-
-
-def test_heatmap_is_an_image_of_sensible_size(tmp_path):
-    values = np.linspace(0, 1, 102 * 102).reshape(102, 102).tolist()
-    file = io.BytesIO()
-    figures.draw_heatmap(load_results([write_run(tmp_path / "run", values, "datacomp_monthly")])).savefig(file)
-    with Image.open(file) as image:
-        assert all(300 < side < 3000 for side in image.size)
-        assert len(image.getcolors(1 << 20)) > 50
 
 
 def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, runs):
