@@ -57,26 +57,20 @@ def test_flags_of_openclip_in_one_order_and_those_that_are_settings(text, flags,
         ("--name 'a", "is not a list of OpenCLIP's flags"),
         ("--force-image-size 32", "--force-image-size makes another model than --model names"),
         ("--train-data 1", "OpenCLIP's --train-data is set by the plan"),
+        ("--accum-freq 0", "OpenCLIP's --accum-freq: '0' is not a whole number from 1"),  # a setting of ours
+        ("--precision pure_bf16", "OpenCLIP's --precision: 'pure_bf16' is not fp32, amp or amp_bf16"),
     ],
 )
 def test_flags_that_cannot_be_are_one_line(text, message):
-    with pytest.raises(SystemExit, match="error") as ended:
+    with pytest.raises((SystemExit, TicError)) as ended:
         parse(text)
-    assert message in ended.value.code
-    assert "\n" not in ended.value.code
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "more", "message"),
-    [
-        ("--accum-freq 0", (), "OpenCLIP's --accum-freq: '0' is not a whole number from 1"),
-        ("--precision pure_bf16", (), "OpenCLIP's --precision: 'pure_bf16' is not fp32, amp or amp_bf16"),
-        ("--accum-freq 2", ("--accum_freq", "4"), "--accum_freq is 4, and 2 among OpenCLIP's flags: give one"),
-    ],
-)
-def test_a_setting_of_ours_as_a_flag_of_openclip_is_checked_as_ours(text, more, message):
-    with pytest.raises(TicError, match=message):
-        parse(text, *more)
+def test_a_setting_is_given_once():
+    with pytest.raises(TicError, match="--accum_freq is 4, and 2 among OpenCLIP's flags: give one"):
+        parse("--accum-freq 2", "--accum_freq", "4")
 
 
 def test_all_that_the_plan_sets_is_known_as_such(config):

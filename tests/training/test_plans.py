@@ -9,7 +9,7 @@ import pytest
 from tic_clip import TicError, weights
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import macs_per_sample
-from tic_clip.runs import models_of, run_name
+from tic_clip.runs import run_name
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
 from tic_clip.training.plan import add_macs, check_step, choose_block, difference, make_plan, steps_of
@@ -129,20 +129,6 @@ def test_a_schedule_that_continues_counts_what_was_trained_before_the_cool_downs
     assert [plan["run_warmup"] for plan in plans] == [8, 8, 8]
     teachers = make_plan(config(schedule="wsd", method="lwf"))
     assert teachers["teacher"].endswith("2015/checkpoints/epoch_2.pt")  # the last step's model, after its cool-down
-
-
-def test_runs_that_differ_in_more_than_the_seed_have_other_settings(config, tmp_path):
-    def settings(name, **changes):
-        plan = make_plan(config(step="2014", **changes))
-        folder = tmp_path / name
-        write_json(folder / "2014/done.json", {"plan": plan, "checkpoint": "c.pt"})
-        return models_of(str(folder))[0].about["settings"]
-
-    usual = settings("usual")
-    assert settings("seed", seed=1) == usual
-    changes = [{"lr": (1e-4,)}, {"next_warmup": 1}, {"schedule": "const-cooldown"}, {"keep_optimizer": True}]
-    hashes = [settings(str(i), **change) for i, change in enumerate(changes)]
-    assert len({usual, *hashes}) == len(changes) + 1
 
 
 def test_lwf_is_distilled_from_the_model_that_it_starts_from(config):
