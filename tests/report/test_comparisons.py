@@ -1,6 +1,5 @@
 """Results of other benchmarks and cadences, runs that are not finished, and runs with other settings."""
 
-import io
 import json
 
 import numpy as np
@@ -108,12 +107,6 @@ def test_means_over_what_all_runs_have(make, tmp_path):
     assert "backward (over 3 of 6), ID (over 1 of 4), forward (over 0 of 6)" in md
 
 
-def test_over_time_draws_the_first_and_the_last_finished_model(tmp_path):
-    run = write_run(tmp_path / "run", np.random.default_rng(0).random((2, 102)).tolist(), "datacomp_monthly")
-    lines = figures.draw_curves(load_results([run])).axes[0].lines
-    assert [line.get_label() for line in lines] == ["201403", "201404"]
-
-
 # Settings.
 
 
@@ -175,18 +168,6 @@ def test_what_is_within_noise_of_the_best_is_marked(make, tmp_path):
     errors = compare(load_results([first])).table
     assert errors.loc["a", "retrieval ID error"] == pytest.approx(0.02 / 2)
     assert errors.loc["a", "retrieval backward error"] == pytest.approx(0.02 * (9 + 4 + 1) ** 0.5 / 6)
-
-
-def test_bars_have_a_group_a_figure_and_a_bar_a_run(tmp_path):
-    runs = [write_run(tmp_path / "a", CUMULATIVE, ci95=[0.4, 0.5], num_samples=50)]
-    runs.append(write_run(tmp_path / "b", SEQUENTIAL, method="sequential"))
-    results = load_results(runs)
-    panel = figures.draw_bars(results, compare(results)).axes[0]
-    heights = [bar.get_height() for bar in panel.patches]
-    assert heights == pytest.approx([40, 55, 10, 140 / 6, 50, 20])
-    assert [line.get_ydata()[0] for line in panel.lines if line.get_label() == "chance"] == [2]
-    assert figures.draw_bars(load_results(runs[:1]), compare(results)) is None
-    figures.draw_bars(results, compare(results)).savefig(io.BytesIO())
 
 
 # Forgetting.
