@@ -86,12 +86,10 @@ def test_all_that_the_plan_sets_is_known_as_such(config):
     ("batch", "settings", "ranks", "passes"),
     [
         (4096, {}, 1, 1),
-        (4096, {"max_batch": 256}, 1, 16),
         (4096, {"max_batch": 256}, 8, 2),
         (4096, {"max_batch": 255}, 8, 4),
         (90_112, {"max_batch": 1000}, 64, 2),  # 1,408 samples a rank
         (4096, {"accum_freq": 8}, 4, 8),
-        (96, {"max_batch": 36}, 1, 3),
     ],
 )
 def test_the_largest_batch_that_fits_chooses_the_passes(config, batch, settings, ranks, passes):
