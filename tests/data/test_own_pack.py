@@ -237,5 +237,5 @@ def test_a_manifest_of_something_else_is_one_line(tmp_path, pack):
     save(tmp_path / "images")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"lists/manifest.json is not of create_splits.py"):
+    with pytest.raises(ValueError, match=r"lists has no manifest.json of create_splits.py"):
         create_tars(str(tmp_path / "lists"), str(tmp_path / "images"), str(tmp_path / "data"), PackOptions())

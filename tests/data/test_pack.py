@@ -254,7 +254,10 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
 
 
 BAD = {
-    "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), "lists has no manifest.json: run create_splits"),
+    "no manifest": (
+        lambda at: (at / "lists/manifest.json").unlink(),
+        "lists has no manifest.json of create_splits.py: run that first",
+    ),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
