@@ -3,6 +3,7 @@
 import io
 import itertools
 
+import made_results
 import numpy as np
 import pytest
 from made_results import CUMULATIVE, SEQUENTIAL, STEPS, write_log, write_models, write_run, write_static
@@ -12,12 +13,7 @@ from tic_clip.report import figures
 from tic_clip.report.compare import compare
 from tic_clip.report.frame import load_results
 
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "sequential", SEQUENTIAL, method="sequential")
-    return [write_run(folder / "cumulative", CUMULATIVE), folder / "sequential"]
+runs = made_results.runs
 
 
 def labels(figure):
@@ -82,6 +78,7 @@ def test_a_hundred_steps_have_a_heat_map_of_sensible_size_and_eight_curves(tmp_p
         assert len(image.getcolors(1 << 20)) > 50
     curves = labels(figures.draw_curves(results))
     assert (len(curves), curves[0], curves[-1]) == (8, "201403", "202306")
+    assert len(figures.draw_curves(results).axes[0].lines[0].get_xdata()) == 102
 
 
 def test_bars_have_a_group_a_figure_and_a_bar_a_run(tmp_path):

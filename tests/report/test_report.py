@@ -4,8 +4,8 @@ import json
 import os
 import re
 import shutil
-from types import SimpleNamespace
 
+import made_results
 import numpy as np
 import pytest
 from conftest import call_script, run_script
@@ -29,30 +29,7 @@ from tic_clip import report as report_module
 from tic_clip.report.compare import IMAGENET
 from tic_clip.report.frame import load_results
 
-TEXTS = ["summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"]
-
-
-@pytest.fixture
-def report(tmp_path, monkeypatch):
-    """Write a report without figures and return what is in it."""
-    monkeypatch.setattr(report_module, "draw_figures", lambda results, compared: {})
-
-    def make(*folders, reference=None):
-        out = tmp_path / "out"
-        text, files = report_module.report(folders, out, reference)
-        assert files == TEXTS
-        md, tex, html, matrix, table = ((out / name).read_text() for name in (*TEXTS[3:], *TEXTS[1:3]))
-        summary = json.loads((out / "summary.json").read_text())
-        return SimpleNamespace(text=text, md=md, tex=tex, html=html, matrix=matrix, csv=table, summary=summary)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "sequential", SEQUENTIAL, method="sequential")
-    return [write_run(folder / "cumulative", CUMULATIVE), folder / "sequential"]
+runs, report = made_results.runs, made_results.report
 
 
 def test_one_run(report, runs):
