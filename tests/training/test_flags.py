@@ -6,26 +6,21 @@ import pytest
 import real
 import torch
 from real import call, curve, kill_at, read_log, train, weights
+from test_config import config as parse_words
 from test_plans import config as config
 
 from tic_clip import TicError
-from tic_clip.cli import Parser
 from tic_clip.models import MODEL_CONFIGS
-from tic_clip.runs import run_id
 from tic_clip.storage import read_json, write_json
-from tic_clip.training.config import add_flags, config_from
 from tic_clip.training.flags import OURS, PLANNED
-from tic_clip.training.plan import difference, make_plan
+from tic_clip.training.plan import make_plan
 from tic_clip.training.step import choose_precision, open_clip_arguments
 
 data, undisturbed = real.data, real.undisturbed
-NAMES = ["--method", "lwf", "--scale", "tic_tiny", "--step", "2014", "--data_dir", "d", "--output_dir", "o"]
 
 
 def parse(text, *more):
-    parser = Parser(None)
-    add_flags(parser)
-    return config_from(parser.parse_args([*NAMES, f"--openclip_flags={text}", *more]))
+    return parse_words(f"--openclip_flags={text}", *more)
 
 
 @pytest.mark.parametrize(
@@ -99,42 +94,6 @@ def test_the_largest_batch_that_fits_chooses_the_passes(config, batch, settings,
     given = dict(pairwise(words))
     assert int(given["--batch-size"]) * passes * ranks == batch
     assert int(given["--accum-freq"]) == passes
-
-
-UNLOCKED = {"openclip_flags": "--lock-image --lock-image-unlocked-groups 2", "grad_checkpointing": True}
-COCA = {"model": "coca_ViT-B-32"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"accum_freq": 3}, "--accum_freq 3 does not divide the 64 samples of a process's batch"),
-        ({"accum_freq": 2, "max_batch": 8}, "give one of them"),
-        (UNLOCKED, "layers of --lock-image-unlocked-groups get no gradient with gradient checkpointing"),
-        ({"method": "lwf", **COCA}, "lwf is OpenCLIP's distillation, which can't be used with CoCa"),
-        ({"method": "lwf", "model": "ViT-B-16-SigLIP"}, "can't be used with SigLIP's loss"),
-        ({"method": "lwf", "openclip_flags": "--siglip"}, "can't be used with SigLIP's loss"),
-        ({"method": "lwf", "max_batch": 8}, "can't be used with accumulation"),
-    ],
-)
-def test_what_openclip_would_end_in_an_assertion_for_is_refused_in_the_plan(config, changes, message):
-    with pytest.raises(TicError, match=message):
-        make_plan(config(**changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        ({"openclip_flags": "--torchcompile"}, "openclip_flags [], now it is ['--torchcompile']"),
-        ({"precision": "amp_bf16"}, "precision fp32, now it is amp_bf16"),
-        ({"accum_freq": 2, "grad_checkpointing": True}, None),
-    ],
-)
-def test_flags_and_precision_make_the_model_and_the_layout_does_not(config, changes, found):
-    plan, other = make_plan(config(precision="fp32")), make_plan(config(**{"precision": "fp32", **changes}))
-    assert difference(plan, other) == found
-    assert (run_id(plan, "o") == run_id(other, "o")) == (found is None)
-    assert run_id(plan, "o").startswith("emoji-tic_tiny-all-cumulative-2016-")
 
 
 def test_the_precision_is_the_runs_and_else_the_devices(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from tic_clip import TicError, weights
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import macs_per_sample
-from tic_clip.runs import run_name
+from tic_clip.runs import run_id, run_name
 from tic_clip.storage import write_json
 from tic_clip.training.config import Config
 from tic_clip.training.plan import add_macs, check_step, choose_block, difference, make_plan, steps_of
@@ -224,6 +224,10 @@ def test_blocks_fill_an_interval():
 # --- Refused settings and restarts ---
 
 
+UNLOCKED = {"openclip_flags": "--lock-image --lock-image-unlocked-groups 2", "grad_checkpointing": True}
+COCA = {"model": "coca_ViT-B-32"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -252,6 +256,14 @@ def test_blocks_fill_an_interval():
         ({"cooldown": 0.1}, r"cosine has no cool-down: --cooldown is for const-cooldown, wsd, rsqrt"),
         ({"schedule": "wsd", "method": "oracle"}, r"oracle does not start from the last model: use const-cooldown"),
         ({"schedule": "rsqrt", "method": "patching"}, r"and patching does not start from the last model"),
+        # What OpenCLIP would end in an assertion for.
+        ({"accum_freq": 3}, "--accum_freq 3 does not divide the 64 samples of a process's batch"),
+        ({"accum_freq": 2, "max_batch": 8}, "give one of them"),
+        (UNLOCKED, "layers of --lock-image-unlocked-groups get no gradient with gradient checkpointing"),
+        ({"method": "lwf", **COCA}, "lwf is OpenCLIP's distillation, which can't be used with CoCa"),
+        ({"method": "lwf", "model": "ViT-B-16-SigLIP"}, "can't be used with SigLIP's loss"),
+        ({"method": "lwf", "openclip_flags": "--siglip"}, "can't be used with SigLIP's loss"),
+        ({"method": "lwf", "max_batch": 8}, "can't be used with accumulation"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_numbers(config, changes, message):
@@ -288,15 +300,23 @@ def test_shares_that_cannot_be_are_refused(config, tmp_path, table, message):
         ({"method": "sequential"}, "method cumulative, now it is sequential"),
         ({"data_dir": "{}/moved", "output_dir": "/else/where"}, None),
         ({"max_kept": 1, "save_every": 640, "save_minutes": 1, "remote": "s3://x", "report_to": "wandb"}, None),
-        ({"workers": 1}, None),
+        ({"workers": 1, "accum_freq": 2, "grad_checkpointing": True}, None),
+        ({"openclip_flags": "--torchcompile"}, "openclip_flags [], now it is ['--torchcompile']"),
+        ({"precision": "amp_bf16"}, "precision fp32, now it is amp_bf16"),
     ],
 )
 def test_only_what_makes_the_model_is_a_difference(config, tmp_path, changes, found):
     add_splits(tmp_path / "moved", "emoji", SIZES)
     changes = {key: value.format(tmp_path) if key == "data_dir" else value for key, value in changes.items()}
-    plan, other = make_plan(config()), make_plan(config(**changes))
+    plan, other = (make_plan(config(**{"precision": "fp32"} | change)) for change in ({}, changes))
     assert difference(plan, other) == found
     assert json.loads(json.dumps(plan)) == plan
+
+
+def test_a_run_has_the_same_id_on_any_hardware(config):
+    changes = ({}, {"accum_freq": 2}, {"openclip_flags": "--torchcompile"})
+    usual, other, different = (run_id(make_plan(config(**change)), "o") for change in changes)
+    assert usual == other != different
 
 
 def test_a_plan_of_an_earlier_version_is_compared_in_what_both_know(config):
