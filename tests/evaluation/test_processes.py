@@ -49,17 +49,19 @@ SLICES = {(0, 12), (12, 24), (24, 36)}
     ],
 )  # fmt: skip
 def test_the_rank_is_what_launchers_say(variables, rank, local, monkeypatch):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", variables)
     assert (process_rank(), local_rank()) == (rank, local)
 
 
 def fork(work):
     """Start ``work()`` in a fork of this process, which ends with what it returns."""
-    child = os.fork()
-    if not child:
-        os._exit(work())
-    return child
+    child, status = os.fork(), 255
+    if child:
+        return child
+    try:
+        status = work()
+    finally:
+        os._exit(status)
 
 
 def status_of(child):
@@ -156,10 +158,8 @@ def emoji(tmp_path_factory):
         write_json(folder / "run" / step / "done.json", {"plan": plan, "checkpoint": "model.pt"})
         state = {name: value * (1 + number / 10) for name, value in net.state_dict().items()}
         torch.save(state, folder / "run" / step / "model.pt")
-        content = [
-            {"png": make_image(f"{i}", "PNG"), "txt": b"picture %d" % i, "cls": b"%d" % (i % 6)} for i in range(30)
-        ]
-        content = [(f"{i}", members) for i, members in enumerate(content + content[:number])]
+        images = [make_image(f"{step} {i}", "PNG") for i in range(30 + number)]
+        content = [(f"{i}", {"png": png, "txt": b"%d" % i, "cls": b"%d" % (i % 6)}) for i, png in enumerate(images)]
         for task in ("retrieval", "emojinet"):
             write_split(folder / "data/tic/emoji/yearly/eval" / task / step, *cut(content, 2))
     write_classes(folder / "data/tic/emoji/yearly/eval/emojinet")
