@@ -10,7 +10,7 @@ from conftest import call_script, times, tree
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import imagenet_texts
-from tic_clip.data.eval_uids import imagenet_synsets, write_classes, write_eval_uids
+from tic_clip.data.eval_uids import filter_lists, imagenet_synsets, write_classes, write_eval_uids
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
 from tic_clip.data.uids import CLASS_ROW, UID, save_uids
 
@@ -68,8 +68,11 @@ def training_lists(lists):
 
 def write(function, lists):
     """{file: what is said of it}."""
-    lines = dict(line.split(": ", 1) for line in function(str(lists), str(lists.parent)))
-    return {name: text for name, text in lines.items() if not name.startswith("missing")}
+    return said(function(str(lists), str(lists.parent)))
+
+
+def said(lines):
+    return {name: text for name, text in (line.split(": ", 1) for line in lines) if not name.startswith("missing")}
 
 
 def test_a_year_without_yearly_evaluation(lists):
@@ -182,6 +185,27 @@ def test_what_cannot_be_read_is_named(training_lists):
     (training_lists / f"{TABLES['retrieval']}.json").write_text('{"2014": ["x"]}')
     with pytest.raises(TicError, match="'x' is not a UID"):
         write(write_eval_uids, training_lists)
+
+
+def test_lists_through_a_filter(training_lists, tmp_path):
+    """Those of training lose what the filter lacks; a list is filtered once."""
+    write(write_eval_uids, training_lists)
+    save_uids(tmp_path / "filter.npy", array([1, 7, 20, 20, 30]))
+    arguments = (str(tmp_path / "lists/uids"), str(tmp_path / "filter.npy"), str(tmp_path / "lists/bestpool"))
+    for again in ("", ", already there"):
+        assert said(filter_lists(*arguments, "bestpool")) == {
+            "yearly/train_bestpool/2014.npy": f"2 of 4 UIDs{again}",
+            "monthly/train_bestpool/201403.npy": f"1 of 3 UIDs{again}",
+            "monthly/train_bestpool/201404.npy": f"2 of 3 UIDs{again}",
+        }
+    files = {name.replace("train/", "train_bestpool/") for name in tree(tmp_path / "lists/uids")}
+    assert {name for name in tree(tmp_path / "lists/bestpool") if name.endswith(".npy")} == files - {
+        "monthly/inputs.json"
+    }
+    assert load(tmp_path / "lists/bestpool/yearly/train_bestpool/2014.npy") == [7, 7]
+    assert load(tmp_path / "lists/bestpool/yearly/eval/retrieval/2014.npy") == [1, 2, 3]
+    with pytest.raises(ValueError, match="unknown filter 'worst'"):
+        list(filter_lists(*arguments, "worst"))
 
 
 def test_classes(training_lists):
