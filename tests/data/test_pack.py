@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,14 +13,14 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, call_script, read_tars, times, tree
-from miniature import make_image, write_yfcc
+from conftest import ROOT, read_tars, times, tree
+from miniature import make_image
 
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data import images as image_files
 from tic_clip.data.pack import PackOptions, create_tars
-from tic_clip.data.split import split_sizes
+from tic_clip.data.split import read_meta, read_sizes, split_sizes
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
@@ -61,10 +60,9 @@ def save(folder, key, data=None, name=None):
 @pytest.fixture
 def lists(tmp_path):
     """Twenty keys to train on in 2018, three held out, and no images."""
-    keys = [f"key{i}" for i in range(20)]
-    rows = {"train 2018": [row(key) for key in keys], "test 2018": [row(f"held{i}") for i in range(3)]}
-    write_lists(tmp_path / "lists", rows)
-    return keys + [f"held{i}" for i in range(3)]
+    keys, held = [f"key{i}" for i in range(20)], [f"held{i}" for i in range(3)]
+    write_lists(tmp_path / "lists", {"train 2018": list(map(row, keys)), "test 2018": list(map(row, held))})
+    return keys + held
 
 
 @pytest.fixture
@@ -92,10 +90,6 @@ def members(folder):
     return dict(read_tars(folder))
 
 
-def meta(folder):
-    return json.loads((folder / "meta.json").read_text())
-
-
 def test_a_split_by_hand(tmp_path, images, make):
     before = tree(images)
     splits, _ = make(shard_size=8)
@@ -107,17 +101,11 @@ def test_a_split_by_hand(tmp_path, images, make):
     for one, key in uid.items():
         assert found[f"{one}-0"]["jpg"] == make_image(key)
         assert found[f"{one}-0"]["txt"] == CAPTION.encode()
-        assert json.loads(found[f"{one}-0"]["json"]) == {
-            "uid": one,
-            "caption": CAPTION,
-            "key": key,
-            "date": "2018-06-01T12:00:00Z",
-            "dataset": "redcaps",
-            "sha256": hashlib.sha256(make_image(key)).hexdigest(),
-        }
-    sizes = {"00000000.tar": 8, "00000001.tar": 8, "00000002.tar": 4}
-    assert json.loads((split(tmp_path) / "sizes.json").read_text()) == sizes
-    assert meta(split(tmp_path))["output_count"] == 20
+        record = {"uid": one, "caption": CAPTION, "key": key, "date": "2018-06-01T12:00:00Z", "dataset": "redcaps"}
+        record |= {"sha256": hashlib.sha256(make_image(key)).hexdigest()}
+        assert json.loads(found[f"{one}-0"]["json"]) == record
+    assert read_sizes(str(split(tmp_path))) == {"00000000.tar": 8, "00000001.tar": 8, "00000002.tar": 4}
+    assert read_meta(str(split(tmp_path)))["output_count"] == 20
     for folder in ("train/2018", "eval/retrieval/2018"):
         assert list(verify(str(split(tmp_path, folder=folder)))) == []
     assert len(read_set(str(split(tmp_path, folder="eval/retrieval/2018")), {"retrieval"})) == 3
@@ -179,7 +167,7 @@ def test_what_can_not_be_used_is_counted(tmp_path, images, make, monkeypatch):
     for key, (data, _) in bad.items():
         (images / f"birds/{key}.jpg").unlink() if data is None else save(images, key, data)
     _, dropped = make()
-    found = meta(split(tmp_path))
+    found = read_meta(str(split(tmp_path)))
     assert found["dropped"] == dict(dropped) == {reason: 1 for _, reason in bad.values()}
     assert (found["processed_count"], found["kept_count"], len(members(split(tmp_path)))) == (20, 13, 13)
 
@@ -202,9 +190,12 @@ def test_shards_of_which_nothing_can_be_used(tmp_path, images, make):
 
 
 def test_again_nothing_is_done_and_overwrite_makes_all_again(tmp_path, images, make):
+    with lock_folder(split(tmp_path)), pytest.raises(TicError, match=r"another process is writing .*/train/2018; "):
+        make(shard_size=8)
     make(shard_size=8)
     before = times(tmp_path / "data")
-    assert all(one.reused for one in make(shard_size=8)[0])
+    with lock_folder(split(tmp_path)):  # what is finished is read by any number
+        assert all(one.reused for one in make(shard_size=8)[0])
     assert times(tmp_path / "data") == before
     for size, message in ((0, "must be at least 1, not 0"), (7, "arguments: shard size 8, now 7; give --overwrite")):
         with pytest.raises(TicError, match=message):
@@ -243,10 +234,9 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     folders = ["--csv-path", "lists", "--image-path", "images", "--output-path", "data"]
     arguments = [*folders, "--shard-size", "1", "-j", "2"]
     killed = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(split(tmp_path).glob("*_stats.json")) and killed.poll() is None and time.monotonic() < deadline:
+    while not list(split(tmp_path).glob("*_stats.json")) and killed.poll() is None:
         time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.wait()
     made = {path: path.stat().st_mtime_ns for path in split(tmp_path).glob("*_stats.json")}
     make(shard_size=1)
@@ -267,6 +257,11 @@ BAD = {
         "images has none of the images of the lists, such as birds/key19.jpg, as a file or in a zip",
     ),
     "a damaged zip": (lambda at: save(at / "images", "", b"PK", "all.zip"), "all.zip is not a zip archive that can be"),
+    "a damaged tar": (lambda at: save(at / "images", "", b"x" * 600, "x.tar"), "x.tar: damaged header at byte 0"),
+    "another manifest": (
+        lambda at: (at / "lists/manifest.json").write_text("{}"),
+        "lists/manifest.json is not of create_splits.py",
+    ),
 }
 
 
@@ -292,26 +287,3 @@ def test_a_zip_that_was_cut_off_is_one_line(tmp_path):
             with suppress(TicError, image_files.UnusableImage):  # any other error would be a traceback
                 for member in image_files.index_zip("redcaps", [str(path)], 0):
                     assert image_files.read_zipped(str(path), member) in (b"1" * 100, b"2" * 100)
-
-
-def test_two_at_once(tmp_path, images, make):
-    with lock_folder(split(tmp_path)):
-        made = make(dry_run=True)
-        with pytest.raises(TicError, match=r"another process is writing .*/train/2018; wait for it or end it"):
-            make()
-    assert not list((tmp_path / "data").rglob("*.tar"))
-    make()
-    with lock_folder(split(tmp_path)):  # what is finished is read by any number
-        assert [one.num_samples for one in make()[0]] == [one.num_samples for one in made[0]]
-
-
-def test_from_the_sources_to_splits(tmp_path):
-    write_yfcc(tmp_path, 6, 2)
-    flags = ("--csv-path", "yfcc15m.csv", "--output-path", "lists")
-    assert call_script("dataset_creation/tic-yfcc15m/create_splits.py", *flags, cwd=tmp_path).returncode == 0
-    flags = ("--csv-path", "lists", "--image-path", "images", "--output-path", "data", "-j", 2)
-    assert call_script("dataset_creation/create_tars.py", *flags, cwd=tmp_path).stdout.endswith("100.0 % of 2\n")
-    folders = sorted((tmp_path / "data/tic/yfcc15m/yearly/train").iterdir())
-    captions = [sample["txt"].decode() for folder in folders for sample in members(folder).values()]
-    assert 'Picture 0. a "walk". sea,new york' in captions
-    assert all("<b>" not in caption and "&amp;" not in caption for caption in captions)
