@@ -216,14 +216,3 @@ def test_training_lists_through_a_filter(tmp_path, uid, build, data):
     assert sum(split_sizes(data / "yearly/eval/retrieval/2016").values()) == 3
     assert "give --overwrite" in build(1, FILTER_UIDS=str(tmp_path / "bestpool.npy"))
     assert build(1, FILTER="bestpool").startswith("error: FILTER is bestpool without FILTER_UIDS")
-
-
-def test_evaluation_that_the_pool_has_nothing_of(uid, build, data, released):
-    save_uids(released / MONTHLY / "201604.npy", parse_uids([uid(number) for number in (0, 103)]))
-    lines = build(CADENCE="monthly")
-    rows = [re.split(r" {2,}", line) for line in (data / "summary.txt").read_text().splitlines()]
-    assert [(row[0].removeprefix(f"{data}/"), *row[1:3], row[4]) for row in rows[1:]] == [
-        ("monthly/eval/datacompnet/201604", "0", "0", "0.0 % of 1"),
-        ("monthly/train/201604", "1", "1", "100.0 % of 1"),
-    ]
-    assert f"{data}/monthly/eval/datacompnet/201604: no sample, so no test/" in lines

@@ -100,18 +100,6 @@ def test_known_emoji_of_both_designers(samples, codepoints, caption, year):
         assert (record["designer"], record["codepoints"]) == (designer, codepoints)
 
 
-def test_table_of_subgroups():
-    """Unicode 17.0 has 3,953 emoji in ten groups; the table lists each once, whatever its skin tones."""
-    groups = read_json(create_pool.SUBGROUPS)["groups"]
-    listed = [emoji for group in groups.values() for subgroup in group.values() for emoji in subgroup.split()]
-    assert (len(groups), len(listed), len(set(listed))) == (10, 1935, 1935)
-    assert groups["Flags"]["subdivision-flag"].split()[0].startswith("\U0001f3f4")
-    assert groups["Animals & Nature"]["animal-amphibian"] == "🐸"
-    known = create_pool.read_emoji()
-    assert len(known) == 3953
-    assert known["1F6B6-1F3FB-200D-2640-200D-27A1"][1] == "person-activity"
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_split_of_step(built, samples, step):
     splits = ("train", "eval/retrieval", "eval/emojinet")

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, call_script
+from conftest import ROOT
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -114,13 +114,10 @@ def test_a_download_that_is_not_a_list_is_removed(hub, tmp_path, name, body, mes
     hub.files[DATASET] = LISTS
     lines = fetch(tmp_path, "eval", "yearly", years=("2014", "2022"))
     assert {f"{tmp_path / name}: downloaded", f"{tmp_path / YEARLY}/2022.npy: downloaded"} <= set(lines)
-
-
-def test_a_users_own_file_is_not_removed(hub, tmp_path):
-    (tmp_path / RETRIEVAL).write_bytes(LOGIN)
+    (tmp_path / name).write_bytes(body)  # one that was there before is the user's own
     with pytest.raises(TicError, match="delete it to download it again"):
-        fetch(tmp_path, "eval")
-    assert (tmp_path / RETRIEVAL).read_bytes() == LOGIN
+        fetch(tmp_path, "eval", "yearly")
+    assert (tmp_path / name).read_bytes() == body
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
@@ -156,13 +153,6 @@ def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
         fetch(tmp_path, "yearly")
     assert "\n" not in str(error.value)
     assert list(files(tmp_path)) == [f"{YEARLY}/2014.npy"]
-
-
-def test_the_script_of_lists(hub, tmp_path):
-    flags = ("dataset_creation/tic-datacomp/download_uids.py", "--output-path", tmp_path)
-    done = call_script(*flags, "--lists", "yearly", "--years", "2014", "2016")
-    assert done.stdout.splitlines() == [f"{tmp_path}/{YEARLY}/{year}.npy: downloaded" for year in (2014, 2016)]
-    assert "invalid choice: '2013' (choose from " in call_script(*flags, "--years", "2013").stderr
 
 
 def expected(repository, *years):
