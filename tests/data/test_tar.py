@@ -84,10 +84,8 @@ def info(name, **values):
 SIZES = [
     (f"{size}.png", bytes(range(256)) * (size // 256) + b"x" * (size % 256)) for size in (0, 1, 511, 512, 513, 5000)
 ]
-NO_FILES = [
-    info("link.png", type=kind, linkname="a.png", mtime=1.5)
-    for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
-]
+KINDS = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
+NO_FILES = [info("link.png", type=kind, linkname="a.png", mtime=1.5) for kind in KINDS]
 
 
 @pytest.mark.parametrize(
@@ -135,11 +133,8 @@ def test_samples_by_hand():
     assert read == [("0", {"png": 0, "json": 1}), ("1", {"json": 3}), ("2", {"txt": 5, "png": 6}), ("2", {"png": 7})]
 
 
-# --- Members that are not a range of bytes ---
-
-
 @pytest.mark.parametrize("version", ["gnu", "0.0", "0.1", "1.0"])
-@pytest.mark.parametrize("holes", [1, 4, 5, 40])
+@pytest.mark.parametrize("holes", [4, 40])  # four are in a header of GNU's
 def test_sparse_members(tmp_path, version, holes):
     """They are flawed, and what follows is read right, as Python's tarfile does."""
     for name in ("a.png", "b.png"):
@@ -157,8 +152,7 @@ def test_sparse_members(tmp_path, version, holes):
         assert [one.issparse() for one in tar] == [True, False, False, True, False]
     with open_shard(tmp_path / "x.tar") as shard:
         ours, theirs = as_we_read(shard), as_tarfile_reads(shard[:])
-        flaws = [(one.key, list(one.members), one.flaw) for one in samples(shard)]
-    assert flaws == [("a", [], "sparse member"), ("b", [], "sparse member"), ("c", ["png"], None)]
+        assert [one.flaw for one in samples(shard)] == ["sparse member", "sparse member", None]
     assert [name for name, _ in ours] == [name for name, _ in theirs] == names
     assert [ours[i] for i in (1, 2, 4)] == [theirs[i] for i in (1, 2, 4)]
 
@@ -179,8 +173,6 @@ def test_members_of_8_gib(tmp_path, form):
         theirs = [(one.offset_data, one.size) for one in tar]
     assert list(zip(table.offset.tolist(), table.size.tolist(), strict=True)) == theirs
 
-
-# --- Damage ---
 
 PADDED = tar_of(SIZES)
 WHOLE = PADDED[: len(PADDED.rstrip(b"\0")) // 512 * 512 + 512] + END
@@ -221,9 +213,6 @@ def test_many_entries():
     for damaged in (4999, 4096, 4095, 0):
         with pytest.raises(TicError, match=f"wrong header checksum at byte {512 * damaged}"):
             read_table(shard[: 512 * damaged] + b"x" + shard[512 * damaged + 1 :])
-
-
-# --- Writing ---
 
 
 def test_shard_is_read_by_tarfile_and_webdataset(tmp_path):
