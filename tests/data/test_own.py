@@ -152,30 +152,22 @@ def test_rows_of_json_may_lack_fields(tmp_path):
     assert read(tmp_path, "manifest.json")["dropped"] == {"no caption": 1, "unusable key": 1}
 
 
-@pytest.mark.parametrize(
-    ("value", "form", "expected"),
-    [
-        ("2020-03-31", "auto", "2020-03-31"),
-        (" 2020-03-31T12:00:00 ", "auto", "2020-03-31T12"),
-        ("2020-03-31 14:00:00+02:00", "auto", "2020-03-31T12"),
-        ("2020-03-31T12:00:00.999Z", "auto", "2020-03-31T12"),
-        (20200331, "auto", "2020-03-31"),
-        ("202003", "auto", "2020-03-01"),
-        ("2020", "auto", "2020-01-01"),
-        ("2020.0", "auto", "2020-01-01"),  # as pandas writes a year beside a gap
-        (2020.0, "auto", "2020-01-01"),
-        ("2021-03", "auto", "2021-03-01"),
-        (2020, "year", "2020-01-01"),
-        ("1585656000", "auto", "2020-03-31T12"),
-        (1585656000.9, "auto", "2020-03-31T12"),
-        (1585656000123, "auto", "2020-03-31T12"),
-        ("1585656000123", "ms", "2020-03-31T12"),
-        ("2020", "s", "1970-01-01T00:33:40"),
-        ("31.03.2020 12h", "%d.%m.%Y %Hh", "2020-03-31T12"),
-        ("1850-07-01", "auto", "1850-07-01"),
-        (datetime.date(2020, 3, 31), "auto", "2020-03-31"),
-        (datetime.datetime(2020, 3, 31, 12), "auto", "2020-03-31T12"),
+DATES = {
+    "2020-03-31": ["2020-03-31", 20200331, datetime.date(2020, 3, 31)],
+    "2020-03-31T12": [
+        *(" 2020-03-31T12:00:00 ", "2020-03-31 14:00:00+02:00", "2020-03-31T12:00:00.999Z"),
+        *("1585656000", 1585656000.9, 1585656000123, datetime.datetime(2020, 3, 31, 12)),
     ],
+    "2020-03-01": ["202003", "2020-03"],
+    "2020-01-01": ["2020", "2020.0", 2020.0],  # as pandas writes a year beside a gap
+    "1850-07-01": ["1850-07-01"],
+}
+FORMS = [(2020, "year", "2020-01-01"), ("1585656000123", "ms", "2020-03-31T12"), ("2020", "s", "1970-01-01T00:33:40")]
+FORMS += [("31.03.2020 12h", "%d.%m.%Y %Hh", "2020-03-31T12")]
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected"), [*((each, "auto", day) for day, values in DATES.items() for each in values), *FORMS]
 )
 def test_a_date(value, form, expected):
     assert parse_date(value, form) == datetime.datetime.fromisoformat(f"{expected}+00:00").timestamp()
