@@ -9,6 +9,7 @@ import tarfile
 from bisect import bisect_left, bisect_right
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -154,15 +155,6 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
     ]
 
 
-def test_stats_of_the_pool_that_disagree_are_reported(make_pool, write_uids, out):
-    pool = make_pool((2, 3, 1))
-    Path(pool.path, "00000001_stats.json").write_text('{"successes": 5}')
-    Path(pool.path, "00000002_stats.json").unlink()
-    (split,) = reshard(pool.path, out, write_uids(pool.uids))
-    assert read_meta(out)["wrong_stats"] == {f"{pool.path}/00000001.tar": "5, not 3"}
-    assert "1 pool shards with another count in their stats" in table([split])
-
-
 def test_many_subsets_in_one_pass_and_new_ones_later(make_pool, write_uids, tmp_path, out, indexed):
     pool = make_pool((4, 0, 5, 3))
     uids, folder = pool.uids, str(tmp_path / "uids")
@@ -186,8 +178,7 @@ def test_many_subsets_in_one_pass_and_new_ones_later(make_pool, write_uids, tmp_
     write_uids(uids[2:], "2013")
     for reused in (False, True):
         assert [split.reused for split in reshard(pool.path, out, folder, shard_size=4)] == [reused, True, True, True]
-    assert len(indexed) == 8
-    assert times(f"{out}/2014") == before
+    assert (len(indexed), times(f"{out}/2014")) == (8, before)
     assert read_tars(f"{out}/2013") == slow_reshard(pool.path, uids[2:])
 
 
@@ -281,6 +272,8 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed):
     pool = make_pool((2, 2, 3, 2))
     subset, bad = write_uids(pool.uids), Path(pool.path, "00000001.tar")
     bad.write_bytes(bad.read_bytes()[:700])
+    Path(pool.path, "00000002_stats.json").write_text('{"successes": 5}')
+    Path(pool.path, "00000003_stats.json").unlink()
     for _ in range(2):
         with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: truncated.*; repair them and give --overwrite"):
             reshard(pool.path, out, subset, shard_size=2)
@@ -291,10 +284,11 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed):
     before = {path: time for path, time in times(out).items() if path.suffix == ".tar"}
     (split,) = reshard(pool.path, out, subset, shard_size=2, skip_bad_shards=True)
     assert (split.num_samples, split.num_bad) == (7, 1)
-    assert "without 1 bad pool shards" in table([split])
+    assert "without 1 bad pool shards  1 pool shards with another count in their stats" in table([split])
     assert before.items() <= times(out).items()
     meta = read_meta(out)
     assert (list(meta["bad_shards"]), meta["kept_count"]) == ([str(bad)], 7)
+    assert meta["wrong_stats"] == {f"{pool.path}/00000002.tar": "5, not 3"}
     assert not Path(out, ".reshard").exists()
     assert reshard(pool.path, out, subset, shard_size=2, skip_bad_shards=True)[0].reused
     for overwrite in (False, True):
@@ -320,22 +314,12 @@ def test_a_repaired_shard_is_read_again(make_pool, write_uids, out):
 def test_errors_of_the_machine_are_not_bad_shards(make_pool, write_uids, out, monkeypatch):
     """Only what is wrong with the bytes may be left out; all else ends the run, and nothing is finished."""
     pool = make_pool((2, 2, 1))
-
-    def fail(path, real=index.open_shard):
-        if "00000001" in str(path):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path)
-
-    monkeypatch.setattr(index, "open_shard", fail)
-    with pytest.raises(OSError, match="00000001"):
-        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_shard", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)
     assert not Path(out, "meta.json").exists()
-    monkeypatch.undo()
     assert reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True)[0].num_samples == 5
-    Path(pool.path, "00000002.tar").unlink()  # the disk of the pool may be away
-    Path(pool.path, "00000002.tar").symlink_to("nowhere")
-    with pytest.raises(FileNotFoundError, match="00000002"):
-        reshard(pool.path, out, write_uids(pool.uids), skip_bad_shards=True, overwrite=True)
 
 
 def test_other_arguments_are_refused_and_overwrite_replaces(make_pool, write_uids, tmp_path, out):
