@@ -19,36 +19,29 @@ from miniature import make_image
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.data import images as image_files
+from tic_clip.data.lists import file_digest, list_names
 from tic_clip.data.pack import PackOptions, create_tars
 from tic_clip.data.split import read_meta, read_sizes, split_sizes
 from tic_clip.data.uids import make_uid
 from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
-from tic_clip.storage import lock_folder
+from tic_clip.storage import lock_folder, write_json
 
 SCRIPT = ROOT / "dataset_creation/create_tars.py"
-HEADER = ["key", "image", "caption", "date"]
 GIF = b"GIF89a" + bytes(20)
 CAPTION = '"quoted", with a comma, 🐈‍⬛ and ümläut ' + "x" * 140_000  # more than csv reads by default
 
 
 def write_lists(folder, lists):
-    """Write lists, {name: rows}, and their manifest, as create_splits.py does; the other lists are empty."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for step in get_benchmark("redcaps").steps:
-        for kind in ("train", "test"):
-            path = folder / f"{kind}_batch_{step.name}.csv"
-            rows = sorted(lists.get(f"{kind} {step.name}", []), key=lambda row: make_uid(f"redcaps/{row[0]}"))
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
-            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    manifest = {"benchmark": "redcaps", "dataset": "redcaps", "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def row(key):
-    return [key, f"birds/{key}.jpg", CAPTION, "2018-06-01T12:00:00Z"]
+    """Write lists, {name: keys}, and their manifest, as create_splits.py does; the other lists are empty."""
+    folder.mkdir()
+    for name in list_names(get_benchmark("redcaps")):
+        keys = sorted(lists.get(name, ()), key=lambda key: make_uid(f"redcaps/{key}"))
+        rows = [[key, f"birds/{key}.jpg", CAPTION, "2018-06-01T12:00:00Z"] for key in keys]
+        with open(folder / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([["key", "image", "caption", "date"], *rows])
+    files = {path.name: file_digest(str(path)) for path in folder.iterdir()}
+    write_json(folder / "manifest.json", {"benchmark": "redcaps", "dataset": "redcaps", "files": files})
 
 
 def save(folder, key, data=None, name=None):
@@ -61,7 +54,7 @@ def save(folder, key, data=None, name=None):
 def lists(tmp_path):
     """Twenty keys to train on in 2018, three held out, and no images."""
     keys, held = [f"key{i}" for i in range(20)], [f"held{i}" for i in range(3)]
-    write_lists(tmp_path / "lists", {"train 2018": list(map(row, keys)), "test 2018": list(map(row, held))})
+    write_lists(tmp_path / "lists", {"train_batch_2018.csv": keys, "test_batch_2018.csv": held})
     return keys + held
 
 

@@ -111,26 +111,6 @@ def test_members_are_those_that_tarfile_finds(form, entries):
     assert len(as_we_read(shard)) == sum(isinstance(entry, str) or entry.isreg() for entry, _ in entries)
 
 
-@pytest.mark.parametrize(
-    ("entries", "expected"),
-    [
-        (raw("x", pax(comment="of git archive"), b"g"), []),
-        (raw("a.png", b"a", b"\0"), [("a.png", b"a")]),
-        (raw("a.png", b"a" * 600, size_field=b"\x80" + (600).to_bytes(11, "big")), [("a.png", b"a" * 600)]),
-        (raw("a.png\0rest", b"a"), [("a.png", b"a")]),
-        (  # a PAX record's size counts for the next file, and for no other
-            raw("x", pax(size=700, path="a/b.png"), b"x") + raw("cut", b"a" * 700, size_field=b"00000000003\0"),
-            [("a/b.png", b"a" * 700)],
-        ),
-        # some tars give a link the size of its target
-        *((raw("a.png", b"", kind, size_field=b"00000001000\0"), []) for kind in (b"1", b"2", b"3", b"4", b"5", b"6")),
-    ],
-)
-def test_other_headers(entries, expected):
-    shard = entries + raw("z.png", b"z") + END
-    assert as_we_read(shard) == as_tarfile_reads(shard) == [*expected, ("z.png", b"z")]
-
-
 def test_samples_by_hand():
     names = ["0.png", "0.json", ".png", "1.JSON", "README", "2.txt", "2.png", "2.png", "c/.txt", "d.", "e/"]
     shard = tar_of([(name, b"d" * i) for i, name in enumerate(names)])
