@@ -2,22 +2,20 @@
 
     python dataset_creation/create_tars.py --csv-path data/lists/yfcc15m --image-path images --output-path data -j 8
 
-The images lie as the lists name them, flat, with other suffixes, in zips, or in tars such as img2dataset's; nothing
-there is changed. Your own lie at their paths, below the folder or in an archive. Writes train/{step}/ and
-eval/retrieval/{step}/ in DATA/tic/{dataset}/{cadence}/: {:08d}.tar with samples in the order of their UIDs (an image's
-bytes as they are, txt, json), {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json; of lists with labels
-also eval/labels/{step}/. Of your own data, test images whose bytes are in a training set are left out. The bytes do not
-depend on -j or interruptions: run the same command again to resume. Finished splits stay as they are.
+Images may be at the paths in the lists, flat, with other suffixes, in zips, or in tars such as img2dataset's. Those of
+your own data must be at their paths, in the folder or in an archive. Nothing there is changed. Writes train/{step}/,
+eval/retrieval/{step}/ and, for lists with labels, eval/labels/{step}/ to DATA/tic/{dataset}/{cadence}/. Each has
+{:08d}.tar with samples in the order of their UIDs (the image's bytes unchanged, txt, json), {:08d}_stats.json,
+sizes.json, sample_ids.npy and, last, meta.json. For your own data, test images whose bytes are in a training set are
+left out. The output does not depend on -j or interruptions: run the same command again to resume. Finished splits are
+kept.
 """
 
 import require_venv  # noqa: F401
 
 from tic_clip.cli import Parser, add_flags, from_flags, run_main
 from tic_clip.data.folder import table
-from tic_clip.data.labels import TEMPLATES
-from tic_clip.data.pack import PackOptions, create_tars
-
-TEXTS = " and ".join(TEMPLATES)
+from tic_clip.data.pack import TEMPLATES, PackOptions, create_tars
 
 
 def main() -> None:
@@ -25,9 +23,9 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--csv-path", required=True, help="the lists: the output folder of create_splits.py")
     parser.add_argument("--image-path", required=True, help="the folder of the images")
-    parser.add_argument("--output-path", required=True, help="the folder of all data, --data_dir of train.py")
+    parser.add_argument("--output-path", required=True, help="the folder of all data (train.py's --data_dir)")
     add_flags(parser, PackOptions)
-    text = f"a prompt, repeatable (default: {TEXTS})"
+    text = f"a prompt template, repeatable (default: {' and '.join(TEMPLATES)})"
     parser.add_argument("--template", dest="templates", action="append", metavar="TEXT", help=text)
     args = parser.parse_args()
     args.templates = args.templates or TEMPLATES
@@ -35,8 +33,6 @@ def main() -> None:
     print(table(splits))
     if dropped:
         print("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
-    if args.dry_run:
-        print("dry run: nothing was written")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Cut a pool of tar shards into splits, all of them in one pass.
+"""Cut a pool of tar shards into any number of splits in one pass.
 
     python dataset_creation/reshard.py -i data/emoji/pool -o data/emoji/tic/emoji/yearly -s data/emoji/uids -j 2
 
-(run_emoji_cumulative.sh makes that pool and those lists.) SUBSETS is one .npy of UIDs (then OUT is the split), or a
+(run_emoji_cumulative.sh makes this pool and these lists.) SUBSETS is one .npy of UIDs (then OUT is the split), or a
 folder of {name}.npy (then OUT/{name}/ are the splits). POOL, OUT, SUBSETS and CLASSES are paths or s3://, gs://, az://
-URLs. Writes {:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json in each split; with --parts,
-in each {split}/{part:05d}/ (sample_ids.npy in 00000/ only). The bytes do not depend on -j, --engine or interruptions:
-run the same command again to resume. A UID that is twice in the pool is taken once; with --parts, once in each part.
+URLs. Writes {:08d}.tar, {:08d}_stats.json, sizes.json, sample_ids.npy and, last, meta.json to each split; with --parts,
+to each {split}/{part:05d}/ (sample_ids.npy only to 00000/). The output does not depend on -j, --engine or
+interruptions: run the same command again to resume. A UID that occurs twice in the pool is taken once; with --parts,
+once per part.
 """
 
 import require_venv  # noqa: F401
@@ -24,15 +25,15 @@ def main() -> None:
     flag("-o", "--output-dir", metavar="OUT", required=True, help="the split, or the folder of the splits")
     flag("-s", "--subset-file", dest="subsets", metavar="SUBSETS", required=True, help="a .npy of UIDs, or a folder")
     flag("-c", "--cls-file", dest="classes", metavar="CLASSES", help="a .npy of UIDs and class ids, or a folder")
-    flag("-j", "--num-workers", type=int, default=1, help="processes (of each part, on Ray; default: 1)")
-    flag("--shard-size", type=int, default=10_000, help="most samples in a shard (default: 10000)")
-    flag("--parts", type=int, default=1, help="blocks that the pool is cut into (default: 1)")
-    flag("--part", type=int, help="make this part only, counted from 0: one job of an array")
+    flag("-j", "--num-workers", type=int, default=1, help="processes (with Ray, per part; default: 1)")
+    flag("--shard-size", type=int, default=10_000, help="maximum samples per shard (default: 10000)")
+    flag("--parts", type=int, default=1, help="number of blocks to cut the pool into (default: 1)")
+    flag("--part", type=int, help="make only this part, counted from 0: for a job array")
     flag("--engine", choices=ENGINES, default="local", help="where parts run (default: local)")
-    flag("--ray-address", help="a Ray cluster, or auto; by default one is started on this machine")
-    flag("--skip-bad-shards", action="store_true", help="leave out pool shards whose bytes are damaged")
+    flag("--ray-address", help="a Ray cluster, or auto; by default, Ray starts on this machine")
+    flag("--skip-bad-shards", action="store_true", help="leave out damaged pool shards")
     flag("--overwrite", action="store_true", help="replace splits made with other arguments")
-    flag("--dry-run", action="store_true", help="count, write nothing")
+    flag("--dry-run", action="store_true", help="count only, write nothing")
     args = parser.parse_args()
     print(table(reshard(**vars(args))))
     if args.dry_run:

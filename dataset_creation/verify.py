@@ -1,9 +1,9 @@
-"""Verify a split: counts, names, gaps, damage, keys, and how much of its UID list is there.
+"""Verify a split: counts, names, gaps, damage, keys, and how much of its UID list it has.
 
     python dataset_creation/verify.py data/emoji/tic/emoji/yearly/train/2014 --subset data/emoji/uids/train/2014.npy
 
-(scripts/run_emoji_cumulative.sh makes that split.) Reads every shard once and prints one line a fault; status 1 if
-there is one. Missing UIDs of the subset are counted, not a fault: links die. Writes nothing.
+(scripts/run_emoji_cumulative.sh makes this split.) Reads every shard once and prints a line per fault; exits with 1 if
+there is one. Missing UIDs of the subset are counted but are no fault, because links die. Writes nothing.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ from tic_clip.data.verify import verify
 def main() -> int:
     """Parse the flags, verify, and print the faults and the counts."""
     parser = Parser(__doc__)
-    parser.add_argument("split", help="a folder of .tar shards, or of parts that hold them; local or a URL")
-    parser.add_argument("--subset", help="the .npy of UIDs that the split was made for")
+    parser.add_argument("split", help="a folder of .tar shards, or of parts; local or a URL")
+    parser.add_argument("--subset", help="the .npy of UIDs that the split was made from")
     parser.add_argument("-j", "--num-workers", type=int, default=1, help="processes (default: 1)")
     args, seen, count = parser.parse_args(), Counter(), 0
     for count, fault in enumerate(verify(**vars(args), seen=seen), 1):  # noqa: B007

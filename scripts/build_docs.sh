@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the site of README.md and docs/ in site/html/, with mkdocs-material, which uv fetches from the package index.
+# Builds a site from README.md and docs/ in site/html/ with mkdocs-material, which uv fetches from the package index.
 #
 #   bash scripts/build_docs.sh
 #   .venv/bin/python -m http.server -d site/html

@@ -1,23 +1,22 @@
 """Evaluate models on every period of a benchmark, and on static tasks.
 
     python scripts/evaluate.py --train_output_dir results/emoji/cumulative --data_dir data/emoji
-    python scripts/evaluate.py --use_model "ViT-B-16 openai" "ViT-B-32 laion2b_s34b_b79k" hf-hub:apple/TiC-CLIP-… \
+    python scripts/evaluate.py --use_model "ViT-B-16 openai" "ViT-B-32 laion2b_s34b_b79k" hf-hub:apple/TiC-CLIP-… \\
         --data_dir data --output_dir results/existing
     python scripts/evaluate.py --released data/models/TiC-CLIP-basic-cumulative --data_dir data --output_dir results/tic
 
-A model is "ARCH FILE", "ARCH TAG" or "hf-hub:OWNER/NAME". A task list is a YAML file, task key -> its fields:
+A model is "ARCH FILE", "ARCH TAG" or "hf-hub:OWNER/NAME". A task list is a YAML file of tasks and their fields:
 
-    tic/datacomp/retrieval/yearly:             # all its periods; or one: tic/datacomp/retrieval/yearly/2014
-    imagenet1k:                                # data in DATA_DIR/wds_imagenet1k_test, as DataComp has them
+    tic/datacomp/retrieval/yearly:             # all periods; one of them: tic/datacomp/retrieval/yearly/2014
+    imagenet1k:                                # data in DATA_DIR/wds_imagenet1k_test, in DataComp's layout
       size: 50000
-    sketches: {folder: /data/sketches}         # a webdataset of clip_benchmark's, or folders of images, one a class
+    sketches: {folder: /data/sketches}         # a clip_benchmark webdataset, or one folder of images per class
 
-Appends one line a model and task to eval_results.jsonl in the output folder (by default the run's own); a result that
-is there, of the same weights, data, precision and metric version, is skipped. Started several times, by torchrun, srun,
-a job array or by hand, it shares the work out (docs/evaluation.md).
+Appends a line per model and task to eval_results.jsonl in the output folder (default: the run's). Skips results that
+already exist for the same weights, data, precision and metric version. Start it several times (torchrun, srun, a job
+array, by hand) to share the work: docs/evaluation.md.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -46,34 +45,29 @@ def make_parser() -> Parser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--train_output_dir", metavar="RUN", help="a run of scripts/train.py: all its finished steps")
     which.add_argument(
-        "--use_model", nargs="+", metavar="MODEL", help="models of OpenCLIP (--models of setup.sh adds later ones)"
+        "--use_model", nargs="+", metavar="MODEL", help="models that OpenCLIP can load (more with setup.sh --models)"
     )
-    which.add_argument("--check", action="store_true", help="no model: check that all tasks have data that can be used")
-    which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model of scripts/fetch_models.sh")
+    which.add_argument("--check", action="store_true", help="no model: check that the data of all tasks can be used")
+    which.add_argument("--released", metavar="DIR", help="a released TiC-CLIP model, from scripts/fetch_models.sh")
     add = parser.add_argument
     add("--data_dir", required=True, help="the folder that holds tic/{dataset}/…")
-    names = ", ".join(BENCHMARKS)
-    add(
-        "--benchmark",
-        help=f"for --use_model, --check: one of {names}, or a path.yaml (default: TASKLIST's or datacomp)",
-    )
-    add("--tasklist", metavar="FILE", help="a list of tasks (default: all of the benchmark)")
-    add("--imagenet_val", metavar="DIR", help="ImageNet's validation set, as one more task")
-    add("--output_dir", help="where eval_results.jsonl goes (default: RUN)")
-    add("--all_checkpoints", action="store_true", help="of a run: also those inside its steps")
+    benchmarks = f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: TASKLIST's or datacomp)"
+    add("--benchmark", help=f"for --use_model, --check: {benchmarks}")
+    add("--tasklist", metavar="FILE", help="a list of tasks (default: all tasks of the benchmark)")
+    add("--imagenet_val", metavar="DIR", help="also evaluate on ImageNet's validation set")
+    add("--output_dir", help="the folder for eval_results.jsonl (default: RUN)")
+    add("--all_checkpoints", action="store_true", help="with a run: also the checkpoints inside its steps")
     add("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     add("--device", help="cpu, cuda, cuda:1, … (default: the GPU if there is one)")
-    add("--batch_size", type=int, default=256, help="images encoded at a time (default: 256)")
+    add("--batch_size", type=int, default=256, help="images per batch (default: 256)")
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes here
     workers = min(max(cores, 1) - 1, 16)
-    add("--workers", type=int, default=workers, help="loader processes of each process (default: its cores - 1)")
+    add("--workers", type=int, default=workers, help="loader processes per process (default: its cores - 1)")
     add("--models_at_once", type=int, default=8, help="models of a run in memory at a time (default: 8)")
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    add("--together", dest="models_at_once", type=int, **hidden)  # its old name
-    add("--skip_bad", action="store_true", help="leave out and count samples that can't be used")
-    add("--force", action="store_true", help="evaluate again what has a result")
-    add("--watch", action="store_true", help="of a run: evaluate each step when it is finished, up to the last")
-    add("--dry_run", action="store_true", help="print what is missing, evaluate nothing; so does DRY_RUN=1")
+    add("--skip_bad", action="store_true", help="leave out and count unusable samples")
+    add("--force", action="store_true", help="repeat existing results")
+    add("--watch", action="store_true", help="with a run: evaluate each step when it is finished, until the last")
+    add("--dry_run", action="store_true", help="print the missing results and stop; so does DRY_RUN=1")
     return parser
 
 
@@ -131,8 +125,7 @@ def evaluate_models(args: Any, settings: Settings) -> bool:
         if warnings:
             print(f"{result['model']['name']} on {result['dataset']}: {'; '.join(warnings)}", file=sys.stderr)
     skipped = len(models) * len(tasks) - len(results)
-    already = f", {skipped} were there already" if skipped else ""
-    print(f"{len(results)} new results in {output_dir}{already}", flush=True)
+    print(f"{len(results)} new results in {output_dir}" + f", {skipped} were there already" * (skipped > 0), flush=True)
     return is_last
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The released TiC-CLIP models, every step of each, on TiC-DataComp (or another benchmark's data): one table.
+# Evaluates every step of the released TiC-CLIP models on TiC-DataComp (or other tasks), and writes one table.
 #
 #   bash scripts/fetch_models.sh data/models && DATA_DIR=/data bash scripts/evaluate_released.sh
 #   MODELS="basic-cumulative bestpool-oracle" DATA_DIR=/data bash scripts/evaluate_released.sh     # some of them
 #   DRY_RUN=1 DATA_DIR=/data bash scripts/evaluate_released.sh         # prints what is missing, evaluates nothing
 #
-# MODELS_DIR is where fetch_models.sh put them; MODELS is by default all that are there. TASKLIST, IMAGENET_VAL,
-# PRECISION, BATCH_SIZE, WORKERS, DEVICE and SKIP_BAD=1 are flags of scripts/evaluate.py. Writes the results into
-# OUT/TiC-CLIP-{model}/ and their comparison into OUT. Killed and started again, it goes on where it was.
+# MODELS_DIR is the folder from fetch_models.sh; MODELS is by default all models in it. TASKLIST, IMAGENET_VAL,
+# PRECISION, BATCH_SIZE, WORKERS, DEVICE and SKIP_BAD=1 are flags of scripts/evaluate.py. Writes the results to
+# OUT/TiC-CLIP-{model}/ and their comparison to OUT. Run it again after an interruption to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 

@@ -4,18 +4,18 @@
     python scripts/report.py results/medium_basic_cumulative --out results/paper --reference paper.csv
     python scripts/report.py --paired results/emoji/cumulative results/emoji/sequential
 
-R is the folder of a run, or of other models that were evaluated. Runs that differ in their seed only are one row. The
-reference is a copy of published numbers, in per cent (these are made up); its columns are those of
-table.md:
+R is the folder of a run, or of other evaluated models. Runs that differ only in their seed become one row. The
+reference is your copy of published numbers, in per cent, with the columns of table.md (these are made up):
 
     method,retrieval backward,retrieval ID,retrieval forward
     cumulative,60.0,50.0,40.0
 
---paired: is the first of two better than the second? Difference, 95 % interval and p of ID, backward, forward and each
-cell, by a bootstrap over the samples that both were evaluated on; paired.csv has them in full precision.
+--paired tests whether the first of two is better than the second: the difference, its 95 % interval and p, for ID,
+backward, forward and each cell, by a bootstrap over the samples that both were evaluated on. paired.csv has them in
+full precision.
 
-Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and the figures heatmap, bars, curves,
-compute, robustness and training as .png and .svg, those that have something to show; prints the table.
+Writes summary.json, matrix.csv, table.csv, table.md, table.tex, report.html and, if they have something to show, the
+figures heatmap, bars, curves, compute, robustness and training as .png and .svg. Prints the table.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, write the report, print its table and where it is."""
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="R", help="a folder with eval_results.jsonl")
-    parser.add_argument("--out", metavar="DIR", help="where to write; by default R, where there is only one")
-    parser.add_argument("--reference", metavar="CSV", help="published numbers to set beside ours")
-    parser.add_argument("--paired", action="store_true", help="test the difference of two; without --out only that")
+    parser.add_argument("--out", metavar="DIR", help="the folder to write to (default with a single R: R)")
+    parser.add_argument("--reference", metavar="CSV", help="published numbers to show beside ours")
+    parser.add_argument("--paired", action="store_true", help="test the difference of two; without --out, only that")
     args = parser.parse_args(argv)
     if args.out is None and len(args.runs) > 1 and not args.paired:
         raise TicError("--out DIR is needed to compare several runs")

@@ -2,8 +2,8 @@
 
     METHOD=cumulative SCALE=tic_tiny .venv/bin/python scripts/run.py --benchmark emoji
 
-The run_*.sh call this; a flag says what the script's name says, all else comes from the environment (scripts/cli.sh
-lists the settings). Killed and started again, it goes on where it was.
+The run_*.sh call this. The flags fix what a script's name says; all other settings come from the environment
+(scripts/cli.sh lists them). Run it again after an interruption to resume.
 """
 
 import functools
@@ -30,37 +30,21 @@ from tic_clip.cli import Parser, run_main
 from tic_clip.parallel import end_with
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.settings import check_fixed, is_on, name_variables, read_environment
-from tic_clip.training.config import OLD_VARIABLES, SCALES, Config
+from tic_clip.training.config import SCALES, Config
 from tic_clip.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")] + ["POLICY"]
+TRAINING = [each.name.upper() for each in fields(Config) if each.name not in ("step", "output_dir")]
 WHEN = ("end", "step")
 SWEEP = ("METHODS", "SEEDS")
 FIXED = ("BENCHMARK", "METHOD", "SCALE", "FILTER")
 EVALUATION = ("IMAGENET_VAL", "TASKLIST", "PRECISION")
-FOLDERS = ("DATA_DIR", "OUTPUT_DIR", "OUT", "SOURCE")
-PACKING = ("TEST_SHARE", "OVERWRITE")
-COLUMNS = {
-    f"TABLE_{name}": f"--{name.lower()}" for name in ("IMAGE", "CAPTION", "DATE", "LABEL", "KEY", "EVERY", "STEPS")
-}
-"""Variable -> flag of create_splits.py, for the user's own TABLE."""
+COLUMNS = [f"TABLE_{name}" for name in ("IMAGE", "CAPTION", "DATE", "LABEL", "KEY", "EVERY", "STEPS")]
+SPLITS = ("TEST_SHARE",)
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-KNOWN = dict.fromkeys(
-    (
-        *TRAINING,
-        *SWEEP,
-        *EVALUATION,
-        "EVALUATE",
-        *FOLDERS,
-        *PACKING,
-        "TABLE",
-        *COLUMNS,
-        *PROCESSES,
-        "DRY_RUN",
-        "SKIP_BAD",
-    )
-)
+OWN = ("OUTPUT_DIR", "OUT", "SOURCE", "TABLE", "EVALUATE", "OVERWRITE", "DRY_RUN", "SKIP_BAD")
+KNOWN = [*TRAINING, *SWEEP, *EVALUATION, *COLUMNS, *SPLITS, *PROCESSES, *OWN]
+RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY", "POLICY": "NEXT_WARMUP"}
 OTHERS = ("MODELS", "RESULTS")  # of evaluate_released.sh and run_emoji_all.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
@@ -76,7 +60,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
     environ = {name: value for name, value in os.environ.items() if name not in OTHERS}
-    settings = read_environment(environ, KNOWN, OLD_VARIABLES)
+    settings = read_environment(environ, KNOWN, RENAMED)
     for name in SWEEP:
         if name in settings and (one := (settings | fixed).get(name[:-1])):
             raise TicError(f"{name} is set, and {name[:-1]} is {one} for {args['script']}: leave out one of them")
@@ -93,8 +77,6 @@ def main() -> None:
 def run(settings: dict[str, str]) -> None:
     """Make the data, train, evaluate and report; compare several runs."""
     dry_run, skip_bad, overwrite = (is_on(settings, name) for name in ("DRY_RUN", "SKIP_BAD", "OVERWRITE"))
-    if "POLICY" in settings:
-        print("POLICY is now called NEXT_WARMUP (iterations) and KEEP_OPTIMIZER", file=sys.stderr)
     if "TABLE" in settings:
         data_dir, name = settings.setdefault("DATA_DIR", default_folder("data")), Path(settings["TABLE"]).name
         settings.setdefault("BENCHMARK", f"{data_dir}/lists/{name.split('.')[0]}/{BENCHMARK_FILE}")
@@ -116,7 +98,10 @@ def run(settings: dict[str, str]) -> None:
     if dataset in DATASETS:
         pack_source(settings, dataset, dry_run, overwrite)
     if benchmark.text and "SOURCE" in settings:
-        pack_own(settings, dry_run, overwrite)
+        if not Path(source := settings["SOURCE"]).is_dir():
+            raise TicError(f"SOURCE is {source}, which is not a folder (as seen from {Path.cwd()})")
+        if not dry_run:
+            pack_images(os.path.dirname(settings["BENCHMARK"]), source, data_dir, overwrite)
     for flags in runs.values():
         train.main([*flags, "--dry_run" if dry_run else "--check"], launch.world_size)
     if dry_run:
@@ -135,11 +120,7 @@ def is_sweep(settings: dict[str, str]) -> bool:
 
 
 def list_runs(settings: dict[str, str], benchmark: str) -> dict[str, list[str]]:
-    """Return the folder of each run and its flags of train.py: one, or one for each of METHODS and each of SEEDS.
-
-    Raises:
-        TicError: there is no such method or scale.
-    """
+    """Return the folder of each run and its flags of train.py: one, or one for each of METHODS and each of SEEDS."""
     several = [dict.fromkeys(settings.get(name, "").replace(",", " ").split()) for name in SWEEP]
     methods, seeds = several[0] or [settings.get("METHOD", "not set")], several[1] or [settings.get("SEED", "")]
     named = [("METHODS" if several[0] else "METHOD", METHODS, method) for method in methods]
@@ -198,8 +179,8 @@ def locate_output(settings: dict[str, str], benchmark: str, method: str, suffix:
 
 
 def make_flags(names: Iterable[str], settings: dict[str, str]) -> list[str]:
-    """Return the variables that are set as flags of train.py or evaluate.py."""
-    return [f"--{name.lower()}={settings[name]}" for name in names if name in settings]
+    """Return the variables that are set as flags of a script."""
+    return [f"--{name.removeprefix('TABLE_').lower()}={settings[name]}" for name in names if name in settings]
 
 
 @dataclass(frozen=True)
@@ -213,14 +194,13 @@ class Launcher:
 
 
 def make_launcher(settings: dict[str, str]) -> Launcher:
-    """Return how training is started: in this process, or by torchrun.
-
-    Raises:
-        TicError: NPROC, NNODES or NODE_RANK is not a number of that kind, or MASTER_ADDR is missing.
-    """
+    """Return how training is started: in this process, or by torchrun."""
     if "RANK" in os.environ:
         raise TicError("this starts torchrun itself: set NPROC, or run scripts/train.py --step all under torchrun")
-    nproc, nnodes = (parse_count(name, settings.get(name, "1")) for name in ("NPROC", "NNODES"))
+    for name in ("NPROC", "NNODES"):
+        if not (settings.get(name, "1").isdecimal() and int(settings.get(name, "1"))):
+            raise TicError(f"{name} is {settings[name]}, not a whole number from 1")
+    nproc, nnodes = int(settings.get("NPROC", "1")), int(settings.get("NNODES", "1"))
     node_rank = settings.get("NODE_RANK", "0")
     if not (node_rank.isdecimal() and int(node_rank) < nnodes):
         raise TicError(f"NODE_RANK is {node_rank}, not a number from 0 to {nnodes - 1}")
@@ -238,13 +218,6 @@ def make_launcher(settings: dict[str, str]) -> Launcher:
     return Launcher(nproc * nnodes, int(node_rank), command, local)
 
 
-def parse_count(name: str, value: str) -> int:
-    """Return a number of processes or machines."""
-    if not (value.isdecimal() and int(value) > 0):
-        raise TicError(f"{name} is {value}, not a whole number from 1")
-    return int(value)
-
-
 def make_emoji(data_dir: str) -> None:
     """Build TiC-Emoji: the pool, then its training and evaluation splits in one pass."""
     split = f"{data_dir}/tic/emoji/yearly"
@@ -255,55 +228,34 @@ def make_emoji(data_dir: str) -> None:
 
 
 def pack_source(settings: dict[str, str], dataset: str, dry_run: bool, overwrite: bool) -> None:
-    """Split and pack what SOURCE holds, unless that has been done; without SOURCE the data must be in DATA_DIR.
-
-    Raises:
-        TicError: there is neither.
-    """
+    """Split and pack what SOURCE holds, unless that has been done; without SOURCE the data must be in DATA_DIR."""
     data_dir, benchmark = settings["DATA_DIR"], settings["BENCHMARK"]
     source = Path(settings.get("SOURCE") or default_folder(f"sources/{dataset}"))
     if not source.exists():
         if "SOURCE" in settings:
             raise TicError(f"SOURCE is {source}, which does not exist (as seen from {Path.cwd()})")
         if "://" not in data_dir and not Path(data_dir, "tic", benchmark).exists():
-            raise TicError(
-                f"there is neither {source} (SOURCE) to make the data of, nor {data_dir}/tic/{benchmark} (DATA_DIR)"
-            )
+            packed = f"{data_dir}/tic/{benchmark} (DATA_DIR)"
+            raise TicError(f"there is neither {source} (SOURCE) to make the data of, nor {packed}")
         return
     if dry_run:
         return
-    lists, again = f"{data_dir}/lists/{benchmark}", ["--overwrite"] * overwrite
+    lists = f"{data_dir}/lists/{benchmark}"
     kind = "--annotations-path" if dataset == "redcaps" else "--csv-path"
-    flags = [kind, str(source / DATASETS[dataset]), "--output-path", lists, "-j", str(CORES), *again]
+    flags = [kind, str(source / DATASETS[dataset]), "--output-path", lists, *["--overwrite"] * overwrite]
     flags += ["--benchmark", benchmark] if dataset == "yfcc15m" else []
-    flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
-    create(f"tic-{dataset}/create_splits.py", *flags)
+    create(f"tic-{dataset}/create_splits.py", *flags, "-j", str(CORES), *make_flags(SPLITS, settings))
     pack_images(lists, str(source / "images"), data_dir, overwrite)
 
 
 def cut_table(settings: dict[str, str], overwrite: bool) -> None:
-    """Cut the user's own TABLE by time into lists, unless that has been done; BENCHMARK is the file beside them.
-
-    Raises:
-        TicError: BENCHMARK is not a benchmark.yaml; the benchmark gets the name of its folder.
-    """
+    """Cut the user's own TABLE by time into lists, unless that has been done; BENCHMARK is the file beside them."""
     path = Path(settings["BENCHMARK"])
     if path.name != BENCHMARK_FILE:
         raise TicError(f"TABLE needs BENCHMARK=LISTS/{BENCHMARK_FILE}, the file that is made of it, not {str(path)!r}")
-    folder = path.parent.absolute().name
-    flags = [word for name, flag in COLUMNS.items() if name in settings for word in (flag, settings[name])]
-    flags += ["--test-share", settings["TEST_SHARE"]] if "TEST_SHARE" in settings else []
-    flags += ["--name", folder, "--output-path", str(path.parent), "-j", str(CORES), *["--overwrite"] * overwrite]
+    flags = ["--name", path.parent.absolute().name, "--output-path", str(path.parent), *["--overwrite"] * overwrite]
+    flags += ["-j", str(CORES), *make_flags([*COLUMNS, *SPLITS], settings)]
     create("create_splits.py", settings["TABLE"], *flags)
-
-
-def pack_own(settings: dict[str, str], dry_run: bool, overwrite: bool) -> None:
-    """Pack the images in SOURCE of the lists beside a user's own benchmark.yaml; a TicError if it is not a folder."""
-    source = settings["SOURCE"]
-    if not Path(source).is_dir():
-        raise TicError(f"SOURCE is {source}, which is not a folder (as seen from {Path.cwd()})")
-    if not dry_run:
-        pack_images(os.path.dirname(settings["BENCHMARK"]), source, settings["DATA_DIR"], overwrite)
 
 
 def pack_images(lists: str, images: str, data_dir: str, overwrite: bool) -> None:

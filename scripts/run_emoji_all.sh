@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# TiC-Emoji with the eight methods of the paper, and one table and figure that compare them.
+# Runs TiC-Emoji with the paper's eight methods, and compares them in one table and figure.
 #
 #   bash scripts/run_emoji_all.sh                                      # about half an hour on two cores
-#   METHODS="cumulative sequential" SEEDS="0 1 2" bash scripts/run_emoji_all.sh     # any of all, three times
+#   METHODS="cumulative sequential" SEEDS="0 1 2" bash scripts/run_emoji_all.sh     # some methods, three times each
 #
-# The oracle spends t times as much at step t, so it takes a third of the time. Writes OUT/{method}/, of another seed than 0
-# OUT/{method}_seed1/, and the comparison OUT/comparison/; OUT is results/emoji by default. Killed and started again, it
-# goes on where it was.
+# The oracle takes a third of the time, because it spends t times as much at step t. Writes OUT/{method}/ (for seeds
+# other than 0 OUT/{method}_seed1/) and the comparison OUT/comparison/; OUT is results/emoji by default. Run it again
+# after an interruption to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 

@@ -4,8 +4,9 @@
 #   DATA_DIR=/data OUTPUT_DIR=/runs NPROC=8 bash scripts/run_medium_basic_sequential.sh
 #   DRY_RUN=1 DATA_DIR=/data bash scripts/run_medium_basic_sequential.sh     # prints the plan of every step
 #
-# DATA_DIR holds tic/datacomp/yearly/{train,eval}/; see the README. Samples with replacement as the benchmark does;
-# RESAMPLED=0 samples exactly. BENCHMARK=datacomp_monthly has a step a month. Several machines, Slurm: docs/cluster.md.
+# DATA_DIR holds tic/datacomp/yearly/{train,eval}/ (docs/data.md). Samples with replacement as the benchmark does;
+# RESAMPLED=0 samples exactly. BENCHMARK=datacomp_monthly has one step per month. Several machines, Slurm:
+# docs/cluster.md.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Linter and tests; arguments go to pytest. Needs no network once setup.sh has run.
+# Runs the linter and the tests; arguments go to pytest. Needs no network after setup.sh.
 #
 #   bash scripts/run_tests.sh                  # everything, a quarter of an hour on two cores
 #   bash scripts/run_tests.sh tests/data/test_uids.py

@@ -4,9 +4,9 @@
 #   METHOD=cumulative SOURCE=sources/yfcc15m DATA_DIR=data bash scripts/run_yfcc15m.sh
 #   DRY_RUN=1 METHOD=patching DATA_DIR=data bash scripts/run_yfcc15m.sh     # prints the plan of every step
 #
-# SOURCE holds yfcc15m.csv and images/; without it the data must be in DATA_DIR, which is so for a dry run, too.
-# TEST_SHARE and OVERWRITE=1 are flags of create_splits.py. BENCHMARK=yfcc15m_2011 begins with 2008-2011. Killed and
-# started again, it goes on where it was. See the README.
+# SOURCE holds yfcc15m.csv and images/ (docs/yfcc_redcaps.md). Without it, and for a dry run, the data must be in
+# DATA_DIR. TEST_SHARE and OVERWRITE=1 are flags of create_splits.py. BENCHMARK=yfcc15m_2011 begins with 2008-2011. Run it
+# again after an interruption to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cli.sh"
 

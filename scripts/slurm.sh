@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a run_*.sh on the nodes of a Slurm job, one task a node and a process a GPU. From the root of the checkout, which
-# all nodes see, as they do DATA_DIR and the output folder:
+# Runs a run_*.sh on the nodes of a Slurm job, one task per node and one process per GPU. All nodes must see the
+# checkout, DATA_DIR and the output folder. From the root of the checkout:
 #
 #   DATA_DIR=/data OUTPUT_DIR=/runs sbatch --nodes 4 scripts/slurm.sh scripts/run_medium_basic_cumulative.sh
 #
-# Options of sbatch go before scripts/slurm.sh (--time, --partition, --account, --gpus-per-node …) and win over those
-# below. Two minutes before the time limit the job requeues itself, and Slurm requeues it when a node fails or the job
-# is preempted: it goes on from the step's newest checkpoint, which is at most SAVE_MINUTES (10) old.
+# Options of sbatch go before scripts/slurm.sh (--time, --partition, --account, --gpus-per-node …) and override those
+# below. The job requeues itself two minutes before the time limit, and Slurm requeues it when a node fails or the job is
+# preempted. It then resumes from the step's newest checkpoint, which is at most about SAVE_MINUTES (10) old.
 #
 #SBATCH --job-name=tic-clip
 #SBATCH --ntasks-per-node=1

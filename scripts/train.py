@@ -1,15 +1,15 @@
-"""Train one time step with a continual method, alone, under torchrun, or under srun with a task for each GPU.
+"""Train one or all time steps with a continual method: directly, under torchrun, or under srun with a task per GPU.
 
     python scripts/train.py --benchmark emoji --method cumulative --scale tic_tiny --step 2014 \\
         --data_dir data/emoji --output_dir results/emoji/cumulative
     torchrun --nproc-per-node 8 scripts/train.py --benchmark datacomp --method oracle --scale tic_large --step all \\
         --data_dir /data --output_dir /runs/oracle -- --torchcompile --grad-clip-norm 1
 
-What follows a -- are OpenCLIP's own flags (docs/training.md).
+Flags after -- are OpenCLIP's own (docs/training.md).
 
-Writes O/STEP/: plan.json first, checkpoints and logs, and done.json last. A step that is done is skipped; a step that
-was cut off resumes from its own newest checkpoint. With --dry_run it prints the step's plan, with "--step all" a table
-of all steps.
+Writes OUTPUT_DIR/STEP/: plan.json first, then checkpoints and logs, done.json last. Skips finished steps, and resumes
+an interrupted step from its newest checkpoint. --dry_run prints the step's plan, or with "--step all" a table of all
+steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--check", action="store_true", help="make the plan and stop")
+    parser.add_argument("--check", action="store_true", help="check the plan and stop")
     args = parser.parse_args(words[:end])
     if others := words[end + 1 :]:
         args = parser.parse_args([*words[:end], f"--openclip_flags={args.openclip_flags} {shlex.join(others)}"])
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None, world_size: int | None = None) -> No
     config = config_from(args)
     rank, world_size = (0, world_size) if world_size else read_ranks(os.environ)
     if args.dry_run:
-        print_plans(config, world_size)
+        plans = [add_macs(plan) for plan in check_plans(config, world_size)]
+        table = f"{config.output_dir}: {describe(plans)}"
+        print(table if config.step == "all" else json.dumps(plans[0], indent=2))
     elif args.check:
         check_plans(config, world_size)
         check_ready(config)
@@ -69,13 +71,6 @@ def check_plans(config: Config, world_size: int) -> list[dict]:
     for each, plan in zip(configs, plans, strict=True):
         check_step(each, plan, dry_run=True)
     return plans
-
-
-def print_plans(config: Config, world_size: int) -> None:
-    """Print the plan of a step as plan.json has it, or a table of all steps."""
-    plans = [add_macs(plan) for plan in check_plans(config, world_size)]
-    table = f"{config.output_dir}: {describe(plans)}"
-    print(table if config.step == "all" else json.dumps(plans[0], indent=2))
 
 
 def describe(plans: Sequence[dict[str, Any]]) -> str:

@@ -37,6 +37,7 @@ from tic_clip.evaluation.evaluate import evaluate
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import make_model, named_model
 from tic_clip.storage import write_json
+from tic_clip.training import hooks
 
 ARCH = "ViT-Tiny-8-48"
 CONFIG = {"batch_size": 10, "train_num_samples": 99, "warmup": 500}
@@ -342,8 +343,11 @@ def test_the_plan_of_exact_sampling(tmp_path):
     plan = planned(tmp_path)
     assert (plan["block"], plan["iterations"], plan["batch_size"], plan["seed"]) == (4, 8, 10, 3)
     assert [(source["size"], source["samples"]) for source in plan["sources"]] == [(100, 20), (300, 60)]
-    plan = planned(tmp_path, data_weights="1::3.0", accum_freq=2)
-    assert (plan["block"], plan["iterations"], plan["batch_size"]) == (8, 16, 5)
+    assert planned(tmp_path, data_weights="1::3.0", accum_freq=2) == plan
+    write_json(tmp_path / "plan.json", plan)  # OpenCLIP gets the batch of a pass
+    args = argparse.Namespace(batch_size=5, accum_freq=2, world_size=1, rank=0, workers=0, device="cpu")
+    args.train_data = tmp_path / "plan.json"
+    assert hooks.get_exact_dataset(args, None, True).dataloader.num_batches == 8
     assert [source["samples"] for source in planned(tmp_path, data_weights="1::1")["sources"]] == [40, 40]
 
 

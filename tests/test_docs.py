@@ -45,7 +45,7 @@ def test_a_term_of_the_loss_as_the_document_adds_it(added, tmp_path):
 
 
 def test_another_mixture_as_the_document_adds_it(added):
-    data = methods.get_method("last-two").data
+    data = methods.METHODS["last-two"].data
     assert [data([10, 20, 30][: t + 1], Fraction(1)) for t in range(3)] == [[10], [10, 20], [0, 20, 30]]
 
 

@@ -44,7 +44,7 @@ verify without a split: dataset_creation/verify.py {x}/none
 stats: DATACOMP/add_sizes.py --url {x}/shards
     {x}/shards/0.tar has no stats | generate_stats.py --url {x}/shards
 annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o
-    {x}/a: No such file
+    {x}/a is missing
 no lists: dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o
     {x}/l has no manifest.json | create_splits.py first
 # Training.

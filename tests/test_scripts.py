@@ -293,7 +293,8 @@ def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
     splits, tars = (" ".join(words) for words, _ in commands)
     creation = f"{ROOT}/dataset_creation"
     assert splits.startswith(f"{creation}/tic-yfcc15m/create_splits.py --csv-path {tmp_path}/source/yfcc15m.csv ")
-    assert splits.endswith(" --overwrite --benchmark yfcc15m_2011 --test-share 0.2")
+    assert " --overwrite --benchmark yfcc15m_2011 " in splits
+    assert splits.endswith(" --test_share=0.2")
     assert tars.startswith(f"{creation}/create_tars.py --csv-path {tmp_path}/new/lists/yfcc15m_2011 --image-path ")
     assert tars.endswith(" --overwrite")
 

@@ -1,9 +1,7 @@
 """tic-clip trains CLIP through time and measures what that does.
 
-The way of the data: ``reshard`` cuts a pool into one split a time step, ``methods`` and ``sampling`` say what a step
-trains on, ``training`` runs OpenCLIP, ``evaluation`` scores every checkpoint on every year, ``report`` draws the
-matrix.
-Importing this package loads no model and no torch.
+Data flow: ``data`` splits a pool by time step, ``training`` runs OpenCLIP step by step, ``evaluation`` scores each
+checkpoint on each period, ``report`` draws the matrix. Importing this package does not import torch.
 """
 
 from importlib.util import find_spec
@@ -16,28 +14,24 @@ T = TypeVar("T")
 
 
 class TicError(ValueError):
-    """A mistake that the user can mend; scripts print its message as one line and exit with status 1."""
+    """An error that the user can fix; scripts print its message as one line and exit with status 1."""
 
 
 def lookup(table: dict[str, T], kind: str, name: str, plural: str = "") -> T:
-    """The row of ``table`` called ``name``.
-
-    Raises:
-        TicError: there is none; the message lists those that exist.
-    """
+    """Return the row of ``table`` called ``name``; the TicError for an unknown name lists the valid ones."""
     if name not in table:
         raise TicError(f"unknown {kind} {name!r}; the {plural or f'{kind}s'} are {', '.join(table)}")
     return table[name]
 
 
 def check_installed(package: str) -> None:
-    """Raise a TicError if a package that a plain set-up leaves out is missing."""
+    """Raise a TicError if an optional package is missing."""
     if find_spec(package) is None:
         raise TicError(f"{package} is not installed: run bash setup.sh --all")
 
 
 def package_file(package: str, name: str) -> Path:
-    """Return a data file of an installed package, without importing the package."""
+    """Return the path of a data file of an installed package without importing the package."""
     spec = find_spec(package)
     path = Path(spec.submodule_search_locations[0], name) if spec and spec.submodule_search_locations else None
     if path is None or not path.exists():

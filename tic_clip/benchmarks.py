@@ -1,6 +1,6 @@
-"""Steps, periods and tasks of each benchmark: frozen tables, or a user's YAML file (docs/own_data.md).
+"""Steps, periods and tasks of each benchmark, from the table here or a user's YAML file (docs/own_data.md).
 
-    python -m tic_clip.benchmarks emoji        # print the names of its training steps, one a line
+    python -m tic_clip.benchmarks emoji        # print the names of its training steps
 
 A benchmark's data are in ``{data_dir}/tic/{dataset}/{cadence}/``: ``train/{split}/`` and ``eval/{task}/{period}/``.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One time step: the training splits that are new in it, and its evaluation periods."""
+    """A time step: the training splits that it adds, and its evaluation periods."""
 
     name: str
     splits: tuple[str, ...]
@@ -31,7 +31,7 @@ class Step:
 
     @property
     def cutoff(self) -> int:
-        """Return the last month of its data as YYYYMM: 202012 for 2020, 201812 for 2017-2018."""
+        """Return the step's last month as YYYYMM: 202012 for 2020, 201812 for 2017-2018."""
         return cutoff(self.name)
 
 
@@ -39,9 +39,8 @@ class Step:
 class Benchmark:
     """A dataset split by time.
 
-    ``tasks`` maps a task's folder to its kind (retrieval or classification), ``metrics`` to its main metric if that is
-    not its kind's, ``filters`` the name of a selection of the training data to its folder, the default first.
-    ``prepare_with`` names the scripts that prepare the data.
+    ``tasks``: task -> kind (retrieval or classification). ``metrics``: task -> main metric, if not its kind's default.
+    ``filters``: filter of the training data -> folder, the default first. ``prepare_with``: scripts that make the data.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Benchmark:
     dataset: str
     cadence: str = "yearly"
     filters: dict[str, str] = field(default_factory=lambda: {"all": "train"})
-    text: str = field(default="", compare=False)  # of the YAML file, if it is not one of ours
+    text: str = field(default="", compare=False)  # the YAML file's, if it is a user's
 
     @property
     def root(self) -> str:
@@ -66,11 +65,11 @@ class Benchmark:
         return tuple(period for step in self.steps for period in step.periods)
 
     def main_metric(self, task: str) -> str:
-        """Return the metric of a task that stands in the matrix."""
+        """Return the metric that a task's matrix shows."""
         return self.metrics.get(task, MAIN_METRIC[self.tasks[task]])
 
     def missing_data_message(self, folder: str, data_dir: str) -> str:
-        """Return the error message for a data folder that is missing in ``data_dir``."""
+        """Return the error message for a missing data folder."""
         is_filtered = any(f"/{name}/" in folder for name in list(self.filters.values())[1:])
         reshard = "dataset_creation/reshard.py with lists that DataComp's baselines.py has filtered"
         script = reshard if is_filtered else self.prepare_with
@@ -145,10 +144,9 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark called ``name``, or that of the YAML file ``name``, which its own name then finds, too.
+    """Return the benchmark called ``name``, or read it from the YAML file ``name`` and register it.
 
-    Raises:
-        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
+    Raises a TicError that lists the valid names, or says which key of the file is wrong.
     """
     if not name.endswith((".yaml", ".yml")):
         return lookup(BENCHMARKS, "benchmark", name)
@@ -162,7 +160,7 @@ CADENCES = {"year": "yearly", "quarter": "quarterly", "month": "monthly", None: 
 
 
 class _Step(msgspec.Struct, forbid_unknown_fields=True):
-    """A step of a YAML file whose splits or periods are not called as the step."""
+    """A step of a YAML file whose splits or periods have other names than the step."""
 
     name: str | int
     splits: tuple[str | int, ...] = ()
@@ -170,7 +168,7 @@ class _Step(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A benchmark's YAML file; its steps are listed, or cut ``every`` year from ``first`` to ``last``, or at days."""
+    """A benchmark's YAML file: ``steps``, or ``every`` year from ``first`` to ``last``, or ``boundaries``."""
 
     name: str
     title: str = ""
@@ -187,8 +185,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cadence: str = ""
 
 
-def read_yaml(path: object, kind: type[T]) -> T:
-    """Return the content of a YAML file as a ``kind``; raise a TicError that says which key or line is wrong."""
+def read_yaml(path: object, kind: type[T], *, strict: bool = True) -> T:
+    """Read a YAML file into a ``kind``; raise a TicError that says which key or line is wrong."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -200,7 +198,7 @@ def read_yaml(path: object, kind: type[T]) -> T:
 
     data = read_bytes(path)
     try:
-        return msgspec.convert(yaml.load(data.decode(), Loader), kind)
+        return msgspec.convert(yaml.load(data.decode(), Loader), kind, strict=strict)
     except yaml.MarkedYAMLError as error:
         raise TicError(f"{path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except (ValueError, yaml.YAMLError) as error:  # a msgspec.ValidationError is a ValueError
@@ -208,7 +206,7 @@ def read_yaml(path: object, kind: type[T]) -> T:
 
 
 def read_benchmark(path: str) -> Benchmark:
-    """Return the benchmark of a YAML file; raise a TicError that says which key is wrong."""
+    """Read a benchmark from a YAML file; raise a TicError that says which key is wrong."""
     file = read_yaml(path, _File)
     try:
         steps = _file_steps(file)
@@ -264,7 +262,7 @@ def _file_steps(file: _File) -> tuple[Step, ...]:
 
 
 def check_name(text: str, key: str) -> None:
-    """Raise a ValueError that begins with ``key`` if a text can't be a name and a folder, or is taken for a file."""
+    """Raise a ValueError that begins with ``key`` unless ``text`` can name a folder and not a YAML file."""
     if not re.fullmatch(r"\w[\w.-]*", text) or text.endswith((".yaml", ".yml")):
         raise ValueError(f"{key}: {text!r} is not made of letters, digits, _, . and -, from a letter or digit on")
 
@@ -284,11 +282,8 @@ def main() -> None:
     """Print the names of a benchmark's steps."""
     parser = Parser(__doc__)
     parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}, or a path.yaml")
-    parser.add_argument("--first", help="the first step to print (default: all)")
     args = parser.parse_args()
-    benchmark = get_benchmark(args.benchmark)
-    first = benchmark.step_index(args.first) if args.first else 0
-    print(*(step.name for step in benchmark.steps[first:]), sep="\n")
+    print(*(step.name for step in get_benchmark(args.benchmark).steps), sep="\n")
 
 
 if __name__ == "__main__":

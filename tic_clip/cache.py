@@ -1,14 +1,11 @@
 """Copies of a cloud's shards on a disk of this machine, shared by its processes; the least recently used go first.
 
-A copy's name holds the object's size and a digest of its URL and tag, so an object that has changed gets another copy.
-``NAME.lock`` is held while one process fetches a copy and the others wait for it; a lock that nobody holds was left by
-a killed process.
+A copy's name has a digest of the object's URL and tag, and its size. ``NAME.lock`` is held while a process fetches it.
 """
 
 import fcntl
 import functools
 import os
-import re
 import shutil
 import threading
 import time
@@ -25,7 +22,7 @@ from tic_clip import TicError, storage
 T = TypeVar("T")
 
 GB = 10**9
-NAME = re.compile(r"([0-9a-f]{24}-(\d+))\.(tar|lock)")
+STEM = "[0-9a-f]" * 24 + "-*[0-9]"  # a glob: the digest and the bytes
 THREADS = 2  # of a process, which fetch ahead
 
 
@@ -39,11 +36,7 @@ class Cache:
             threading.Thread(target=self._fetch_ahead, daemon=True).start()
 
     def open(self, url: str) -> IO[bytes]:
-        """Return the copy of an object, which is fetched first if no process has done it.
-
-        Raises:
-            TicError: the folder can't hold the object, or has no file locks.
-        """
+        """Return the copy of an object, which is fetched first if no process has done it."""
         size, stem = identify(url)
         copy, lock = (self.folder / f"{stem}.{suffix}" for suffix in ("tar", "lock"))
         while not (file := _open_complete(copy, size)):
@@ -51,7 +44,11 @@ class Cache:
                 held = self._reserve(url, size, lock)
             if held:
                 try:
-                    return _open_complete(copy, size) or _fetch(url, copy, size)
+                    if not copy.exists():
+                        storage.download(url, copy)
+                    if file := _open_complete(copy, size):
+                        return file
+                    raise storage.StorageError(f"{url} changed while it was read: start again")
                 finally:
                     lock.unlink()
                     held.close()
@@ -88,34 +85,28 @@ class Cache:
                 break
             path.unlink(missing_ok=True)
             room += bytes_of_copy
-        if room < size and (size > self.limit or not pending):
+        if room >= size:
+            file = open(lock, "wb")  # noqa: SIM115  held until the copy is there
+            _flock(file, fcntl.LOCK_EX)
+            return file
+        if size > self.limit or not pending:
             most = f"at most {self.limit / GB:g} GB (--cache_gb), and the disk has {free / GB:.3g} GB free"
             raise TicError(f"{url} has {size / GB:.3g} GB, more than fits into the cache {self.folder}: {most}")
-        if room < size:
-            return None
-        file = open(lock, "wb")  # noqa: SIM115  held until the copy is there
-        _flock(file, fcntl.LOCK_EX)
-        return file
+        return None
 
     def _scan(self) -> tuple[list[tuple[float, int, Path]], dict[str, int]]:
-        """Return (last use, bytes, path) of each copy that may go, and stem -> bytes of what is being fetched.
-
-        What killed processes have left is removed.
-        """
-        entries = [(NAME.fullmatch(entry.name), Path(entry.path)) for entry in os.scandir(self.folder)]
-        pending = {}
-        for match, path in entries:
-            if match and match[3] == "lock":
-                if _is_held(path):
-                    pending[match[1]] = int(match[2])
-                else:
-                    for leftover in (*self.folder.glob(f".{match[1]}.tar.*.tmp"), path):
-                        leftover.unlink(missing_ok=True)
-        copies = []
-        for match, path in entries:
-            if match and match[3] == "tar" and match[1] not in pending:
-                with suppress(FileNotFoundError):
-                    copies.append((path.stat().st_mtime, int(match[2]), path))
+        """Return (last use, bytes, path) of each copy that may go, and stem -> bytes of what is being fetched."""
+        pending, copies = {}, []
+        for lock in self.folder.glob(f"{STEM}.lock"):
+            if _is_held(lock):
+                pending[lock.stem] = int(lock.stem.partition("-")[2])
+            else:  # a process was killed
+                for leftover in (*self.folder.glob(f".{lock.stem}.tar.*.tmp"), lock):
+                    leftover.unlink(missing_ok=True)
+        for copy in self.folder.glob(f"{STEM}.tar"):
+            with suppress(FileNotFoundError):
+                if copy.stem not in pending:
+                    copies.append((copy.stat().st_mtime, copy.stat().st_size, copy))
         return copies, pending
 
 
@@ -149,13 +140,6 @@ def _open_complete(copy: Path, size: int) -> IO[bytes] | None:
         file.close()
         copy.unlink(missing_ok=True)
     return None
-
-
-def _fetch(url: str, copy: Path, size: int) -> IO[bytes]:
-    storage.download(url, copy)
-    if file := _open_complete(copy, size):
-        return file
-    raise storage.StorageError(f"{url} changed while it was read: start again")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every script's ``main`` runs in: a user's errors as one line, Ctrl-C and SIGTERM, progress bars."""
+"""Command-line basics of every script: flags, one-line errors, Ctrl-C and SIGTERM, progress bars."""
 
 import argparse
 import os
@@ -20,13 +20,13 @@ MINUTE = 60.0  # seconds between the lines of a progress bar that is not on a te
 
 
 class Parser(argparse.ArgumentParser):
-    """A script's flags; its module docstring is the help, and a wrong flag is one line."""
+    """An argument parser whose help is the script's docstring and whose errors are one line."""
 
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse the words; each flag may be written with dashes or with underscores."""
+        """Parse the arguments; accept each flag with dashes or with underscores."""
         for option, action in list(self._option_string_actions.items()):
             for old, new in ("_-", "-_"):
                 self._option_string_actions.setdefault(option[:2] + option[2:].replace(old, new), action)
@@ -38,13 +38,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def flag(text: str, default: Any, **options: Any) -> Any:
-    """Return a field of a dataclass that is a flag, with its help; ``options`` are argparse's, or a ``short`` name."""
+    """Return a dataclass field that ``add_flags`` turns into a flag; ``options`` are argparse's or ``short``."""
     shown = "" if default is False or default == "" else f" (default: {default})"
     return field(default=default, metadata={"help": text + shown, **options})
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Add a flag for each field of a dataclass that ``flag`` has made."""
+    """Add a flag for each field of a dataclass that was made by ``flag``."""
     for each in fields(kind):
         if options := dict(each.metadata):
             names = [name for name in (options.pop("short", ""), f"--{each.name.replace('_', '-')}") if name]
@@ -53,14 +53,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
 
 
 def from_flags(kind: type[T], args: argparse.Namespace) -> T:
-    """Return the dataclass of the flags that have its fields' names."""
+    """Return a dataclass filled with the flags named like its fields."""
     return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
 
 
 def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> None:
-    """Call ``main`` and exit: 0 or its result, 1 and one line on a user's error, 130 on Ctrl-C, 143 on SIGTERM.
+    """Call ``main`` and exit with its result, 1 and one line on a user's error, 130 on Ctrl-C, or 143 on SIGTERM.
 
-    ``on_interrupt``: what the same command does after an interruption.
+    ``on_interrupt``: what running the command again does ("resume").
     """
     if "RANK" not in os.environ:  # torchrun ends its processes itself, also those that wait for another
         signal.signal(signal.SIGTERM, _interrupt)
@@ -68,12 +68,12 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
         try:
             sys.exit(main())
         finally:
-            for bar in list(getattr(tqdm, "_instances", [])):  # cut off; an error's line starts on a line of its own
+            for bar in list(getattr(tqdm, "_instances", [])):  # so that an error starts on a new line
                 bar.close()
             sys.stdout.flush()
     except (TicError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
-            os._exit(141)  # as the shell has it for SIGPIPE; a normal exit would flush again
+            os._exit(141)  # the shell's status for SIGPIPE; a normal exit would flush again
         sys.exit(f"error: {error if isinstance(error, TicError) else format_os_error(error)}")
     except RuntimeError as error:
         if message := describe_loader_error(error):
@@ -86,19 +86,19 @@ def run_main(main: Callable[[], int | None], on_interrupt: str = "resume") -> No
 
 
 def _interrupt(*_: Any) -> NoReturn:
-    """Treat SIGTERM, as Slurm and containers send it, like Ctrl-C: temporary files are removed."""
+    """Turn SIGTERM, which Slurm and containers send, into Ctrl-C, so that temporary files are removed."""
     raise KeyboardInterrupt(143)
 
 
 def _is_stdout_closed() -> bool:
-    """Return whether the reader of a pipe is gone, as in ``| head``."""
+    """Return whether the reader of a pipe has exited, as in ``| head``."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def describe_loader_error(error: RuntimeError) -> str | None:
-    """Return what to do about a torch loader process that ended for lack of memory; None for another error."""
+    """Return advice for a DataLoader worker that ran out of memory, or None for any other error."""
     text = f"{error} {error.__cause__}"
     if "shared memory" in text:
         size = shutil.disk_usage("/dev/shm").total / 2**20
@@ -111,7 +111,7 @@ def describe_loader_error(error: RuntimeError) -> str | None:
 
 
 def format_os_error(error: OSError) -> str:
-    """Return the path of an error of the operating system (of a rename, the new one) and what is wrong with it."""
+    """Return an OSError as "path: reason"; the path of a failed rename is the new one."""
     path = error.filename2 or error.filename
     return f"{path}: {error.strerror}" if path and error.strerror else str(error)
 
@@ -119,9 +119,9 @@ def format_os_error(error: OSError) -> str:
 def progress(
     items: Iterable[T] | None, description: str, total: int | None = None, unit: str = "it", done: int = 0
 ) -> "tqdm[T]":
-    """Return a progress bar with the time left, which yields ``items``; it shows on the first process only.
+    """Return a progress bar over ``items`` with the time left, shown by rank 0 only.
 
-    Where standard error is not a terminal, as in the log of a batch job, it is a line at start, a minute, and end.
+    If standard error is not a terminal, as in a batch job, it prints one line a minute instead.
     """
     options = {"disable": not is_rank_zero() or total == 0, "dynamic_ncols": True, "mininterval": 0.5}
     if not sys.stderr.isatty():
@@ -131,7 +131,7 @@ def progress(
 
 
 class _LogLines:
-    """Standard error for tqdm: each state of a bar is a line."""
+    """A file for tqdm that prints each state of a bar as a line on standard error."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -142,5 +142,5 @@ class _LogLines:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the only process, or the first of torchrun's."""
+    """Return whether this is the only process or rank 0."""
     return os.environ.get("RANK", "0") == "0"

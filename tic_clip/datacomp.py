@@ -1,8 +1,5 @@
-"""What datacomp.patch calls: scales and exact sampling in train.py, the ``tic/`` tasks in evaluate.py, class ids in
-resharder.py, and fixes that let these files run with current packages.
-
-DataComp is https://github.com/mlfoundations/datacomp at commit 7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8; ``setup.sh
---datacomp`` makes the checkout. Its scripts run as programs, so a user's mistake ends them in one line here.
+"""What datacomp.patch calls, in DataComp's checkout, at commit 7fdb5c653e70d9c6fcc63ac7c8c66843e7c6f3e8: scales and
+exact sampling in train.py, ``tic/`` tasks in evaluate.py, class ids in resharder.py, fixes for current packages.
 """
 
 import argparse
@@ -66,10 +63,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 @exit_on_user_error()
 def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the scale's configuration changed by the flags, and OpenCLIP's flags, which come after train.py's own.
-
-    The plan of exact sampling is written to ``{exp_name}_plan.json``; our architectures are added to OpenCLIP's.
-    """
+    """Return the scale's configuration changed by the flags, and OpenCLIP's flags; write the plan of exact sampling."""
     import open_clip
 
     open_clip.add_model_config(MODEL_CONFIGS)
@@ -103,9 +97,9 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     return {
         "step": args.exp_name or args.scale,
         "seed": args.seed,
-        "batch_size": batch_size // args.accum_freq,
-        "iterations": iterations * args.accum_freq,
-        "block": block * args.accum_freq,
+        "batch_size": batch_size,
+        "iterations": iterations,
+        "block": block,
         "checkpoints": args.num_checkpoints,
         "sources": [
             {"name": name, "split": folder, "size": size, "used": size, "samples": count}
@@ -158,10 +152,7 @@ def evaluate_model(
 
 @functools.cache
 def _patch_packages() -> None:
-    """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time.
-
-    clip_benchmark now computes in bfloat16 on a CPU; NumPy 2.4 makes no float of an array.
-    """
+    """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time."""
     import datasets
     import open_clip
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
@@ -217,9 +208,7 @@ def _check_classes(path: str) -> str:
 
 def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
     """Return a function from a UID to the members to add to its sample: ``{"cls": class id}``, or {} if not listed."""
-    if path is None:
-        return lambda uid: {}
-    table = open_uids(path, CLASS_ROW)
+    table = open_uids(path, CLASS_ROW) if path else np.empty(0, CLASS_ROW)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:
         first, found = find_uids(table, np.atleast_1d(uid))

@@ -1,11 +1,11 @@
-"""Recall, accuracy and transfer: arrays in, floats out. No model, no loader, no file.
+"""Recall, accuracy and transfer as pure functions of arrays.
 
 Shapes: N images, M texts, D features, C classes, Q queries, K keys, T steps. Recall and accuracy are defined as in
 clip_benchmark (https://github.com/LAION-AI/CLIP_benchmark, metrics/zeroshot_retrieval.py, zeroshot_classification.py):
 image retrieval finds an image by its text, text retrieval a text by its image.
 
-Captions repeat, so scores tie. Tied keys stand in random order and a metric is its expectation: it does not depend on
-the order of the samples, and a model that scores everything alike is at chance.
+Captions repeat, so scores tie. A metric is its expectation over random orders of tied keys: it does not depend on the
+order of the samples, and a model that scores everything alike is at chance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ METRIC_VERSION = 2
 """Numbers of different versions are not comparable: 1 counted ties as a stable sort does, 2 as above."""
 KS = (1, 5, 10)
 MAIN_METRIC = {"retrieval": "mean_recall@1", "classification": "acc1"}
-"""The metric of each kind of task that stands in the matrix, if its benchmark names no other."""
+"""The main metric of each kind of task, unless the benchmark names another."""
 WITH_INTERVAL = (*MAIN_METRIC.values(), "mean_per_class_recall")
 
 NEAR, TIED = 1e-5, 1e-12
@@ -69,7 +69,7 @@ class Ranks:
 
 
 def _nonzero(marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``np.nonzero`` of a tile, or of a transposed one, several times as fast."""
+    """Return ``np.nonzero`` of a tile or transposed tile, several times as fast."""
     if marks.flags.c_contiguous:
         return np.divmod(np.flatnonzero(marks), marks.shape[1])
     return _nonzero(marks.T)[::-1]
@@ -81,7 +81,7 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def rank(images: np.ndarray, texts: np.ndarray, text_image: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Return the ranks of each text's image, and of each image's best text; arguments as of ``retrieval``."""
+    """Return the ranks of each text's image, and of each image's best text; see ``retrieval`` for the arguments."""
     own = np.concatenate([dots(images[text_image[part]], texts[part]) for part in _slices(len(texts), ROWS)])
     best = np.full(len(images), -np.inf)
     with np.errstate(invalid="ignore"):
@@ -107,10 +107,9 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 def retrieval(
     images: np.ndarray, texts: np.ndarray, text_image: np.ndarray | None = None
 ) -> tuple[dict[str, float], tuple[float, float], np.ndarray]:
-    """Return recall@1, @5 and @10 in both directions with their mean at 1, its 95 % interval, and its hits (N,).
+    """Return recall@1, @5, @10 in both directions and mean recall@1; the latter's 95 % interval; its hits (N,).
 
-    The mean of the hits is that mean: each is of an image and its texts.
-
+    An image's hit is the share that it and its texts add to mean recall@1, which is the mean of the hits.
     ``images`` (N, D) and ``texts`` (M, D) are normalised features, ``text_image`` (M,) is the index of each text's
     image, by default its own. An image with several texts is found by the best ranked of them.
     """
@@ -134,12 +133,12 @@ def classification(
     groups: Mapping[str, Sequence[int]] | None = None,
     main_metric: str = "acc1",
 ) -> tuple[dict[str, float], tuple[float, float], np.ndarray]:
-    """Return acc1, acc5 and mean per-class recall (over classes with samples), acc1's 95 % interval and its hits (N,).
+    """Return acc1, acc5 and mean per-class recall (over classes with samples); 95 % interval and hits (N,) of acc1.
 
-    Interval and hits are those of the mean per-class recall if this is the ``main_metric``, the mean of its hits.
+    Interval and hits are of mean per-class recall if that is the ``main_metric``; the mean of the hits is the metric.
     ``images`` (N, D) and ``classifier`` (C, D) are normalised, ``labels`` (N,) are class ids; C < 5 gives no acc5.
-    ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes, with a choice among
-    them only (restricted ImageNet accuracy); a group without a sample is left out.
+    ``groups``: name -> class ids. ``acc1/{name}`` is the accuracy on the samples of these classes when only they are
+    candidates (restricted ImageNet accuracy); a group without samples is left out.
     """
     ranks, _ = rank(classifier, images, labels)
     hits = ranks.hits(1)
@@ -164,15 +163,15 @@ def classification(
 
 
 def constant_guess(labels: np.ndarray, main_metric: str) -> float:
-    """Return the mean per-class recall, or else the accuracy, of the best answer that is the same for all images."""
+    """Return the score of the best constant prediction: its mean per-class recall, or else its accuracy."""
     counts = np.bincount(labels)
     return float(1 / np.count_nonzero(counts) if main_metric == "mean_per_class_recall" else counts.max() / len(labels))
 
 
 def resample(samples: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return (F, R) the sums of ``samples`` (N, F) over R bootstrap resamples of N of them, the same ones of a seed.
+    """Return (F, R) the sums of ``samples`` (N, F) over R bootstrap resamples, which depend on N and ``seed`` alone.
 
-    Samples with equal values are drawn together: how many of each are in a resample is multinomial.
+    Equal samples are drawn together: their counts in a resample are multinomial.
     """
     values, counts = np.unique(samples, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(samples), counts / len(samples), size=RESAMPLES)
@@ -180,7 +179,7 @@ def resample(samples: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def _interval(values: np.ndarray, num_samples: int) -> tuple[float, float]:
-    """Return the 95 % interval of the ``values`` of resamples; Wilson's where none or all of the samples are hits.
+    """Return the 95 % bootstrap interval; Wilson's if none or all of the samples are hits.
 
     Wilson (1927), Probable inference, the law of succession, and statistical inference.
     """
@@ -190,9 +189,9 @@ def _interval(values: np.ndarray, num_samples: int) -> tuple[float, float]:
 
 
 def paired_test(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the 95 % interval (low, high) of differences and p of none, two-sided, from bootstrap ``draws`` (R, …).
+    """Return the 95 % interval (low, high) and two-sided p of differences, from paired bootstrap ``draws`` (R, …).
 
-    Samples are drawn for both models at once (Efron and Tibshirani, 1993); p is at least 2 / (R + 1).
+    Efron and Tibshirani (1993), An introduction to the bootstrap. p is at least 2 / (R + 1).
     """
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     tail = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0)) + 1
@@ -205,16 +204,16 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def transfer_cells(steps: int) -> dict[str, np.ndarray]:
-    """Return which cells (T, T) ``id`` (the diagonal), ``backward`` (below it) and ``forward`` (above it) average."""
+    """Return the masks (T, T) of ``id`` (the diagonal), ``backward`` (below it) and ``forward`` (above it)."""
     below = np.tri(steps, k=-1, dtype=bool)
     return dict(zip(TRANSFERS, (np.eye(steps, dtype=bool), below, below.T), strict=True))
 
 
 def transfer(matrix: np.ndarray, where: np.ndarray | None = None) -> dict[str, float]:
-    """Return in-domain, backward and forward transfer of a step × step matrix (T, T); NaN where a cell is NaN.
+    """Return in-domain, backward and forward transfer of a step × step matrix (T, T); NaN if a cell is NaN.
 
     With E[i, j] the model of step i on the data of step j: ``id`` is the mean of the diagonal, ``backward`` the mean
-    below it (j < i), ``forward`` the mean above it (j > i). ``where`` (T, T): only of these cells.
+    below it (j < i), ``forward`` the mean above it (j > i). ``where`` (T, T) selects cells.
     """
     where = np.ones(matrix.shape, dtype=bool) if where is None else where
     cells = {name: matrix[mask & where] for name, mask in transfer_cells(len(matrix)).items()}
@@ -222,9 +221,9 @@ def transfer(matrix: np.ndarray, where: np.ndarray | None = None) -> dict[str, f
 
 
 def transfer_errors(widths: np.ndarray) -> dict[str, float]:
-    """Return the half-widths of the three means from those of the cells (T, T), NaN without any.
+    """Return the half-widths of the three transfers' intervals from those of the cells (T, T); NaN without any.
 
-    Models are evaluated on the same samples, so that the errors of a column add up; columns are independent.
+    The cells of a column share their samples, so their errors add up; columns are independent.
     """
     cells = {name: np.where(mask, widths, 0) for name, mask in transfer_cells(len(widths)).items()}
     return {
@@ -234,7 +233,7 @@ def transfer_errors(widths: np.ndarray) -> dict[str, float]:
 
 
 def forgetting(matrix: np.ndarray) -> dict[str, float]:
-    """Return what else is said of a step × step matrix E (T, T); NaN where a cell that it needs is.
+    """Return the forgetting measures of a step × step matrix E (T, T); NaN if a cell that one needs is NaN.
 
     ``average``: the mean over i of the mean of E[i, j] over j <= i. ``last``: the mean of E[T, j]. ``bwt``: the mean
     over j < T of E[T, j] - E[j, j]. ``forgetting``: the mean over j < T of the maximum of E[i, j] over i < T, -E[T, j].
@@ -248,7 +247,7 @@ def forgetting(matrix: np.ndarray) -> dict[str, float]:
 
 
 def mean_over_compute(compute: np.ndarray, accuracy: np.ndarray) -> float:
-    """Return the area under accuracy (T,) against compute (T,), by trapezoids, over the width; NaN if that is 0."""
+    """Return the mean of accuracy (T,) over compute (T,), by trapezoids; NaN if all compute is equal."""
     width = compute[-1] - compute[0]
     return float(np.trapezoid(accuracy, compute) / width) if width > 0 else float("nan")
 

@@ -1,4 +1,4 @@
-"""Models that OpenCLIP can make: their names, weights and cost, and how to load them."""
+"""Name, check and load the models that OpenCLIP can make; count their MACs."""
 
 import contextlib
 import difflib
@@ -27,28 +27,28 @@ RELEASED = {
 """Filter of the training data and method -> repository; its files are ``checkpoints/{year}.pt``."""
 
 NO_WEIGHTS = ("text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
-"""What older checkpoints and OpenAI's archives have beside the weights."""
+"""Entries of older checkpoints and of OpenAI's archives that are not weights."""
 
-warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # the pinned OpenCLIP does
+warnings.filterwarnings("ignore", "Importing from timm.models", FutureWarning)  # raised by the pinned OpenCLIP
 
 
 def prefer_newer() -> None:
-    """Have this process import the OpenCLIP of ``NEWER`` if it is there; training needs the patched one."""
+    """Let this process import the later OpenCLIP if it is installed; training needs the patched one."""
     if NEWER.is_dir() and "open_clip" not in sys.modules:
         sys.path.insert(0, str(NEWER))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model to evaluate: an OpenCLIP architecture, its weights, and what is known of it.
+    """A model to evaluate: an OpenCLIP architecture and its weights.
 
-    ``weights`` is a checkpoint file or a pretrained tag; it is empty for an ``arch`` of the hub, ``hf-hub:…``.
+    ``weights`` is a checkpoint file or a pretrained tag, or empty if ``arch`` is a model of the hub, ``hf-hub:…``.
     """
 
     name: str
     arch: str
     weights: str
-    about: dict[str, Any] = field(default_factory=dict)  # goes into each result: benchmark, method, step, …
+    about: dict[str, Any] = field(default_factory=dict)  # copied into each result: benchmark, method, step, …
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,9 +60,9 @@ class Model:
 
 
 def named_model(text: str, benchmark: str) -> Model:
-    """Return the model called ``ARCH FILE``, ``ARCH TAG`` or ``hf-hub:OWNER/NAME``; a TicError if there is none.
+    """Return the model ``ARCH FILE``, ``ARCH TAG`` or ``hf-hub:OWNER/NAME``; raise a TicError if it does not exist.
 
-    Its family in figures is its tag up to the first ``_`` (openai, laion2b), the hub's owner, or the architecture.
+    Its family, for figures, is the tag up to the first ``_`` (openai, laion2b), the hub's owner, or the architecture.
     """
     arch, weights = [*text.split(maxsplit=1), "", ""][:2]
     weights = weights.strip()
@@ -76,7 +76,7 @@ def named_model(text: str, benchmark: str) -> Model:
 
 
 def released_models(folder: str) -> list[Model]:
-    """Return the checkpoints of a released model, as ``scripts/fetch_models.sh`` lays them out, in order of time."""
+    """Return the checkpoints in a folder made by ``scripts/fetch_models.sh``, in order of time."""
     path = Path(folder)
     name = lookup({f"TiC-CLIP-{model}": model for model in RELEASED}, "released model", path.name)
     filtered, _, method = name.partition("-")
@@ -108,7 +108,7 @@ def check_model(arch: str, weights: str) -> None:
 
 
 def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
-    """Return what ``make_model`` does, with the weights of a checkpoint file, of a tag, or "" for one of the hub."""
+    """Return ``make_model`` with the weights of a checkpoint file or a tag, or of the hub if they are empty."""
     from tic_clip.weights import load, mismatch
 
     check_model(arch, weights)
@@ -123,27 +123,28 @@ def load_model(arch: str, weights: str, device: str) -> tuple[Any, Any, Any]:
 
 
 def adapt(state: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Return ``state`` as OpenCLIP's ``load_checkpoint`` gives it to ``model``; SigLIP's bias goes if that has none.
+    """Adapt a state dict to ``model`` as OpenCLIP's ``load_checkpoint`` does.
 
-    Names get the prefix of a text tower of its own; position embeddings the model's image size and context length.
+    Rename the text tower's weights if the model has a separate one, resize position embeddings to its image size and
+    context length, and drop SigLIP's bias if it has none.
     """
     import torch
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
-    wanted, dropped = model.state_dict(), ("logit_bias", *NO_WEIGHTS)  # the bias moves all similarities alike
+    wanted, dropped = model.state_dict(), ("logit_bias", *NO_WEIGHTS)  # the bias shifts all similarities alike
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     state = {name: value for name, value in state.items() if name in wanted or name not in dropped}
     if "logit_bias" in wanted and "logit_scale" in state:
         state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
-    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # of another architecture: see mismatch
+    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # another architecture, see ``mismatch``
         resize_pos_embed(state, model)
         resize_text_pos_embed(state, model)
     return state
 
 
 def check_pretrained(text: str, arch: str) -> None:
-    """Raise a TicError if the weights of the model ``text`` (see ``named_model``) can't be those of ``arch``."""
+    """Raise a TicError if the model ``text`` (see ``named_model``) is not an ``arch``."""
     model = named_model(text, "")
     if model.arch.startswith(HUB):
         return
@@ -154,20 +155,20 @@ def check_pretrained(text: str, arch: str) -> None:
 
 
 def quickgelu_fault(arch: str, weights: str) -> str | None:
-    """Return what to say of weights that were trained with QuickGELU if ``arch`` has GELU, or None."""
+    """Return a message if ``weights`` were trained with QuickGELU but ``arch`` has GELU, else None."""
     quick = f"{arch}-quickgelu"
     if not weights or Path(weights).is_file():
         return None
     import open_clip
 
-    is_known = open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu")  # then make_model sees to it
+    is_known = open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu")  # make_model handles it
     if is_known or weights not in open_clip.list_pretrained_tags_by_model(quick):
         return None
     return f"the weights {weights} of {arch} were trained with QuickGELU: say {quick} {weights}"
 
 
 def save_pretrained(text: str, arch: str, path: str) -> None:
-    """Fetch the model ``text`` and save its weights as a checkpoint of ``arch``; a TicError if they are of another."""
+    """Download the model ``text`` and save it as a checkpoint of ``arch``; raise a TicError if it is another one."""
     from tic_clip import weights
 
     check_pretrained(text, arch)
@@ -179,15 +180,15 @@ def save_pretrained(text: str, arch: str, path: str) -> None:
 
 
 def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any, Any]:
-    """Return (model in evaluation mode, image transform, tokenizer), with random weights or those of a tag."""
+    """Return (model in evaluation mode, image transform, tokenizer), with random or pretrained (``tag``) weights."""
     import open_clip
 
     open_clip.add_model_config(MODEL_CONFIGS)
-    quick = open_clip.get_pretrained_cfg(arch, tag or "").get("quick_gelu", False)  # OpenCLIP 3 leaves it to us
+    quick = open_clip.get_pretrained_cfg(arch, tag or "").get("quick_gelu", False)  # OpenCLIP 3 does not set it itself
     options = {"pretrained": tag, "device": device, "pretrained_hf": False, "force_quick_gelu": quick}
     options["require_pretrained"] = bool(tag) or arch.startswith(HUB)
     disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # OpenCLIP logs what it raises, too, and that random weights are random
+    logging.disable(logging.ERROR)  # OpenCLIP also logs what it raises
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(arch, **options)
         return model.eval(), preprocess, open_clip.get_tokenizer(arch)
@@ -199,7 +200,7 @@ def make_model(arch: str, device: str, tag: str | None = None) -> tuple[Any, Any
 
 
 def download_from_hub(model_id: str, filename: str, **options: Any) -> str:
-    """Download a file of a model of the hub; where there is none of this name, its weights as safetensors."""
+    """Download a file of a model of the hub; fall back to the safetensors file if there are no .bin weights."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -212,7 +213,7 @@ def download_from_hub(model_id: str, filename: str, **options: Any) -> str:
 
 
 def check_architecture(model: str) -> None:
-    """Raise a TicError, with similar names, if OpenCLIP has no such architecture; imports nothing of it."""
+    """Raise a TicError with similar names if OpenCLIP has no such architecture, without importing it."""
     names = list_architectures()
     if model not in names:
         lower = {name.lower(): name for name in names}
@@ -223,19 +224,19 @@ def check_architecture(model: str) -> None:
 
 
 def list_architectures() -> dict[str, Path]:
-    """Return the configuration file of each architecture by its name."""
+    """Return architecture -> configuration file."""
     folders = package_file("open_clip", "model_configs"), MODEL_CONFIGS
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
 
 
 def has_logit_bias(model: str) -> bool:
-    """Return whether an architecture is one of SigLIP's, whose loss has a bias."""
+    """Return whether an architecture is a SigLIP, whose loss has a bias."""
     return "init_logit_bias" in read_json(list_architectures()[model])
 
 
 @cache
 def macs_per_sample(model: str) -> int:
-    """Return the MACs of one forward pass of an OpenCLIP architecture on one image and one text."""
+    """Return the MACs of a forward pass on one image and one text."""
     import open_clip
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,4 +1,4 @@
-"""Where work runs: in threads or processes of this machine, or on a Ray cluster."""
+"""Run jobs in threads, in processes or on a Ray cluster."""
 
 import ctypes
 import gc
@@ -21,7 +21,7 @@ Job, Result = TypeVar("Job"), TypeVar("Result")
 def map_ordered(
     work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int, *, use_processes: bool = False
 ) -> Iterator[Result]:
-    """Yield ``work(job)`` for each job in order, from threads or processes; see ``map_in_pool``."""
+    """Yield ``work(job)`` for each job, in order, computed in threads or processes; see ``map_in_pool``."""
     with make_pool(num_workers, threads=not use_processes) as pool:
         yield from map_in_pool(pool, work, jobs, 4 * num_workers)
 
@@ -29,9 +29,9 @@ def map_ordered(
 def map_in_pool(
     pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], max_pending: int
 ) -> Iterator[Result]:
-    """Yield ``work(job)`` for each job in order; at most ``max_pending`` jobs are taken and not yet yielded.
+    """Yield ``work(job)`` for each job, in order, with at most ``max_pending`` jobs submitted and not yet yielded.
 
-    An error of a job is raised as it is, that of a process that died as a ``TicError``; both shut the pool down.
+    Raises a job's own error, or a ``TicError`` if a worker process died; both shut the pool down.
     """
     pending: deque[Future[Result]] = deque()
     try:
@@ -49,10 +49,9 @@ def map_in_pool(
 
 
 def make_pool(num_workers: int, *, threads: bool = False, fork: bool = False) -> Executor:
-    """Return an executor of ``num_workers`` processes that end with this one, or of threads; of a thread for 1 worker.
+    """Return a pool of ``num_workers`` processes that end with this one, or of threads; one worker is a thread.
 
-    ``fork`` starts them at once as copies of this process: quicker, but it must have no threads and no connections to a
-    cloud, which the copies would share.
+    ``fork`` starts the processes at once by forking: quicker, but only safe without threads and cloud connections.
     """
     if num_workers < 1:
         raise TicError("the number of workers must be at least 1")
@@ -66,7 +65,7 @@ def make_pool(num_workers: int, *, threads: bool = False, fork: bool = False) ->
 
 
 def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent process, and end when it ends."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.set_threshold(100_000)  # an index is many small objects and no cycles
@@ -74,19 +73,19 @@ def _start_worker(parent: int) -> None:
 
 
 def end_with(parent: int, number: int) -> None:
-    """Have this process get a signal when ``parent``, which has started it, ends, however it does (Linux)."""
+    """Send this process a signal when its ``parent`` ends, even if that is killed (Linux)."""
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
-        os._exit(1)  # it has ended before
+        os._exit(1)  # the parent has already ended
 
 
 def map_on_ray(
     work: Callable[[Job], Result], jobs: Iterable[Job], *, num_cpus: int, address: str | None
 ) -> Iterator[Result]:
-    """Yield ``work(job)`` for each job as it ends, on a Ray cluster; jobs of a lost machine run again on others.
+    """Yield ``work(job)`` for each job as it finishes on a Ray cluster; jobs of a lost machine run again elsewhere.
 
-    ``address``: that of the cluster, "auto" for one that this machine belongs to; else RAY_ADDRESS or one started here.
-    Raises a TicError if Ray is not installed or there is no cluster, and an error of a job as it is.
+    ``address``: the cluster's, or "auto" for the one that this machine belongs to; by default RAY_ADDRESS, or a new
+    local cluster. Raises a TicError without Ray or without a cluster, and a job's own error.
     """
     check_installed("ray")
     import ray
@@ -120,16 +119,16 @@ def map_on_ray(
 
 
 def iterate_batches(loader: Iterable[Job]) -> Iterator[Job]:
-    """Yield the batches of a torch ``DataLoader``; a TicError or OSError in it becomes a TicError without traceback."""
+    """Yield the batches of a torch ``DataLoader``; turn a worker's TicError or OSError into a one-line TicError."""
     try:
         yield from loader
-    except (TicError, OSError) as error:  # a worker's comes with its traceback, the message last
+    except (TicError, OSError) as error:  # a worker's error is its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise TicError(re.sub(r"^tic_clip\.\S+Error: ", "", message)) from None
 
 
 def share(tensor: Any) -> Any:
-    """Return a loader process's tensor in shared memory: an error if that is full, for which torch's queue waits."""
+    """Move a loader worker's tensor to shared memory: an error if that is full, where torch's queue would hang."""
     from torch.utils.data import get_worker_info
 
     return tensor.share_memory_() if get_worker_info() else tensor

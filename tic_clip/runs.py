@@ -1,7 +1,4 @@
-"""What a run's folder holds: a folder a step with plan.json, done.json, checkpoints and logs; and the models in it.
-
-A run on a user's own benchmark has a copy of its benchmark.yaml.
-"""
+"""The folder of a run: plan.json, done.json, checkpoints and logs of each step, and a user's own benchmark.yaml."""
 
 import hashlib
 import importlib.metadata
@@ -21,12 +18,12 @@ LOG, BENCHMARK_FILE = "train.log.jsonl", "benchmark.yaml"
 OPEN_CLIP_COMMIT = "73fa7f03a33da53653f61841eb6d69aef161e521"
 PINNED = ("torch", "torchvision", "webdataset", "numpy")
 RUN = ("benchmark", "filter", "method", "scale", "model", "sampling", "seed", "batch_size", "buffer", "coefficient")
-LATER = ("precision", "openclip_flags", "settings")  # settings that plans have had only since they were added
+LATER = ("precision", "openclip_flags", "settings")  # settings that older plans lack
 SETTINGS = tuple(name for name in RUN if name != "seed")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that a number depends on, and the commit of this checkout."""
+    """Return the versions of the packages that results depend on, and the commit of this checkout."""
     packages = {name: importlib.metadata.version(name) for name in PINNED}
     later = [found.version for found in importlib.metadata.distributions(name="open_clip_torch")]  # setup.sh --models
     return packages | {"open_clip": later[0] if later else OPEN_CLIP_COMMIT} | _own_commit()
@@ -34,7 +31,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _own_commit() -> dict[str, str]:
-    """Return the commit of the checkout that this module is in, with -dirty if files differ; {} without git."""
+    """Return the commit of this checkout, with -dirty if files differ; {} without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return {"tic_clip": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
@@ -43,7 +40,7 @@ def _own_commit() -> dict[str, str]:
 
 
 def last_checkpoint(checkpoints: int) -> Path:
-    """Return the last checkpoint of a step, in its folder; they are counted from 1."""
+    """Return the path of a step's last checkpoint, relative to its folder."""
     return Path("checkpoints") / f"epoch_{checkpoints}.pt"
 
 
@@ -53,25 +50,25 @@ def run_name(plan: dict[str, Any]) -> str:
 
 
 def run_id(plan: dict[str, Any], folder: object) -> str:
-    """Return what tells a step's run in wandb from those of other settings, seeds and folders."""
+    """Return an id for wandb that differs between settings, seeds and folders."""
     settings = json.dumps([settings_of(plan, RUN), str(Path(folder).absolute())])
     return f"{run_name(plan)}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
 def settings_of(plan: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return a plan's settings of these ``names``, and those added later where they have a value."""
+    """Return a plan's settings called ``names``, and those of ``LATER`` that are set."""
     return {name: plan.get(name) for name in names} | {name: plan[name] for name in LATER if plan.get(name)}
 
 
 def keep_benchmark(folder: object, benchmark: Benchmark) -> None:
-    """Copy a user's own benchmark into a folder of results, so that these can be read without its file."""
+    """Copy a user's own benchmark into a folder of results, so that these can be read without the original."""
     if benchmark.text:
         check_benchmark(folder, benchmark)
         write_text(to_path(folder) / BENCHMARK_FILE, benchmark.text)
 
 
 def check_benchmark(folder: object, benchmark: Benchmark) -> None:
-    """Raise a TicError if a folder of results is of a benchmark with other steps; new ones at the end are fine."""
+    """Raise a TicError if a folder has results of a benchmark with other steps; new steps at the end are fine."""
     path = to_path(folder) / BENCHMARK_FILE
     if benchmark.text and exists(path):
         old = read_benchmark(str(path))
@@ -83,13 +80,13 @@ def check_benchmark(folder: object, benchmark: Benchmark) -> None:
 
 
 def find_benchmark(folder: object, name: str) -> Benchmark:
-    """Return the benchmark of a folder of results: a user's own that was kept there, or the one called ``name``."""
+    """Return the benchmark of a folder of results: its own copy, or the one called ``name``."""
     path = to_path(folder) / BENCHMARK_FILE
     return get_benchmark(str(path) if exists(path) else name)
 
 
 def read_done(path: object) -> dict[str, Any]:
-    """Return a step's ``done.json``: its plan, checkpoint and samples seen; raise a TicError if it is damaged."""
+    """Read a step's ``done.json``; raise a TicError if it is damaged."""
     try:
         facts = read_json(path)
     except TicError as error:
@@ -100,16 +97,16 @@ def read_done(path: object) -> dict[str, Any]:
 
 
 def read_plan(run: object, steps: list[str]) -> dict[str, Any]:
-    """Return the plan of a run's first finished step of ``steps``, and when its last was ``finished``; {} if none."""
+    """Return the plan of a run's first finished step, and when its last step ``finished``; {} if there is none."""
     paths = [to_path(run) / step / "done.json" for step in steps]
     found = [read_done(path) for path in paths if exists(path)]
     return found[0]["plan"] | {"finished": found[-1].get("finished")} if found else {}
 
 
 def models_of(run: str, *, every: bool = False) -> list[Model]:
-    """Return the last checkpoint of each finished step of a run, in order; a TicError if no step is finished.
+    """Return the model of each finished step of a run, in order; raise a TicError if no step is finished.
 
-    ``every``: also the checkpoints inside each step, before its last, marked as not ``final``.
+    ``every``: also the earlier checkpoints of each step, marked as not ``final``.
     """
     done = [read_done(path) for path in sorted(Path(run).glob("*/done.json"))]
     if not done:
@@ -142,7 +139,7 @@ def _epoch(path: Path) -> int:
 
 
 def _spent(plan: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """Return the samples and MACs of a run up to a checkpoint inside a step."""
+    """Return the samples and MACs that a run has spent up to a checkpoint inside a step."""
     left = (plan["checkpoints"] - epoch) / plan["checkpoints"]
     macs = plan.get("macs_seen")
     return {

@@ -1,6 +1,6 @@
-"""Settings from environment variables: old names, misspellings, and what contradicts a script's name.
+"""Read settings from environment variables; find old names, misspellings and contradictions.
 
-python -m tic_clip.settings NAME…          # end in one line if a variable is a misspelt name
+python -m tic_clip.settings NAME…          # exit with one line if a variable looks like a misspelt NAME
 """
 
 import difflib
@@ -16,10 +16,9 @@ BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "no": False, "y
 
 
 def read_environment(environ: Mapping[str, str], known: Collection[str], renamed: Mapping[str, str]) -> dict[str, str]:
-    """Return the known variables that are set and not empty; ``renamed`` maps old names to the known ones.
+    """Return the known variables that are set and not empty; ``renamed`` maps old names to new ones.
 
-    Raises:
-        TicError: a variable is one letter or so away from a known one, or is set under its old and its new name.
+    Raises a TicError for a name that is almost a known one, and for a variable set under its old and its new name.
     """
     settings = {name: environ[name] for name in known if environ.get(name)}
     for old, new in renamed.items():
@@ -37,7 +36,7 @@ def read_environment(environ: Mapping[str, str], known: Collection[str], renamed
 
 
 def is_on(environ: Mapping[str, str], name: str) -> bool:
-    """Return what a variable says that is 0 or 1, no or yes; a TicError if it says something else."""
+    """Return the value of a yes/no variable; raise a TicError for any other value."""
     value = environ.get(name) or "0"
     if value.lower() not in BOOLEANS:
         raise TicError(f"{name}: {value!r} is not one of 0, 1, no, yes")
@@ -45,11 +44,7 @@ def is_on(environ: Mapping[str, str], name: str) -> bool:
 
 
 def check_fixed(settings: Mapping[str, str], fixed: Mapping[str, str], script: str) -> None:
-    """Refuse a variable that says something else than the script's name; a benchmark may be a variant (x_monthly of x).
-
-    Raises:
-        TicError: one does.
-    """
+    """Raise a TicError if a variable contradicts the script's name; BENCHMARK may be a variant (x_monthly of x)."""
     for name, value in fixed.items():
         given = settings.get(name, value)
         variant = name == "BENCHMARK" and given.startswith(f"{value}_")
@@ -58,7 +53,7 @@ def check_fixed(settings: Mapping[str, str], fixed: Mapping[str, str], script: s
 
 
 def name_variables(message: str, names: Collection[str]) -> str:
-    """Return an error with the variables that the user set in place of the flags made of them."""
+    """Return an error message with flags replaced by the variables that the user set."""
     return re.sub(r"--([a-z_]+)", lambda match: match[1].upper() if match[1].upper() in names else match[0], message)
 
 

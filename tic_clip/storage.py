@@ -1,7 +1,7 @@
-"""Local paths and cloud URLs (``s3://``, ``gs://``, ``az://``) through the same functions; clouds through fsspec.
+"""The same functions for local paths and cloud URLs (``s3://``, ``gs://``, ``az://``, through fsspec).
 
-Requests that may succeed later are tried again. What remains is one line: ``NotFoundError``, or ``StorageError`` in the
-store's words. Credentials come from the usual places. Nothing is visible under its final name before it is complete.
+Requests that may succeed later are retried; other errors are one line, ``NotFoundError`` or ``StorageError``.
+Credentials come from the usual places. A file appears under its final name only when it is complete.
 """
 
 import errno
@@ -39,11 +39,11 @@ NO_BUCKET = re.compile("NoSuchBucket|bucket does not exist|ContainerNotFound")
 
 
 class StorageError(OSError):
-    """A store that refuses a request, or could not be reached after several attempts."""
+    """A request that a store refused, or a store that could not be reached after several attempts."""
 
 
 class NotFoundError(FileNotFoundError, TicError):
-    """A file, an object or a folder that does not exist."""
+    """A missing file, object or folder."""
 
 
 def is_remote(path: object) -> bool:
@@ -54,14 +54,14 @@ def is_remote(path: object) -> bool:
 
 
 def local_folder(path: str) -> Path:
-    """Return the path of a folder of this machine; raise a ``TicError`` if it is in a cloud."""
+    """Return the path of a local folder; raise a ``TicError`` for a URL."""
     if is_remote(path):
         raise TicError(f"{path} is not local; give a folder on a local disk")
     return Path(path)
 
 
 def to_path(path: object) -> Any:
-    """Return a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``, which share their interface for names."""
+    """Return a ``pathlib.Path`` or a ``cloudpathlib.CloudPath``; both handle names alike."""
     if not is_remote(path):
         return Path(str(path))
     from cloudpathlib import CloudPath
@@ -74,7 +74,7 @@ def to_path(path: object) -> Any:
 
 
 def _normalize(url: object) -> str:
-    """Return a URL with its scheme in lower case and without repeated slashes, or raise a ``TicError``."""
+    """Return a URL with a lower-case scheme and single slashes; raise a ``TicError`` if it is not a bucket's."""
     scheme, _, rest = str(url).partition("://")
     names = [name for name in rest.split("/") if name]
     if scheme.lower() not in FILESYSTEMS or not names:
@@ -84,7 +84,7 @@ def _normalize(url: object) -> str:
 
 
 def _filesystem(url: str) -> Any:
-    """Return fsspec's filesystem of a URL; fsspec keeps one for each thread and forgets them in a forked process."""
+    """Return fsspec's filesystem for a URL; fsspec caches one per thread and process."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -97,13 +97,13 @@ def _filesystem(url: str) -> Any:
 
 
 def _request(url: object, method: str, *arguments: object, **options: object) -> Any:
-    """Return what a method of the URL's filesystem returns for the URL; see ``_retry``."""
+    """Call a method of the URL's filesystem on the URL; see ``_retry``."""
     url = _normalize(url)
     return _retry(url, lambda: getattr(_filesystem(url), method)(*arguments, url, **options))
 
 
 def _retry(url: str, call: Callable[[], Any]) -> Any:
-    """Return ``call()``, tried again with growing pauses after all errors but lasting ones."""
+    """Return ``call()``; after errors that may pass, try again with exponential backoff."""
     for attempt in count(1):
         try:
             return call()
@@ -115,7 +115,7 @@ def _retry(url: str, call: Callable[[], Any]) -> Any:
 
 
 def _final_error(url: str, error: Any, is_last: bool) -> OSError | None:
-    """Return the error to raise, in one line, if another attempt is pointless or the last has failed, else None."""
+    """Return the one-line error to raise if a retry is pointless or this attempt was the last, else None."""
     text = shorten(str(error) or type(error).__name__, 200, placeholder=" …")
     status = getattr(error, "status_code", None) or getattr(error, "code", None)
     if getattr(error, "errno", None) in FULL_DISK:
@@ -134,12 +134,12 @@ def exists(path: object) -> bool:
 
 
 def is_dir(path: object) -> bool:
-    """Return whether a folder exists; in a cloud, whether an object lies below that name."""
+    """Return whether a folder exists; in a cloud, whether the prefix has objects."""
     return describe(path).get("type") == "directory"
 
 
 def size(path: object) -> int:
-    """Return the bytes of a file or an object, or raise a ``NotFoundError``."""
+    """Return the size of a file or object in bytes; raise a ``NotFoundError`` if it is missing."""
     info = describe(path)
     if info.get("type") != "file":
         raise NotFoundError(f"{path} is missing")
@@ -147,7 +147,7 @@ def size(path: object) -> int:
 
 
 def describe(path: object) -> dict[str, Any]:
-    """Return "type" and "size" of what lies at ``path``, or nothing."""
+    """Return "type" and "size" of ``path``, or {} if it does not exist."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(path):
             return _request(path, "info")
@@ -157,21 +157,21 @@ def describe(path: object) -> dict[str, Any]:
 
 
 def list_files(folder: object, pattern: str = "*") -> list[tuple[str, int]]:
-    """Return (path, size in bytes) of the files below ``folder`` that match, sorted by path, hidden ones left out.
+    """Return (path, size in bytes) of the files below ``folder`` that match, sorted by path, without hidden ones.
 
-    ``pattern`` is matched name by name, as in ``*.tar`` or ``*/*.tar``; ``**`` stands for any number of folders.
-    A link to nothing is listed with 0 bytes. A missing folder raises a ``NotFoundError``.
+    ``pattern`` is a glob such as ``*.tar``, ``*/*.tar`` or ``**/*.tar``. A broken link has 0 bytes. Raises a
+    ``NotFoundError`` if the folder is missing.
     """
     return [(path, info["size"]) for path, info in _list(folder, pattern) if info["type"] == "file"]
 
 
 def list_folders(folder: object) -> list[str]:
-    """Return the folders in ``folder``, sorted, hidden ones left out; raise a ``NotFoundError`` if it is missing."""
+    """Return the folders in ``folder``, sorted, without hidden ones; raise a ``NotFoundError`` if it is missing."""
     return [path for path, info in _list(folder, "*") if info["type"] == "directory"]
 
 
 def _list(folder: object, pattern: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return (path, its "type" and "size") of what matches below ``folder``; see ``list_files``."""
+    """Return (path, {"type", "size"}) of all matches below ``folder``; see ``list_files``."""
     if is_remote(folder):
         from fsspec.utils import glob_translate
 
@@ -191,7 +191,7 @@ def _list(folder: object, pattern: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_bytes(path: object) -> bytes:
-    """Return the content of a file or an object, or raise a ``NotFoundError``."""
+    """Return the content of a file or object; raise a ``NotFoundError`` if it is missing."""
     if is_remote(path):
         return _request(path, "cat_file")
     with open_file(path) as file:
@@ -199,7 +199,7 @@ def read_bytes(path: object) -> bytes:
 
 
 def read_json(path: object) -> dict[str, Any]:
-    """Return the JSON object in ``path``; raise a ``TicError`` if it is missing or something else."""
+    """Return the JSON object in ``path``; raise a ``TicError`` if it is missing or not a JSON object."""
     data = read_bytes(path)
     try:
         value = json.loads(data)
@@ -211,7 +211,7 @@ def read_json(path: object) -> dict[str, Any]:
 
 
 def download(url: object, local: Path) -> None:
-    """Copy an object, with one GET, or a local file to ``local``."""
+    """Copy an object (one GET) or a local file to ``local``, atomically."""
     with atomic_open(local, sync=False) as file:
         if is_remote(url):
             _request(url, "get_file", lpath=file.name)
@@ -221,7 +221,7 @@ def download(url: object, local: Path) -> None:
 
 
 def upload(local: Path, url: object) -> None:
-    """Upload a local file, or copy it to a local path; it appears under its name when it is complete."""
+    """Upload a local file, or copy it to a local path, atomically."""
     if is_remote(url):
         _request(url, "put_file", str(local))
     else:
@@ -229,7 +229,7 @@ def upload(local: Path, url: object) -> None:
 
 
 def local_copy(path: object, folder: Path) -> Path:
-    """Return ``path`` itself if it is local, else its copy in ``folder``, downloaded if it is not there yet."""
+    """Return ``path`` if it is local, else the path of its copy in ``folder``, downloading it if needed."""
     if not is_remote(path):
         return Path(path)
     copy = folder / _normalize(path).replace("://", "/")
@@ -239,9 +239,9 @@ def local_copy(path: object, folder: Path) -> Path:
 
 
 def open_file(path: object, block_size: int = 1 << 18) -> IO[bytes]:
-    """Open a file or an object for reads at any position; of an object, ``block_size`` bytes are read ahead.
+    """Open a file or object for random access; read ``block_size`` bytes of an object ahead.
 
-    Raises a ``NotFoundError`` if there is none; a read raises a ``StorageError`` if the object has changed since.
+    Raises a ``NotFoundError`` if it is missing; a read raises a ``StorageError`` if the object has changed since.
     """
     if not is_remote(path):
         size(path)
@@ -254,7 +254,7 @@ def open_file(path: object, block_size: int = 1 << 18) -> IO[bytes]:
 
 @contextmanager
 def atomic_open(path: object, *, sync: bool = True) -> Iterator[IO]:
-    """Open ``path`` for writing; it changes when the block ends without an error, with ``sync`` on the disk as well."""
+    """Open ``path`` for writing; replace it when the block ends without an error, after an fsync if ``sync``."""
     if is_remote(path):
         with temporary_folder() as folder:
             with open(folder / "object", "wb") as file:
@@ -301,9 +301,9 @@ def write_json(path: object, value: object, *, sync: bool = True) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Hold an exclusive lock on a local folder, creating it if needed; wait ``timeout`` seconds for another process.
+    """Hold an exclusive lock on a local folder, creating it if needed; wait up to ``timeout`` seconds for it.
 
-    Where the file system has no locks (some NFS, Lustre), warn and go on.
+    If the file system has no locks (some NFS, Lustre), warn and go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + timeout
@@ -321,16 +321,16 @@ def lock_folder(folder: Path, timeout: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
-    """Make a folder in TMPDIR for the block; remove those that killed processes left there.
+    """Yield a new folder in TMPDIR, removed at the end; also remove those of this machine's killed processes.
 
-    A lock shows that its process lives. Names hold the machine's, for a TMPDIR that others share and can't lock.
+    A folder whose process is alive is locked. Its name has the machine's, as others may share TMPDIR without locks.
     """
     prefix += f"{os.uname().nodename}-"
     for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError), ExitStack() as stack:  # without locks, leftovers stay
+        with suppress(OSError), ExitStack() as stack:  # without locks, keep leftovers
             if _lock(leftover, stack):
                 shutil.rmtree(leftover)
-    unlocked = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # hidden, so that others don't take it for a leftover
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # hidden from others until it is locked
     folder = unlocked.with_name(unlocked.name[1:])
     with ExitStack() as stack:
         with suppress(OSError):
@@ -341,7 +341,7 @@ def temporary_folder(prefix: str = "tic-clip-") -> Iterator[Path]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> bool:
-    """Lock a folder until ``stack`` is closed; return False if another process has it locked."""
+    """Lock a folder until ``stack`` closes; return False if another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
     with suppress(BlockingIOError):

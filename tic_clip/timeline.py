@@ -1,4 +1,4 @@
-"""Names of times (2020, 2020Q1, 202003, 20200331, 2017-2018) and the days that they stand for."""
+"""Names of time spans (2020, 2020Q1, 202003, 20200331, 2017-2018) and the days they cover."""
 
 import datetime
 import re
@@ -44,7 +44,7 @@ def name_span(start: datetime.date, end: datetime.date) -> str:
 
 
 def cut_spans(every: str, start: datetime.date, end: datetime.date) -> list[str]:
-    """Return the names of all years, quarters or months from that of ``start`` to that before ``end``."""
+    """Return the names of all years, quarters or months that overlap ``start`` to before ``end``."""
     months = {"year": 12, "quarter": 3, "month": 1}[every]
     first, last = (12 * date.year + date.month - 1 for date in (start, end - DAY))
     form = {"year": "{0}", "quarter": "{0}Q{1}", "month": "{0}{2:02d}"}[every]

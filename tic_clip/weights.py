@@ -1,4 +1,4 @@
-"""Weights: atomic saving, safe loading, comparison with a model."""
+"""Save checkpoints atomically, load them safely, compare them with a model."""
 
 import warnings
 import zipfile
@@ -13,25 +13,25 @@ from tic_clip.storage import atomic_open
 
 _NUMPY = [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _NUMPY += [np.dtype, *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}]
-"""What makes a NumPy number of bytes, all that is safe in a pickle beside tensors: the learning rate of OpenCLIP."""
+"""Types that unpickle a NumPy number, which OpenCLIP's checkpoints have as their learning rate; all else is refused."""
 
 
 def write(checkpoint: dict[str, Any], path: object) -> None:
-    """Save ``checkpoint`` with ``torch.save``, atomically; a TicError names a file that can't be written."""
+    """Save a checkpoint atomically; raise a TicError if it can't be written."""
     try:
         with atomic_open(path) as file:
             torch.save(checkpoint, file)
-    except RuntimeError as error:  # what torch makes of the disk's OSError
+    except RuntimeError as error:  # torch hides the OSError
         raise TicError(f"{path} could not be written: {error.__context__ or error}".splitlines()[0]) from None
 
 
 def load(path: str) -> dict[str, torch.Tensor]:
-    """Return the weights in a training checkpoint or a bare state dict without DDP's prefix; run no code of it."""
+    """Return the weights of a training checkpoint or bare state dict, without DDP's prefix; run none of its code."""
     return state_dict(read(path, weights_only=True), path)
 
 
 def read(path: str, reader: Callable = torch.load, **options: Any) -> Any:
-    """Return what is in a checkpoint, or in a safetensors file; ``reader`` is ``torch.load`` or OpenCLIP's for URLs."""
+    """Return the content of a checkpoint or safetensors file; ``reader`` is ``torch.load`` or OpenCLIP's for URLs."""
     if str(path).endswith(".safetensors"):
         from safetensors.torch import load_file
 
@@ -40,17 +40,17 @@ def read(path: str, reader: Callable = torch.load, **options: Any) -> Any:
 
 
 def record(path: str) -> dict[str, Any] | None:
-    """Return what a checkpoint of ours records of its making, or None for one from elsewhere."""
-    mmap = zipfile.is_zipfile(path)  # torch's old format can't be
+    """Return the record that our checkpoints have under "tic", or None for other checkpoints."""
+    mmap = zipfile.is_zipfile(path)  # torch's old format can't be mapped
     checkpoint = read(path, weights_only=True, mmap=mmap)
     return checkpoint.get("tic") if isinstance(checkpoint, dict) else None
 
 
 def read_safely(reader: Callable, path: str, **options: Any) -> Any:
-    """Return what ``reader`` (a ``torch.load`` that runs no code, or OpenCLIP's for URLs) makes of a checkpoint."""
+    """Call ``reader`` on a checkpoint without running code from it; raise a one-line TicError if that fails."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
-            warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
+            warnings.simplefilter("ignore")  # warnings about a pickle that torch then refuses
             return reader(path, **options)
     except FileNotFoundError:
         raise TicError(f"checkpoint {path} is missing") from None
@@ -62,7 +62,7 @@ def read_safely(reader: Callable, path: str, **options: Any) -> Any:
 
 
 def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
-    """Return the state dict in what ``torch.load`` gave, without DDP's ``module.`` prefix."""
+    """Return the state dict of a loaded checkpoint, without DDP's ``module.`` prefix."""
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise TicError(f"{path} holds no state dict")
@@ -70,7 +70,7 @@ def state_dict(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
 
 
 def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> str | None:
-    """Return how ``weights`` differ from a model's state dict ``wanted`` in names or shapes, or None if they fit."""
+    """Return the first difference in names or shapes between ``weights`` and a model's state dict, or None."""
     if names := [name for name in dict.fromkeys([*wanted, *weights]) if (name in weights) != (name in wanted)]:
         return f"{names[0]} is only in {'the model' if names[0] in wanted else 'the checkpoint'}"
     for name, value in wanted.items():
@@ -80,7 +80,7 @@ def mismatch(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
 
 
 def check_finite(weights: dict[str, torch.Tensor], when: str) -> None:
-    """Raise a TicError that names the first weights that are NaN or infinite, and ``when``."""
+    """Raise a TicError that names the first weights with NaN or infinite values."""
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise TicError(f"the weights {name} are NaN or infinite {when}: no checkpoint of them is written")

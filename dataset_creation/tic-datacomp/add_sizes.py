@@ -2,7 +2,7 @@
 
     python dataset_creation/tic-datacomp/add_sizes.py --url data/emoji/pool --num-proc 2
 
-DIR is local or a URL, and holds the shards or folders of them. Where stats are missing, run generate_stats.py first.
+DIR is local or a URL, and holds shards or folders of shards. If stats are missing, run generate_stats.py first.
 """
 
 import require_venv  # noqa: F401
@@ -15,7 +15,7 @@ def main() -> None:
     """Parse the flags, write the tables, and print one line a folder."""
     parser = Parser(__doc__)
     parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
-    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="stats read at the same time (default: 1)")
+    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="stats to read at a time (default: 1)")
     for folder, count in add_sizes(**vars(parser.parse_args())).items():
         print(f"{folder}: {count} samples")
 

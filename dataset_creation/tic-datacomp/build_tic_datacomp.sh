@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Builds TiC-DataComp from a pool in DataComp's format and the published UID lists: the yearly and monthly training splits
-# and both evaluation sets of every year and month, in one pass over the pool. Run it again to resume.
-# 12.7 B samples take days of a cluster, 100,000 take seconds. Yearly and monthly data need the size of the pool each.
+# Builds TiC-DataComp from a pool in DataComp's format and the published UID lists: the training splits and both
+# evaluation sets of every year and month, in one pass over the pool. Run it again to resume. 12.7 B samples take days on a
+# cluster, 100,000 take seconds. The yearly and the monthly data each need as much disk as the pool.
 #
 #   .venv/bin/python dataset_creation/tic-datacomp/download_uids.py --output-path data/lists/released
 #   POOL=/pool DATA_DIR=data bash dataset_creation/tic-datacomp/build_tic_datacomp.sh
 #
-# Relative paths count from the current folder; by default DATA_DIR is data/ and LISTS is data/lists/ in the checkout.
-# LISTS holds released/, and gets uids/ and classes/. FILTER_UIDS is a .npy of the UIDs that pass a filter, as DataComp's
-# baselines.py writes it: training splits hold those only. FILTER says which it is, basic (default; train/) or bestpool
-# (train_bestpool/). CADENCE=yearly or monthly makes one of them only. FLAGS are further
-# flags of reshard.py, such as "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards" (a --part alone is for
-# reshard.py itself). Prints a table of the splits (samples, shards, bytes, coverage of the lists) and leaves it in
-# DATA_DIR/tic/datacomp/summary.txt.
+# Relative paths start from the current folder; by default DATA_DIR is data/ and LISTS is data/lists/ in the checkout.
+# LISTS holds released/, and gets uids/ and classes/. FILTER_UIDS is a .npy of the UIDs that pass a filter, as written by
+# DataComp's baselines.py; training splits then hold only those. FILTER names it: basic (default; train/) or bestpool
+# (train_bestpool/). CADENCE=yearly or monthly makes only one of the two. FLAGS are further flags of reshard.py, such as
+# "--parts 60 --engine ray --ray-address auto" or "--skip-bad-shards" (for a single --part, call reshard.py yourself).
+# Prints a table of the splits (samples, shards, bytes, coverage of the lists), also in DATA_DIR/tic/datacomp/summary.txt.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 source "$root/scripts/cli.sh"

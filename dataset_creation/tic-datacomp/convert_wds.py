@@ -2,7 +2,7 @@
 
     python dataset_creation/tic-datacomp/convert_wds.py data/tic/datacomp/yearly/eval/retrieval retrieval
 
-convert_wds.sh calls it and says more.
+convert_wds.sh calls it; see its --help.
 """
 
 import require_venv  # noqa: F401
@@ -15,7 +15,7 @@ def main() -> None:
     """Parse the arguments, convert, and print one line a split."""
     parser = Parser(__doc__)
     parser.add_argument("path", metavar="dir", help="a split, or a folder of splits")
-    parser.add_argument("kind", choices=("retrieval", "classification"), help="what it is for")
+    parser.add_argument("kind", choices=("retrieval", "classification"), help="the kind of task")
     for split, count in convert(**vars(parser.parse_args())):
         print(f"{split}: {count} shards for clip_benchmark in test/" if count else f"{split}: no sample, so no test/")
 

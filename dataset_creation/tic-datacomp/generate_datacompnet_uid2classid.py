@@ -2,8 +2,8 @@
 
     python dataset_creation/tic-datacomp/generate_datacompnet_uid2classid.py --output-path data/lists
 
-A class id is the position of the synset among ImageNet's 1,000 sorted ones; a UID of several synsets of a year gets the
-lowest. Writes classes/{yearly,monthly}/eval/datacompnet/{step}.npy, months as generate_eval_uids.py has made them.
+A class id is the position of the synset among ImageNet's 1,000 sorted synsets; a UID in several synsets of a year gets
+the lowest. Writes classes/{yearly,monthly}/eval/datacompnet/{step}.npy, for the months from generate_eval_uids.py.
 """
 
 import require_venv  # noqa: F401

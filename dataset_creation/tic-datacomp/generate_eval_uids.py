@@ -1,10 +1,10 @@
-"""Make TiC-DataComp's UID files from the published lists (download_uids.py): evaluation, and training without it.
+"""Make TiC-DataComp's UID files from the published lists (download_uids.py), for evaluation and for training.
 
     python dataset_creation/tic-datacomp/generate_eval_uids.py --output-path data/lists
 
-Writes uids/yearly/eval/{retrieval,datacompnet}/{year}.npy and, of the training lists that exist,
-uids/yearly/train/{year}.npy (a hard link where the disk can), uids/monthly/train/{YYYYMM}.npy (without any evaluation
-UID) and uids/monthly/eval/{retrieval,datacompnet}/{YYYYMM}.npy (the evaluation UIDs of its year that it has). After
+Writes uids/yearly/eval/{retrieval,datacompnet}/{year}.npy and, from the existing training lists,
+uids/yearly/train/{year}.npy (a hard link if possible), uids/monthly/train/{YYYYMM}.npy (without evaluation UIDs) and
+uids/monthly/eval/{retrieval,datacompnet}/{YYYYMM}.npy (the month's evaluation UIDs of its year). After
 generate_datacompnet_uid2classid.py, one call makes every split:
 
     python dataset_creation/reshard.py -i POOL -o DATA/tic/datacomp -s data/lists/uids -c data/lists/classes

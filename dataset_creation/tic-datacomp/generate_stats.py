@@ -1,8 +1,8 @@
-"""Count the samples of each shard of a pool or a split and write {:08d}_stats.json beside it, where there is none.
+"""Count the samples of each shard of a pool or a split, and write a {:08d}_stats.json where it is missing.
 
     python dataset_creation/tic-datacomp/generate_stats.py --url data/emoji/pool --num-proc 2
 
-DIR is local or a URL, and holds the shards or folders of them. Only headers are read; remote shards are downloaded.
+DIR is local or a URL, and holds shards or folders of shards. Only headers are read; remote shards are downloaded.
 """
 
 import require_venv  # noqa: F401
@@ -16,7 +16,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--url", required=True, metavar="DIR", help="the pool or the split")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="count again; other keys of the stats are kept")
+    parser.add_argument("--overwrite", action="store_true", help="count again, keeping other keys of the stats")
     args = parser.parse_args()
     shards, counted = generate_stats(**vars(args))
     print(f"{args.url}: {shards} shards, {counted} of them counted now")

@@ -1,10 +1,10 @@
-"""Write a list of evaluation tasks, TiC-DataComp's if not told otherwise, for scripts/evaluate.py and DataComp's.
+"""Write a list of evaluation tasks (default: TiC-DataComp's) for scripts/evaluate.py and DataComp's evaluate.py.
 
     python dataset_creation/tic-datacomp/generate_tasklist.py --yaml-path tasklist.yml --sample-eval
 
-All tasks are retrieval and TiC-DataCompNet of 9 years and 102 months; the sample is 2014 and 201403. --eval-tasks
-chooses groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/yearly, or keys of single tasks; --benchmark
-all groups of another benchmark, such as your own benchmark.yaml.
+The default is retrieval and TiC-DataCompNet on 9 years and 102 months; --sample-eval is 2014 and 201403 only.
+--eval-tasks selects groups, such as tic/datacomp/retrieval/yearly,tic/yfcc15m/retrieval/yearly, or single tasks by key.
+--benchmark selects all groups of another benchmark, such as your own benchmark.yaml.
 """
 
 import require_venv  # noqa: F401
@@ -22,7 +22,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--yaml-path", required=True, help="file to write")
     parser.add_argument("--sample-eval", action="store_true", help="only 2014 and 201403")
-    parser.add_argument("--eval-tasks", help="groups or keys, with commas (default: all)")
+    parser.add_argument("--eval-tasks", help="groups or keys, separated by commas (default: all)")
     parser.add_argument("--benchmark", help="a name or a path.yaml (default: datacomp and datacomp_monthly)")
     args = parser.parse_args()
     groups = groups_of(get_benchmark(args.benchmark)) if args.benchmark else DATACOMP_GROUPS

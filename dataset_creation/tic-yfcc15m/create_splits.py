@@ -1,11 +1,11 @@
-"""Cut YFCC15M by upload year into TiC-YFCC15M: a training and a test list of each step.
+"""Split YFCC15M by upload year into TiC-YFCC15M: a training and a test list for each step.
 
     python dataset_creation/tic-yfcc15m/create_splits.py --csv-path yfcc15m.csv --output-path data/splits -j 8
 
-The table has the columns key, title, description, usertags and dateuploaded (seconds since 1970; the year is UTC's).
-A caption is "title. description. usertags", URL-decoded, mended by ftfy, without HTML tags, its first 500 characters.
-One in a hundred is held out, by a hash of the key, so the same in both benchmarks. Writes {train,test}_batch_{step}.csv
-(key, image, caption, date; sorted by UID) and, last, manifest.json.
+The table has the columns key, title, description, usertags and dateuploaded (seconds since 1970; years are UTC). The
+caption is "title. description. usertags", URL-decoded, mended by ftfy, without HTML tags, its first 500 characters. One
+in a hundred is held out, by a hash of the key, and so is the same in both benchmarks. Writes
+{train,test}_batch_{step}.csv (key, image, caption, date; sorted by UID) and, last, manifest.json.
 """
 
 import require_venv  # noqa: F401

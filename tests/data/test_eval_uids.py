@@ -126,7 +126,9 @@ def test_a_new_table_or_list_with_an_old_time_does_months_again(lists):
     write(write_eval_uids, lists)
     written = times(folder / "train")
     os.utime(lists / MONTHLY / "2014/201403.npy")
-    assert write(write_eval_uids, lists)["uids/monthly/train/201403"] == "3 UIDs, already there"
+    assert (
+        write(write_eval_uids, lists)["uids/monthly/train/201403"] == "3 UIDs, 8 evaluation UIDs removed, already there"
+    )
     assert times(folder / "train") == written
     write_table(lists, "retrieval", {"2014": [11, 10, 7], "2015": [3, 1]})  # of other years, one more and one less
     os.utime(lists / f"{TABLES['retrieval']}.json", (1, 1))

@@ -598,7 +598,7 @@ def test_the_script_is_quiet_and_says_what_it_did_and_what_is_odd(data, checkpoi
     tasklist.write_text("".join(f"{each.key}: {{}}\n" for each in both(data)))
     arguments = ("--train_output_dir", run_dir, "--data_dir", data, "--tasklist", tasklist, "--skip_bad")
     arguments += ("--imagenet_val", net.folder)
-    status, stdout, stderr = script_here(*arguments, "--dry_run", "--together", 2)
+    status, stdout, stderr = script_here(*arguments, "--dry_run", "--models_at_once", 2)
     assert (status, stderr) == (None, "")
     expected = [f"oracle 2014: {ARCH} {run_dir}/2014/checkpoints/model.pt"]
     expected += [f"  {each.key}  {each.folder}" for each in both(data)] + [f"  imagenet1k  {net.folder}"]

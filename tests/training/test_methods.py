@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from tic_clip.training.methods import METHODS, get_method
+from tic_clip.training.methods import METHODS
 
 SIZES = [100, 60, 80, 40]  # new samples of four steps
 ALL = [[100], [100, 60], [100, 60, 80], [100, 60, 80, 40]]
@@ -10,7 +10,7 @@ NEW = [[100], [0, 60], [0, 0, 80], [0, 0, 0, 40]]
 
 
 def used(name, replay=1):
-    return [get_method(name).data(SIZES[: t + 1], Fraction(str(replay))) for t in range(4)]
+    return [METHODS[name].data(SIZES[: t + 1], Fraction(str(replay))) for t in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_a_method_uses(name, replay, expected):
     ],
 )
 def test_a_step_smaller_than_its_share_gives_all_and_the_others_the_rest(name, sizes, expected):
-    assert get_method(name).data(sizes, Fraction(1)) == expected
+    assert METHODS[name].data(sizes, Fraction(1)) == expected
 
 
 def test_two_methods_replay():

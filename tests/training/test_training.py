@@ -377,7 +377,7 @@ def test_sampling_with_replacement_draws_by_the_plan(data, undisturbed, tmp_path
     """Each split gives its share, as with exact sampling; each batch in two passes."""
     out, init = tmp_path, str(undisturbed[0] / "2014/checkpoints/epoch_2.pt")
     start = ("--first_step", "2015", "--init", init, "--accum_freq", "2", "--image_backend", "torchvision")
-    done = train(data, out, "2015", "--method", "cumulative-equal", "--dataset_resampled", "--workers", "1", *start)
+    done = train(data, out, "2015", "--method", "cumulative-equal", "--resampled", "--workers", "1", *start)
     assert done.returncode == 0, done.stderr
     assert "train 2015: 100%" in done.stderr
     facts = read_json(out / "2015/done.json")

@@ -1,7 +1,4 @@
-"""Evaluation splits as clip_benchmark reads them: ``test/{0,1,...}.tar``, links to the shards of all parts in order.
-
-Our own readers skip ``test/``, so that each shard counts once.
-"""
+"""Evaluation splits as clip_benchmark reads them: ``test/{0,1,...}.tar``, links to the shards of all parts in order."""
 
 import os
 import runpy
@@ -26,10 +23,9 @@ def imagenet_texts() -> dict[str, list[str]]:
 
 
 def convert(path: str, kind: str) -> Iterator[tuple[Path, int]]:
-    """Make an evaluation split, or each split in a folder of them, readable for clip_benchmark.
+    """Make a split, or each split in a folder of them, readable for clip_benchmark; yield (split, number of shards).
 
-    Adds ``dataset_type.txt``, class names and prompt templates, ``test/{0,1,...}.tar`` and, last, ``test/nshards.txt``;
-    existing files stay. Yields (split, number of shards); nothing is added to a split without a sample.
+    ``test/nshards.txt`` comes last; existing files stay. Nothing is added to a split without a sample.
     """
     folder = local_folder(path)
     inside = [entry for entry in sorted(folder.glob("[!.]*/")) if entry.name != CLIP_BENCHMARK_DIR]

@@ -1,10 +1,10 @@
 """Decode images that come from anywhere: what is wrong with one is a ``BadImage``, and nothing huge is decoded."""
 
-import contextlib
 import io
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -20,26 +20,26 @@ class BadImage(ValueError):
 
 def decode_image(data: bytes) -> "Image.Image":
     """Return an image as RGB; raise a BadImage if it is too large or too narrow, or for whatever decoding raises."""
-    return _decode(data, lambda image: image.convert("RGB"))
+    with _open(data) as image:
+        return image.convert("RGB")
 
 
 def decode_tensor(data: bytes) -> "torch.Tensor":
     """Return the pixels of ``decode_image`` as bytes (3, H, W); torchvision decodes JPEGs in two thirds of the time."""
-    return _decode(data, lambda image: _to_tensor(image, data))
-
-
-def _to_tensor(image: "Image.Image", data: bytes) -> "torch.Tensor":
     import numpy as np
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    if image.format == "JPEG" and image.mode in ("L", "RGB"):
-        with contextlib.suppress(RuntimeError):  # Pillow may read it, or says what is wrong
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    with _open(data) as image:
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            with suppress(RuntimeError):  # Pillow may read it, or says what is wrong
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _decode(data: bytes, convert: Callable[["Image.Image"], Any]) -> Any:
+@contextmanager
+def _open(data: bytes) -> "Iterator[Image.Image]":
+    """Give an image that is not decoded yet; whatever the block raises is a BadImage."""
     from PIL import Image
 
     try:
@@ -51,7 +51,7 @@ def _decode(data: bytes, convert: Callable[["Image.Image"], Any]) -> Any:
                 raise BadImage(f"{width} × {height} pixels are more than {MAX_PIXELS // 1_000_000} megapixels")
             if max(width, height) > MAX_RATIO * min(width, height):
                 raise BadImage(f"{width} × {height} pixels: one side is over {MAX_RATIO} times the other")
-            return convert(image)
+            yield image
     except BadImage:
         raise
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise errors of any kind

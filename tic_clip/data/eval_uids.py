@@ -1,11 +1,8 @@
-"""UID and class files of TiC-DataComp, made from the published lists.
-
-Below an output folder: ``uids/{yearly|monthly}/{train|eval/{task}}/{period}.npy`` and
-``classes/{yearly|monthly}/eval/datacompnet/{period}.npy``, named as the splits that reshard makes with them.
-"""
+"""UID and class files of TiC-DataComp, made from the published lists, and named as the splits that reshard makes."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -36,9 +33,8 @@ INPUTS = "inputs.json"
 def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
     """Write ``uids/`` below ``output_path``, and yield a line for each file and one on missing training lists.
 
-    ``lists`` is ``released/`` there by default. A published month includes evaluation UIDs: they are removed for
-    training, and those of the month's year are its evaluation sets. 2023 has no yearly evaluation, so its months have
-    one only if the tables have that year.
+    A published month includes evaluation UIDs: they are removed for training, and those of the month's year are its
+    evaluation sets.
     """
     lists, folder = local_folder(lists or f"{output_path}/released"), local_folder(output_path) / "uids"
     eval_uids: dict[tuple[str, str], np.ndarray] = {}  # (task, year) -> sorted and distinct UIDs
@@ -54,7 +50,6 @@ def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
         if source.exists():
             same = target.exists() and (target.samefile(source) or fingerprint(target) == fingerprint(source))
             if not same:
-                target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(source, target)
             yield f"uids/yearly/train/{year}: {len(open_uids(source))} UIDs{', already there' if same else ''}"
     months = [month for month in MONTHS if month_list(lists, month).exists()]
@@ -71,23 +66,9 @@ def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
 def _write_month(
     source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], all_uids: np.ndarray, tables: str
 ) -> Iterator[str]:
-    """Write a month's training and evaluation lists if its published list or the evaluation tables have changed.
-
-    ``eval_uids``: (task, year) -> UIDs; ``all_uids``: all of them, sorted; ``tables``: the SHA-256 of the tables.
-    """
-    month, train = source.stem, folder / f"train/{source.name}"
-    inputs = {"list": fingerprint(source), "tables": tables}
-    done = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
-    if done.get(month) == inputs and train.exists():
-        yield f"uids/monthly/train/{month}: {len(open_uids(train))} UIDs, already there"
-        return
-    rows = open_uids(source)
-    start, count = find_uids(rows, all_uids)
-    kept = np.ones(len(rows), dtype=bool)
-    for repeat in range(count.max(initial=0)):
-        kept[start[count > repeat] + repeat] = False
-    save_uids(train, rows[kept])
-    removed = all_uids[count > 0]
+    """Write a month's lists, unless they are made of the same; ``eval_uids``: (task, year) -> UIDs."""
+    rows, month, inputs = open_uids(source), source.stem, {"list": fingerprint(source), "tables": tables}
+    removed = all_uids[find_uids(rows, all_uids)[1] > 0]
     for task in TABLES:
         own = eval_uids.get((task, month[:4]), removed[:0])
         own = own[find_uids(removed, own)[1] > 0]
@@ -96,15 +77,32 @@ def _write_month(
         if len(own):
             save_uids(path, own)
         yield f"uids/monthly/eval/{task}/{month}: {len(own)} UIDs{'' if len(own) else ', so no file'}"
-    write_json(folder / INPUTS, done | {month: inputs})
-    yield f"uids/monthly/train/{month}: {kept.sum()} UIDs, {(~kept).sum()} evaluation UIDs removed"
+    count, note = _write_once(folder / f"train/{month}.npy", inputs, partial(_select, rows, all_uids, is_listed=False))
+    yield f"uids/monthly/train/{month}: {count} UIDs, {len(rows) - count} evaluation UIDs removed{note}"
+
+
+def _write_once(path: Path, inputs: dict[str, str], make: Callable[[], np.ndarray]) -> tuple[int, str]:
+    """Write a list unless it is there and was made of the same inputs; return its UIDs and a note that says so."""
+    journal = path.parent / INPUTS
+    done = read_json(journal) if journal.exists() else {}
+    if done.get(path.name) == inputs and path.exists():
+        return len(open_uids(path)), ", already there"
+    rows = make()
+    save_uids(path, rows)
+    write_json(journal, done | {path.name: inputs})
+    return len(rows), ""
+
+
+def _select(rows: np.ndarray, listed: np.ndarray, *, is_listed: bool) -> np.ndarray:
+    """Return the rows that are in the sorted ``listed``, or those that are not."""
+    blocks = (np.array(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
+    return np.concatenate([rows[:0], *(block[(find_uids(listed, block)[1] > 0) == is_listed] for block in blocks)])
 
 
 def filter_lists(uids: str, filter_uids: str, output_path: str, filter: str = "basic") -> Iterator[str]:
-    """Write the lists below ``uids`` to ``output_path``, those of training without what ``filter_uids`` lacks.
+    """Write the lists below ``uids``, those of training without what ``filter_uids`` lacks; yield a line for each.
 
-    ``filter_uids`` is a sorted UID file, such as DataComp's baselines.py writes. ``filter`` names the folder of the
-    filtered lists, train or train_bestpool; the other lists are linked. Yields a line for each filtered list.
+    ``filter`` names their folder, train or train_bestpool; the other lists are linked.
     """
     source, target = local_folder(uids), local_folder(output_path)
     train = lookup(get_benchmark("datacomp").filters, "filter", filter)
@@ -113,24 +111,15 @@ def filter_lists(uids: str, filter_uids: str, output_path: str, filter: str = "b
         raise TicError(f"{source} holds no list of UIDs: run generate_eval_uids.py first")
     if source == target or source in target.parents:
         raise TicError(f"{target} lies in {source}: give another output folder")
-    done = read_json(target / INPUTS) if (target / INPUTS).exists() else {}
     for path in progress(lists, "filter lists", len(lists), " lists"):
         name = str(path.relative_to(source))
         if "/train/" not in f"/{name}":
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(path, target / name)
             continue
         name = name.replace("train/", f"{train}/")
         inputs, rows = {"list": fingerprint(path), "filter": digest}, open_uids(path)
-        if is_done := done.get(name) == inputs and (target / name).exists():
-            kept = open_uids(target / name)
-        else:
-            blocks = (np.array(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
-            kept = np.concatenate([rows[:0], *(block[find_uids(selected, block)[1] > 0] for block in blocks)])
-            save_uids(target / name, kept)
-            done[name] = inputs
-            write_json(target / INPUTS, done)
-        yield f"{name}: {len(kept)} of {len(rows)} UIDs{', already there' * is_done}"
+        count, note = _write_once(target / name, inputs, partial(_select, rows, selected, is_listed=True))
+        yield f"{name}: {count} of {len(rows)} UIDs{note}"
 
 
 def imagenet_synsets() -> list[str]:

@@ -1,7 +1,4 @@
-"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary.
-
-A folder with ``meta.json`` is finished. reshard and pack share these functions.
-"""
+"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -32,15 +29,14 @@ def load_finished(
 ) -> dict[str, Any] | None:
     """Return the ``meta.json`` of a folder that was finished with the same arguments and is complete, else None.
 
-    ``compared``: the arguments that the output depends on. ``unfinished``: those of an interrupted run, if the caller
-    knows that the shards there are such a run's. Other arguments or shards are a TicError without ``overwrite``.
+    ``unfinished``: the arguments of an interrupted run, if the shards there are such a run's. Others are a TicError.
     """
     path = to_path(folder)
     try:
         meta = read_meta(str(path))
     except TicError:  # the machine went down before it was on the disk
-        meta = {}
-    made = unfinished if meta is None else meta.get("arguments", {})
+        meta = {"arguments": {}}
+    made = meta.get("arguments", {}) if meta else unfinished
     if made is None:
         if not overwrite and is_dir(path) and list_files(path, "*.tar"):
             raise TicError(f"{path} has shards of something else; give another output folder or --overwrite")
@@ -76,10 +72,7 @@ def start(folder: object, keep: Collection[str] = frozenset()) -> None:
 
 
 def finish(folder: object, meta: Mapping[str, Any], sizes: Mapping[str, int], subset: object) -> None:
-    """Write ``sizes.json`` (shard -> samples), ``sample_ids.npy`` and, last, ``meta.json``.
-
-    ``subset`` is the sorted ``UID`` array (N,), or a local file of it; None for a part whose list lies in part 0.
-    """
+    """Write the tables and, last, ``meta.json``. ``subset``: the UIDs, a local file of them, or None."""
     path = to_path(folder)
     storage.write_json(path / SIZES, dict(sizes), sync=False)
     read_sizes.cache_clear()
@@ -95,6 +88,7 @@ def link_or_copy(source: object, target: object) -> None:
     """Make ``target`` the same as the local file ``source``: a hard link where the disk has them, else a copy."""
     source = Path(str(source)).resolve()  # a hub's cache keeps symbolic links, and a hard link of one would dangle
     if not is_remote(target):
+        Path(str(target)).parent.mkdir(parents=True, exist_ok=True)
         remove(target)
         with suppress(OSError):  # another disk, or one without hard links
             os.link(source, target)

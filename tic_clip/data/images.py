@@ -10,14 +10,16 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from tic_clip import TicError
+from tic_clip.data.sources import Row
 from tic_clip.data.tar import IMAGES, open_shard, samples
 from tic_clip.data.uids import UID, make_uid, parse_uids
 
@@ -32,6 +34,7 @@ One in a tar: the first byte of its data, and their number.
 FORMATS = re.compile(rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)", re.DOTALL)
 OTHERS = {"a GIF": rb"GIF8", "a BMP": rb"BM", "a PDF": rb"%PDF", "a web page": rb"\s*[<{]"}
 
+STORED, ZIP_IMAGES = "images", 10_000  # the folder of the zips of a table's own images, and how many are in each
 PLACEHOLDERS = {"d835884373f4d6c8f24742ceabe74946"}  # MD5 of imgur's removed.png, served in place of a removed image
 
 
@@ -45,11 +48,7 @@ class UnusableImage(Exception):
 
 
 def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | None:
-    """Return the bytes of an image: at its path, with another suffix, or flat in ``folder``; None if there is no file.
-
-    ``is_exact``: flat files are not looked at. Any other error is raised: a disk that has gone away must not end as
-    missing images.
-    """
+    """Return an image: at its path, with another suffix, or flat unless ``is_exact``; None if there is none."""
     for path in _paths(folder, image, is_exact):
         try:
             with open(path, "rb", buffering=0) as file:
@@ -81,85 +80,60 @@ def _has_images(folder: str) -> bool:
 
 def find_archives(folder: str, skipped: str) -> list[str]:
     """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
-    found, folders, seen = [], [folder], {os.path.realpath(folder), os.path.realpath(skipped)}
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith((".zip", ".tar")) and entry.is_file():
-                    found.append(entry.path)
-                elif entry.is_dir() and not _is_seen(entry, seen, skipped):
-                    folders.append(entry.path)
+    found, seen = [], {os.path.realpath(skipped)}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(path)) in seen:
+            folders.clear()
+        else:
+            seen.add(place)
+            found += [os.path.join(path, name) for name in files if name.lower().endswith((".zip", ".tar"))]
     return sorted(found)
 
 
-def _is_seen(entry: os.DirEntry, seen: set[str], skipped: str) -> bool:
-    """Return whether a folder is to be skipped, or one that a link has led to before; only links are resolved."""
-    if not entry.is_symlink() and entry.name != os.path.basename(skipped):
-        return False
-    place = os.path.realpath(entry.path)
-    return place in seen or bool(seen.add(place))
-
-
 def index_archive(dataset: str, paths: list[str], is_exact: bool, number: int) -> np.ndarray:
-    """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,), called by their keys; see ``_index``."""
-    index = index_tar if paths[number].lower().endswith(".tar") else index_zip
-    return index(dataset, paths, number, is_exact=is_exact)
+    """Return the images of archive ``number`` as ``ZIP_MEMBER`` (N,) with the UIDs of their names; TicError if damaged.
 
-
-def index_zip(dataset: str, zips: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
-    """Return the images of zip ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
-    try:
-        with zipfile.ZipFile(zips[number]) as archive:
-            members = [entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)]
-        rows = [(0, 0, number, entry.header_offset, entry.compress_size, entry.CRC) for entry in members]
-        table = np.array(rows, dtype=ZIP_MEMBER)
-    except Exception as error:  # a damaged directory fails in many ways
-        raise TicError(f"{zips[number]} is not a zip archive that can be read: {error}") from error
-    return _index(dataset, [entry.filename for entry in members], table, is_exact)
-
-
-def index_tar(dataset: str, tars: list[str], number: int, *, is_exact: bool = False) -> np.ndarray:
-    """Return the images of tar ``number`` as ``ZIP_MEMBER`` (N,); TicError if it is damaged."""
-    if os.path.getsize(tars[number]) == 0:
-        return np.empty(0, ZIP_MEMBER)
-    with open_shard(tars[number]) as shard:
-        found = {
-            f"{sample.key}.{suffix}": place  # of a.40.jpg webdataset's key is a
-            for sample in samples(shard)
-            for suffix, place in sample.members.items()
-            if suffix.rpartition(".")[2] in IMAGES
-        }
-    table = np.array([(0, 0, number, *place, 0) for place in found.values()], dtype=ZIP_MEMBER)
-    return _index(dataset, list(found), table, is_exact)
-
-
-def _index(dataset: str, names: list[str], table: np.ndarray, is_exact: bool) -> np.ndarray:
-    """Return a table (N,) with the UIDs of the names of its images.
-
-    A name stands for the file's key alone; if ``is_exact``, for each end of its path: c.jpg of a/b/c.jpg, b/c.jpg, and
-    so on, so that of each path there is a row.
+    A name is the file's key; if ``is_exact``, each end of its path has a row: c of a/b/c.jpg, b/c and a/b/c.
     """
-    parts = [strip_suffix(name).split("/") for name in names]
+    members = list((_list_tar if paths[number].lower().endswith(".tar") else _list_zip)(paths[number]))
+    parts = [strip_suffix(name).split("/") for name, *_ in members]
     keys = [["/".join(part[i:]) for i in range(len(part))] if is_exact else part[-1:] for part in parts]
+    table = np.array([(0, 0, number, *place) for _, *place in members], dtype=ZIP_MEMBER)
     table = table[np.repeat(np.arange(len(table)), list(map(len, keys)))]
     uids = parse_uids(make_uid(f"{dataset}/{key}") for key in chain.from_iterable(keys))
     table["f0"], table["f1"] = uids["f0"], uids["f1"]
     return table
 
 
+def _list_zip(path: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (name, start, size, CRC) of the images in a zip, as ``ZIP_MEMBER`` has them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.header_offset < 0:
+                    raise zipfile.BadZipFile("its beginning is missing")
+                if entry.filename.lower().endswith(SUFFIXES):
+                    yield entry.filename, entry.header_offset, entry.compress_size, entry.CRC
+    except Exception as error:  # a damaged directory fails in many ways
+        raise TicError(f"{path} is not a zip archive that can be read: {error}") from error
+
+
+def _list_tar(path: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (name, start, size, 0) of the images in a tar."""
+    if os.path.getsize(path):
+        with open_shard(path) as shard:
+            for sample in samples(shard):
+                for suffix, place in sample.members.items():  # of a.40.jpg webdataset's key is a
+                    if suffix.rpartition(".")[2] in IMAGES:
+                        yield f"{sample.key}.{suffix}", *place, 0
+
+
 def read_member(path: str, member: np.void) -> bytes:
-    """Return the bytes of one ``ZIP_MEMBER`` of a zip or a tar; UnusableImage if they can't be read."""
-    if not path.lower().endswith(".tar"):
-        return read_zipped(path, member)
+    """Return the bytes of a ``ZIP_MEMBER``; UnusableImage if it is damaged, encrypted or compressed in a rare way."""
     with open(path, "rb") as file:
         file.seek(int(member["start"]))
-        return file.read(int(member["size"]))
-
-
-def read_zipped(path: str, member: np.void) -> bytes:
-    """Return the bytes of one ``ZIP_MEMBER``; UnusableImage if it is damaged, encrypted or compressed in a rare way."""
-    with open(path, "rb") as file:
-        file.seek(int(member["start"]))
+        if path.lower().endswith(".tar"):
+            return file.read(int(member["size"]))
         method, name, extra = struct.unpack("<8xH16xHH", file.read(30).ljust(30))  # APPNOTE.TXT 4.3.7
         file.seek(name + extra, os.SEEK_CUR)
         data = file.read(int(member["size"]))
@@ -180,3 +154,22 @@ def detect_format(data: bytes) -> str:
         return found.lastgroup
     kind = next((f" but {kind}" for kind, start in OTHERS.items() if re.match(start, data)), "")
     raise UnusableImage(f"not an image{kind}")
+
+
+def store_images(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
+    """Yield rows; images that stand in them go to zips in ``folder``/images/, called by their numbers."""
+    count, archive = 0, None
+    with ExitStack() as stack:
+        for row in rows:
+            if row.data is None:
+                yield row
+                continue
+            if count % ZIP_IMAGES == 0:
+                stack.close()
+                (folder / STORED).mkdir(exist_ok=True)
+                archive = stack.enter_context(zipfile.ZipFile(folder / STORED / f"{count // ZIP_IMAGES:05d}.zip", "w"))
+            found = FORMATS.match(row.data)  # create_tars.py counts those that can't be used
+            name = f"{count:09d}.{found.lastgroup if found else 'jpg'}"
+            archive.writestr(zipfile.ZipInfo(name), row.data)
+            count += 1
+            yield row._replace(image=name, data=None)

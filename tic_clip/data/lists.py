@@ -1,7 +1,4 @@
-"""A folder of lists of dated samples, by step: how it is made, replaced as a whole, described and read.
-
-``manifest.json`` is written last: a folder that has it is finished.
-"""
+"""A folder of lists of dated samples, by step: how it is made, replaced as a whole, described and read."""
 
 import csv
 import hashlib
@@ -11,19 +8,27 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError
-from tic_clip.benchmarks import Benchmark
-from tic_clip.cli import flag
-from tic_clip.data.tables import open_table
-from tic_clip.storage import is_remote, local_folder, lock_folder, read_json, remove, write_json
+import yaml
 
-MANIFEST, JOURNAL, WORK, NEW = "manifest.json", ".replacing.tmp", ".buckets.tmp", "new"
+from tic_clip import TicError
+from tic_clip.benchmarks import BENCHMARKS, CADENCES, Benchmark, check_name, check_steps, read_benchmark
+from tic_clip.cli import flag
+from tic_clip.data.images import STORED
+from tic_clip.data.sources import NOT_DOWNLOADED, Reject
+from tic_clip.data.tables import open_table
+from tic_clip.runs import BENCHMARK_FILE
+from tic_clip.storage import local_folder, lock_folder, read_json, write_json, write_text
+from tic_clip.timeline import DAY, cut_spans
+
+MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 OUTSIDE = "outside the steps"
+FEW = 50  # samples of a test set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +36,29 @@ class Options:
     """How rows become lists, and where: the flags that each create_splits.py has."""
 
     output_path: str = flag("folder of the lists", "", metavar="LISTS")
-    test_share: float = flag("fraction that is held out", 0.01)
-    seed: int = flag("which samples are held out", 0)
+    test_share: float = flag("the fraction to hold out", 0.01)
+    seed: int = flag("changes which samples are held out", 0)
     num_workers: int = flag("processes", 1, short="-j")
-    skip_bad_rows: bool = flag("leave out rows with a fault, and count them", False)
+    skip_bad_rows: bool = flag("drop and count unusable rows", False)
     overwrite: bool = flag("make the lists again", False)
 
-    @property
-    def new(self) -> Path:
-        """Return the folder in which new lists are made."""
-        return Path(self.output_path, WORK, NEW)
-
-    def check(self, *others: str) -> None:
-        """Raise a TicError if a value can't be, or ``others``, names beside the lists, are something else's there."""
+    def check(self) -> None:
+        """Raise a TicError if a value can't be."""
         if not self.output_path:
             raise TicError("--output-path must be given")
-        check_free(local_folder(self.output_path), *others)
         if not 0 <= self.test_share < 1:
             raise TicError(f"the test share is a fraction from 0 to below 1, not {self.test_share}")
+        local_folder(self.output_path)  # raises if it is in a cloud
+
+    def rejecter(self, dropped: Counter[str]) -> Reject:
+        """Return what counts a row that can't be used in ``dropped``, or raises a TicError if none may be left out."""
+
+        def reject(reason: str, message: str) -> None:
+            if not self.skip_bad_rows and reason != NOT_DOWNLOADED:
+                raise TicError(f"{message} (--skip-bad-rows leaves such rows out)")
+            dropped[reason] += 1
+
+        return reject
 
     def is_test(self, dataset: str, key: str) -> bool:
         """Return whether a sample is held out, by a hash of its key."""
@@ -56,25 +66,68 @@ class Options:
         return int.from_bytes(digest[:8]) < self.test_share * 2.0**64  # both are exact
 
 
-def make_lists(
-    options: Options, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]]
-) -> tuple[dict[str, Any], bool]:
-    """Let ``write`` fill ``options.new``, given a folder of work, and move all that to the folder of the lists.
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions(Options):
+    """Also the name of a user's own benchmark and its steps: their names, with commas between, or a period each."""
 
-    The manifest is ``made_from`` and what ``write`` returns. Returns it, and whether it was there already. An error,
-    such as a bad row, leaves old lists as they are.
-    """
-    folder = local_folder(options.output_path)
-    if manifest := _load_finished(folder, made_from, options.overwrite):
-        return manifest, True
-    with lock_folder(folder):
+    name: str = flag("the benchmark's name", "")
+    steps: str | None = None
+    every: str | None = None
+
+    @property
+    def step_names(self) -> list[str]:
+        """Return the names of the steps that are given."""
+        return [name.strip() for name in (self.steps or "").split(",") if name.strip()]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of a manifest that says how to cut; a TicError says what is wrong with it."""
+        if self.name in BENCHMARKS and not BENCHMARKS[self.name].text:
+            raise TicError(f"--name {self.name} is a benchmark of ours; give another name")
+        if self.steps is not None and not self.step_names:
+            raise TicError("--steps has no name of a step")
         try:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-            options.new.mkdir(parents=True)
-            manifest = {**made_from, **write(folder / WORK), "order": "uid"}
-            _replace_lists(folder, manifest)
+            check_name(self.name, "name")
+            check_steps(self.step_names)
+        except ValueError as error:
+            raise TicError(f"--{error}") from None
+        self.check()
+        cut = {"steps": ",".join(self.step_names) or f"every {self.every}"}
+        return {"benchmark": self.name, "dataset": self.name, "seed": self.seed, "test_share": self.test_share, **cut}
+
+    def write_benchmark(self, folder: Path, months: Counter[date], label: str = "") -> Benchmark:
+        """Write ``benchmark.yaml`` of the steps, with ``every`` from the first month on; return its benchmark."""
+        names = cut_spans(self.every, min(months), max(months) + DAY) if self.every else self.step_names
+        tasks = {"retrieval": "retrieval"} | ({"labels": "classification"} if label else {})
+        file = {"name": self.name, "title": self.name, "cadence": CADENCES[self.every], "steps": names, "tasks": tasks}
+        write_text(folder / BENCHMARK_FILE, yaml.safe_dump(file, sort_keys=False, allow_unicode=True))
+        return read_benchmark(str(folder / BENCHMARK_FILE))
+
+
+def make_lists(
+    options: Options, made_from: dict[str, Any], write: Callable[[Path, Path], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """Let ``write`` fill a new folder, given also one of work, and put it in the place of that of the lists.
+
+    Returns the manifest, ``made_from`` and what ``write`` returns, and whether it was there already.
+    """
+    if manifest := _load_finished(Path(options.output_path), made_from, options.overwrite):
+        return manifest, True
+    _check_folder(Path(options.output_path))
+    folder = Path(options.output_path).resolve()
+    building = folder.with_name(f".{folder.name}.building")
+    new, work = building / "new", building / "work"
+    with lock_folder(building):
+        try:
+            for path in (new, work):
+                shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
+                path.mkdir()
+            manifest = {**made_from, **write(new, work), "order": "uid"}
+            write_json(new / MANIFEST, manifest)
+            if folder.exists():
+                os.rename(folder, work / "old")
+            os.rename(new, folder)
         finally:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
     return manifest, False
 
 
@@ -89,38 +142,12 @@ def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> 
     return manifest if all((folder / name).exists() for name in manifest["files"]) else None
 
 
-def check_free(folder: Path, *names: str) -> None:
-    """Raise a TicError if something that is not of lists has one of the names in their folder."""
-    old = _old_names(folder)
-    if foreign := [name for name in names if name not in old and (folder / name).exists()]:
+def _check_folder(folder: Path) -> None:
+    """Raise a TicError if a folder has something that is not of lists, and would be lost."""
+    known = {MANIFEST, BENCHMARK_FILE, STORED} if (folder / MANIFEST).exists() else set()
+    known |= {name.partition("/")[0] for name in read_json(folder / MANIFEST)["files"]} if known else set()
+    if foreign := sorted({path.name for path in folder.glob("[!.]*")} - known):
         raise TicError(f"{folder} has {foreign[0]}, which is not of lists: give another --output-path")
-
-
-def _replace_lists(folder: Path, manifest: dict[str, Any]) -> None:
-    """Move what is new into the folder in place of older lists, and write the manifest, last."""
-    new, journal = {path.name: path for path in sorted((folder / WORK / NEW).iterdir())}, folder / JOURNAL
-    if others := [name for name in new if name not in _top_names(manifest)]:
-        manifest = {**manifest, "others": others}
-    old = _old_names(folder)
-    write_json(journal, {"files": [*old, *new]})  # what a run that is killed from here on may leave
-    remove(folder / MANIFEST)  # before any list is replaced
-    for name in old | new.keys():
-        (shutil.rmtree if (folder / name).is_dir() else remove)(folder / name)
-    for name, path in new.items():
-        os.replace(path, folder / name)
-    write_json(folder / MANIFEST, manifest)
-    remove(journal)
-
-
-def _old_names(folder: Path) -> set[str]:
-    """Return the names that older lists have, or may have, in their folder."""
-    paths = (folder / MANIFEST, folder / JOURNAL)
-    return {name for path in paths if path.exists() for name in _top_names(read_json(path))}
-
-
-def _top_names(manifest: dict[str, Any]) -> set[str]:
-    """Return the files and folders that a manifest names, without what is in the folders."""
-    return {name.partition("/")[0] for name in [*manifest.get("files", ()), *manifest.get("others", ())]}
 
 
 def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:
@@ -138,10 +165,7 @@ def list_name(split: str, step: str) -> str:
 def count_samples(
     benchmark: Benchmark, rows: Counter[tuple[str, str]], dropped: Counter[str], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Return the manifest's part on (split, step) -> ``rows``, what was dropped by reason, and ``files`` -> SHA-256.
-
-    A TicError says that there are none at all, or none to train on in a step of a user's own.
-    """
+    """Return the manifest's part on (split, step) -> ``rows``, what was dropped by reason, and ``files`` -> SHA-256."""
     if not rows.total():
         raise TicError(f"the input has no row that can be used; dropped: {dict(+dropped) or 'none'}")
     counts, names = {}, list_names(benchmark).values()
@@ -169,6 +193,34 @@ def describe(folder: str, manifest: dict[str, Any], reused: bool) -> str:
     return "\n".join([*lines, "", f"{manifest['read']:,} rows read; dropped: {dropped}"])
 
 
+def warnings(manifest: dict[str, Any]) -> list[str]:
+    """Return what is likely to be wrong with lists: small test sets, classes of one sample."""
+    small = {step: count["test"] for step, count in manifest["counts"].items() if count["test"] < FEW}
+    lines, missing = [], manifest.get("missing_classes", {})
+    empty = [step for step, count in small.items() if not count]
+    empty += [step for step in missing if missing[step] == len(manifest["classes"]) and step not in empty]
+    if empty:
+        lines.append(f"nothing to evaluate on in {', '.join(empty)}: give a larger --test-share, or fewer steps")
+    if small:
+        sets = ", ".join(f"{step} ({count})" for step, count in small.items())
+        lines.append(f"test sets of fewer than {FEW} samples say little: {sets}; give a larger --test-share")
+    single = [label for label, count in manifest.get("classes", {}).items() if count == 1]
+    if single:
+        lines.append(f"{len(single):,} labels have one sample, such as {', '.join(map(repr, single[:3]))}")
+    return lines
+
+
+def next_step(folder: str, pool: str | None) -> str:
+    """Return the command that makes shards of lists, as a line."""
+    if pool:
+        root = f"data/{read_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
+        command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
+        return f"next: python {command} && cp {folder}/{BENCHMARK_FILE} {root}/"
+    images = f"{folder}/{STORED}" if Path(folder, STORED).exists() else "IMAGES"
+    script = "dataset_creation/create_tars.py"
+    return f"next: python {script} --csv-path {folder} --image-path {images} --output-path data"
+
+
 def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on."""
     csv.field_size_limit(sys.maxsize)
@@ -181,5 +233,5 @@ def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
 
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
-    with open_table(path) if is_remote(path) else open(path, "rb") as file:
+    with open_table(str(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

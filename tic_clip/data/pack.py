@@ -1,22 +1,24 @@
 """Pack lists of dated images (CSV) and a folder of images into shards in the format of every other split.
 
-The lists are in the order of UIDs, which are hashes: shuffled, and the same on every machine. Shard n has the rows from
-n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an image in an archive.
+Shard n has the rows from n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an
+image in an archive.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, compress, islice
-from operator import itemgetter, not_
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from tic_clip import TicError
@@ -33,18 +35,19 @@ from tic_clip.data.images import (
     read_member,
     strip_suffix,
 )
-from tic_clip.data.labels import TEMPLATES, check_templates, read_records, write_label_splits
-from tic_clip.data.lists import MANIFEST, file_digest, list_name, list_names, read_rows
+from tic_clip.data.lists import MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
+from tic_clip.data.reshard import reshard
 from tic_clip.data.split import STATS
-from tic_clip.data.tar import write_shard
-from tic_clip.data.uids import UID, find_uids, make_uid, parse_uids
-from tic_clip.parallel import make_pool, map_in_pool
+from tic_clip.data.tar import open_shard, samples, write_shard
+from tic_clip.data.uids import CLASS_ROW, UID, find_uids, make_uid, parse_uids, save_uids
+from tic_clip.parallel import make_pool, map_in_pool, map_ordered
 from tic_clip.runs import find_benchmark, keep_benchmark
-from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json
+from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json, write_text
 
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
+TEMPLATES = ("a photo of {c}.", "{c}")
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
-COMPARED = {"list": "list", "shard_size": "shard size"}  # what a split depends on, also in the stats of each shard
+COMPARED = ("list", "shard_size")  # what a split depends on, also in the stats of each shard
 
 
 class Output(NamedTuple):
@@ -75,54 +78,52 @@ class PackOptions:
     """How to pack: flags of create_tars.py."""
 
     num_workers: int = flag("processes", 1, short="-j")
-    shard_size: int = flag("rows of a list in a shard", 10_000)
-    max_per_class: int = flag("images of a class and period", 50)
+    shard_size: int = flag("rows of a list per shard", 10_000)
+    max_per_class: int = flag("most images per class and period", 50)
     templates: Sequence[str] = TEMPLATES
-    overwrite: bool = flag("make all splits again, with images come since", False)
-    dry_run: bool = flag("read all images, write nothing", False)
+    overwrite: bool = flag("make all splits again, with new images", False)
 
     def __post_init__(self) -> None:
         if (least := min(self.shard_size, self.max_per_class)) < 1:
             raise TicError(f"--shard-size and --max-per-class must be at least 1, not {least}")
-        check_templates(self.templates)
+        for template in self.templates:
+            if re.findall(r"{[^}]*}?|}", template) != ["{c}"]:
+                raise TicError(f"--template {template!r} must have {{c}} once, for the name of a class")
 
 
 def create_tars(
     csv_path: str, image_path: str, output_path: str, options: PackOptions
 ) -> tuple[list[SplitSummary], Counter[str]]:
-    """Write ``train/{step}/`` and ``eval/retrieval/{step}/`` of the lists' benchmark below ``output_path``.
+    """Write ``train/{step}/``, ``eval/retrieval/{step}/`` and, of lists with labels, ``eval/labels/{step}/``.
 
-    Lists with labels also become ``eval/labels/{step}/``. Returns the splits, and the rows that are in none of them, by
-    reason; ``dry_run`` reads all and writes nothing.
+    Returns the splits, and the rows that are in none of them, by reason.
     """
-    workers, overwrite, dry_run = options.num_workers, options.overwrite, options.dry_run
     manifest = _read_manifest(csv_path, image_path)
     benchmark = find_benchmark(csv_path, manifest["benchmark"])
     root = local_folder(output_path) / benchmark.root
     arguments = {"image_path": image_path, "shard_size": options.shard_size}
     with ExitStack() as stack:
-        pool = stack.enter_context(make_pool(workers, fork=True))  # before anything starts a thread
+        pool = stack.enter_context(make_pool(options.num_workers, fork=True))  # before anything starts a thread
 
         def run(function: Callable, jobs: list, description: str, unit: str) -> Iterator:
-            return progress(map_in_pool(pool, function, jobs, 4 * workers), description, len(jobs), unit)
+            results = map_in_pool(pool, function, jobs, 4 * options.num_workers)
+            return progress(results, description, len(jobs), unit)
 
         scan = partial(scan_list, csv_path, str(root), manifest, arguments)
         outputs = list(run(scan, list(list_names(benchmark).values()), "read", "list"))
-        metas = {output.path: None if overwrite else _load_finished(output) for output in outputs}
+        metas = {output.path: None if options.overwrite else _load_finished(output) for output in outputs}
         todo = [output for output in outputs if metas[output.path] is None]
-        shards = {output.path: {} if dry_run else _begin(output, overwrite, stack) for output in todo}
+        shards = {output.path: _begin(output, options.overwrite, stack) for output in todo}
         if todo:
             is_own, archives = bool(benchmark.text), find_archives(image_path, str(root))
             images = Images(archives, _index_archives(manifest["dataset"], archives, is_own, stack, run), is_own)
-            _pack(images, outputs, shards, dry_run, stack, run)
-        metas |= {output.path: _finish(output, shards[output.path], dry_run) for output in todo}
-        if not dry_run:
-            keep_benchmark(root, benchmark)
+            _pack(images, outputs, shards, stack, run)
+        metas |= {output.path: _finish(output, shards[output.path]) for output in todo}
+        keep_benchmark(root, benchmark)
     counts = itemgetter("subset_count", "output_count", "output_shard_count", "output_bytes")
     splits = [SplitSummary(o.name, o.path, *counts(metas[o.path]), reused=o.path not in shards) for o in outputs]
-    if manifest.get("classes") and not dry_run:
-        classes, limits = list(manifest["classes"]), (options.max_per_class, options.templates, workers)
-        splits += write_label_splits(root, benchmark.periods, classes, *limits)
+    if manifest.get("classes"):
+        splits += write_label_splits(root, benchmark.periods, list(manifest["classes"]), options)
     return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
 
 
@@ -138,20 +139,17 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
     return manifest
 
 
-def _pack(
-    images: Images, outputs: list[Output], shards: dict[str, dict], dry_run: bool, stack: ExitStack, run: Callable
-) -> None:
-    """Make the ``shards`` that are missing of each output's path; of a user's own images the test sets come last."""
-    is_test = [output.name.startswith("test") for output in outputs]
-    groups = [compress(outputs, map(not_, is_test)), compress(outputs, is_test)] if images.is_exact else [outputs]
-    for number, group in enumerate(groups):
-        todo = [(output, shard) for output in group if output.path in shards for shard in range(len(output.starts))]
-        jobs = [(output._replace(uids=None), shard) for output, shard in todo if shard not in shards[output.path]]
-        if number and jobs and not dry_run:
+def _pack(images: Images, outputs: list[Output], shards: dict[str, dict], stack: ExitStack, run: Callable) -> None:
+    """Make the ``shards`` that are missing of each output's path, the test sets last."""
+    for split in SPLITS:
+        todo = [output for output in outputs if output.path in shards and output.name.startswith(split)]
+        pairs = [(output, number) for output in todo for number in range(len(output.starts))]
+        jobs = [(output._replace(uids=None), number) for output, number in pairs if number not in shards[output.path]]
+        if images.is_exact and split == "test" and jobs:
             images = images._replace(seen=_index_digests(outputs, stack, run))
-        made = run(partial(make_shard, images, dry_run), jobs, "pack", "shard")
-        for (output, shard), stats in zip(jobs, made, strict=True):
-            shards[output.path][shard] = stats
+        made = run(partial(make_shard, images), jobs, "pack", "shard")
+        for (output, number), stats in zip(jobs, made, strict=True):
+            shards[output.path][number] = stats
     found = any(stats["successes"] for made in shards.values() for stats in made.values())
     if len(shards) == len(outputs) and not found:
         folder = outputs[0].arguments["image_path"]
@@ -222,17 +220,16 @@ def read_digests(tar: str) -> np.ndarray:
     return parse_uids(record["sha256"][:32] for record in read_records(tar))
 
 
-def make_shard(images: Images, dry_run: bool, job: tuple[Output, int]) -> dict[str, Any]:
+def make_shard(images: Images, job: tuple[Output, int]) -> dict[str, Any]:
     """Write a shard and then its stats, unless it has no sample; return these: samples, bytes, and what was dropped."""
     (output, number), dropped = job, Counter()
-    samples = _samples(images, output, number, dropped)
-    first = next(samples, None)
-    if dry_run or not first:
-        return {"successes": sum(1 for _ in samples) + bool(first), "dropped": dict(dropped), "bytes": 0}
     path = f"{output.path}/{SHARD_FORMAT.format(number)}"
-    count = write_shard(path, chain([first], samples), sync=False)
+    count = write_shard(path, _samples(images, output, number, dropped), sync=False)
     stats = {name: output.arguments[name] for name in COMPARED}
     stats |= {"successes": count, "dropped": dict(sorted(dropped.items())), "bytes": os.path.getsize(path)}
+    if not count:
+        os.unlink(path)
+        return {**stats, "bytes": 0}
     write_json(f"{output.path}/{STATS.format(number)}", stats, sync=False)
     return stats
 
@@ -241,15 +238,21 @@ def _samples(
     images: Images, output: Output, number: int, dropped: Counter[str]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield the samples of a shard as ``write_shard`` takes them; count those that can't be used."""
-    csv, shard_size = (output.arguments[name] for name in ("csv", "shard_size"))
-    seen = np.load(images.seen, mmap_mode="r") if images.seen else None
+    folder, csv, shard_size = (output.arguments[name] for name in ("image_path", "csv", "shard_size"))
     rows = [row for _, row in islice(read_rows(csv, output.starts[number]), shard_size)]
-    for (key, _, caption, date, *label), data in zip(rows, _read_images(images, output, rows), strict=True):
+    index = np.load(images.index, mmap_mode="r")
+    seen = np.load(images.seen, mmap_mode="r") if images.seen else index[:0]
+    names = (strip_suffix(os.path.normpath(row[1]).lstrip("/")) if images.is_exact else row[0] for row in rows)
+    members, counts = find_uids(index, parse_uids(make_uid(f"{output.dataset}/{name}") for name in names))
+    for (key, image, caption, date, *label), member, in_archive in zip(rows, members, counts, strict=True):
+        data = read_file(folder, image, is_exact=images.is_exact)
         try:
-            if not isinstance(data, bytes):
-                raise data or UnusableImage("no image file")
+            if data is None and in_archive:
+                data = read_member(images.archives[index[member]["zip"]], index[member])
+            if data is None:
+                raise UnusableImage("no image file")
             suffix, sha256 = detect_format(data), hashlib.sha256(data).hexdigest()
-            if seen is not None and find_uids(seen, parse_uids([sha256[:32]]))[1][0]:
+            if find_uids(seen, parse_uids([sha256[:32]]))[1][0]:
                 raise UnusableImage("test image that is also in train")
         except UnusableImage as reason:
             dropped[str(reason)] += 1
@@ -260,22 +263,7 @@ def _samples(
         yield f"{uid}-0", {suffix: data, "json": json.dumps(record).encode(), "txt": caption.encode()}
 
 
-def _read_images(images: Images, output: Output, rows: list[list[str]]) -> Iterator[bytes | UnusableImage | None]:
-    """Yield the image of each row: a file, or of an archive; why it can't be used, or None if there is none."""
-    index = np.load(images.index, mmap_mode="r")
-    names = (strip_suffix(os.path.normpath(row[1]).lstrip("/")) if images.is_exact else row[0] for row in rows)
-    members, counts = find_uids(index, parse_uids(make_uid(f"{output.dataset}/{name}") for name in names))
-    for (_, image, *_), member, in_archive in zip(rows, members, counts, strict=True):
-        data = read_file(output.arguments["image_path"], image, is_exact=images.is_exact)
-        if data is None and in_archive:
-            try:
-                data = read_member(images.archives[index[member]["zip"]], index[member])
-            except UnusableImage as reason:
-                data = reason
-        yield data
-
-
-def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> dict[str, Any]:
+def _finish(output: Output, stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Write the tables of a split with the ``stats`` of its shards; return ``meta.json``."""
     counts = [stats[number]["successes"] for number in range(len(stats))]
     if any(counts) and 0 in counts[:-1]:  # a number would be missing
@@ -293,9 +281,43 @@ def _finish(output: Output, stats: dict[int, dict[str, Any]], dry_run: bool) -> 
         "dropped": dict(sorted(sum((Counter(entry["dropped"]) for entry in stats.values()), Counter()).items())),
         "arguments": output.arguments,
     }
-    if not dry_run:
-        folder.finish(output.path, meta, sizes, output.uids)
-        remove(f"{output.path}/{JOURNAL}")
-        if output.name.startswith("test") and sizes:
-            list(clip_benchmark.convert(output.path, "retrieval"))
+    folder.finish(output.path, meta, sizes, output.uids)
+    remove(f"{output.path}/{JOURNAL}")
+    if output.name.startswith("test") and sizes:
+        list(clip_benchmark.convert(output.path, "retrieval"))
     return meta
+
+
+def read_records(tar: str) -> list[dict[str, Any]]:
+    """Return the JSON of the samples of a shard of ours, in its order."""
+    with open_shard(tar) as shard:
+        return [msgspec.json.decode(sample.read(shard, "json")) for sample in samples(shard)]
+
+
+def write_label_splits(
+    root: Path, periods: Sequence[str], classes: list[str], options: PackOptions
+) -> list[SplitSummary]:
+    """Write ``eval/labels/{period}/`` of the images of ``eval/retrieval/``: the first of each class, by their UIDs.
+
+    reshard makes them of ``uids/eval/labels/`` and ``classes.npy``, again where a year was added.
+    """
+    ids, uids, rows, notes = {name: i for i, name in enumerate(classes)}, root / "uids/eval/labels", [], {}
+    for period in periods:
+        tars = sorted(map(str, (root / "eval/retrieval" / period).glob("*.tar")))
+        chosen, counts = [], Counter()
+        for record in (record for found in map_ordered(read_records, tars, options.num_workers) for record in found):
+            counts[record["label"]] += 1
+            if record["label"] and counts[record["label"]] <= options.max_per_class:
+                chosen.append((record["uid"], ids[record["label"]]))
+        found = parse_uids(uid for uid, _ in chosen)
+        save_uids(uids / f"{period}.npy", found)
+        rows += [(*uid, class_id) for uid, (_, class_id) in zip(found.tolist(), chosen, strict=True)]
+        notes[period] = f"{len({class_id for _, class_id in chosen}):,} of {len(classes):,} classes"
+    save_uids(root / "classes.npy", np.array(rows, CLASS_ROW))
+    out = root / "eval/labels"
+    write_text(out / clip_benchmark.CLASSNAMES, "\n".join(classes) + "\n")
+    write_text(out / clip_benchmark.TEMPLATES, "\n".join(options.templates) + "\n")
+    flags = {"classes": str(root / "classes.npy"), "num_workers": options.num_workers, "overwrite": True}
+    splits = reshard(str(root / "eval/retrieval"), str(out), str(uids), **flags)
+    list(clip_benchmark.convert(str(out), "classification"))
+    return [replace(split, note=notes[split.name]) for split in splits]

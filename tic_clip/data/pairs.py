@@ -4,25 +4,35 @@ Memory is bounded: rows go into 256 bucket files by the first byte of their UID,
 """
 
 import csv
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
-from math import inf
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, add_flags, from_flags, progress
-from tic_clip.data.dates import first_second
-from tic_clip.data.lists import OUTSIDE, SPLITS, Options, count_samples, describe, file_digest, list_names, make_lists
-from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data import dates
+from tic_clip.data.images import store_images
+from tic_clip.data.lists import (
+    OUTSIDE,
+    SPLITS,
+    Options,
+    OwnOptions,
+    count_samples,
+    describe,
+    file_digest,
+    list_names,
+    make_lists,
+)
+from tic_clip.data.sources import Reject, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
+from tic_clip.data.tables import Columns, find_tables, read_dates, read_rows
 from tic_clip.data.uids import make_uid
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import list_files
@@ -37,15 +47,6 @@ Spans = dict[str, list[tuple[int, int, str]]]
 """train or test -> the first second of each of its lists, the second after its last, and its name."""
 
 
-class Source(NamedTuple):
-    """What lists are made of: the files, their rows, what makes a caption of a row's texts, and the steps."""
-
-    inputs: Sequence[str]
-    rows: Iterator[Row | BadRow]
-    caption: Callable[[tuple[str, ...]], str]
-    find_benchmark: Callable[[], Benchmark]
-
-
 def main(parser: Parser, dataset: str) -> None:
     """Parse a script's own flags and those of both create_splits.py, cut, and print how many samples the lists have."""
     add_flags(parser, Options)
@@ -57,36 +58,59 @@ def main(parser: Parser, dataset: str) -> None:
 def create_splits(
     dataset: str, input_path: str, options: Options, benchmark: str | None = None
 ) -> tuple[dict[str, Any], bool]:
-    """Write ``{train,test}_batch_{step}.csv`` and ``manifest.json`` of YFCC15M's table, or RedCaps' folder.
-
-    Returns the manifest, and whether it was there already.
-    """
+    """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest, and whether it was there already."""
     options.check()
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
-    source = Source(inputs, chain.from_iterable(map(read, inputs)), caption, lambda: steps)
-    return write_lists(source, settings, options)
+    return write_lists(inputs, read, caption, lambda _: steps, settings, options)
 
 
-def write_lists(source: Source, settings: dict[str, Any], options: Options) -> tuple[dict[str, Any], bool]:
-    """Write the lists of a source; see ``make_lists``. The manifest begins with the ``settings``."""
+def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
+    """Write the lists and ``benchmark.yaml`` of tables; return the manifest, and whether it was there already."""
+    columns.require("image", "caption", "date")
+    settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
+
+    def find_benchmark(folder: Path) -> Benchmark:
+        months = count_months(tables, columns, options) if options.every else Counter()
+        return options.write_benchmark(folder, months, columns.label)
+
+    return write_lists(tables, partial(read_rows, columns), redcaps_caption, find_benchmark, settings, options)
+
+
+def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Counter[date]:
+    """Return how many rows of tables each month has; a TicError says which date can't be read."""
+    columns.require("date")
+    read = partial(read_dates, columns, reject=options.rejecter(Counter()))
+    seconds = progress(chain.from_iterable(map(read, find_tables(tables))), "dates", unit=" rows")
+    return dates.count_months(Counter(each // 86_400 for each in seconds))
+
+
+def write_lists(
+    inputs: Sequence[str],
+    read: Callable[[str, Reject], Iterator[Row]],
+    make_caption: Callable[[tuple[str, ...]], str],
+    find_benchmark: Callable[[Path], Benchmark],
+    settings: dict[str, Any],
+    options: Options,
+) -> tuple[dict[str, Any], bool]:
+    """Write the lists of the rows that ``read`` yields of each input; see ``make_lists``."""
     with make_pool(options.num_workers, fork=True) as pool:  # before a progress bar starts a thread
 
-        def write(work: Path) -> dict[str, Any]:
-            benchmark, dropped = source.find_benchmark(), Counter()
-            reject = partial(_reject, options.skip_bad_rows, dropped)
-            good_rows = (row for row in progress(source.rows, "read", unit=" rows") if _is_good(row, reject))
-            chunks = iter(lambda: list(islice(good_rows, CHUNK)), [])
-            label = slice(1, 2 if _has_labels(benchmark) else 1)
-            records = partial(make_records, settings["dataset"], options, source.caption, _find_spans(benchmark), label)
+        def write(new: Path, work: Path) -> dict[str, Any]:
+            benchmark, dropped = find_benchmark(new), Counter()
+            reject, dataset = options.rejecter(dropped), settings["dataset"]
+            rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
+            rows = store_images(rows, new)
+            chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+            records = partial(make_records, dataset, options, make_caption, _find_spans(benchmark))
             for found in map_in_pool(pool, records, chunks, 4 * options.num_workers):
                 for bucket, data in found.items():
                     with open(work / bucket, "ab") as file:
                         file.write(data)
-            return _write_lists(work, options.new, benchmark, dropped, reject)
+            return _write_lists(work, new, benchmark, dropped, reject)
 
-        return make_lists(options, {**settings, "input": digest_inputs(source.inputs)}, write)
+        return make_lists(options, {**settings, "input": digest_inputs(inputs)}, write)
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
@@ -95,63 +119,35 @@ def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
     return {path if names[Path(path).name] > 1 else Path(path).name: file_digest(path) for path in paths}
 
 
-def _has_labels(benchmark: Benchmark) -> bool:
-    return "classification" in benchmark.tasks.values()
-
-
-def _is_good(row: Row | BadRow, reject: Callable[[BadRow], None]) -> bool:
-    return isinstance(row, Row) or bool(reject(row))
-
-
-def _reject(skip_bad_rows: bool, dropped: Counter[str], row: BadRow) -> None:
-    """Count a bad row by its reason, or raise TicError if bad rows are not to be skipped."""
-    if not skip_bad_rows and row.reason != NOT_DOWNLOADED:
-        raise TicError(f"{row.message} (--skip-bad-rows leaves such rows out)")
-    dropped[row.reason] += 1
-
-
 def _find_spans(benchmark: Benchmark) -> Spans:
     spans = {split: [] for split in SPLITS}
     for name, (split, step) in list_names(benchmark).items():
-        spans[split].append((*map(first_second, span(step)), name))
+        spans[split].append((*map(dates.to_seconds, span(step)), name))
     return spans
 
 
-def find_list(spans: list[tuple[int, int, str]], seconds: int) -> str | None:
-    """Return the list of a time, or None."""
-    place = bisect_right(spans, (seconds, inf)) - 1
-    return spans[place][2] if place >= 0 and seconds < spans[place][1] else None
-
-
 def make_records(
-    dataset: str, options: Options, make_caption: Callable, spans: Spans, label: slice, rows: list[Row]
+    dataset: str, options: Options, make_caption: Callable, spans: Spans, rows: list[Row]
 ) -> dict[str, bytes]:
-    """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between.
-
-    ``label``: which of a row's texts is its label, if one is.
-    """
+    """Return {first byte of the UID: lines} of the rows: UID, list or reason to drop it, line of CSV, tabs between."""
     records, lines = defaultdict(list), []
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n")
     for row in rows:
-        name = find_list(spans[SPLITS[options.is_test(dataset, row.key)]], row.seconds)
+        split = SPLITS[options.is_test(dataset, row.key)]
+        name = next((name for first, after, name in spans[split] if first <= row.seconds < after), None)
         uid, caption = make_uid(f"{dataset}/{row.key}"), make_caption(row.texts) if name else ""
         name = OUTSIDE if not name else name if caption else NO_CAPTION
-        writer.writerow((row.key, row.image, caption, format_time(row.seconds), *row.texts[label]))
+        time = f"{datetime.fromtimestamp(row.seconds, UTC).replace(tzinfo=None).isoformat()}Z"
+        writer.writerow((row.key, row.image, caption, time, *row.label))
         records[uid[:2]].append(f"{uid}\t{name}\t{lines.pop()}")
     return {bucket: "".join(found).encode() for bucket, found in records.items()}
 
 
-def format_time(seconds: int) -> str:
-    """Return seconds since 1970 as ISO 8601 in UTC."""
-    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
-
-
-def _write_lists(
-    work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Callable[[BadRow], None]
-) -> dict[str, Any]:
+def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str], reject: Reject) -> dict[str, Any]:
     """Write the lists from the buckets, in the order of the UIDs; return their part of the manifest."""
     rows, labels, last, names = Counter(), Counter(), b"", list_names(benchmark)
-    buckets, has_labels = sorted(path for path in work.iterdir() if path.is_file()), _has_labels(benchmark)
+    buckets = sorted(work.iterdir())
+    has_labels = "classification" in benchmark.tasks.values()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(new / name, "wb")) for name in names}
         for file in files.values():
@@ -163,7 +159,7 @@ def _write_lists(
                 name = name.decode()
                 if uid == last:
                     key = _fields(line)[0]
-                    reject(BadRow("duplicate key", f"the key {key} is in more than one row of the input"))
+                    reject("duplicate key", f"the key {key} is in more than one row of the input")
                 elif name in files:
                     files[name].write(line)
                     rows[names[name]] += 1
@@ -181,10 +177,7 @@ def _fields(line: bytes) -> list[str]:
 
 
 def count_classes(labels: Counter[tuple[str, str, str]], periods: tuple[str, ...]) -> dict[str, Any]:
-    """Return the manifest's part on (split, step, class) -> samples: of each class, and what each period's test lacks.
-
-    A TicError says that there is no class.
-    """
+    """Return the manifest's part on (split, step, class) -> samples: classes, and how many a period's test lacks."""
     classes, tested = Counter(), Counter(step for split, step, _ in labels if split == "test")
     for (*_, label), count in labels.items():
         classes[label] += count

@@ -1,7 +1,4 @@
-"""What TiC-CLIP's authors published: lists of UIDs and models, on the Hugging Face Hub and in a local folder.
-
-A folder of lists may also be filled by hand: months in a folder for each year, or links to files.
-"""
+"""What TiC-CLIP's authors published: lists of UIDs and models, on the Hugging Face Hub and in a local folder."""
 
 import re
 import time
@@ -53,10 +50,7 @@ def table_path(lists: Path, task: str) -> Path:
 
 
 def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterable[str] = YEARS) -> Iterator[str]:
-    """Download the lists that ``output_path`` lacks and check all that were asked for; yield a line for each file.
-
-    A new file that is not a list is removed; the first that is none ends in a TicError, after all others.
-    """
+    """Download the lists that ``output_path`` lacks and check all that were asked for; yield a line for each file."""
     folder = local_folder(output_path)
     checks = {table_path(folder, task): partial(read_table, folder, task) for task in TABLES if "eval" in lists}
     arrays = [year_list(folder, year) for year in years if "yearly" in lists]
@@ -70,9 +64,8 @@ def download_lists(output_path: str, lists: Iterable[str] = LISTS, years: Iterab
             check()
             yield f"{path}: {'downloaded' if path in missing else 'already there'}"
         except TicError as error:
-            errors.append(
-                f"{error} ({'run the same command' if path in missing else 'delete it'} to download it again)"
-            )
+            advice = "run the same command" if path in missing else "delete it"
+            errors.append(f"{error} ({advice} to download it again)")
             if path in missing:
                 path.unlink()
     if errors:

@@ -2,10 +2,9 @@
 
 import csv
 import json
-import math
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote, unquote_plus
@@ -13,12 +12,13 @@ from urllib.parse import unquote, unquote_plus
 import ftfy
 
 from tic_clip import TicError
+from tic_clip.data.dates import read_date
 
 YFCC_COLUMNS = ("key", "title", "description", "usertags", "dateuploaded")
 REDCAPS_FIELDS = ("image_id", "subreddit", "caption", "created_utc")
 NOT_DOWNLOADED = "not downloaded"  # a reason that is no fault of the table
+BAD_DATE = "impossible date"
 MAX_FIELD = 1 << 22  # characters; csv's own limit is 131,072
-YEAR_10000 = 253_402_300_800  # in seconds since 1970
 _FILE_NAME = re.compile(r"(?!\.$)(?!.*\.\.)[^/\\\x00-\x1f\x7f\ufffd]+")
 
 _MENDING = ftfy.TextFixerConfig(unescape_html=True, explain=False)
@@ -30,54 +30,49 @@ _BREAK = re.compile(rf"</?(?:{_BLOCKS})\b(?:{_QUOTED}|[^<>]*>)", re.IGNORECASE)
 _TAG = re.compile(rf"<!--(?:(?!<!--).)*?-->|</?{_NAME}(?:{_QUOTED}|[^<>]*>)", re.IGNORECASE | re.DOTALL)
 
 
+Reject = Callable[[str, str], object]
+"""What a reader calls in place of a row that can't be used, with the kind of fault and a line that says which."""
+
+
 class Row(NamedTuple):
-    """A sample: its image's path in the folder of images, and its time in seconds since 1970 (UTC)."""
+    """A sample: its image's path in the folder of images, its time in seconds since 1970 (UTC), its label in a table
+    that has some, and its image if that stands there.
+    """
 
     key: str
     image: str
     texts: tuple[str, ...]
     seconds: int
+    label: tuple[str, ...] = ()
+    data: bytes | None = None
 
 
-class BadRow(NamedTuple):
-    """What stands in the place of a row that can't be used: the kind of fault, and a line that says which and where."""
-
-    reason: str
-    message: str
-
-
-def make_row(where: str, names: tuple[str, ...], image: str, texts: tuple[str, ...], timestamp: object) -> Row | BadRow:
-    """Return a row, or what is wrong with it; ``names``: its key, and what else is in the image's path."""
+def make_row(
+    where: str, names: tuple[str, ...], image: str, texts: tuple[str, ...], timestamp: object, reject: Reject
+) -> Iterator[Row]:
+    """Yield a row, unless something is wrong with it; ``names``: its key, and what else is in the image's path."""
+    seconds = read_date(timestamp, "s")
     if bad := [name for name in names if not _FILE_NAME.fullmatch(name)]:
-        return BadRow("unusable key", f"{where}: {bad[0]!r} is not a name for a file")
-    try:
-        seconds = math.floor(float(timestamp))
-    except (TypeError, ValueError, OverflowError):
-        seconds = -1
-    if not 0 <= seconds < YEAR_10000:
+        reject("unusable key", f"{where}: {bad[0]!r} is not a name for a file")
+    elif seconds is None or seconds < 0:
         message = f"{where}: the date of {names[0]} is not a time in seconds since 1970: {timestamp!r}"
-        return BadRow("impossible date", message)
-    return Row(names[0], image, texts, seconds)
+        reject(BAD_DATE, message)
+    else:
+        yield Row(names[0], image, texts, seconds)
 
 
-def read_yfcc15m(path: str) -> Iterator[Row | BadRow]:
-    """Yield the rows of ``yfcc15m.csv``; its images are ``{key[:3]}/{key[3:6]}/{key}.jpg``.
-
-    Bytes that are not UTF-8 become U+FFFD; other columns are ignored. Raises a ``TicError`` if a column is missing.
-    """
+def read_yfcc15m(path: str, reject: Reject) -> Iterator[Row]:
+    """Yield the rows of ``yfcc15m.csv``, with U+FFFD for what is not UTF-8."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        for row in read_csv(file, path, YFCC_COLUMNS):
-            if isinstance(row, BadRow):
-                yield row
-                continue
-            where, (key, *texts, timestamp) = row
+        for where, (key, *texts, timestamp) in read_csv(file, path, YFCC_COLUMNS, reject):
             key = key.strip()
-            yield make_row(where, (key,), f"{key[:3]}/{key[3:6]}/{key}.jpg", tuple(texts), timestamp)
+            image = f"{key[:3]}/{key[3:6]}/{key}.jpg"
+            yield from make_row(where, (key,), image, tuple(texts), timestamp, reject)
 
 
 def read_csv(
-    file: IO[str], path: str, columns: Sequence[str], delimiter: str = ","
-) -> Iterator[tuple[str, list[str]] | BadRow]:
+    file: IO[str], path: str, columns: Sequence[str], reject: Reject, delimiter: str = ","
+) -> Iterator[tuple[str, list[str]]]:
     """Yield (where it stands, the fields of ``columns``) of each row; a TicError names the columns that are missing."""
     rows = _read_fields(file, delimiter)
     _, header = next(rows, (1, []))
@@ -87,16 +82,15 @@ def read_csv(
     for number, (line, fields) in enumerate(rows, 1):
         where = f"{path}, row {number} (line {line})"
         if isinstance(fields, csv.Error):
-            yield BadRow("malformed row", f"{where} can't be read: {fields}")
+            reject("malformed row", f"{where} can't be read: {fields}")
         elif len(fields) != len(header):
-            yield BadRow("wrong number of fields", f"{where} has {len(fields)} fields, not {len(header)}")
+            reject("wrong number of fields", f"{where} has {len(fields)} fields, not {len(header)}")
         else:
             yield where, [fields[place] for place in places]
 
 
-def check_columns(path: str, columns: Iterable[str], header: Collection[str]) -> None:
+def check_columns(path: str, columns: Iterable[str], header: Sequence[str]) -> None:
     """Raise a TicError that names the columns that are missing, and those that are there."""
-    header = list(header)
     if twice := [name for name in columns if header.count(name) > 1]:
         raise TicError(f"{path} has the column {twice[0]} twice")
     if missing := [name for name in columns if name not in header]:
@@ -104,10 +98,7 @@ def check_columns(path: str, columns: Iterable[str], header: Collection[str]) ->
 
 
 def _read_fields(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield (line number, fields) of each row; for a row whose quotes are wrong the error in place of its fields.
-
-    Only the first line of such a row is dropped, so that a quote without an end takes no other row with it.
-    """
+    """Yield (line number, fields) of each row; where quotes are wrong the error, which costs that line alone."""
     csv.field_size_limit(MAX_FIELD)
     number, taken, again = 1, [], deque()
 
@@ -131,11 +122,10 @@ def _read_fields(file: IO[str], delimiter: str) -> Iterator[tuple[int, list[str]
             taken.clear()
 
 
-def read_redcaps(path: str) -> Iterator[Row | BadRow]:
+def read_redcaps(path: str, reject: Reject) -> Iterator[Row]:
     """Yield the annotations of a file of RedCaps; images are ``{subreddit}/{image_id}.jpg``.
 
-    The format is that of https://github.com/redcaps-dataset/redcaps-downloader. Where the subreddit is missing or a
-    number (an index of classes, in some copies) the file's name has it; the file's year is not used.
+    Where the subreddit is missing or a number (an index of classes, in some copies) the file's name has it.
     """
     file_subreddit = re.sub(r"_\d{4}(-\d\d)?$", "", Path(path).stem)
     try:
@@ -144,14 +134,14 @@ def read_redcaps(path: str) -> Iterator[Row | BadRow]:
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
     for number, (key, subreddit, caption, timestamp) in enumerate(fields, 1):
-        names = _to_text(key).strip(), _to_text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
+        names = to_text(key).strip(), to_text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
         where, image = f"{path}, annotation {number}", f"{names[1]}/{names[0]}.jpg"
-        yield make_row(where, names, image, (_to_text(caption),), timestamp)
+        yield from make_row(where, names, image, (to_text(caption),), timestamp, reject)
 
 
-def _to_text(value: object) -> str:
-    """Return a text, with halves of surrogate pairs as U+FFFD; "" for something else."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else ""
+def to_text(value: object) -> str:
+    """Return a value as text: "" for none, with halves of surrogate pairs as U+FFFD."""
+    return "" if value is None else re.sub("[\ud800-\udfff]", "\ufffd", str(value))
 
 
 def redcaps_caption(texts: tuple[str, ...]) -> str:
@@ -167,8 +157,7 @@ def yfcc_caption(texts: tuple[str, ...]) -> str:
 def clean_field(text: str) -> str:
     """Return a field of YFCC100M's metadata as people read it: decoded, without mojibake and HTML, on one line.
 
-    Fields are form-encoded, tag by tag, with commas between tags, ``canon,canon+powershot+hs+310``
-    (https://lbsn.vgiscience.org/tutorial/yfcc-introduction/); with white space it is a decoded copy, where + is a plus.
+    Fields are form-encoded, tag by tag: ``canon,canon+powershot``; with white space it is a decoded copy, where + is +.
     """
     text = text.strip()
     text = unquote(text) if len(text.split(maxsplit=1)) > 1 else unquote_plus(text)

@@ -4,6 +4,7 @@ A split is ``split/*.tar``, or in parts ``split/part/*.tar``; beside the tars li
 ``sizes.json`` (shard -> samples), and ``meta.json`` where reshard has made them. All of it local or in a cloud.
 """
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -33,10 +34,7 @@ Stats = msgspec.defstruct("Stats", [("successes", Count)])
 
 
 def list_shards(path: object) -> dict[str, int]:
-    """Return path -> size in bytes of the tars of a pool or a split, sorted, without clip_benchmark's links.
-
-    Tars that would not be read, as they lie deeper than others or end in .TAR, are a TicError.
-    """
+    """Return path -> bytes of the tars of a pool or a split, sorted; a TicError for tars that would not be read."""
     try:
         files = storage.list_files(path, "**/*.[tT][aA][rR]")
     except NotFoundError as error:
@@ -54,6 +52,11 @@ def list_shards(path: object) -> dict[str, int]:
         if tar.count("/") != first.count("/"):
             raise TicError(f"{tar} and {first} do not lie equally deep below {path}: move what is not a shard of it")
     return shards
+
+
+def pool_digest(shards: Iterable[tuple[str, int]]) -> str:
+    """Return the SHA-256 of the names and bytes of a pool's shards."""
+    return hashlib.sha256("".join(f"{os.path.basename(tar)} {size}\n" for tar, size in shards).encode()).hexdigest()
 
 
 def _holds_links(folder: str) -> bool:
@@ -76,10 +79,11 @@ def read_sizes(folder: str) -> dict[str, int]:
         raise TicError(f"{folder}/{SIZES} is not a JSON object of shard name -> number of samples: {error}") from None
 
 
-def read_meta(folder: str) -> dict[str, Any] | None:
-    """Return the ``meta.json`` that reshard writes last into a folder of shards, or None."""
+def read_meta(folder: str) -> dict[str, Any]:
+    """Return the ``meta.json`` that reshard writes last into a folder of shards, or nothing."""
     with suppress(NotFoundError):
         return storage.read_json(f"{folder}/{META}")
+    return {}
 
 
 def split_folders(split: object) -> list[str]:
@@ -95,7 +99,7 @@ def split_folders(split: object) -> list[str]:
     parts = [part for part in folders if has_sizes[part]]
     if not parts:
         raise TicError(NO_SIZES.format(split))
-    arguments = [(meta or {}).get("arguments") or {} for meta in map_ordered(read_meta, parts, 16)]
+    arguments = [meta.get("arguments") or {} for meta in map_ordered(read_meta, parts, 16)]
     numbers, totals = ({each.get(name) for each in arguments} - {None} for name in ("part", "parts"))
     if len(totals) > 1 or (totals and len(numbers) < max(totals)):
         total = " or ".join(map(str, sorted(totals)))
@@ -124,7 +128,7 @@ def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
 @cache
 def list_fingerprint(split: str) -> str | None:
     """Return the SHA-256 of the list of UIDs that reshard has made a split of, cached; None for data from elsewhere."""
-    return ((read_meta(split_folders(split)[0]) or {}).get("arguments") or {}).get("subset")
+    return (read_meta(split_folders(split)[0]).get("arguments") or {}).get("subset")
 
 
 def check_cache(splits: Iterable[str], most_gb: float | None) -> None:
@@ -177,17 +181,13 @@ def read_stats(tar: str) -> int:
 
 
 def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tuple[int, int]:
-    """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now).
-
-    ``overwrite`` counts shards with stats again, and keeps their other keys. Damaged shards are a TicError at the end.
-    """
+    """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now)."""
     tars = list_shards(url)
     existing = {path for path, _ in storage.list_files(url, "**/*.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar).removeprefix("./") not in existing]
     results = progress(map_ordered(_write_stats, todo, num_proc, use_processes=True), "count", len(todo), "shard")
-    faults = list(filter(None, results))
-    if faults:
-        raise TicError(faults[0] + (f" (and {len(faults) - 1} more damaged shards)" if len(faults) > 1 else ""))
+    if faults := list(filter(None, results)):
+        raise TicError(faults[0] + f" (and {len(faults) - 1} more damaged shards)" * (len(faults) > 1))
     return len(tars), len(todo)
 
 

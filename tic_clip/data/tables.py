@@ -15,19 +15,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
+from itertools import chain
 from typing import IO, Any
 
 from tic_clip import TicError
 from tic_clip.cli import flag
 from tic_clip.data.dates import check_format, read_date
 from tic_clip.data.images import strip_suffix
-from tic_clip.data.sources import NOT_DOWNLOADED, BadRow, Row, check_columns, read_csv
+from tic_clip.data.sources import BAD_DATE, NOT_DOWNLOADED, Reject, Row, check_columns, read_csv, to_text
 from tic_clip.storage import StorageError, exists, is_dir, list_files, open_file
 
 WEB = re.compile("https?://", re.IGNORECASE)
 SUFFIXES = re.compile(r"\.(?:(csv|tsv|jsonl|ndjson)(?:\.gz)?|(parquet))$", re.IGNORECASE)
 BATCH = 256  # rows of Parquet, which may hold images
 ROLES = ("image", "caption", "date", "label", "key")  # of columns
+Record = tuple[str, dict[str, Any]]  # where a row stands, and column -> value
 _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
 
 
@@ -35,12 +37,12 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
 class Columns:
     """The names of a table's columns, and how its dates are written: flags of create_splits.py."""
 
-    date: str = flag("the column of dates", "", metavar="COLUMN")
+    date: str = flag("the column of dates; of a pool, the field", "", short="--date-field", dest="date", metavar="NAME")
     image: str = flag("the column of paths, or of images", "", metavar="COLUMN")
     caption: str = flag("the column of captions", "", metavar="COLUMN")
     label: str = flag("a column of classes: adds classification", "", metavar="COLUMN")
-    key: str = flag("the column of keys; else the image's path without suffix", "", metavar="COLUMN")
-    date_format: str = flag("auto, year, s, ms, or of strftime, as %%d.%%m.%%Y", "auto")
+    key: str = flag("the column of keys; by default the image's path without suffix", "", metavar="COLUMN")
+    date_format: str = flag("auto, year, s, ms, or a strptime format such as %%d.%%m.%%Y", "auto")
 
     def __post_init__(self) -> None:
         check_format(self.date_format)
@@ -50,14 +52,22 @@ class Columns:
         if missing := [f"--{name}" for name in names if not getattr(self, name)]:
             raise TicError(f"{' and '.join(missing)} must be given")
 
+    def read_date(self, where: str, value: object, reject: Reject) -> int | None:
+        """Return a date as seconds since 1970 (UTC); None for one that can't be read, which is rejected."""
+        seconds = read_date(value, self.date_format)
+        if seconds is None:
+            shown = "" if value is None else str(value)[:60]
+            reject(BAD_DATE, f"{where}: the date can't be read: {shown!r}; --date-format says how dates are written")
+        return seconds
+
 
 def find_tables(paths: list[str]) -> list[str]:
     """Return the tables, in place of a folder those in it; raise a TicError for what is none."""
     tables = []
     for path in paths:
         is_folder = not WEB.match(path) and is_dir(path)
-        found = [file for file, _ in list_files(path) if _kind(file)] if is_folder else [path]
-        if not found or not _kind(found[0]):
+        found = list(filter(_kind, (file for file, _ in list_files(path)) if is_folder else [path]))
+        if not found:
             what = "has no table" if is_folder else "is not a table"
             raise TicError(f"{path} {what}: give .csv, .tsv, .jsonl (also with .gz) or .parquet")
         tables += found
@@ -90,24 +100,23 @@ def _fetch(url: str) -> IO[bytes]:
     return file
 
 
-def read_dates(columns: Columns, path: str) -> Iterator[tuple[int | None, str, Any]]:
-    """Yield the dates of a table, where they stand and what stands there; malformed rows have none."""
-    for row in read_values(path, [columns.date]):
-        if not isinstance(row, BadRow):
-            where, (value,) = row
-            yield read_date(value, columns.date_format), where, value
+def read_dates(columns: Columns, path: str, reject: Reject) -> Iterator[int]:
+    """Yield the dates of a table in seconds since 1970."""
+    for where, record in read_records(path, [columns.date], reject):
+        if (seconds := columns.read_date(where, record.get(columns.date), reject)) is not None:
+            yield seconds
 
 
-def read_rows(columns: Columns, path: str) -> Iterator[Row | BadRow | tuple[Row, bytes]]:
-    """Yield the rows of a table; where a column has the images themselves, with their bytes."""
+def read_rows(columns: Columns, path: str, reject: Reject) -> Iterator[Row]:
+    """Yield the rows of a table."""
     names = [name for name in (getattr(columns, role) for role in ROLES) if name]
-    for row in read_values(path, names):
-        yield row if isinstance(row, BadRow) else _make_row(row[0], columns, dict(zip(names, row[1], strict=True)))
+    for where, record in read_records(path, names, reject):
+        yield from _make_row(where, columns, record, reject)
 
 
-def _make_row(where: str, columns: Columns, values: dict[str, Any]) -> Row | BadRow | tuple[Row, bytes]:
-    """Return the row of a table's values, or what is wrong with it."""
-    image, caption, date, label, key = (values.get(getattr(columns, role)) for role in ROLES)
+def _make_row(where: str, columns: Columns, record: dict[str, Any], reject: Reject) -> Iterator[Row]:
+    """Yield the row of a table's record, unless something is wrong with it."""
+    image, caption, date, label, key = (record.get(getattr(columns, role)) for role in ROLES)
     data = None
     if isinstance(image, dict):  # as the hub has images
         data, image = image.get("bytes"), image.get("path")
@@ -119,34 +128,28 @@ def _make_row(where: str, columns: Columns, values: dict[str, Any]) -> Row | Bad
         key, image = key or where.rpartition("/")[2].replace(", row ", "/"), image or "in the table"
     for value, name in ((key, "key"), (image, "path of an image")):
         if not value or _CONTROL.search(value):
-            return BadRow("unusable key", f"{where}: {value!r} is no {name}")
-    seconds = read_date(date, columns.date_format)
-    if seconds is None:
-        return BadRow("impossible date", f"{where}: the date of {key} can't be read: {to_text(date)!r}")
-    texts = (to_text(caption), *[" ".join(to_text(label).split())] * bool(columns.label))
-    row = Row(key, image, texts, seconds)
-    return row if data is None else (row, data)
-
-
-def to_text(value: object) -> str:
-    """Return a value as text: "" for none, with halves of surrogate pairs as U+FFFD."""
-    return "" if value is None else re.sub("[\ud800-\udfff]", "\ufffd", str(value))
+            reject("unusable key", f"{where}: {value!r} is no {name}")
+            return
+    labels = (" ".join(to_text(label).split()),) if columns.label else ()
+    if (seconds := columns.read_date(where, date, reject)) is not None:
+        yield Row(key, image, (to_text(caption),), seconds, labels, data)
 
 
 # --- One table ---
 
 
-def read_values(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
-    """Yield (where it stands, the values of ``columns``) of each row of a table, or a BadRow in its place."""
+def read_records(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
+    """Yield the rows of a table, with ``columns`` at least."""
     kind = _kind(path)
     if kind == "parquet":
-        yield from _read_parquet(path, columns)
+        yield from _read_parquet(path, columns, reject)
         return
     with _open_text(path) as file:
         if kind in ("csv", "tsv"):
-            yield from read_csv(file, path, columns, "\t" if kind == "tsv" else ",")
+            for where, fields in read_csv(file, path, columns, reject, "\t" if kind == "tsv" else ","):
+                yield where, dict(zip(columns, fields, strict=True))
         else:
-            yield from _read_json_lines(file, path, columns)
+            yield from _read_json_lines(file, path, columns, reject)
 
 
 @contextmanager
@@ -162,21 +165,21 @@ def _open_text(path: str) -> Iterator[IO[str]]:
             raise TicError(f"{path} is not UTF-8 text ({error.reason}): convert it, as with iconv -t UTF-8") from None
 
 
-def _read_json_lines(file: IO[str], path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
+def _read_json_lines(file: IO[str], path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
     """Yield the rows of JSON Lines; each column must be in one of them, what is not in a row is None."""
     names = {}
     for line in file:
         names |= dict.fromkeys(_read_object(line) or {})
         if names.keys() >= set(columns):
             break
-    check_columns(path, columns, names)
+    check_columns(path, columns, list(names))
     file.seek(0)
     for number, line in enumerate(file, 1):
         where, record = f"{path}, line {number}", _read_object(line)
         if record is not None:
-            yield where, [record.get(name) for name in columns]
+            yield where, record
         elif line.strip():
-            yield BadRow("malformed row", f"{where} is not a JSON object")
+            reject("malformed row", f"{where} is not a JSON object")
 
 
 def _read_object(line: str) -> dict[str, Any] | None:
@@ -186,7 +189,7 @@ def _read_object(line: str) -> dict[str, Any] | None:
         return record if isinstance(record, dict) else None
 
 
-def _read_parquet(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any]] | BadRow]:
+def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
     """Yield the rows of a Parquet file; of img2dataset's only what it has downloaded."""
     import pyarrow
     import pyarrow.parquet
@@ -196,15 +199,12 @@ def _read_parquet(path: str, columns: list[str]) -> Iterator[tuple[str, list[Any
             file = pyarrow.parquet.ParquetFile(raw)
             check_columns(path, columns, names := file.schema_arrow.names)
             has_status = "status" in names and not WEB.match(path) and exists(f"{path.removesuffix('.parquet')}.tar")
-            used, number = list(dict.fromkeys([*columns, *["status"] * has_status])), 0
-            for batch in file.iter_batches(batch_size=BATCH, columns=used):
-                values = {name: batch.column(name).to_pylist() for name in used}
-                for i in range(batch.num_rows):
-                    number += 1
-                    if has_status and values["status"][i] != "success":
-                        yield BadRow(NOT_DOWNLOADED, f"{path}, row {number} was not downloaded")
-                    else:
-                        yield f"{path}, row {number}", [values[name][i] for name in columns]
+            batches = file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, *["status"] * has_status])))
+            for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+                if has_status and row["status"] != "success":
+                    reject(NOT_DOWNLOADED, f"{path}, row {number} was not downloaded")
+                else:
+                    yield f"{path}, row {number}", row
         except (pyarrow.ArrowException, ValueError) as error:
             if isinstance(error, TicError):
                 raise

@@ -90,7 +90,7 @@ class Sample:
 def open_shard(path: object, open_remote: Callable[[str], IO[bytes]] | None = None) -> Iterator[Buffer]:
     """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name.
 
-    One in a cloud is opened by ``open_remote``, a cache's, or fetched into a folder that is removed after the block.
+    One in a cloud is opened by ``open_remote``, a cache's, or fetched for the block.
     """
     try:
         with ExitStack() as stack:
@@ -121,8 +121,7 @@ def samples(shard: Buffer) -> Iterator[Sample]:
 def read_table(shard: Buffer) -> Table:
     """Return the samples of a shard; a suffix that comes again under the same key starts a new sample.
 
-    Members without a key or a suffix, as in webdataset, and entries that are not files are left out. Raises a TicError
-    if a header is damaged, the tar has no end, or something other than padding follows its end.
+    Members without a key or a suffix, as in webdataset, and entries that are not files are left out.
     """
     entries = _Entries()
     try:

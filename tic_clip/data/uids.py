@@ -1,7 +1,4 @@
-"""UIDs as arrays: a UID is 128 bits, written as 32 hex digits; a UID file is a sorted ``.npy`` of (high, low) words.
-
-``UID`` is DataComp's dtype, so its files are read and written byte for byte the same. They are memory-mapped.
-"""
+"""UIDs as arrays: a UID is 128 bits, written as 32 hex digits; a UID file is a sorted ``.npy`` of (high, low) words."""
 
 import hashlib
 import json
@@ -108,10 +105,7 @@ def unique_uids(uids: np.ndarray) -> np.ndarray:
 
 
 def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each of ``uids`` (N,) stands in the sorted ``subset``: first positions and numbers of repeats, (N,).
-
-    Sorted ``uids`` read a memory-mapped subset from front to back.
-    """
+    """Return where each of ``uids`` (N,) stands in the sorted ``subset``, and how often: (N,) each."""
     high, low = subset["f0"], subset["f1"]
     start = np.searchsorted(high, uids["f0"])
     repeats = np.zeros(len(uids), np.int64)

@@ -32,9 +32,8 @@ def verify(
 ) -> Iterator[str]:
     """Yield the faults of a split, one line each; a pool is a TicError.
 
-    ``subset``: the ``.npy`` of the UIDs it was made for. A UID that stands there n times must have the copies 0…n-1;
-    missing UIDs are not a fault. Keys are compared over all parts of a split. ``seen`` counts the "shards", the
-    "samples", the UIDs "wanted" by the subset, and those that are "there".
+    A UID that is in ``subset`` n times must have the copies 0…n-1; missing UIDs are not a fault. ``seen`` counts the
+    "shards", the "samples", the UIDs "wanted" by the subset, and those that are "there".
     """
     seen = Counter() if seen is None else seen
     read_sizes.cache_clear()
@@ -125,7 +124,7 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
     """Yield what ``meta.json``, if there is one, says that is not so."""
-    if (meta := read_meta(folder)) is None:
+    if not (meta := read_meta(folder)):
         return
     if meta.get("output_shard_count") != len(counts):
         yield f"{folder}/{META} says {meta.get('output_shard_count')} shards, there are {len(counts)}"

@@ -9,7 +9,6 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -41,21 +40,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
-@contextmanager
-def open_lock(folder: Path) -> Iterator[IO]:
-    """Open a folder's file of claims, creating both if needed; those of this process end with the block."""
+def open_lock(folder: Path) -> IO:
+    """Open a folder's file of claims, creating both if needed; those of this process end when it is closed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "ab") as lock:
-        yield lock
+    return open(folder / LOCK, "ab")
 
 
-def claim(lock: IO, name: str) -> bool:
-    """Claim what is called ``name``; return False if another process has it.
-
-    Where the file system has no locks, warn once and return True.
-    """
+def claim(lock: IO, name: str, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
+    """Claim what is called ``name``; return False if another process has it; without locks warn and return True."""
+    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(name))
+        fcntl.lockf(lock, operation, 1, offset)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
@@ -65,14 +60,7 @@ def claim(lock: IO, name: str) -> bool:
 
 def release(lock: IO, name: str) -> None:
     """End a claim of this process."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_UN, 1, _offset(name))
-    except OSError as error:
-        _warn(lock.name, error.strerror)
-
-
-def _offset(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+    claim(lock, name, fcntl.LOCK_UN)
 
 
 @cache
@@ -89,7 +77,7 @@ def take(
     """
     rank, count = process_rank()
     left = [*units[rank::count], *(unit for i, unit in enumerate(units) if i % count != rank)]
-    waiting = False
+    is_said = False
     while left:
         others = []
         for unit in left:
@@ -102,8 +90,8 @@ def take(
                 release(lock, str(part))
             if len(claimed) < len(missing):
                 others.append(unit)
-        if others and len(others) == len(left) and not waiting and is_rank_zero():
-            waiting = True
+        if others and len(others) == len(left) and not is_said and is_rank_zero():
+            is_said = True
             print(f"waiting for another process, which has {len(others)} of the folders", file=sys.stderr)
         left = others
         sleep(PAUSE if left else 0)

@@ -43,24 +43,15 @@ class EvalSample(NamedTuple):
 
 @dataclass(kw_only=True)
 class EvalSet:
-    """The samples of a folder; ``dropped`` counts those left out, by reason.
-
-    ``coverage``: the share of the split's UID list that is in its shards, or None without a list.
-    """
+    """The samples of a folder."""
 
     samples: list[EvalSample]
     classes: Classes | None = None
-    coverage: float | None = None
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def __len__(self) -> int:
-        return len(self.samples)
+    coverage: float | None = None  # the share of the split's UID list that is in its shards, if it has a list
+    dropped: Counter[str] = field(default_factory=Counter)  # samples left out, by reason
 
     def texts(self, part: slice = slice(None)) -> list[str]:
-        """Return the different captions of ``part`` of the samples, without those of samples before it.
-
-        Each is encoded once, so equal ones have equal features to the last bit.
-        """
+        """Return the different captions of ``part`` of the samples that no sample before it has."""
         before = {caption for sample in self.samples[: part.start or 0] for caption in sample.captions}
         captions = dict.fromkeys(caption for sample in self.samples[part] for caption in sample.captions)
         return [caption for caption in captions if caption not in before]
@@ -83,17 +74,18 @@ class UnusableSample(TicError):
 def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, first_only: bool = False) -> EvalSet:
     """Return the samples of a folder, with what tasks of ``kinds`` (of ``LABEL``) need; a TicError if it has none.
 
-    A sample without what is needed is a TicError, or with ``skip_bad`` counted in ``dropped``. ``first_only``: as a
-    check, read only the first shard that has samples.
+    A sample that lacks it is a TicError, or with ``skip_bad`` counted. ``first_only``: read the first shard with any.
     """
     found = EvalSet(samples=[], classes=read_classes(folder) if "classification" in kinds else None)
     images = image_folders(folder)
     if images and "retrieval" in kinds:
         raise TicError(f"{folder} has a folder of images for each class, and no captions")
     for label, files in enumerate(images.values()):
-        usable = [file for file in files if _suffix(file[0]) in IMAGES]
-        found.samples += [EvalSample(path, path, 0, size, label) for path, size in usable]
-        found.dropped.update(f"{_suffix(path)} images are not read" for path, _ in set(files) - set(usable))
+        for path, size in files:
+            if (suffix := _suffix(path)) in IMAGES:
+                found.samples.append(EvalSample(path, path, 0, size, label))
+            else:
+                found.dropped[f"{suffix} images are not read"] += 1
     for path, count in () if images else shard_sizes(folder).items():
         if not (first_only and found.samples):
             _read_shard(path, count, kinds, found, skip_bad)
@@ -101,7 +93,7 @@ def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, fir
         raise TicError(f"{folder} holds no sample" + (" that can be used" if found.dropped else ""))
     for _, size in [*list_files(folder, SUBSET), *list_files(folder, f"*/{SUBSET}")][:1]:  # the list of all its parts
         num_listed = size // UID.itemsize - 8  # behind NumPy's header of 128 bytes
-        found.coverage = (len(found) + found.dropped.total()) / num_listed
+        found.coverage = (len(found.samples) + found.dropped.total()) / num_listed
     return found
 
 
@@ -135,7 +127,7 @@ def _parse(
             if suffix == "cls":
                 label = int(sample.read(shard, suffix))
             elif suffix == "txt":
-                captions = [line for line in sample.read(shard, suffix).decode().splitlines() if line.strip()]
+                captions = list(filter(str.strip, sample.read(shard, suffix).decode().splitlines()))
         except ValueError as error:
             raise UnusableSample(f"bad {suffix}", str(error)) from None
     if "retrieval" in kinds and not captions:
@@ -145,23 +137,19 @@ def _parse(
     return image, label, captions
 
 
-# --- Where the samples are ---
-
-
 def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
     """Return the folders of images in ``folder`` -> (path, bytes) of each image of any format; {} if a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):
         return {}
-    images = [file for file in list_files(folder, "*/*") if is_image(file[0])]
+    images = [
+        (path, size)
+        for path, size in list_files(folder, "*/*")
+        if _suffix(path) in IMAGES or (guess_type(path)[0] or "").startswith("image/")
+    ]
     folders = {path: [] for path in list_folders(folder)} if images else {}
     for path, size in images:
         folders[path.rpartition("/")[0]].append((path, size))
     return folders
-
-
-def is_image(path: str) -> bool:
-    """Return whether a file's name is one of an image, also of a kind that is not read."""
-    return _suffix(path) in IMAGES or (guess_type(path)[0] or "").startswith("image/")
 
 
 def count_images(folder: str) -> int:
@@ -190,7 +178,6 @@ def read_classes(folder: str) -> Classes:
     """Return the class names and templates of a task: its own, those of the folder above, or for images ImageNet's.
 
     Folders of images that have ImageNet's synsets for names have its class names, others are called as their folder.
-    A TicError says that there are none, or not a name for each folder of images.
     """
     folders = [path.rpartition("/")[2] for path in image_folders(folder)]
     names, templates = _read_lines(folder, CLASSNAMES), _read_lines(folder, TEMPLATES)

@@ -19,9 +19,9 @@ import numpy as np
 
 from tic_clip import TicError, metrics
 from tic_clip.evaluation.claims import open_lock, process_rank, take
-from tic_clip.evaluation.data import Classes, EvalSample, EvalSet, count_images, fingerprint, imagenet_classes, read_set
+from tic_clip.evaluation.data import Classes, EvalSet, count_images, fingerprint, imagenet_classes, read_set
 from tic_clip.evaluation.encode import DEFAULTS, Encoder, Settings, encode_set
-from tic_clip.evaluation.features import Features, count_nonfinite, pick
+from tic_clip.evaluation.features import Features, count_nonfinite, pick, read_features
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
 from tic_clip.evaluation.tasks import Task
 from tic_clip.models import Model
@@ -35,15 +35,11 @@ GROUPS = Path(__file__).parents[1] / "imagenet_groups.json"
 
 
 class Unit(NamedTuple):
-    """Work that one process takes: models of one architecture, which share what is decoded, and the tasks of a folder.
-
-    The features of ``slices`` of its images are kept as files; with ``is_scored`` the tasks are scored by them, or
-    without slices by features of the whole folder.
-    """
+    """Work that one process takes: models of one architecture, which share what is decoded, and a folder's tasks."""
 
     models: list[Model]
     tasks: list[Task]
-    slices: list[slice]
+    slices: list[slice]  # whose features are kept as files; without any, the folder is encoded when it is scored
     is_scored: bool = True
 
 
@@ -75,19 +71,19 @@ class _Work:
         pending = [model for model, _ in list_pending(models, tasks, self.data, output_dir, settings)]
         self.units = list_units(pending, tasks, settings)
 
-    def features_file(self, model: Model, unit: Unit, part: slice) -> Path:
-        """Return the file of a model's features of a slice; its name says of what they are."""
+    def files(self, model: Model, unit: Unit) -> list[Path]:
+        """Return the files of a model's features of a unit's slices; their names say of what they are."""
         settings, data = self.settings, [self.data[task.key] for task in unit.tasks]
         content = repr((model.fingerprint, data, settings.precision, settings.skip_bad))
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return self.folder / FEATURES / f"{digest}-{part.start}-{part.stop}.npz"
+        return [self.folder / FEATURES / f"{digest}-{part.start}-{part.stop}.npz" for part in unit.slices]
 
     def list_missing(self, unit: Unit) -> list[tuple[str, str]]:
         """Return the parts of a unit that are not there: (model, file of features), then (model, key of a task)."""
         pending = list_pending(unit.models, unit.tasks, self.data, self.output_dir, self.settings, self.started)
-        files = [(model.name, self.features_file(model, unit, part)) for part in unit.slices for model, _ in pending]
-        keys = [(model.name, task.key) for model, some in pending for task in some if unit.is_scored]
-        return [(name, str(file)) for name, file in files if not file.exists()] + keys
+        by_model = [[(model.name, file) for file in self.files(model, unit)] for model, _ in pending]
+        keys = [(model.name, task.key) for model, subset in pending for task in subset if unit.is_scored]
+        return [(name, str(file)) for name, file in chain(*zip(*by_model, strict=True)) if not file.exists()] + keys
 
     def do(self, unit: Unit, missing: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """Keep the features that are among the missing parts, and yield the results that are."""
@@ -98,44 +94,47 @@ class _Work:
                 self.encoders[model.name] = Encoder(model, self.settings)
         chosen = [task for task in unit.tasks if any(key == task.key for _, key in missing)]
         found = read_samples(unit.tasks if unit.slices else chosen, self.settings)
-        for part in unit.slices:
-            files = {model.name: self.features_file(model, unit, part) for model in unit.models}
-            needed = {name: file for name, file in files.items() if (name, str(file)) in missing}
-            encoders = [self.encoders[name] for name in needed]
-            features = encode_set(encoders, unit.tasks[0].name, found, part) if encoders else []
-            for file, each in zip(needed.values(), features, strict=True):
-                each.save(file)
+        files = {model.name: self.files(model, unit) for model in unit.models}
+        for i, part in enumerate(unit.slices):
+            needed = {name: paths[i] for name, paths in files.items() if (name, str(paths[i])) in missing}
+            if needed:
+                features = encode_set([self.encoders[name] for name in needed], unit.tasks[0].name, found, part)
+                for path, each in zip(needed.values(), features, strict=True):
+                    each.save(path)
         if not chosen:
             return
-        scored = [model for model in unit.models if any((model.name, task.key) in missing for task in chosen)]
-        files = {model.name: [self.features_file(model, unit, part) for part in unit.slices] for model in scored}
-        encoders = [self.encoders[model.name] for model in scored]
-        features = [read_features(files[model.name], unit.slices) for model in scored] if unit.slices else None
-        for task, encoder, numbers in score(encoders, chosen, found, features):
-            if (encoder.model.name, task.key) in missing:
-                yield _describe(task, encoder, numbers) | {"data": self.data[task.key]}
-        for file in chain(*files.values()):
-            file.unlink(missing_ok=True)
+        scored = [name for name in files if any((name, task.key) in missing for task in chosen)]
+        encoders = [self.encoders[name] for name in scored]
+        if unit.slices:
+            features = [read_features(files[name], unit.slices) for name in scored]
+        else:
+            features = encode_set(encoders, chosen[0].name, found)
+        for task in chosen:
+            for encoder, each in zip(encoders, features, strict=True):
+                if (encoder.model.name, task.key) in missing:
+                    yield self.describe(task, encoder, score(encoder, task, found, each))
+        for path in chain(*(files[name] for name in scored)):
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # of other folders there are some
             (self.folder / FEATURES).rmdir()
 
-
-def _describe(task: Task, encoder: "Encoder", numbers: dict[str, Any]) -> dict[str, Any]:
-    """Return a result: ``numbers``, what they are of, and how they were computed."""
-    model = encoder.model
-    return {
-        "key": task.key,
-        "dataset": task.name,
-        **numbers,
-        **model.about,
-        "model": {"name": model.name, "arch": model.arch, "sha256": model.fingerprint},
-        "precision": encoder.settings.precision,
-        "device": encoder.device_type,
-        "batch_size": encoder.limit,
-        "metric_version": metrics.METRIC_VERSION,
-        "pins": versions(),
-        "time": time.time(),
-    }
+    def describe(self, task: Task, encoder: Encoder, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Return a result: ``numbers``, what they are of, and how they were computed."""
+        model = encoder.model
+        return {
+            "key": task.key,
+            "dataset": task.name,
+            **numbers,
+            **model.about,
+            "model": {"name": model.name, "arch": model.arch, "sha256": model.fingerprint},
+            "precision": self.settings.precision,
+            "device": encoder.device_type,
+            "batch_size": encoder.limit,
+            "metric_version": metrics.METRIC_VERSION,
+            "pins": versions(),
+            "time": time.time(),
+            "data": self.data[task.key],
+        }
 
 
 def check_tasks(tasks: Sequence[Task], settings: Settings = DEFAULTS) -> None:
@@ -206,39 +205,19 @@ def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
     """Return the samples of a folder, with what all its ``tasks`` need; a TicError if not ``size`` of them."""
     folder = tasks[0].folder
     found = read_set(folder, {task.kind for task in tasks}, skip_bad=settings.skip_bad)
-    count = len(found) + found.dropped.total()
+    count = len(found.samples) + found.dropped.total()
     for task in tasks:
         if task.size not in (None, count):
             raise TicError(f"{folder} has {count} samples, the list of tasks says {task.size}")
     return found
 
 
-def read_features(files: Sequence[Path], slices: Sequence[slice]) -> Features:
-    """Return a model's features of a folder from the files of its slices."""
-    features = Features()
-    for file, part in zip(files, slices, strict=True):
-        features.append(file, part.start)
-    return features
-
-
-def score(
-    encoders: Sequence[Encoder], tasks: Sequence[Task], found: EvalSet, features: Sequence[Features] | None = None
-) -> Iterator[tuple[Task, Encoder, dict[str, Any]]]:
-    """Yield (task, encoder, its part of a result) of a folder's tasks, of each encoder's ``features`` if given."""
-    features = features or encode_set(encoders, tasks[0].name, found)
-    bad = set(features[0].bad)
+def score(encoder: Encoder, task: Task, found: EvalSet, features: Features) -> dict[str, Any]:
+    """Return what a result says of the samples of a folder, by their features."""
+    bad = set(features.bad)
     samples = [sample for i, sample in enumerate(found.samples) if i not in bad]
     if not samples:
-        raise TicError(f"{tasks[0].folder} holds no image that can be decoded")
-    for task in tasks:
-        for encoder, each in zip(encoders, features, strict=True):
-            yield task, encoder, _score(encoder, task, found, samples, each)
-
-
-def _score(
-    encoder: Encoder, task: Task, found: EvalSet, samples: list[EvalSample], features: Features
-) -> dict[str, Any]:
-    """Score a set by ``features``, whose images are ``samples`` in order."""
+        raise TicError(f"{task.folder} holds no image that can be decoded")
     images = features.images.read()
     if task.kind == "retrieval":
         index = {text: i for i, text in enumerate(found.texts())}
@@ -254,7 +233,7 @@ def _score(
         guess = {"chance": 1 / len(keys), "constant_guess": metrics.constant_guess(labels, metric)}
     if task.main_metric not in numbers:
         raise TicError(f"{task.key} has no {task.main_metric}: there are {len(keys)} classes")
-    bad, is_main = Counter({"bad image": len(found) - len(samples)}), task.main_metric in metrics.WITH_INTERVAL
+    is_main = task.main_metric in metrics.WITH_INTERVAL
     return {
         "metrics": numbers | {"main_metric": numbers[task.main_metric]},
         "ci95": list(interval) if is_main else None,
@@ -262,7 +241,7 @@ def _score(
         **(guess if is_main else dict.fromkeys(guess)),
         "num_samples": len(images),
         "coverage": found.coverage,
-        "dropped": dict(found.dropped + bad),
+        "dropped": dict(found.dropped + Counter({"bad image": len(bad)})),
         "nonfinite": sum(count_nonfinite(rows) for rows in (images, keys)),
     }
 

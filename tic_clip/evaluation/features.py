@@ -47,14 +47,11 @@ class Rows:
 
 @dataclass
 class Features:
-    """What one model makes of a folder, or of a slice of it: rows of images and of texts.
-
-    ``bad``: which samples have no row, as they can't be decoded.
-    """
+    """What one model makes of a folder, or of a slice of it."""
 
     images: Rows = field(default_factory=Rows)
     texts: Rows = field(default_factory=Rows)
-    bad: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)  # which samples can't be decoded, and have no row
 
     def save(self, path: Path) -> None:
         """Write all of them to a file."""
@@ -62,16 +59,20 @@ class Features:
         with atomic_open(path) as file:
             np.savez(file, bad=np.array(self.bad, dtype=np.int64), **arrays)
 
-    def append(self, path: Path, start: int) -> None:
-        """Add those of a slice that ``save`` has written; ``start`` is its first sample."""
+
+def read_features(paths: list[Path], slices: list[slice]) -> Features:
+    """Return the features of a folder from the files of its slices."""
+    features = Features()
+    for path, part in zip(paths, slices, strict=True):
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
         except (ValueError, OSError, zipfile.BadZipFile):
             raise TicError(f"{path} is damaged: delete it and start again") from None
-        self.bad += (arrays.pop("bad") + start).tolist()
+        features.bad += (arrays.pop("bad") + part.start).tolist()
         for name, rows in arrays.items():
-            getattr(self, name).append(rows)
+            getattr(features, name).append(rows)
+    return features
 
 
 def pick(rows: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -87,18 +87,16 @@ def read_results(path: object, *, quiet: bool = False) -> list[dict]:
         raise TicError(f"{path} is missing: run scripts/evaluate.py first")
     results = []
     for name in found:
-        lines = read_bytes(name).split(b"\n")
-        parsed = list(map(_parse_object, lines))
-        results += [result for result in parsed if _is_result(result)]
-        skipped = [n for n, result in enumerate(parsed, 1) if lines[n - 1] and not _is_result(result)]
+        skipped = []
+        for number, line in enumerate(read_bytes(name).split(b"\n"), 1):
+            result = _parse_object(line)
+            if "key" in result and isinstance(result.get("metrics"), dict):
+                results.append(result)
+            elif line:
+                skipped.append(str(number))
         if skipped and not quiet:
-            text = ", ".join(map(str, skipped))
-            logging.warning("%s: skipped what is not a complete result: line %s", name, text)
+            logging.warning("%s: skipped what is not a complete result: line %s", name, ", ".join(skipped))
     return sorted(results, key=lambda result: result.get("time", 0))
-
-
-def _is_result(value: dict) -> bool:
-    return "key" in value and isinstance(value.get("metrics"), dict)
 
 
 def _parse_object(line: bytes) -> dict:

@@ -34,17 +34,14 @@ DATACOMP_GROUPS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One evaluation set; ``name`` stands in the tables, ``kind`` is one of ``METRICS``.
-
-    ``size``: how many samples it must have, if a task list says so.
-    """
+    """One evaluation set."""
 
     key: str
-    name: str
-    kind: str
+    name: str  # in the tables
+    kind: str  # one of METRICS
     folder: str
     main_metric: str
-    size: int | None = None
+    size: int | None = None  # how many samples it must have, if a task list says so
     missing_message: str = ""  # the error if the folder does not exist
     benchmark: str = ""  # none for a static task
 
@@ -136,10 +133,9 @@ def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
 
 
 def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False) -> dict[str, dict[str, Any]]:
-    """Return a ``tasklist.yml`` as DataComp's evaluate.py reads it: task key -> name, main metric, number of classes.
+    """Return a ``tasklist.yml`` as DataComp's evaluate.py reads it, of groups or keys of tasks: task key -> its fields.
 
-    ``groups`` are groups or keys of tasks; ``sample``: only the first task of each. ``size`` is left out, as it depends
-    on how much of the pool exists.
+    ``sample``: only the first task of each. ``size`` is left out, as it depends on how much of the pool exists.
     """
     entries = {}
     for task in (task for name in groups for task in find_tasks(name, "")[: 1 if sample else None]):

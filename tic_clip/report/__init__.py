@@ -1,7 +1,6 @@
-"""Tables, figures and one self-contained HTML page from the results of runs and of models.
+"""Tables, figures and a self-contained HTML page from the results of runs and models.
 
-Reads ``R/eval_results.jsonl`` and, of runs, ``R/{step}/train.log.jsonl`` of each folder R. Equal results and logs give
-equal bytes.
+Reads ``eval_results.jsonl`` and, of runs, ``{step}/train.log.jsonl`` in each folder. Equal input gives equal bytes.
 """
 
 import base64
@@ -30,10 +29,10 @@ LATEX = str.maketrans(
 def report(
     folders: list, output_dir: object, reference: str | None = None, paired: bool = False
 ) -> tuple[str, list[str]]:
-    """Write all tables and figures of ``folders`` into ``output_dir``; return the text for a terminal, and file names.
+    """Write all tables and figures of ``folders`` to ``output_dir``; return the text for a terminal and the file names.
 
-    ``reference``: a CSV of published numbers in per cent; its columns are ``method`` and some of the comparison's.
-    ``paired``: test the difference of two; without an ``output_dir``, that is all.
+    ``reference``: a CSV of published numbers in per cent with the column ``method`` and some of the comparison's.
+    ``paired``: test whether two runs or models differ; without an ``output_dir``, do only that.
     """
     results = load_results(folders)
     pairs = compare_pair(results) if paired else None
@@ -80,7 +79,7 @@ def report(
 
 
 def _render(template: str, values: dict[str, object]) -> str:
-    """Return a template of this folder filled in; only HTML is escaped by jinja2, the others by their filters."""
+    """Return a rendered template; jinja2 escapes HTML, filters escape Markdown and LaTeX."""
     loader = jinja2.PackageLoader("tic_clip.report", ".")
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape="html" in template, **blocks)

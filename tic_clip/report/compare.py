@@ -1,4 +1,4 @@
-"""The figures of each run and model side by side: mean, deviation over seeds and error, as shares of 1."""
+"""Compare runs and models: each figure with its standard deviation over seeds and its error, as shares of 1."""
 
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -20,10 +20,10 @@ FORGETTING |= {"area": "over compute"}
 
 
 class Compared(NamedTuple):
-    """A row for each group of runs that differ in their seed only, and for each model.
+    """A row for each group of runs that differ only in their seed, and for each model.
 
-    ``table``: ``ABOUT``, ``settings`` (a letter for those that can be compared), and for each head its mean, a share of
-    1, its standard deviation, "… sd", and the half-width of its 95 % interval, "… error". ``heads``: by what they are.
+    ``table``: ``ABOUT``, ``settings`` (the same letter for comparable runs), and for each head its mean, its standard
+    deviation "… sd", and the half-width of its 95 % interval "… error". ``heads``: the heads by kind.
     """
 
     table: pd.DataFrame
@@ -31,7 +31,7 @@ class Compared(NamedTuple):
 
 
 def compare(results: Results) -> Compared:
-    """Return the figures of all rows."""
+    """Return the comparison of all rows of a report."""
     about = {}
     for one in results.rows:
         spent = [one.spent[column].dropna().max() for column in SPENT]
@@ -57,7 +57,7 @@ def compare(results: Results) -> Compared:
 
 
 def _relate_to_oracle(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """Return each transfer as a share of that of the first oracle run with the same settings; nothing without one."""
+    """Return each transfer divided by that of the first oracle run with the same settings; no column without one."""
     has_others = table["settings"].duplicated(keep=False) & table["settings"].notna()
     oracles = table[(table["method"] == "oracle") & has_others].drop_duplicates("settings")
     if oracles.empty:
@@ -70,10 +70,7 @@ def _relate_to_oracle(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_figures(results: Results, one: Subject) -> dict[str, dict[str, float]]:
-    """Return the ``figures`` of a run or model by their heads, its ``static`` tasks, and its ``forgetting``.
-
-    ``spans``: its last model on old and on new data.
-    """
+    """Return what a run or model has by kind and head: figures, static tasks, spans (old and new data), forgetting."""
     static, keys = one.static.loc[one.last_step], results.static_keys
     groups = {"ImageNet": [IMAGENET], f"shifts ({len(SHIFTS)})": SHIFTS, "Flickr30k": [FLICKR]}
     groups[f"average ({len(keys)})"] = sorted(keys)
@@ -96,25 +93,25 @@ def _read_figures(results: Results, one: Subject) -> dict[str, dict[str, float]]
 
 
 def _read_errors(one: Subject) -> dict[str, float]:
-    """Return the half-widths of the 95 % intervals of a run's transfers, from those of its cells."""
+    """Return the half-widths of the 95 % intervals of a run's transfers."""
     errors = {label: transfer_errors(one.square_widths(label)) for label in one.tasks if one.is_run}
     return {f"{label} {head}": part[key] for label, part in errors.items() for key, head in TRANSFERS.items()}
 
 
 def _known_settings(results: Results) -> pd.DataFrame:
-    """Return those settings that are known of all rows that are runs, a row each."""
+    """Return the settings that are known for all runs, a row each."""
     return pd.DataFrame({one.name: one.settings for one in results.groups}, dtype=object).T.dropna(axis="columns")
 
 
 def group_settings(results: Results) -> pd.Series:
-    """Return a letter for each row that is a run, the same if all that is known of both settings is equal."""
+    """Return a letter for each run; runs with equal known settings share it."""
     known = _known_settings(results)
     alike = known.astype(str).agg("\n".join, axis=1) if known.size else pd.Series("", index=known.index)
     return pd.Series([ascii_uppercase[i % 26] for i in pd.factorize(alike)[0]], index=known.index, dtype=object)
 
 
 def list_settings(results: Results, letters: pd.Series) -> list[str]:
-    """Return what differs between the settings of each letter: "A: batch 64, samples a step 7,680"."""
+    """Return the settings that differ between letters: "A: batch 64, samples a step 7,680"."""
     known = _known_settings(results)
     known = known.loc[:, known.astype(str).nunique() > 1].map(write)
     rows = known.groupby(letters.dropna()).first().to_dict("index")
@@ -122,7 +119,7 @@ def list_settings(results: Results, letters: pd.Series) -> list[str]:
 
 
 def count_results(results: Results, group: list[Subject]) -> str:
-    """Return "15 of 49" results, or "all"."""
+    """Return how many results are there, as "15 of 49" or "all"."""
     parts = [one.matrix(task) for one in group for task in results.tasks]
     parts += [one.static.loc[one.last_step].reindex(results.static_keys) for one in group if len(one.static.columns)]
     found, total = sum(int(part.notna().sum(axis=None)) for part in parts), sum(part.size for part in parts)
@@ -130,6 +127,6 @@ def count_results(results: Results, group: list[Subject]) -> str:
 
 
 def old_and_new(task: Task) -> dict[str, list[str]]:
-    """Return the first step's periods, the last two, and all: 2014 to 2016, 2021 and 2022 of TiC-DataComp."""
+    """Return the first step's periods, the last two, and all, by name ("2014 to 2016", "2021 to 2022", "all")."""
     spans = [list(task.benchmark.steps[0].periods), task.periods[-2:]]
     return {span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}": span for span in spans} | {"all": task.periods}

@@ -1,8 +1,7 @@
-"""The figures of a report, readable in grey and for the colour-blind."""
+"""Draw the figures of a report, readable in greyscale and with colour-blindness."""
 
 import io
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,16 +19,16 @@ from tic_clip.report.frame import Results, Subject
 from tic_clip.report.table import MAX_NUMBERED, percent
 
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-"""File types, and what is left out of them so that equal figures are equal bytes."""
+"""File types, and the metadata to leave out so that equal figures are equal bytes."""
 CURVES = {"loss": "contrastive loss", "lr": "learning rate", "samples_per_second": "samples a second"}
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d1f")
-"""Those of Okabe and Ito, which the colour-blind tell apart; ochre for yellow, which is faint on white."""
+"""Okabe and Ito's palette for colour-blind readers, with ochre for yellow, which is faint on white."""
 SERIES = cycler(color=COLOURS * 9, marker="osD^vP*Xd" * 8, linestyle=["-", "--", ":", "-."] * 18)
-"""72 series, each with a colour and marker of its own."""
+"""72 series, each with its own colour and marker."""
 STYLE = Path(__file__).with_name("report.mplstyle")
 CHANCE = {"color": "0.45", "linestyle": (0, (1, 1.5)), "marker": "none", "linewidth": 1, "label": "chance"}
 MAX_LABELLED = 30
-"""With more points than this, only the last of each run is labelled."""
+"""With more points than this, label only the last of each run."""
 UNIT = 5.0e18
 """MACs of a step of TiC-DataComp-large, C in the paper's figure."""
 FIGURE_1 = {
@@ -41,7 +40,7 @@ shifts; read off the figure, good to about 0.3."""
 
 
 def draw_figures(results: Results, compared: Compared) -> dict[str, bytes]:
-    """Return each figure as PNG and as SVG by file name, b"" if it has nothing to show."""
+    """Return file name -> bytes of each figure as PNG and SVG; b"" if there is nothing to draw."""
     drawings = {"heatmap": draw_heatmap, "bars": lambda results: draw_bars(results, compared), "curves": draw_curves}
     drawings |= {"compute": draw_compute, "robustness": draw_robustness, "training": draw_training}
     files = {}
@@ -57,17 +56,12 @@ def draw_figures(results: Results, compared: Compared) -> dict[str, bytes]:
 
 
 def _escape(name: str) -> str:
-    """Return ``name`` as a label: matplotlib sets what is between dollars as a formula and hides a leading _."""
+    """Return a label that matplotlib shows as it is: it typesets $…$ and hides labels that start with _."""
     return ("\u200a" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def _looks(names: Iterable[str]) -> dict[str, dict]:
-    """Return colour, marker and line of each name, the same in all figures of a report."""
-    return dict(zip(names, SERIES, strict=False))
-
-
 def _add_legend(figure: Figure, panel: Axes, title: str | None = None) -> None:
-    """Add a legend below, in as many columns as there is room for; the figure grows by it, not the panels less."""
+    """Add a legend below the panels, in as many columns as fit, and make the figure taller by it."""
     handles, labels = panel.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     columns = max(1, int(width / (0.5 + 0.062 * max(map(len, labels), default=1))))
@@ -86,7 +80,7 @@ def _set_periods(panel: Axes, periods: list[str]) -> None:
 
 
 def draw_heatmap(results: Results) -> Figure | None:
-    """Draw the matrix of each task and run: of one run, its tasks side by side; of several, four runs in a row."""
+    """Draw the matrix of each task and run: the tasks of one run side by side, or several runs, four in a row."""
     runs, single = results.groups, results.single
     tasks = [task for task in results.tasks if any(task in run.tasks for run in runs)]
     if not tasks:
@@ -112,7 +106,7 @@ def draw_heatmap(results: Results) -> Figure | None:
 
 
 def _finish_matrix(panel: Axes, run: Subject, task: str, grid: pd.DataFrame, colours: np.ndarray) -> None:
-    """Label a matrix, outline each step's own periods and write the numbers, dark on light and light on dark."""
+    """Label a matrix, outline each step's own periods and write the numbers in a readable colour."""
     _set_periods(panel, list(grid.columns))
     panel.set_yticks([])
     if panel.get_subplotspec().is_first_col():
@@ -135,7 +129,7 @@ def _finish_matrix(panel: Axes, run: Subject, task: str, grid: pd.DataFrame, col
 
 
 def draw_bars(results: Results, compared: Compared) -> Figure | None:
-    """Draw the three transfers of each task: a bar a run, with its deviation over seeds or else its interval."""
+    """Draw the three transfers of each task: a bar for each run, with its deviation over seeds, else its interval."""
     runs = [one for one in results.groups if one.tasks]
     if len(runs) < 2:
         return None
@@ -143,7 +137,7 @@ def draw_bars(results: Results, compared: Compared) -> Figure | None:
     panels, width = figure.subplots(1, len(results.tasks), squeeze=False)[0], 0.8 / len(runs)
     for panel, task in zip(panels, results.tasks, strict=True):
         heads = [f"{task} {head}" for head in TRANSFERS.values()]
-        for i, (name, look) in enumerate(_looks(one.name for one in runs).items()):
+        for i, (name, look) in enumerate(zip([run.name for run in runs], SERIES, strict=False)):
             values = compared.table.loc[name, heads].astype(float)
             deviations, errors = (compared.table.loc[name, [f"{h} {kind}" for h in heads]] for kind in ("sd", "error"))
             spread = 100 * np.where(pd.isna(deviations), errors, deviations).astype(float)
@@ -165,7 +159,7 @@ def draw_bars(results: Results, compared: Compared) -> Figure | None:
 
 
 def draw_curves(results: Results) -> Figure | None:
-    """Draw the main metric over the periods: of at most eight steps of a single run, else of each last model."""
+    """Draw the main metric over the periods: up to eight steps of a single run, or the last model of each run."""
     if not results.tasks:
         return None
     run, rows = results.single, results.rows
@@ -194,9 +188,9 @@ def draw_curves(results: Results) -> Figure | None:
 
 
 def draw_compute(results: Results) -> Figure | None:
-    """Draw accuracy against total compute: a line a run, a point a step.
+    """Draw accuracy against total compute: a line for each run, a point for each step.
 
-    It is the mean of ImageNet and its shifts, beside the paper's points, or without them the first task's mean.
+    Accuracy is the mean of ImageNet and its shifts, beside the paper's points, or else the first task's mean.
     """
     task, keys, runs = next(iter(results.tasks), None), [IMAGENET, *SHIFTS], results.groups
     accuracy = {run.name: run.static.reindex(columns=keys).to_numpy().mean(axis=1) for run in runs}
@@ -227,14 +221,14 @@ def draw_compute(results: Results) -> Figure | None:
 
 
 def _label_points(panel: Axes, points: np.ndarray, labels: list[str], colour: object, total: int) -> None:
-    """Write a label beside each of ``points`` (N, 2), or only the last if the figure has very many."""
+    """Label each of ``points`` (N, 2), or only the last if the figure has too many."""
     chosen = slice(None if total <= MAX_LABELLED else -1, None)
     for point, label in zip(points[chosen], labels[chosen], strict=True):
         panel.annotate(_escape(label), point, (4, 3), textcoords="offset points", fontsize=6, color=colour)
 
 
 def draw_robustness(results: Results) -> Figure | None:
-    """Draw retrieval on new against old data: a line a run, a point a model, with a fitted line for each family."""
+    """Draw retrieval on new against old data: a line for each run, a point for each model, a fit for each family."""
     kinds = {label: task.benchmark.tasks[task.name] for label, task in results.tasks.items()}
     task = next((label for label, kind in kinds.items() if kind == "retrieval"), next(iter(kinds), None))
     series: dict[tuple[bool, str], list] = {}
@@ -271,7 +265,7 @@ def draw_robustness(results: Results) -> Figure | None:
 
 
 def draw_training(results: Results) -> Figure | None:
-    """Draw what training logged against the samples seen: a line a run; the steps of one run are marked off."""
+    """Draw the training log against samples seen: a line for each run; mark the steps of a single run."""
     logs = {run.name: read_log(run.folder, run.steps) for run in results.runs}
     logs = {name: steps for name, steps in logs.items() if any(steps)}
     if not logs:

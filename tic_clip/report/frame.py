@@ -1,4 +1,4 @@
-"""The results of runs and models as tidy DataFrames, and the summary of each that summary.json holds."""
+"""Results of runs and models as tidy DataFrames, and their summary for summary.json."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ from tic_clip.storage import to_path
 from tic_clip.timeline import span
 
 STATIC = "static"
-"""The ``task`` of results that belong to no period; their ``period`` is the task's key."""
+"""The ``task`` of results without a period; their ``period`` is the task's key."""
 SPENT = ["samples_seen", "macs_seen"]
 DATA = ["num_samples", "coverage", "dropped", "nonfinite"]
 VERSIONS = ["pins", "precision", "device"]
@@ -28,28 +28,28 @@ FIELDS = ["key", "step", "metrics", "ci95", "chance", "method", "scale", "filter
 FIELDS += [*SPENT, *DATA, *VERSIONS, "data", "model"]
 SETTINGS = {"filter": "filter", "scale": "scale", "model": "model", "samples": "samples a step"}
 SETTINGS |= {"batch_size": "batch", "learning_rate": "learning rate", "sampling": "sampling"}
-"""What a plan says that must be equal for figures to be compared, and how a table says it."""
+"""Settings of a plan that must be equal in runs that are compared -> their names in tables."""
 CELL = ["step", "task", "period"]
 
 
 class Task(NamedTuple):
-    """A task of a benchmark; the steps of a run on another benchmark, or cadence, can be evaluated on it, too."""
+    """A task of a benchmark; runs on another benchmark or cadence can be evaluated on it, too."""
 
     benchmark: Benchmark
     name: str
 
     @property
     def metric(self) -> str:
-        """Return the name of its main metric."""
+        """Return the name of the main metric."""
         return self.benchmark.main_metric(self.name)
 
     @property
     def periods(self) -> list[str]:
-        """Return its periods in order of time."""
+        """Return the periods in order of time."""
         return list(self.benchmark.periods)
 
     def periods_of(self, benchmark: Benchmark) -> list[list[str]]:
-        """Return the periods of each step of a benchmark: by its table, or those within the step's days."""
+        """Return the periods of each step of a benchmark; of another benchmark's, those within the step's days."""
         if self.benchmark == benchmark:
             return [list(step.periods) for step in benchmark.steps]
         days = {period: span(period) for period in self.periods}
@@ -58,11 +58,11 @@ class Task(NamedTuple):
 
 
 class Subject:
-    """A run, a model that is not a run, or the mean of ``members``, runs that differ in their seed only.
+    """A run, a model that is not a run, or the mean of ``members``, runs that differ only in their seed.
 
-    ``frame`` has a row for the last result of each step and task: the line's ``FIELDS``, and ``task`` (its label),
-    ``period``, ``value`` (a share of 1, NaN if missing), ``low`` and ``high`` (of the 95 % interval). Of the other
-    tables each row is a step. ``known`` are all tasks of the report by label.
+    ``frame`` has a row for the last result of each step, task and period: the line's ``FIELDS``, and ``task`` (its
+    label), ``period``, ``value`` (a share of 1, NaN if missing), ``low`` and ``high`` (of the 95 % interval).
+    ``static`` and ``spent`` have a row for each step. ``known``: label -> task, all tasks of the report.
     """
 
     def __init__(
@@ -83,28 +83,28 @@ class Subject:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """Return the plan of the first step in the run's folder, and when its last one was ``finished``; {} if none."""
+        """Return the plan of the run's first step and when its last was ``finished``; {} if there is none."""
         return read_plan(self.folder, self.steps) if self.is_run else {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return ``SETTINGS`` by their names in tables: of the plan, else of the results, else None."""
+        """Return name in tables -> setting, from the plan, else from the results, else None."""
         seen = self.spent["samples_seen"].dropna()
         told = {key: self.about[key] for key in ("filter", "scale")}
         told["samples"] = round(seen.iloc[0] / (self.steps.index(seen.index[0]) + 1)) if len(seen) else None
         return {head: self.plan.get(key, told.get(key)) for key, head in SETTINGS.items()}
 
     def matrix(self, task: str, column: str = "value") -> pd.DataFrame:
-        """Return the (steps, periods) table of a task."""
+        """Return a column of a task as a table (steps, periods)."""
         return _pivot(self.frame, task, column).reindex(index=self.steps, columns=self.known[task].periods)
 
     def half_widths(self, task: str) -> pd.DataFrame:
-        """Return those of the intervals (steps, periods); NaN where all samples or none are hits, whose says less."""
+        """Return the half-widths of the 95 % intervals (steps, periods); NaN if none or all of the samples are hits."""
         values, widths = self.matrix(task), (self.matrix(task, "high") - self.matrix(task, "low")) / 2
         return widths.where((values > 0) & (values < 1) & (widths > 0))
 
     def chance(self, task: str) -> pd.Series:
-        """Return the share of 1 that guessing gets on each period, NaN if not known."""
+        """Return the score of guessing on each period, NaN if not known."""
         rows = self.frame[self.frame["task"] == task].drop_duplicates("period").set_index("period")
         chance = rows["chance"].astype(float)
         if task in self.known and self.known[task].metric == MAIN_METRIC["retrieval"]:
@@ -112,7 +112,7 @@ class Subject:
         return chance.reindex(self.known[task].periods)
 
     def mean_over(self, task: str, spans: Iterable[Iterable[str]]) -> np.ndarray:
-        """Return the means (steps, spans) over the periods of each span; NaN if one is missing, or a span is empty."""
+        """Return the means (steps, spans) over the periods of each span; NaN if a result is missing."""
         return _mean_over(self.matrix(task), spans)
 
     def square_matrix(self, task: str) -> np.ndarray:
@@ -120,17 +120,17 @@ class Subject:
         return self.mean_over(task, self.known[task].periods_of(self.benchmark))
 
     def square_widths(self, task: str) -> np.ndarray:
-        """Return the half-widths (steps, steps) of the intervals of ``square_matrix``; periods are independent."""
+        """Return the half-widths (steps, steps) of ``square_matrix``'s intervals; periods are independent."""
         spans = self.known[task].periods_of(self.benchmark)
         return np.sqrt(_mean_over(self.half_widths(task) ** 2, spans) / np.array([max(len(part), 1) for part in spans]))
 
     def transfer(self, task: str) -> dict[str, float]:
-        """Return the ``id``, ``backward`` and ``forward`` of a task, NaN of a model and where a cell is missing."""
+        """Return ``id``, ``backward`` and ``forward`` of a task; NaN of a model and if a cell is missing."""
         return transfer(self.square_matrix(task) if self.is_run else np.full((2, 2), np.nan))
 
 
 def average(name: str, members: list[Subject]) -> Subject:
-    """Return the mean of runs; a cell that one lacks is missing."""
+    """Return the mean of runs; a cell is missing if one of them lacks it."""
     frame = pd.concat([one.frame for one in members])
     cells, first = frame.groupby(CELL, sort=False), frame.drop_duplicates(CELL).set_index(CELL)
     for column in ("value", "low", "high"):
@@ -141,9 +141,9 @@ def average(name: str, members: list[Subject]) -> Subject:
 
 
 class Results:
-    """All results of a report: runs, models that are not runs, and ``rows``, which are both with the mean over seeds.
+    """All results of a report: ``runs``, ``models`` that are not runs, ``groups`` (means over seeds) and ``rows``.
 
-    ``benchmark`` is the first run's; ``tasks`` of others are labelled with their benchmark.
+    ``benchmark`` is the first run's; the labels of other benchmarks' tasks name them.
     """
 
     def __init__(self, subjects: list[Subject]) -> None:
@@ -152,7 +152,7 @@ class Results:
         self.subjects = self.runs + self.models
         self.groups = group_seeds(self.runs)
         self.rows = self.groups + self.models
-        self.single = self.rows[0] if len(self.rows) == len(self.groups) == 1 else None  # one row, and no model
+        self.single = self.rows[0] if len(self.rows) == len(self.groups) == 1 else None  # only one row, a run
         self.tasks = {
             label: task for label, task in subjects[0].known.items() if any(label in one.tasks for one in subjects)
         }
@@ -163,14 +163,14 @@ class Results:
 
     @cached_property
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Return the least and the greatest value of each task in all rows, between which colours go."""
+        """Return the lowest and highest value of each task, the ends of the colour scale."""
         grids = {task: [row.matrix(task).to_numpy(float).ravel() for row in self.rows] for task in self.tasks}
         values = {task: np.concatenate(grid) for task, grid in grids.items()}
         return {task: (float(np.nanmin(part)), float(np.nanmax(part))) for task, part in values.items()}
 
 
 def group_seeds(runs: list[Subject]) -> list[Subject]:
-    """Return the runs, the mean in place of those that differ in their seed only."""
+    """Return the runs, with those that differ only in their seed replaced by their mean."""
     alike: dict[tuple, list[Subject]] = {}
     for run in runs:
         settings = run.about[["method", "scale", "filter", "settings"]].map(str)
@@ -178,7 +178,7 @@ def group_seeds(runs: list[Subject]) -> list[Subject]:
         alike.setdefault((*settings, *map(str, run.spent["samples_seen"])) if is_known else (run.name,), []).append(run)
     groups = []
     for members in alike.values():
-        if len({run.about["seed"] for run in members}) < len(members) or len(members) == 1:  # or one seed twice
+        if len({run.about["seed"] for run in members}) < len(members) or len(members) == 1:  # a seed is there twice
             groups += members
             continue
         short = {re.sub(r"[-_/]?(seed)?[-_]?\d+$", "", run.name) for run in members}
@@ -223,7 +223,7 @@ def load_results(folders: list) -> Results:
 
 
 def _name_cells(keys: list[tuple[Benchmark, str]]) -> dict[str, tuple[Task, str, str]]:
-    """Return task, label and period of each key that results have; tasks of the first benchmark need no more words."""
+    """Return key -> task, label and period; labels name the benchmark if it is not the first."""
     used, cells = {key for _, key in keys}, {}
     for benchmark in dict.fromkeys([benchmark.name for benchmark, _ in keys] + list(BENCHMARKS)):
         table = next((one for one, _ in keys if one.name == benchmark), BENCHMARKS.get(benchmark))
@@ -245,14 +245,14 @@ def _name_runs(folders: list) -> list[str]:
 
 
 def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark, dict[str, list[dict[str, Any]]]]:
-    """Return the benchmark, and the last line of each task (and step): of the run under "", of models by name."""
+    """Return the benchmark, and model -> the last line of each task (and step); a run is the model ""."""
     of_steps = [line for line in lines if line.get("step")]
     for field, checked in (("benchmark", of_steps or lines[:1]), ("method", of_steps), ("scale", of_steps)):
         values = sorted({str(line.get(field)) for line in checked})
         if values[1:] or "None" in values:
             raise TicError(f"the results of a run must be of one {field}, not {', '.join(values)}")
     groups: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for line in sorted(lines, key=lambda line: line["key"]):  # whatever process was first
+    for line in sorted(lines, key=lambda line: line["key"]):  # independent of which process wrote first
         if line.get("final", True) or not line.get("step"):
             model = "" if line.get("step") else line.get("model", {}).get("name", "?")
             groups.setdefault(model, {})[line.get("step"), line["key"]] = line
@@ -263,7 +263,7 @@ def _split_lines(folder: object, lines: list[dict[str, Any]]) -> tuple[Benchmark
 
 
 def _make_frame(lines: list[dict[str, Any]], benchmark: Benchmark, cells: dict[str, tuple]) -> pd.DataFrame:
-    """Return a row for each line of a task of ``cells`` or of a static one; others are left out with a warning."""
+    """Return a row for each line with a key in ``cells`` or of a static task; warn of others and drop them."""
     used = [line for line in lines if line["key"] in cells or not line["key"].startswith("tic/")]
     if not used:
         raise TicError(f"no result of a task of {benchmark.name} or of a static one")
@@ -288,7 +288,7 @@ def _pivot(frame: pd.DataFrame, task: str, column: str) -> pd.DataFrame:
 
 
 def summarize(one: Subject) -> dict[str, Any]:
-    """Return what summary.json holds of a run or model."""
+    """Return the entry of a run or model in summary.json."""
     static = {key: _to_json(column) for key, column in one.static.items()}
     table = one.benchmark if one.is_run or not one.tasks else one.known[one.tasks[0]].benchmark
     summary = {"benchmark": table.name}
@@ -319,7 +319,7 @@ def _summarize_task(one: Subject, task: str) -> dict[str, Any]:
 
 
 def _collect_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return ``DATA`` by task and period, with the largest ``nonfinite``; of static tasks, only what was left out."""
+    """Return task -> period -> ``DATA``, with the largest ``nonfinite``; of static tasks, only with dropped samples."""
     data: dict[str, dict[str, Any]] = {}
     for (task, period), rows in frame.groupby(["task", "period"], sort=False):
         facts = rows.iloc[-1][DATA].to_dict() | {"nonfinite": max(count or 0 for count in rows["nonfinite"])}
@@ -330,7 +330,7 @@ def _collect_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _list_versions(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the version of each package, precision and device; all, if there are several."""
+    """Return the versions of each package, precision and device, joined if there are several."""
     versions: dict[str, dict[str, None]] = {}
     for pins, precision, device in frame[VERSIONS].itertuples(index=False):
         for package, version in {**(pins or {}), "precision": precision, "device": device}.items():
@@ -340,6 +340,6 @@ def _list_versions(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _to_json(values: pd.Series | pd.DataFrame | np.ndarray) -> list:
-    """Return nested lists with None for a missing value."""
+    """Return nested lists with None for missing values."""
     values = np.asarray(values, dtype=object)
     return np.where(pd.isna(values), None, values).tolist()

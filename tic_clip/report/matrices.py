@@ -1,4 +1,4 @@
-"""The step × period matrices of a report, and the means over what several runs have."""
+"""The step × period matrices of a report, and means over the results that several runs have."""
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,7 @@ from tic_clip.report.table import MARK, Table, percent
 
 
 def matrix_tables(run: Subject, results: Results) -> list[Table]:
-    """Return the matrix of each task of a run, its own periods marked, without the steps that have no result."""
+    """Return the matrix of each task of a run, with each step's own periods marked; skip steps without results."""
     tables = []
     for label in run.tasks:
         task, values = run.known[label], run.matrix(label)
@@ -41,7 +41,7 @@ def matrix_tables(run: Subject, results: Results) -> list[Table]:
 
 
 def shade(values: pd.DataFrame, limits: tuple[float, float]) -> list[list[str]]:
-    """Return the CSS of each cell: its colour between the limits, and black or white letters."""
+    """Return the CSS of each cell: a colour on the scale between the limits, and black or white text."""
     low, high = limits
     colours = mpl.colormaps["cividis"]((values.to_numpy() - low) / ((high - low) or 1))
     light = colours[..., :3] @ (0.299, 0.587, 0.114) > 0.5
@@ -56,7 +56,7 @@ def shade(values: pd.DataFrame, limits: tuple[float, float]) -> list[list[str]]:
 
 
 def describe_cells(run: Subject, task: str, shown: pd.DataFrame) -> list[list[str]]:
-    """Return all that is known of each cell that is shown."""
+    """Return the tooltip of each cell."""
     columns = ("value", "low", "high", "num_samples")
     facts = np.stack([run.matrix(task, column).loc[shown.index].to_numpy(dtype=float) for column in columns], axis=-1)
 
@@ -75,13 +75,13 @@ def describe_cells(run: Subject, task: str, shown: pd.DataFrame) -> list[list[st
 
 
 def count_cells(where: np.ndarray) -> dict[str, str]:
-    """Return, of each transfer, how many of its cells (T, T) are there: " (over 6 of 21)"."""
+    """Return how many cells (T, T) of each transfer are there, as " (over 6 of 21)"."""
     masks = transfer_cells(len(where))
     return {key: f" (over {(mask & where).sum()} of {mask.sum()})" for key, mask in masks.items()}
 
 
 def common_tables(results: Results) -> list[Table]:
-    """Return the means over the results that all runs have, of each task of which some run lacks steps."""
+    """Return the means over the results that all runs have, for each task with missing results."""
     tables = []
     for label, task in results.tasks.items() if len(results.groups) > 1 else ():
         rows = [one for one in results.groups if label in one.tasks and one.benchmark == results.groups[0].benchmark]
@@ -100,7 +100,7 @@ def common_tables(results: Results) -> list[Table]:
 
 
 def matrix_csv(results: Results) -> str:
-    """Return every cell of every task in full precision; empty where there is no result."""
+    """Return all cells of all tasks in full precision; missing ones are empty."""
     parts = {(one.name, task): one.matrix(task) for one in results.subjects for task in one.tasks}
     parts = parts or {("", ""): pd.DataFrame(columns=results.benchmark.periods)}
     table = pd.concat(parts, names=["run", "task", "step"])

@@ -1,4 +1,4 @@
-"""Whether the difference of two runs or models is more than chance, by a paired bootstrap over samples."""
+"""Test whether two runs or models differ, by a paired bootstrap over samples."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ Cells = dict[tuple[str, str], np.ndarray]
 
 
 def compare_pair(results: Results) -> pd.DataFrame:
-    """Return ``COLUMNS`` of ``TRANSFERS``, as periods of the step "", and of each cell that both have hits of."""
+    """Return ``COLUMNS`` for each cell that both have hits of, and for each transfer, as a period of the step ""."""
     if len(results.subjects) != 2 or len(results.runs) == 1:
         raise TicError(f"--paired needs two runs or two models, not {', '.join(one.name for one in results.subjects)}")
     first, second = results.subjects
@@ -27,7 +27,7 @@ def compare_pair(results: Results) -> pd.DataFrame:
 
 
 def _compare_task(first: Subject, second: Subject, task: str) -> list[list]:
-    """Return the rows of a task; the samples of a period are drawn once for all steps."""
+    """Return the rows of a task; the resamples of a period are the same for all steps."""
     ours, theirs = _read_cells(first, task), _read_cells(second, task)
     cells: Cells = {}  # (2 + R,): the mean of both and of each draw
     for seed, period in enumerate(first.known[task].periods):
@@ -47,7 +47,7 @@ def _compare_task(first: Subject, second: Subject, task: str) -> list[list]:
 
 
 def _read_cells(one: Subject, task: str) -> dict[tuple[str, str], tuple[np.ndarray, str]]:
-    """Return hits (N,) and fingerprint of the data of each (step, period) of a task."""
+    """Return (step, period) -> hits (N,) and the fingerprint of the data."""
     rows = one.frame[one.frame["task"] == task]
     found = {}
     for row in rows.to_dict("records"):
@@ -58,7 +58,7 @@ def _read_cells(one: Subject, task: str) -> dict[tuple[str, str], tuple[np.ndarr
 
 
 def _mean_transfers(run: Subject, task: str, cells: Cells) -> Cells:
-    """Return ``cells`` averaged over those of each transfer: first over the periods of a step, then over all."""
+    """Return the mean of the cells of each transfer, first over the periods of a step."""
     own, means = run.known[task].periods_of(run.benchmark), {}
     for name, mask in transfer_cells(len(run.steps)).items():
         groups = [[cells.get((run.steps[i], period)) for period in own[j]] for i, j in np.argwhere(mask)]
@@ -73,7 +73,7 @@ def _test(values: np.ndarray) -> list[float]:
 
 
 def paired_tables(results: Results, pairs: pd.DataFrame) -> list[Table]:
-    """Return for each task its transfers, with interval and p, and the difference in each cell, in points."""
+    """Return two tables for each task: the transfers with interval and p, and the difference of each cell."""
     first, second = (one.name for one in results.subjects)
     tables, legend = [], f"{MARK}: p < {LEVEL}"
     marks = np.where(pairs["p"] < LEVEL, MARK, "")

@@ -1,4 +1,4 @@
-"""A table of text, which each file of a report shows in its own way."""
+"""A table of text, which terminal, Markdown, LaTeX and HTML format in their own ways."""
 
 from itertools import zip_longest
 from typing import NamedTuple
@@ -10,38 +10,38 @@ MARK = "*"
 NEAR = "~"
 SETTINGS_LAST = ("method", "settings", "samples\nseen", "MACs", "results")
 MAX_NUMBERED = 15
-"""With more columns than this, a matrix is drawn without numbers and left out of the terminal."""
+"""A matrix with more columns is drawn without numbers and not printed."""
 
 
 class Table(NamedTuple):
-    """A table of text. Cells that end in ``MARK`` stand out; ``legend`` says why, in files as "bold"."""
+    """A table of text; cells that end in ``MARK`` are bold in files, and ``legend`` says what they are."""
 
     title: str
     cells: pd.DataFrame
     legend: str = ""
-    text: int = 1  # so many columns at the left are words
-    shades: list[list[str]] | None = None  # of a matrix: the CSS of each cell but those of the first column
-    hover: list[list[str]] | None = None  # and what it says when the mouse is on it
+    text: int = 1  # the number of text columns at the left
+    shades: list[list[str]] | None = None  # of a matrix: the CSS of each cell after the first column
+    hover: list[list[str]] | None = None  # and its tooltip
 
     @property
     def words(self) -> list[str]:
-        """Return the columns that are words."""
+        """Return the text columns."""
         return list(self.cells.columns[: self.text])
 
     @property
     def page_cells(self) -> pd.DataFrame:
-        """Return the cells with the scores before the settings, as a phone shows the left of a table."""
+        """Return the cells with scores before settings, since a phone shows the left of a table."""
         last = [head for head in self.cells.columns[1:] if head in SETTINGS_LAST]
         return self.cells[[head for head in self.cells if head not in last] + last]
 
 
 def percent(value: float, deviation: float = float("nan"), form: str = ".1f") -> str:
-    """Return a share in per cent with one decimal."""
+    """Return a share of 1 in per cent with one decimal."""
     return number(100 * value, form) + ("" if pd.isna(deviation) else f" ± {100 * deviation:.1f}")
 
 
 def number(count: float | None, form: str = ",") -> str:
-    """Return a count with separators, or as ``form`` says."""
+    """Return a number with thousands separators, or formatted by ``form``; a dash if it is missing."""
     return MISSING if pd.isna(count) else format(count, form).replace("e+", "e")
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report: matrices, the comparison, published numbers, static tasks, models, evaluation data."""
+"""The tables of a report: comparison, published numbers, static tasks, forgetting, models, evaluation data."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ the last; over compute: the area under the mean over all periods against compute
 
 
 def headline_tables(results: Results, compared: Compared, reference: str | None = None) -> dict[str, list[Table]]:
-    """Return the matrices of a single row, the comparison of runs and models, and what stands beside it."""
+    """Return the tables of a report by kind: the matrices of a single run, the comparison, and others."""
     is_compared = bool(results.runs or results.static_keys)
     others = common_tables(results)
     others += [reference_table(results, compared, reference)] if reference else []
@@ -35,7 +35,7 @@ def headline_tables(results: Results, compared: Compared, reference: str | None 
 
 
 def describe(results: Results) -> str:
-    """Return in a sentence what was run."""
+    """Return a sentence about what was run."""
     if not results.single:
         counts = ((len(results.runs), "run"), (len(results.models), "other model"))
         said = " and ".join(f"{count} {word}{'s' * (count > 1)}" for count, word in counts if count)
@@ -50,7 +50,7 @@ def describe(results: Results) -> str:
 
 
 def read_cards(results: Results, compared: Compared) -> dict[str, str]:
-    """Return the figures of a single row by head, with their deviation over seeds or their error."""
+    """Return head -> figure of a single run, with its deviation over seeds or its error."""
     row = compared.table.iloc[0]
     heads = [head for head in compared.heads["figures"] if results.single and not pd.isna(row[head])]
     spread = {head: row[f"{head} sd"] if row["runs"] > 1 else row[f"{head} error"] for head in heads}
@@ -58,7 +58,7 @@ def read_cards(results: Results, compared: Compared) -> dict[str, str]:
 
 
 def metric_notes(results: Results) -> list[str]:
-    """Return which metric each task's numbers are."""
+    """Return the metric of each task, as "retrieval = mean_recall@1"."""
     return [f"{label} = {task.metric}" for label, task in results.tasks.items()]
 
 
@@ -78,11 +78,11 @@ def _write_figures(table: pd.DataFrame, head: str, form: str = ".1f") -> list[st
 
 
 def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
-    """Return the figures in per cent: the best of each group of settings marked, and what is within noise of it."""
+    """Return the figures in per cent, marking the best of each group of settings and those within noise."""
     marks = pd.Series("", index=compared.index)
     groups = compared["settings"] if compared["settings"].nunique() > 1 else pd.Series("", index=compared.index)
     for _, group in compared.groupby(groups, dropna=False):
-        if len(group) == 1 < len(compared):  # nothing to compare it with
+        if len(group) == 1 < len(compared):  # nothing to compare with
             continue
         values, errors = group[head], group[f"{head} error"]
         best = values.map(percent) == percent(values.max())
@@ -93,7 +93,7 @@ def mark_best(compared: pd.DataFrame, head: str) -> list[str]:
 
 
 def comparison_table(results: Results, compared: Compared) -> Table:
-    """Return the comparison in per cent; the best figure of each column is marked."""
+    """Return the comparison in per cent, with the best of each column marked."""
     heads, notes = compared.heads["figures"], [f"{MARK}: the best of its column"]
     compared = compared.table[[one.is_run or bool(len(one.static.columns)) for one in results.rows]]
     cells = compared[["method"]].assign(**{"samples\nseen": compared["samples seen"].map(number)})
@@ -121,7 +121,7 @@ def comparison_table(results: Results, compared: Compared) -> Table:
 
 
 def reference_table(results: Results, compared: Compared, path: str) -> Table:
-    """Return ours, published, and the difference in points, of what the CSV ``path`` has; in per cent."""
+    """Return ours, published and difference for each number in the CSV ``path``, in per cent."""
     try:
         published = pd.read_csv(path, index_col="method", skipinitialspace=True, encoding="utf-8-sig").astype(float)
     except ValueError as error:  # not CSV, no column "method", a text
@@ -144,7 +144,7 @@ def reference_table(results: Results, compared: Compared, path: str) -> Table:
 
 
 def static_table(results: Results, compared: Compared) -> Table:
-    """Return the static tasks: a row a task; a column a step of the single run, or a run or model."""
+    """Return the static tasks, a row each; columns are the steps of a single run, or runs and models."""
     if results.single and len(results.runs) == 1:
         cells, legend = results.single.static.dropna(how="all").map(percent).T, "of each step's model"
     else:
@@ -156,7 +156,7 @@ def static_table(results: Results, compared: Compared) -> Table:
 
 
 def forgetting_tables(results: Results, compared: Compared) -> list[Table]:
-    """Return what else is said of each task's matrix: a row a run."""
+    """Return the forgetting measures of each task, a row for each run."""
     tables = []
     for label, task in results.tasks.items():
         heads = compared.heads["forgetting"] + compared.heads["relative"]
@@ -172,7 +172,7 @@ def forgetting_tables(results: Results, compared: Compared) -> list[Table]:
 
 
 def models_table(results: Results, compared: Compared) -> Table:
-    """Return models that are not runs of ours, on old and new data."""
+    """Return the models that are not runs, on old and new data."""
     some = compared.table.loc[[one.name for one in results.models if one.tasks]]
     cells = {"model": list(some.index), "family": list(some["method"])}
     counts = [count_results(results, [one]) for one in results.models if one.tasks]
@@ -183,7 +183,7 @@ def models_table(results: Results, compared: Compared) -> Table:
 
 
 def data_tables(summaries: dict[str, dict]) -> list[Table]:
-    """Return how many samples were scored, and what was left out; nothing if no result tells."""
+    """Return how many samples were scored and dropped; no table if results do not say."""
     rows = []
     for name, one in summaries.items():
         for task, data in one.get("data", {}).items():
@@ -202,7 +202,7 @@ def data_tables(summaries: dict[str, dict]) -> list[Table]:
 
 
 def about_table(results: Results, summaries: dict[str, dict]) -> Table:
-    """Return what was run: settings, how far, when, by which command and with which versions; a column a run."""
+    """Return settings, progress, date, command and versions, a column for each run."""
     columns = {}
     for one in results.subjects:
         seen, plan = one.spent["samples_seen"].dropna(), one.plan

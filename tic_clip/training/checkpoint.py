@@ -45,9 +45,9 @@ class Keeper:
         names += [str(BRANCH)] * (iteration == branch_point(plan))
         if not names:
             return
+        read = add_counts(self.read_before, getattr(self.loader, "counts", {}))
         record = {key: plan[key] for key in ("benchmark", "step", "cutoff")}
-        record |= {"iteration": iteration, "samples_seen": self._samples_seen(iteration)}
-        record["read"] = add_counts(self.read_before, getattr(self.loader, "counts", {}))
+        record |= {"iteration": iteration, "samples_seen": self._samples_seen(iteration), "read": read}
         weights.check_finite(checkpoint["state_dict"], f"after {iteration} iterations of step {plan['step']}")
         for name in names:
             weights.write({**checkpoint, "tic": record}, self.folder / name)
@@ -58,10 +58,9 @@ class Keeper:
     def _is_due(self, iteration: int) -> bool:
         """Return whether ``save_every`` samples or ``save_minutes`` have passed."""
         keep, batch_size = self.plan["keep"], self.plan["batch_size"]
-        every, samples, block = keep["save_every"], iteration * batch_size, self.plan["block"] * batch_size
-        if every and samples // every > (samples - block) // every:
-            return True
-        return time.monotonic() - self.saved >= 60 * keep["save_minutes"]
+        every, now, before = keep["save_every"], iteration * batch_size, (iteration - self.plan["block"]) * batch_size
+        is_passed = every and now // every > before // every
+        return is_passed or time.monotonic() - self.saved >= 60 * keep["save_minutes"]
 
     def _samples_seen(self, iteration: int) -> int:
         return self.plan["samples_seen"] - self.plan["samples"] + iteration * self.plan["batch_size"]
@@ -72,8 +71,8 @@ class Keeper:
         losses = {name: value for name, value in values.items() if name.endswith("loss")}
         if not all(map(math.isfinite, losses.values())):
             raise TicError(f"the loss after {iteration} iterations of step {plan['step']} is {values['loss']}")
-        line = {"step": iteration, "samples_seen": self._samples_seen(iteration), **losses, "lr": values["lr"]}
-        line |= {"samples_per_second": values["samples_per_second"]}
+        line = {"step": iteration, "samples_seen": self._samples_seen(iteration), **losses}
+        line |= {name: values[name] for name in ("lr", "samples_per_second")}
         if plan.get("layout", {}).get("accum_freq", 1) == 1:  # else OpenCLIP counts passes of the model to the wait
             line["data_wait"] = values["data_time"]
         with open(self.folder / LOG, "a") as file:
@@ -116,14 +115,14 @@ def list_names(folder: object) -> list[str]:
 def surplus(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
     """Return which checkpoints among a step's files to delete, so that at most ``max_kept`` remain.
 
-    The newest is kept, then the last of each interval, then the two newest in between; none of these once the step's
-    last checkpoint exists.
+    The newest is kept, then the last of each interval, then the two newest in between, unless the step is done.
     """
     checkpoints = new_to_old(names, plan)
     between = [name for name in checkpoints if "iteration" in name]
     ends = [name for name in checkpoints if name not in between]
-    is_done = name_of(plan, plan["iterations"]) in ends
-    keep = list(dict.fromkeys([*checkpoints[:1], *ends, *([] if is_done else between[:2])]))
+    if name_of(plan, plan["iterations"]) in ends:
+        between = []
+    keep = list(dict.fromkeys([*checkpoints[:1], *ends, *between[:2]]))
     return [name for name in checkpoints if name not in keep[: plan["keep"]["max_kept"]]]
 
 
@@ -134,22 +133,23 @@ def clear(folder: object, plan: dict[str, Any]) -> None:
 
 
 def newest(folder: Path, plan: dict[str, Any]) -> str | None:
-    """Return the newest checkpoint in a step's folder that is not damaged; name those that are in a warning."""
-    for path in [folder / name for name in new_to_old(list_names(folder), plan)]:
-        fault = damage(path)
-        if fault is None:
-            return str(path)
+    """Return the newest checkpoint in a step's folder that is whole."""
+    paths = (folder / name for name in new_to_old(list_names(folder), plan))
+    return next((str(path) for path in paths if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    if fault := damage(path):
         logging.warning("%s is damaged (%s): it is passed over for the one before, if there is one", path, fault)
-    return None
+    return not fault
 
 
 def damage(path: object) -> str | None:
     """Return what is wrong with a checkpoint's file, by the checksums that torch writes and by loading it, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad:
-            return f"wrong checksum of {bad}"
+            if bad := archive.testzip():
+                return f"wrong checksum of {bad}"
         weights.record(str(path))
     except Exception as error:  # noqa: BLE001  zipfile raises many kinds for a flipped bit
         return str(error) or type(error).__name__
@@ -163,10 +163,7 @@ def copy_of(plan: dict[str, Any]) -> str | None:
 
 
 def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
-    """Upload those of a step's files that exist, if it has a copy that is not complete; delete old checkpoints there.
-
-    An error is logged and does not end the training: the copy of a step that is done is completed at the next start.
-    """
+    """Upload those of a step's files that exist to its copy, unless that is complete; an error is only logged."""
     try:
         copy = copy_of(plan)
         if not copy or "done.json" in list_names(copy):
@@ -194,10 +191,8 @@ def fetch(folder: Path, plan: dict[str, Any]) -> None:
     checkpoints = new_to_old(names, plan)
     for name in checkpoints:
         storage.download(f"{copy}/{name}", folder / name)
-        fault = damage(folder / name)
-        if fault is None:
+        if _is_whole(folder / name):
             break
-        logging.warning("%s/%s is damaged (%s) and left out", copy, name, fault)
         storage.remove(folder / name)
     # plan.json and then done.json come last: they say that the rest is complete.
     for name in sorted({*names} - {*checkpoints}, key=lambda name: (name == "done.json", name == "plan.json", name)):

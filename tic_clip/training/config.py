@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import BENCHMARKS, read_yaml
+from tic_clip.cli import from_flags
 from tic_clip.models import HUB
 from tic_clip.settings import BOOLEANS
 from tic_clip.storage import is_remote, to_path
@@ -24,8 +25,7 @@ from tic_clip.training.methods import METHODS
 Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
+class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
 
     batch_size: Count
@@ -77,24 +77,13 @@ SCALES = {
 
 
 def get_scale(name: str) -> Scale:
-    """Return the scale called ``name``, or that of the YAML file ``name``.
-
-    Raises:
-        TicError: there is none (the message lists the valid names), or the file is wrong (it says which key).
-    """
-    if not name.endswith((".yaml", ".yml")):
-        return lookup(SCALES, "scale", name)
-    values, keys = read_yaml(name, dict), [each.name for each in fields(Scale)]
-    if unknown := [key for key in values if key not in keys]:
-        raise TicError(f"{name}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")
-    try:
-        return msgspec.convert(values, Scale, strict=False)  # YAML reads 1e-4 as a text
-    except msgspec.ValidationError as error:
-        raise TicError(f"{name}: {error}") from None
+    """Return the scale called ``name``, or that of the YAML file ``name``."""
+    is_file = name.endswith((".yaml", ".yml"))
+    return read_yaml(name, Scale, strict=False) if is_file else lookup(SCALES, "scale", name)  # 1e-4 is text in YAML
 
 
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
-    """Return an argparse type: parsed text that ``is_valid``; ``description`` completes "it is not …" of an error."""
+    """Return an argparse type: parsed text that ``is_valid``; ``description`` ends "it is not …" of an error."""
 
     def convert(text: str) -> Any:
         try:
@@ -109,12 +98,8 @@ def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], descript
     return convert
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(Fraction(word.strip())) for word in text.split(","))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+def _each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: tuple(map(parse, text.split(",")))
 
 
 location = _value(str, len, "a folder or a URL")
@@ -133,8 +118,10 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-amounts = _value(_numbers, lambda numbers: min(numbers) > 0, "a list of numbers above 0, such as 1,1,1.5")
-counts = _value(_counts, lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
+amounts = _value(
+    _each(lambda word: float(Fraction(word))), lambda numbers: min(numbers) > 0, "a list of numbers above 0, as 1,1,1.5"
+)
+counts = _value(_each(int), lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
 precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
@@ -145,7 +132,8 @@ reports = _value(
 
 
 def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"type": convert, "help": help_text})
+    optional = {"nargs": "?", "const": True} if convert is boolean else {}
+    return field(default=default, metadata={"type": convert, "help": help_text, **optional})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,56 +147,62 @@ class Config:
     benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
     method: str = _flag(str, f"one of {', '.join(METHODS)}", MISSING)
     scale: str = _flag(str, f"one of {', '.join(SCALES)}, or a path.yaml", MISSING)
-    step: str = _flag(str, "a step, or all: python -m tic_clip.benchmarks BENCHMARK prints them", MISSING)
+    step: str = _flag(str, "a step, or all (python -m tic_clip.benchmarks BENCHMARK lists them)", MISSING)
     data_dir: str = _flag(location, "the folder or URL that holds tic/{dataset}/…", MISSING)
     output_dir: str = _flag(local_folder, "the run's folder, one for all its steps", MISSING)
-    filter: str | None = _flag(str, "of datacomp's training data: basic or bestpool (default: basic)")
+    filter: str | None = _flag(str, "filter of datacomp's training data: basic or bestpool (default: basic)")
     resampled: bool = _flag(boolean, "sample with replacement", False)
-    seed: int = _flag(random_seed, "of weights, order and augmentation (default: 0)", 0)
+    seed: int = _flag(random_seed, "seed of weights, order and augmentation (default: 0)", 0)
     model: str | None = _flag(str, "an OpenCLIP architecture, such as ViT-B-32 (default: the scale's)")
     samples_per_step: int | None = _flag(whole, "C, the samples that a step spends (default: the scale's)")
-    batch_size: int | None = _flag(whole, "the global batch, of all processes (default: the scale's)")
-    budget: tuple[float, ...] | None = _flag(amounts, "C of each step, as 1,1,1.5,2 (default: the method's)")
+    batch_size: int | None = _flag(whole, "the global batch size (default: the scale's)")
+    budget: tuple[float, ...] | None = _flag(
+        amounts, "each step's budget in units of C: 1,1,1.5,2 (default: the method's)"
+    )
     replay: float | None = _flag(amount, "old data of cumulative-exp and -equal, in units of the new data (default: 1)")
-    mixture: str | None = _flag(str, 'JSON {"step": {"split": share, …}, …}; a step\'s sum to 1 (default: no file)')
+    mixture: str | None = _flag(
+        str, 'JSON {"step": {"split": share, …}, …}; a step\'s shares sum to 1 (default: no file)'
+    )
     init: str | None = _flag(
         start_model, "a checkpoint to start from, or a model: ARCH TAG, hf-hub:… (default: random weights)"
     )
     first_step: str | None = _flag(str, "the first step to train, from --init (default: the benchmark's first)")
-    lr: tuple[float, ...] | None = _flag(amounts, "the peak, or that of each step: 5e-4,1e-4 (default: the scale's)")
+    lr: tuple[float, ...] | None = _flag(
+        amounts, "peak learning rate, or one per step: 5e-4,1e-4 (default: the scale's)"
+    )
     warmup: tuple[int, ...] | None = _flag(
-        counts, "iterations of a step from random weights, or a list, of each step (default: the scale's)"
+        counts, "warm-up iterations of steps from random weights, or one number per step (default: the scale's)"
     )
     next_warmup: int | None = _flag(
-        whole_or_0, "iterations of a step from a trained model (default: the scale's, 0 with wsd and rsqrt)"
+        whole_or_0, "warm-up iterations of steps from a trained model (default: the scale's; 0 with wsd and rsqrt)"
     )
     schedule: str | None = _flag(str, "of the rate: cosine, const, const-cooldown, wsd or rsqrt (default: cosine)")
     cooldown: float | None = _flag(part, "the last part of a step, in which the rate falls to 0 (default: 0.2)")
     keep_optimizer: bool | None = _flag(
-        boolean, "such a step continues with the optimizer's state (default: 0, 1 with wsd and rsqrt)"
+        boolean, "steps from a trained model keep the optimizer's state (default: 0; 1 with wsd and rsqrt)"
     )
     precision: str | None = _flag(
         precision_name, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)"
     )
-    openclip_flags: str = _flag(other_flags, "more flags, of OpenCLIP's training.main; or they follow a --", "")
-    resume_every: int | None = _flag(whole, "iterations, about, between points to resume (default: the scale's)")
+    openclip_flags: str = _flag(other_flags, "other flags of OpenCLIP's training.main; or give them after --", "")
+    resume_every: int | None = _flag(whole, "approximate iterations between resume points (default: the scale's)")
     image_backend: str | None = _flag(
         image_backend, "what decodes and resizes images: torchvision, or pil as in OpenCLIP (default: the scale's)"
     )
-    coefficient: float | None = _flag(share, "of patching, 0 to 1 (default: chosen on held-out data)")
-    loss_weight: float | None = _flag(amount, "of the last model's term in the loss of lwf (default: 1), ewc (10)")
-    temperature: float | None = _flag(positive, "of lwf's similarities (default: 1)")
-    accum_freq: int | None = _flag(whole, "passes that a process's batch is cut into (default: 1)")
-    max_batch: int | None = _flag(whole, "samples that a process can hold: cuts its batch (default: all)")
-    grad_checkpointing: bool | None = _flag(boolean, "less memory for a third more time (default: the scale's)")
-    workers: int | None = _flag(whole_or_0, "loader processes a rank (default: the scale's)")
-    max_kept: int | None = _flag(whole, "checkpoints of a step that are kept on this disk (default: the scale's)")
+    coefficient: float | None = _flag(share, "patching's coefficient, 0 to 1 (default: chosen on held-out data)")
+    loss_weight: float | None = _flag(amount, "the weight of the last model's loss term in lwf (default: 1), ewc (10)")
+    temperature: float | None = _flag(positive, "the temperature of lwf's similarities (default: 1)")
+    accum_freq: int | None = _flag(whole, "gradient accumulation: passes per process and batch (default: 1)")
+    max_batch: int | None = _flag(whole, "the most samples per pass and process (default: its part of the batch)")
+    grad_checkpointing: bool | None = _flag(boolean, "save memory for a third more time (default: the scale's)")
+    workers: int | None = _flag(whole_or_0, "loader processes per rank (default: the scale's)")
+    max_kept: int | None = _flag(whole, "checkpoints of a step to keep on this disk (default: the scale's)")
     save_every: int | None = _flag(whole, "samples between two checkpoints (default: by --save_minutes)")
     save_minutes: float = _flag(amount, "minutes between two checkpoints (default: 10)", 10)
     report_to: str = _flag(reports, "tensorboard, wandb or tensorboard,wandb (default: neither)", "")
     remote: str | None = _flag(remote_folder, "a URL or folder for copies of the checkpoints (default: none)")
-    cache: str | None = _flag(disk_folder, "a folder on a local disk that keeps shards of a cloud (default: none)")
-    cache_gb: float | None = _flag(amount, "the most GB that it holds; the least recently used shards go first")
+    cache: str | None = _flag(disk_folder, "a local folder that caches shards from a cloud (default: none)")
+    cache_gb: float | None = _flag(amount, "the cache's size limit in GB; evicts the least recently used shards")
 
 
 def names_model(init: str) -> bool:
@@ -220,71 +214,42 @@ def init_path(config: Config) -> str | None:
     """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
     if config.init is None or not names_model(config.init):
         return config.init
-    name = re.sub(r"[^\w.-]+", "_", config.init)
-    return str(Path(config.output_dir) / "init/checkpoints" / f"{name}.pt")
+    return str(Path(config.output_dir, "init/checkpoints", re.sub(r"[^\w.-]+", "_", config.init) + ".pt"))
 
 
 def scale_of(config: Config) -> Scale:
     """Return the scale's row, with the values that the settings replace."""
-    given = {each.name: getattr(config, each.name, None) for each in fields(Scale) if each.name != "warmup"}
+    given = {name: getattr(config, name, None) for name in Scale.__struct_fields__ if name != "warmup"}
     if config.init and names_model(config.init) and not config.init.startswith(HUB):
         given["model"] = config.model or config.init.split()[0]
-    return replace(get_scale(config.scale), **{name: value for name, value in given.items() if value is not None})
-
-
-OLD_VARIABLES = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}
-"""Environment variables of version 0.1 -> their names today; in small letters, the flags."""
-OLD_POLICIES = {"scripts": (0, False), "released": (2_000, False), "kept": (0, True), "tiny": (15, False)}
-"""The values of version 0.1's POLICY (``--policy``) -> today's ``next_warmup`` and ``keep_optimizer``."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return msgspec.structs.replace(get_scale(config.scale), **given)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of ``Config``, and the hidden flags of version 0.1."""
-    old_names = {new.lower(): old.lower() for old, new in OLD_VARIABLES.items()} | {"resampled": "dataset_resampled"}
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    """Add a flag for each field of ``Config``."""
     for each in fields(Config):
-        options = {"type": each.metadata["type"], "dest": each.name}
-        if each.metadata["type"] is boolean:
-            options |= {"nargs": "?", "const": True}
         default = {"required": True} if each.default is MISSING else {"default": each.default}
-        parser.add_argument(f"--{each.name}", help=each.metadata["help"], **default, **options)
-        if each.name in old_names:
-            parser.add_argument(f"--{old_names[each.name]}", **hidden, **options)
-    parser.add_argument("--policy", choices=OLD_POLICIES, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{each.name}", **default, **each.metadata)
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """Return the settings of the flags that ``add_flags`` has added."""
-    values = {each.name: getattr(args, each.name) for each in fields(Config)}
-    values |= _own_settings(values)
-    if args.policy:
-        policy = dict(zip(("next_warmup", "keep_optimizer"), OLD_POLICIES[args.policy], strict=True))
-        values |= {name: value for name, value in policy.items() if values[name] is None}
-    return Config(**values)
-
-
-def _own_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of ours that are given as OpenCLIP's flags, and the flags without them."""
-    given, found = group_words(shlex.split(values["openclip_flags"])), {}
+    """Return the settings of the flags, those of ours that are given as OpenCLIP's flags among them."""
+    config = from_flags(Config, args)
+    given, found = group_words(shlex.split(config.openclip_flags)), {}
     for flag, name in OURS.items():
         if flag in given:
-            convert = next(each.metadata["type"] for each in fields(Config) if each.name == name)
             try:
-                found[name] = convert(*given.pop(flag) or ["1"])
+                found[name] = Config.__dataclass_fields__[name].metadata["type"](*given.pop(flag) or ["1"])
             except argparse.ArgumentTypeError as error:
                 raise TicError(f"OpenCLIP's --{flag}: {error}") from None
-            if values[name] not in (None, found[name]):
-                raise TicError(f"--{name} is {values[name]}, and {found[name]} among OpenCLIP's flags: give one")
-    return found | {"openclip_flags": shlex.join(join_flags(given))}
+            if (own := getattr(config, name)) not in (None, found[name]):
+                raise TicError(f"--{name} is {own}, and {found[name]} among OpenCLIP's flags: give one")
+    return replace(config, **found, openclip_flags=shlex.join(join_flags(given)))
 
 
 def to_flags(config: Config) -> list[str]:
     """Return the flags of scripts/train.py that give ``config``; those with their default value are left out."""
-    flags = []
-    for each in fields(Config):
-        value = getattr(config, each.name)
-        if value != each.default:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            text = {"True": "1", "False": "0"}.get(text, text)
-            flags.append(f"--{each.name}={text}")
-    return flags
+    values = {each.name: value for each in fields(Config) if (value := getattr(config, each.name)) != each.default}
+    texts = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [f"--{name}={int(text) if isinstance(text, bool) else text}" for name, text in texts.items()]

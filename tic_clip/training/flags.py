@@ -26,11 +26,7 @@ OURS |= {"lr-scheduler": "schedule"}
 
 
 def read_flags(text: str) -> str:
-    """Return OpenCLIP's flags in ``text``, sorted by name, each given once.
-
-    Raises:
-        TicError: OpenCLIP does not know a flag or its value (in its own words), or the flag can't be the user's.
-    """
+    """Return OpenCLIP's flags in ``text``, sorted, each once; a TicError says which is unknown or not the user's."""
     flags = group_words(shlex.split(text))
     known = {name.replace("_", "-") for name in _parse([])}
     for name in flags:

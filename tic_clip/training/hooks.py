@@ -52,9 +52,9 @@ def start_from(args: Any, own: str | None) -> str | None:
 
 
 def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """Return the checkpoint ``--resume`` for ``model``, whatever number of ranks saved it; of a new run its weights.
+    """Return the checkpoint ``--resume``, as any number of ranks saved it; for a new run its weights, maybe optimizer.
 
-    With ``--keep-optimizer`` a new run also gets the optimizer. ``args.tic_record`` is what the checkpoint records.
+    ``args.tic_record`` is what the checkpoint records.
     """
     from training.file_utils import pt_load
 

@@ -53,13 +53,6 @@ class Source:
         line = sampling.slices(self.sizes, self.seed, positions)
         return (pieces for _, pieces in itertools.groupby(line, key=lambda piece: piece.number))
 
-    def read_all(self, pieces: Iterable[Slice]) -> Iterator["RawSample"]:
-        """Yield the samples of slices; the cache fetches the shard of the next slice while one is read."""
-        if self.cache:
-            pieces = self.cache.ahead(pieces, lambda piece: self.shards[piece.shard])
-        for piece in pieces:
-            yield from read_slice(self.shards[piece.shard], piece, self.seed, self.cache)
-
     def prefetch(self, positions: range) -> None:
         """Fetch the first shard of ``positions`` in the background, if there is a cache."""
         if self.cache and positions:
@@ -69,27 +62,25 @@ class Source:
 
 def read_sources(plan: dict[str, Any]) -> list[Source]:
     """Return the sources of a plan with their shards."""
-    sources, keep = [], plan.get("keep", {})
-    with_replacement = plan.get("sampling") == "resampled"
+    sources, options = [], {"keep": plan.get("keep", {}), "with_replacement": plan.get("sampling") == "resampled"}
     for entry in plan["sources"]:
         table = split_sizes(entry["split"])
         sizes = np.fromiter(table.values(), np.int64, len(table))
         if entry["used"] < sizes.sum():
             sizes = np.array(sampling.apportion(table.values(), entry["used"]), dtype=np.int64)
-        shards = [shard for shard, size in zip(table, sizes.tolist(), strict=True) if size]
+        shards = list(itertools.compress(table, sizes.tolist()))
         seed = (plan["seed"], derive_seed(plan["step"], entry["name"]) >> 32)
-        facts = {"name": entry["name"], "keep": keep, "with_replacement": with_replacement}
-        sources.append(Source(seed=seed, shards=shards, sizes=sizes[sizes > 0], **facts))
+        sources.append(Source(name=entry["name"], seed=seed, shards=shards, sizes=sizes[sizes > 0], **options))
     return sources
 
 
 class RawSample(NamedTuple):
-    """An undecoded sample; ``seed`` is its own in this pass, ``name`` says where it is."""
+    """An undecoded sample."""
 
     image: bytes | None
     text: bytes | None
-    seed: int
-    name: str
+    seed: int  # its own in this pass
+    name: str  # where it is
 
 
 def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | None = None) -> Iterator[RawSample]:
@@ -97,10 +88,8 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | No
     i = piece.start
     with open_shard(path, cache.open if cache else None) as shard:
         for sample in itertools.islice(samples(shard), piece.start, piece.stop):
-            image, text = (
-                next((sample.read(shard, suffix) for suffix in suffixes if suffix in sample.members), None)
-                for suffixes in (IMAGES, ["txt"])
-            )
+            image = next((sample.read(shard, suffix) for suffix in IMAGES if suffix in sample.members), None)
+            text = sample.read(shard, "txt") if "txt" in sample.members else None
             yield RawSample(image, text, derive_seed(seed, piece.number, piece.shard, i), f"{path}:{sample.key}")
             i += 1
     if i < piece.stop:
@@ -109,8 +98,11 @@ def read_slice(path: str, piece: Slice, seed: tuple[int, ...], cache: Cache | No
 
 def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[RawSample]:
     """Yield the samples at ``positions`` of a source's line, shuffled within each pass."""
+    shards, cache = source.shards, source.cache
     for number, pieces in enumerate(source.passes(positions), positions.start // int(source.sizes.sum())):
-        raw = source.read_all(pieces)
+        if cache:  # it fetches the shard of the next slice while one is read
+            pieces = cache.ahead(pieces, lambda piece: shards[piece.shard])
+        raw = (sample for piece in pieces for sample in read_slice(shards[piece.shard], piece, source.seed, cache))
         rng = random.Random(derive_seed(source.seed, number, positions.start))
         yield from webdataset.shuffle(buffer_size, SHUFFLE_INITIAL, rng=rng)(raw)
 
@@ -157,7 +149,7 @@ def read_usable(
 ) -> Iterator[Item]:
     """Yield the decoded samples at ``positions`` of a source's line, and for undecodable ones those that follow.
 
-    If as many as the source holds are undecodable before the first one that is not, or 1,000, a TicError is raised.
+    If the first 1,000, or all that the source holds, are undecodable, a TicError is raised.
     """
     limit = 1000 if source.with_replacement else min(1000, source.sizes.sum())
     num_bad, is_usable = 0, False
@@ -188,6 +180,12 @@ def read_samples(sources: list[Source], ranges: list[range], transforms: tuple, 
     return (next(streams[i]) for i in sampling.interleave(lengths))
 
 
+def make_batches(items: Iterator[Item], size: int) -> Iterator[list[torch.Tensor]]:
+    """Yield the images and the tokens of ``size`` items at a time, in a loader worker right into shared memory."""
+    while batch := list(itertools.islice(items, size)):
+        yield default_collate(batch)
+
+
 class ExactDataset(IterableDataset):
     """Batches of one rank from block ``first`` to the end of the step, with the counts of what it took to make each."""
 
@@ -211,27 +209,23 @@ class ExactDataset(IterableDataset):
             for source, positions in zip([*sources, *sources], [*ranges, *following], strict=False):
                 source.prefetch(positions)
             items = read_samples(sources, ranges, self.transforms, counts)
-            while batch := list(itertools.islice(items, plan["batch_size"] // self.world_size)):
-                images, texts = default_collate(batch)  # in a loader worker: right into memory that is shared
+            for images, texts in make_batches(items, plan["batch_size"] // self.world_size):
                 yield (images, texts), add_counts(counts)
                 counts.clear()
 
 
 class Loader:
-    """The dataset behind ``workers`` processes, which read on while a block ends; OpenCLIP's epoch is a block.
-
-    ``to_input`` makes the model's input of the images that were loaded; ``counts`` is what all ranks have read in this
-    process's blocks.
-    """
+    """The dataset behind ``workers`` processes, which read on while a block ends; OpenCLIP's epoch is a block."""
 
     def __init__(self, dataset: ExactDataset, epoch: Any, workers: int, to_input: Callable) -> None:
-        self.dataset, self.epoch, self.to_input = dataset, epoch, to_input
+        self.dataset, self.epoch = dataset, epoch
+        self.to_input = to_input  # makes the model's input of the images that were loaded
         self.num_batches = dataset.plan["block"]
         self.num_samples = self.num_batches * dataset.plan["batch_size"]
         self.loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
         self.batches: Iterator[Any] = iter(())
         self.next_block: int | None = None  # that of self.batches
-        self.counts: dict[str, dict[str, int]] = {}
+        self.counts: dict[str, dict[str, int]] = {}  # what all ranks have read in this process's blocks
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of the current block."""

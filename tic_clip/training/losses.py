@@ -6,13 +6,10 @@ information of the last model, the mean over samples of the squared gradient of 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tic_clip import TicError
 from tic_clip.cli import progress
-from tic_clip.models import has_logit_bias
 from tic_clip.runs import last_checkpoint
 from tic_clip.training.config import Config
 from tic_clip.training.methods import Method
@@ -20,18 +17,6 @@ from tic_clip.training.sampling import source_counts
 
 FISHER = Path("checkpoints/fisher.pt")  # in a step's folder
 BATCH, MAX_SAMPLES = 64, 20_000
-
-
-def check_loss(config: Config, method: Method, model: str, passes: int) -> None:
-    """Refuse settings that a method's loss does not have, and a teacher where OpenCLIP's distillation has none."""
-    if config.loss_weight is not None and method.weight is None:
-        raise TicError(f"{method.name} has no term of the loss for the last model: --loss_weight is for lwf and ewc")
-    if config.temperature is not None and not method.teacher:
-        raise TicError(f"{method.name} distils no model: --temperature is for lwf")
-    siglip = has_logit_bias(model) or "--siglip" in config.openclip_flags
-    reasons = {"CoCa": "coca" in model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
-    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
-        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
 
 
 def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any]:
@@ -48,24 +33,13 @@ def method_loss(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], 
     """Return OpenCLIP's ``loss`` as a step's method has it; ``passes`` is how often it is called for a batch."""
     weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
     if plan["teacher"] and (weight, temperature) != (1, 1):
-        loss.dist_loss = distillation(loss.dist_loss, weight, temperature)
+        stock, factor = loss.dist_loss, weight * temperature**2  # the square keeps the size of the gradient
+        loss.dist_loss = lambda teacher, student: factor * stock(teacher / temperature, student / temperature)
     term = TERMS[plan["method"]](plan, parameters) if plan["method"] in TERMS else None
     if term is None:
         return loss
-
-    def loss_and_term(*args: Any, **options: Any) -> dict[str, Any]:
-        return {**loss(*args, **options), f"{plan['method']}_loss": weight / passes * term()}
-
-    return loss_and_term
-
-
-def distillation(dist_loss: Callable, weight: float, temperature: float) -> Callable:
-    """Return OpenCLIP's ``dist_loss`` of (teacher's, student's) logits, weighted, at a temperature (times its square).
-
-    The square keeps the size of the gradient, as Hinton et al. have it.
-    """
-    factor = weight * temperature**2
-    return lambda teacher, student: factor * dist_loss(teacher / temperature, student / temperature)
+    name = f"{plan['method']}_loss"
+    return lambda *args, **options: {**loss(*args, **options), name: weight / passes * term()}
 
 
 def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
@@ -91,33 +65,24 @@ def count_fisher(samples: int, batch_size: int) -> int:
 
 
 def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the Fisher information of a step's model, on samples that it was trained on."""
+    """Write the Fisher information of a step's model, on the first samples that the step reads of each source."""
     import torch
 
     from tic_clip import weights
-    from tic_clip.models import adapt, make_model
+    from tic_clip.models import load_model
+    from tic_clip.training.loader import image_functions, make_batches, read_samples, read_sources
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, preprocess, tokenizer = make_model(plan["model"], device)
-    net.load_state_dict(adapt(weights.load(trained), net))
-    fisher = estimate_fisher(net, read_batches(plan, preprocess, tokenizer), device)
-    weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
-    return {"fisher": str(FISHER)}
-
-
-def read_batches(plan: dict[str, Any], preprocess: Callable, tokenizer: Callable) -> Any:
-    """Return an iterable of (images, tokens) of the first samples that a step reads of each source."""
-    from torch.utils.data import default_collate
-
-    from tic_clip.training.loader import image_functions, read_samples, read_sources
-
+    net, preprocess, tokenizer = load_model(plan["model"], trained, device)
     size, count = min(BATCH, plan["batch_size"]), plan["fisher_samples"]
     ranges = [range(n) for n in source_counts([source["samples"] for source in plan["sources"]], count)]
     load, _ = image_functions("pil", preprocess)
     items = read_samples(read_sources(plan), ranges, (load, tokenizer), defaultdict(Counter))
-    batches = (default_collate(batch) for batch in iter(lambda: list(islice(items, size)), []))
-    return progress(batches, "Fisher information", count // size, "batch")
+    batches = progress(make_batches(items, size), "Fisher information", count // size, "batch")
+    fisher = estimate_fisher(net, batches, device)
+    weights.write({"state_dict": fisher, "tic": weights.record(trained)}, folder / FISHER)
+    return {"fisher": str(FISHER)}
 
 
 def estimate_fisher(net: Any, batches: Any, device: str) -> dict[str, Any]:

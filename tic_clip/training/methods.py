@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from tic_clip import lookup
 from tic_clip.training.sampling import apportion
 
 PATCHED = Path("checkpoints/patched.pt")  # what a step's ending makes of its last checkpoint, in the step's folder
@@ -64,8 +63,7 @@ def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> 
 class Method:
     """One row: what a step trains on, where it starts and what it spends.
 
-    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step. What
-    a method does after training is in ``step.FINISH``.
+    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step.
     """
 
     name: str
@@ -95,8 +93,3 @@ METHODS = {
         Method(name="averaging", data=all_data, start="last", all_checkpoints=True),
     )
 }
-
-
-def get_method(name: str) -> Method:
-    """Return the method called ``name``; the ``TicError`` for an unknown one lists the valid names."""
-    return lookup(METHODS, "method", name)

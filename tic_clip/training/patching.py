@@ -1,12 +1,12 @@
 """Models made of weights: the average of a step's checkpoints, and patching.
 
 A patched model is (1 - a) · the last patched model + a · the newly trained one.
-
 The coefficient a is given, or chosen by mean retrieval on the steps before, on samples that no step trains on: the tail
 of each shard of the training data. The test set has no part in it.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,31 +71,31 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
     import torch
 
     from tic_clip.models import adapt, make_model
+    from tic_clip.training.loader import make_batches
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, preprocess, tokenizer = make_model(plan["model"], device)
     values: dict[float, list[float]] = {a: [] for a in CANDIDATES}
     for entry in progress(plan["validation"], "coefficient", len(plan["validation"]), "split"):
-        pairs = list(read_held_out(entry, preprocess, tokenizer))
-        for a in CANDIDATES if pairs else ():
+        batches = list(make_batches(read_held_out(entry, preprocess, tokenizer), BATCH_SIZE))
+        for a in CANDIDATES if batches else ():
             net.load_state_dict(adapt(interpolate(old, new, a), net))
-            values[a].append(retrieval(*encode(net, pairs, device))[0][MAIN_METRIC["retrieval"]])
+            values[a].append(retrieval(*encode(net, batches, device))[0][MAIN_METRIC["retrieval"]])
     if not values[1.0]:
         raise TicError("no held-out sample to choose the coefficient on can be decoded: give a --coefficient")
     return {a: float(np.mean(numbers)) for a, numbers in values.items()}
 
 
-def encode(net: Any, pairs: list[tuple[Any, Any]], device: str) -> list[np.ndarray]:
-    """Return the normalised features (N, D) of the images and of the texts of N pairs."""
+def encode(net: Any, batches: list[Any], device: str) -> list[np.ndarray]:
+    """Return the normalised features (N, D) of the images and of the texts of batches of N pairs."""
     import torch
 
-    features = ([], [])
+    features = []
     with torch.inference_mode():
-        for start in range(0, len(pairs), BATCH_SIZE):
-            batch = zip(*pairs[start : start + BATCH_SIZE], strict=True)
-            for part, method, tensors in zip(features, (net.encode_image, net.encode_text), batch, strict=True):
-                part.append(method(torch.stack(tensors).to(device), normalize=True).float().cpu().numpy())
-    return list(map(np.concatenate, features))
+        for method, part in zip((net.encode_image, net.encode_text), zip(*batches, strict=True), strict=True):
+            rows = [method(tensors.to(device), normalize=True).float() for tensors in part]
+            features.append(torch.cat(rows).cpu().numpy())
+    return features
 
 
 def read_held_out(entry: dict[str, Any], preprocess: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
@@ -109,7 +109,5 @@ def read_held_out(entry: dict[str, Any], preprocess: Any, tokenizer: Any) -> Ite
     used = apportion(sizes.values(), entry["size"] - entry["held_out"])
     for i, (path, first) in enumerate(zip(sizes, used, strict=True)):
         for sample in read_slice(path, Slice(0, i, first, sizes[path]), (0,)) if first < sizes[path] else ():
-            try:
+            with suppress(*UNUSABLE):
                 yield decode(sample, load, tokenizer)
-            except UNUSABLE:
-                continue

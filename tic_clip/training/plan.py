@@ -15,13 +15,13 @@ import msgspec
 from tic_clip import TicError, lookup
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.data.split import check_cache, list_fingerprint, split_sizes
-from tic_clip.models import check_architecture, check_pretrained, macs_per_sample
+from tic_clip.models import check_architecture, check_pretrained, has_logit_bias, macs_per_sample
 from tic_clip.runs import LATER, RUN, check_benchmark, last_checkpoint, read_done, versions
 from tic_clip.storage import NotFoundError, read_bytes, read_json
 from tic_clip.timeline import cutoff
 from tic_clip.training.config import Config, Scale, init_path, scale_of, to_flags
-from tic_clip.training.losses import check_loss, count_fisher, plan_loss
-from tic_clip.training.methods import PATCHED, Method, get_method, held_out, new_data
+from tic_clip.training.losses import count_fisher, plan_loss
+from tic_clip.training.methods import METHODS, PATCHED, Method, held_out, new_data
 from tic_clip.training.sampling import apportion
 from tic_clip.training.schedule import BRANCH, DEFAULT, SCHEDULES, check_rate, cooldown_blocks, plan_rate
 
@@ -29,8 +29,7 @@ Mixture = dict[str, dict[str, Annotated[float, msgspec.Meta(ge=0)]]]
 NOT_COMPARED = ("command", "pins", "lists", "keep", "layout", "macs", "macs_seen", "validation", "settings")
 NOT_COMPARED += ("teacher", "anchor")
 """What does not make the model, or is said by another key: teacher and anchor are the last model."""
-CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer")
-CHANGES += ("loss_weight", "temperature")
+CHANGES = ("lr", "warmup", "next_warmup", "schedule", "cooldown", "keep_optimizer", "loss_weight", "temperature")
 """Settings that a plan has as they were given, so that runs that share them can be averaged."""
 UNLOCKED = ("--lock-image-unlocked-groups", "--lock-text-unlocked-layers")
 SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
@@ -39,16 +38,18 @@ SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     """Return all that a step does; nothing is written or trained."""
-    benchmark, method, scale = get_benchmark(config.benchmark), get_method(config.method), scale_of(config)
+    benchmark, method, scale = (
+        get_benchmark(config.benchmark),
+        lookup(METHODS, "method", config.method),
+        scale_of(config),
+    )
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
     check_architecture(scale.model)
     layout = plan_layout(config, scale, world_size)
-    check_settings(config, benchmark, method)
-    check_loss(config, method, scale.model, layout["accum_freq"])
-    if method.all_checkpoints and scale.max_kept < scale.checkpoints:
-        raise TicError(f"{method.name} is of all {scale.checkpoints} checkpoints of a step: --max_kept is below that")
+    check_settings(config, method, scale, layout["accum_freq"])
+    check_rate(config, benchmark, method)
     step, selection = benchmark.steps[t], config.filter or next(iter(benchmark.filters))
     root = f"{config.data_dir.rstrip('/')}/{benchmark.root}/{lookup(benchmark.filters, 'filter', selection)}"
     length = plan_length(config, method, scale, first, t)
@@ -87,7 +88,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     }
 
 
-def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None:
+def check_settings(config: Config, method: Method, scale: Scale, passes: int) -> None:
     """Refuse settings that exclude each other or that the method does not have."""
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
@@ -101,7 +102,16 @@ def check_settings(config: Config, benchmark: Benchmark, method: Method) -> None
         raise TicError("--cache and --cache_gb go together: a folder, and the most GB of shards that it holds")
     if config.first_step and not config.init and method.start != "random":
         raise TicError(f"--first_step {config.first_step} needs --init: {method.name} starts from the model before it")
-    check_rate(config, benchmark, method)
+    if method.all_checkpoints and scale.max_kept < scale.checkpoints:
+        raise TicError(f"{method.name} is of all {scale.checkpoints} checkpoints of a step: --max_kept is below that")
+    if config.loss_weight is not None and method.weight is None:
+        raise TicError(f"{method.name} has no term of the loss for the last model: --loss_weight is for lwf and ewc")
+    if config.temperature is not None and not method.teacher:
+        raise TicError(f"{method.name} distils no model: --temperature is for lwf")
+    siglip = has_logit_bias(scale.model) or "--siglip" in config.openclip_flags
+    reasons = {"CoCa": "coca" in scale.model.lower(), "SigLIP's loss": siglip, "accumulation": passes > 1}
+    if method.teacher and (found := [name for name, is_so in reasons.items() if is_so]):
+        raise TicError(f"{method.name} is OpenCLIP's distillation, which can't be used with {found[0]}")
 
 
 def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
@@ -115,11 +125,9 @@ def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]
     passes = config.accum_freq or next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= limit)
     if batch % passes:
         raise TicError(f"--accum_freq {passes} does not divide the {batch} samples of a process's batch")
-    unlocked = [flag for flag in UNLOCKED if flag in config.openclip_flags]
-    if unlocked and scale.grad_checkpointing:
-        raise TicError(
-            f"the layers of {unlocked[0]} get no gradient with gradient checkpointing: --grad_checkpointing 0"
-        )
+    for flag in UNLOCKED if scale.grad_checkpointing else ():
+        if flag in config.openclip_flags:
+            raise TicError(f"the layers of {flag} get no gradient with gradient checkpointing: --grad_checkpointing 0")
     return {"ranks": world_size, "accum_freq": passes, "grad_checkpointing": scale.grad_checkpointing}
 
 
@@ -139,10 +147,8 @@ def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int
         factor = config.budget[i] if config.budget else i + 1 if method.budget == "growing" else 1
         samples = int(scale.samples_per_step * Fraction(str(factor)))
         if samples < smallest:
-            raise TicError(
-                f"a step of {samples} samples is less than {scale.checkpoints} checkpoints × a batch of "
-                f"{scale.batch_size} = {smallest}: give more --samples_per_step"
-            )
+            least = f"{scale.checkpoints} checkpoints × a batch of {scale.batch_size} = {smallest}"
+            raise TicError(f"a step of {samples} samples is less than {least}: give more --samples_per_step")
         blocks, block = choose_block(samples // smallest, scale.resume_every)
         if cooldown and scale.checkpoints * blocks == 1:
             raise TicError("a step of one block can't cool down in its last one: give a smaller --resume_every")
@@ -252,8 +258,7 @@ def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
     """Return the plan with the MACs of the forward passes, as in DataComp, of the step and of the run so far.
 
-    A training step costs three times as much, so a teacher's forward passes count 1/3; Fisher information, which needs
-    gradients, counts as training.
+    A training step costs three times as much, so a teacher's passes count 1/3; Fisher information counts as training.
     """
     each, distilled = macs_per_sample(plan["model"]), plan["samples"] if plan["teacher"] else 0
     samples = plan["samples"] + distilled // 3 + plan.get("fisher_samples", 0)
@@ -270,20 +275,18 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
     for key in keys or now:
         if key in before and key in now and before[key] != now[key]:
             return f"{SETTINGS.get(key, key)} {before[key]}, now it is {now[key]}"
-    return None
 
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    defaults = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT}  # of plans from before they were
-    defaults |= {"loss_weight": 1.0, "temperature": 1.0}
-    kept = defaults | {key: value for key, value in plan.items() if key not in NOT_COMPARED}
+    before = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT, "loss_weight": 1.0, "temperature": 1.0}
+    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}  # those of plans before they were
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
     }
     names = [source["name"] for source in plan["sources"]]
-    return {**kept, "start": shorten(plan["start"]), "sources": names, **counts}
+    return {**before, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:
@@ -312,10 +315,11 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
         read_finished(folder)
     if is_done or start is None:
         return is_done
-    if start == init_path(config) != config.init and not Path(start).exists():
-        check_pretrained(config.init, plan["model"])
-        return False
-    if start != init_path(config):
+    if start == init_path(config):
+        if start != config.init and not Path(start).exists():  # a model that OpenCLIP fetches
+            check_pretrained(config.init, plan["model"])
+            return False
+    else:
         before = Path(start).parents[1]
         if (before / "done.json").exists():
             expected = {**plan, "samples_seen": plan["samples_seen"] - plan["samples"]}
@@ -325,7 +329,11 @@ def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> b
             return False
         else:
             raise TicError(f"{plan['step']} starts from {start}, but that step is not done: train it first")
-    check_cutoff(start, plan)
+    from tic_clip import weights
+
+    seen = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)  # a released model is called 2019.pt
+    if seen and seen > plan["cutoff"]:
+        raise TicError(f"{start} has seen data up to {seen}, after those of step {plan['step']}, {plan['cutoff']}")
     return False
 
 
@@ -336,15 +344,3 @@ def read_finished(folder: Path) -> dict[str, Any]:
     if not checkpoint.exists():
         raise TicError(f"{checkpoint} is missing, but its step is done: restore it or delete the step")
     return facts
-
-
-def check_cutoff(start: str, plan: dict[str, Any]) -> None:
-    """Raise a TicError if a model to start from has seen data from after the step.
-
-    A released model records no cut-off; its name (``2019.pt``) is one.
-    """
-    from tic_clip import weights
-
-    seen = (weights.record(start) or {}).get("cutoff") or cutoff(Path(start).stem)
-    if seen and seen > plan["cutoff"]:
-        raise TicError(f"{start} has seen data up to {seen}, after those of step {plan['step']}, {plan['cutoff']}")

@@ -38,8 +38,8 @@ def inverse_sqrt(iteration: int, warmup: int, iterations: int) -> float:
 class Schedule:
     """One row: ``shape`` maps (iteration, warm-up, iterations) to a share of the peak, from the end of the warm-up on.
 
-    One that ``continues`` goes on over the whole run: it warms up once, and a step starts from the model that the last
-    one had before its cool-down, with its optimizer; ``iteration`` and ``warmup`` are then those of the run.
+    One that ``continues`` warms up once in a run, of which ``iteration`` and ``warmup`` are then; a step starts from
+    the model that the last one had before its cool-down, with its optimizer.
     """
 
     shape: Callable[[int, int, int], float]
@@ -71,16 +71,17 @@ def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
         others = ", ".join(key for key, row in SCHEDULES.items() if row.cooldown)
         raise TicError(f"{name} has no cool-down: --cooldown is for {others}")
     if schedule.continues and method.start != "last":
-        raise TicError(
-            f"--schedule {name} goes on from the last step's model before its cool-down, and {method.name} does not "
-            "start from the last model: use const-cooldown"
-        )
+        goes_on = f"--schedule {name} goes on from the last step's model before its cool-down"
+        raise TicError(f"{goes_on}, and {method.name} does not start from the last model: use const-cooldown")
 
 
 def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
     """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
-    name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
-    warmups = config.warmup or (scale.warmup,)
+    name, peaks, warmups = (
+        config.schedule or DEFAULT,
+        config.lr or (scale.learning_rate,),
+        config.warmup or (scale.warmup,),
+    )
     is_branch = SCHEDULES[name].continues and t > first
     next_warmup = 0 if is_branch and config.next_warmup is None else scale.next_warmup
     warmup = warmups[t] if warmups[1:] else next_warmup if start else warmups[0]

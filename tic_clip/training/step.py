@@ -24,7 +24,7 @@ from tic_clip.benchmarks import get_benchmark
 from tic_clip.models import has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
-from tic_clip.training.config import Config, init_path, scale_of
+from tic_clip.training.config import Config, scale_of
 from tic_clip.training.losses import save_fisher
 from tic_clip.training.patching import average, patch
 from tic_clip.training.plan import add_macs, check_step, difference, make_plan
@@ -45,9 +45,9 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
 def read_ranks(environ: MutableMapping[str, str]) -> tuple[int, int]:
     """Return (rank, number of ranks) as torchrun, or srun with a task a rank, has set them; else (0, 1).
 
-    What srun has set gets torchrun's names. Outside of a step of srun, SLURM_NTASKS says nothing of this process.
+    What srun has set gets torchrun's names.
     """
-    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")  # SLURM_NTASKS may be those of a job in whose shell this is
     if "RANK" not in environ and tasks != "1":
         first_host = re.sub(r"\[(\w+).*?\]", r"\1", environ["SLURM_STEP_NODELIST"]).partition(",")[0]
         environ |= {"WORLD_SIZE": tasks, "RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"]}
@@ -123,7 +123,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
     check_ready(config)
     keep_benchmark(config.output_dir, get_benchmark(config.benchmark))
     start = plan["start"]
-    if start and start == init_path(config) != config.init and not Path(start).exists():
+    if start and not Path(start).exists():
         save_pretrained(config.init, plan["model"], start)
     if start and zipfile.is_zipfile(start) and (fault := checkpoint.damage(start)):
         raise TicError(f"{start}, which {plan['step']} starts from, is damaged: {fault}")
@@ -131,14 +131,11 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def choose_precision(folder: Path) -> dict[str, str]:
-    """Return the precision that a step's run was begun with, or else the device's, as a part of a plan.
-
-    Plans from before it was recorded have none; those runs go on with amp on a GPU, fp32 on a CPU.
-    """
+    """Return the precision that a step's run was begun with, or else the device's, as a part of a plan."""
     is_begun = any(folder.glob("checkpoints/*.pt"))
     for path in [folder / "plan.json"] if is_begun else sorted(folder.parent.glob("*/done.json")):
         plan = read_json(path.with_name("plan.json"))
-        return {"precision": plan["precision"]} if "precision" in plan else {}
+        return {"precision": plan["precision"]} if "precision" in plan else {}  # of an earlier version
     import torch
 
     if not torch.cuda.is_available():
@@ -248,24 +245,21 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
             logging.root.removeHandler(handler)
             handler.close()
     setup_logging(path, level, include_host)
-    loggers = [logging.root, *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.WARNING)
+    for logger in (logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))):
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
 
 
 def check_shares(plan: dict[str, Any], read: dict[str, dict[str, int]]) -> None:
-    """Warn of sources that gave another number of samples than planned; raise a TicError if one gave none.
-
-    A step of an earlier version that sampled with replacement counted nothing, and is not checked.
-    """
-    for source in plan["sources"] if read else ():
-        name, counts = source["name"], read.get(source["name"], {})
+    """Warn of sources that gave another number of samples than planned; raise a TicError if one gave none."""
+    for source in plan["sources"] if read else ():  # a step of an earlier version may have counted nothing
+        name, planned, counts = source["name"], source["samples"], read.get(source["name"], {})
         count, bad = counts.get("read", 0), counts.get("undecodable", 0)
         if not count:
-            raise TicError(f"step {plan['step']} read no sample of {name}, {source['samples']:,} were planned")
-        if count != source["samples"]:
-            logging.warning("%s: %s samples were read, %s were planned", name, f"{count:,}", f"{source['samples']:,}")
+            raise TicError(f"step {plan['step']} read no sample of {name}, {planned:,} were planned")
+        if count != planned:
+            logging.warning("%s: %s samples were read, %s were planned", name, f"{count:,}", f"{planned:,}")
         if bad:
             logging.warning("%s: left out and replaced: %s undecodable of %s read", name, f"{bad:,}", f"{count:,}")
 

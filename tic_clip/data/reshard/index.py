@@ -49,19 +49,20 @@ class Index(NamedTuple):
 def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> Index:
     """Index a pool shard; what is wrong with its bytes is ``fault``. One in a cloud is fetched into ``place``.
 
-    ``files`` are the local files of the UIDs, and of the class ids or None, of each split. Raises an OSError or a
-    TicError if the machine, the disk or the cloud failed: that says nothing about the shard.
+    ``files``: the local files of the UIDs, and of the class ids or None, of each split. An error that is raised is the
+    machine's or the cloud's, and says nothing about the shard.
     """
-    path = local_copy(tar, place)
+    path, dropped = local_copy(tar, place), Counter()
     try:
         with open_shard(path) as shard:
             table = read_table(shard)
-            samples, found, dropped = _read_uids(shard, table)
+            texts = {sample: uid for sample, uid, _ in usable_uids(shard, table, dropped)}
     except OSError:  # also a missing file: the pool's disk may be away
         raise
     except TicError as error:
         return Index(ShardCounts(fault=str(error).removeprefix(f"{path}: ")), [np.empty(0, ROW)] * len(files))
-    counts = ShardCounts(read=len(table.keys), usable=len(found), dropped=dropped)
+    samples, found = np.array(list(texts), np.int64), uids.parse_uids(texts.values())
+    counts = ShardCounts(read=len(table.keys), usable=len(found), dropped=dict(+dropped))
     with suppress(TicError, OSError):
         if not is_remote(tar) and read_stats(tar) != counts.read:  # in a cloud it would cost a request
             counts.stats = read_stats(tar)
@@ -73,24 +74,8 @@ def index_shard(files: list[tuple[str, str | None]], place: Path, tar: str) -> I
     return Index(counts, rows, table, samples, found)
 
 
-def _read_uids(shard: Buffer, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Return (the samples that can be used (U,), their UIDs (U,), the number of others by reason)."""
-    dropped, texts = Counter(), {}
-    for sample, data in usable_json(shard, table, dropped):
-        try:
-            text = uids.read_uid(data)
-        except ValueError:
-            dropped["invalid json"] += 1
-            continue
-        if text is None:
-            dropped["no valid uid"] += 1
-        else:
-            texts[sample] = text
-    return np.array(list(texts), np.int64), uids.parse_uids(texts.values()), dict(+dropped)
-
-
-def usable_json(shard: Buffer, table: Table, dropped: Counter[str]) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, JSON) of the samples that have all members; count the others by reason."""
+def usable_uids(shard: Buffer, table: Table, dropped: Counter[str]) -> Iterator[tuple[int, str, bytes]]:
+    """Yield (number, UID, JSON) of the samples that can be used; count the others by reason."""
     usable = np.ones(len(table.keys), bool)
     usable[list(table.flawed)] = False
     dropped.update(table.flawed.values())
@@ -100,7 +85,16 @@ def usable_json(shard: Buffer, table: Table, dropped: Counter[str]) -> Iterator[
     json_member = table.find("json")[usable]
     places = (np.flatnonzero(usable), table.offset[json_member], table.size[json_member])
     for sample, offset, size in zip(*map(np.ndarray.tolist, places), strict=True):
-        yield sample, shard[offset : offset + size]
+        data = shard[offset : offset + size]
+        try:
+            uid = uids.read_uid(data)
+        except ValueError:
+            dropped["invalid json"] += 1
+            continue
+        if uid is None:
+            dropped["no valid uid"] += 1
+        else:
+            yield sample, uid, data
 
 
 def _unusable(table: Table) -> list[tuple[str, np.ndarray]]:

@@ -1,6 +1,5 @@
 """What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from tic_clip.data import uids
 from tic_clip.data.folder import SplitSummary, load_finished, start
 from tic_clip.data.reshard.part import Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
-from tic_clip.data.split import META, SUBSET, list_shards
+from tic_clip.data.split import META, SUBSET, list_shards, pool_digest
 from tic_clip.parallel import map_on_ray
 from tic_clip.storage import exists, is_dir, list_files, list_folders, local_copy, temporary_folder, to_path
 
@@ -55,8 +54,7 @@ def reshard(
     """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
 
     The arguments are the flags of reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs (one that is there n times gives
-    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files. Raises a
-    TicError if there is no pool or no list, shards are damaged, or splits were made with other arguments.
+    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files.
     """
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
@@ -119,8 +117,7 @@ def _make_part(
 ) -> Part:
     """Return one part of the pool: the parts are blocks in its order, whose sizes differ by one at most."""
     block = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
-    digest = hashlib.sha256("".join(f"{to_path(path).name} {size}\n" for path, size in block).encode()).hexdigest()
-    shared = {"pool": digest, "shard_size": settings["shard_size"], "parts": parts, "part": number}
+    shared = {"pool": pool_digest(block), "shard_size": settings["shard_size"], "parts": parts, "part": number}
     paths = {name: _part_folders(str(root / name), parts)[number] for name in inputs}
     splits = tuple(OutputSplit(name, path, {**shared, **inputs[name]}) for name, path in paths.items())
     tars = tuple(tar for tar, _ in block)

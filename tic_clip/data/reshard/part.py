@@ -1,7 +1,7 @@
 """Write one part of the pool: the one loop, used alike by this machine, a job array and a Ray cluster.
 
-Workers index pool shards ahead, in order; this process appends their samples to the splits. ``{OUT}/.reshard/{part}/``
-holds the journal. What the journal lacks is done again, and gives the same bytes.
+Workers index pool shards ahead, in order; this process appends their samples to the splits. What the journal lacks is
+done again, and gives the same bytes.
 """
 
 import atexit
