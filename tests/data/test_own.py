@@ -332,8 +332,9 @@ def test_dates_that_can_not_be_read_are_counted_and_left_out(tmp_path):
 
 PEAKS = """
 import resource, sys
-from tic_clip.data.own import OwnOptions, create_own_splits
-from tic_clip.data.tables import Columns, read_dates
+from tic_clip.data.lists import OwnOptions
+from tic_clip.data.pairs import create_own_splits
+from tic_clip.data.tables import Columns
 
 for name in ("small", "large"):
     columns = Columns(image="file", caption="text", date="taken")
