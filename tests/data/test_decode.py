@@ -65,10 +65,8 @@ def test_whatever_is_wrong_with_a_file_is_a_bad_image(kind):
         assert outcome(bytes(damaged), decode_tensor) == outcome(bytes(damaged), decode_image)
 
 
-def turned():
-    exif = Image.Exif()
-    exif[0x112] = 6  # to be shown turned by 90 degrees, which convert("RGB") does not do
-    return exif
+TURNED = Image.Exif()
+TURNED[0x112] = 6  # to be shown turned by 90 degrees, which convert("RGB") does not do
 
 
 def alpha(mode):
@@ -83,7 +81,7 @@ def alpha(mode):
         (gradient(), "JPEG", {"quality": 95, "subsampling": 0}),
         (gradient(), "JPEG", {"quality": 30, "progressive": True}),
         (gradient(), "JPEG", {"keep_rgb": True}),
-        (gradient(), "JPEG", {"exif": turned()}),
+        (gradient(), "JPEG", {"exif": TURNED}),
         (gradient("L"), "JPEG", {}),
         (gradient("CMYK"), "JPEG", {}),
         (gradient(), "MPO", {"save_all": True, "append_images": [gradient("L").convert("RGB")]}),
