@@ -59,18 +59,16 @@ def pool(make_pool):
 
 
 @pytest.fixture
-def lists(pool, tmp_path):
-    """Every second UID of the pool, one of them twice, and class ids of all but the first."""
+def subset(pool, tmp_path):
+    """Every second UID of the pool, one of them twice."""
     save_uids(tmp_path / "subset.npy", parse_uids([*pool.uids[::2], pool.uids[0]]))
-    rows = [(*uid, i % 6) for i, uid in enumerate(parse_uids(pool.uids[2::2]).tolist())]
-    save_uids(tmp_path / "classes.npy", np.array(rows, CLASS_ROW))
-    return tmp_path / "subset.npy", tmp_path / "classes.npy"
+    return tmp_path / "subset.npy"
 
 
 @pytest.fixture
-def split(pool, lists, tmp_path):
+def split(pool, subset, tmp_path):
     """A training split of ours."""
-    reshard(pool.path, str(tmp_path / "split"), str(lists[0]))
+    reshard(pool.path, str(tmp_path / "split"), str(subset))
     return tmp_path / "split"
 
 
@@ -80,9 +78,10 @@ def members(folder):
 
 
 @checkout
-def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, lists, tmp_path):
-    subset, classes = lists
-    out = tmp_path / "new/folder"
+def test_the_resharder_gives_classes_and_otherwise_what_ours_gives(pool, subset, tmp_path):
+    out, classes = tmp_path / "new/folder", tmp_path / "classes.npy"
+    rows = [(*uid, i % 6) for i, uid in enumerate(parse_uids(pool.uids[2::2]).tolist())]
+    save_uids(classes, np.array(rows, CLASS_ROW))
     printed = run("resharder.py", "-i", pool.path, "-o", out, "-s", subset, "-c", classes, "-j", "2")
     assert "output 61 images" in printed
     reshard(pool.path, str(tmp_path / "ours"), str(subset), classes=str(classes))
@@ -317,12 +316,12 @@ def test_info_that_train_py_has_not_written(content, tmp_path):
         load_info(tmp_path / "info.pkl")
 
 
-def test_info_as_train_py_writes_it(tmp_path):
-    info = {"scale_config": {"model": ARCH, "beta2": None}, "checkpoint": tmp_path / "x.pt", "data_dir": Path("a::b")}
+@pytest.mark.parametrize("data_dir", [Path("a::b"), S3Path("s3://bucket/a::s3://bucket/b")])
+def test_info_as_train_py_writes_it(tmp_path, data_dir):
+    info = {"scale_config": {"model": ARCH, "beta2": None}, "checkpoint": tmp_path / "x.pt", "data_dir": data_dir}
     (tmp_path / "info.pkl").write_bytes(pickle.dumps(info))
-    assert load_info(tmp_path / "info.pkl") == info
-    (tmp_path / "info.pkl").write_bytes(pickle.dumps(info | {"data_dir": S3Path("s3://bucket/a::s3://bucket/b")}))
-    assert load_info(tmp_path / "info.pkl") == info | {"data_dir": "s3://bucket/a::s3://bucket/b"}
+    expected = info if isinstance(data_dir, Path) else info | {"data_dir": str(data_dir)}
+    assert load_info(tmp_path / "info.pkl") == expected
 
 
 def flags(tmp_path, **changes):
