@@ -113,11 +113,9 @@ def test_training_exactly_and_then_the_next_step(split, tmp_path):
     info = load_info(tmp_path / "out/a/info.pkl")
     assert (info["scale"], info["checkpoint"]) == ("tic_tiny", latest)
     assert info["scale_config"]["train_num_samples"] == 256
-    assert "warmup: 2\n" in (tmp_path / "out/a/params.txt").read_text()
-    assert "dataset_resampled: False\n" in (tmp_path / "out/a/params.txt").read_text()
-    folders = f"{split}::{split}"
-    arguments = ("--data_dir", folders, "--output_dir", tmp_path / "out", "--exp_name", "b", "--data_weights", "3::1")
-    run("train.py", *TINY, *size, *arguments, "--new_run", "--resume", latest)
+    assert {"warmup: 2", "dataset_resampled: False"} <= set((tmp_path / "out/a/params.txt").read_text().splitlines())
+    arguments = ("--data_dir", f"{split}::{split}", "--output_dir", tmp_path / "out", "--exp_name", "b")
+    run("train.py", *TINY, *size, *arguments, "--data_weights", "3::1", "--new_run", "--resume", latest)
     samples = [source["samples"] for source in json.loads((tmp_path / "out/b_plan.json").read_text())["sources"]]
     assert samples == [192, 64]
     first, second = (torch.load(tmp_path / f"out/{name}/checkpoints/epoch_latest.pt") for name in "ab")
@@ -144,18 +142,13 @@ def model(tmp_path):
     return f"{ARCH} {tmp_path / 'model.pt'}"
 
 
-def npy(values):
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
 def write_set(folder, names="{:08d}.tar", fields=1):
     """Thirty images with a caption, one of six classes and metadata each, in three shards."""
     rows = np.random.default_rng(0).integers(0, 2, (30, fields))
     content = []
     for i, row in enumerate(rows):
-        about = {"txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": npy(row)}
+        np.save(file := io.BytesIO(), row)
+        about = {"txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6), "npy": file.getvalue()}
         content.append((f"{i:04d}", {"jpg": make_image(str(i)), **about}))
     counts = {names.format(i): write_shard(folder / names.format(i), content[10 * i : 10 * i + 10]) for i in range(3)}
     place = folder.parent if folder.name == "test" else folder

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tree
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -58,8 +58,7 @@ def hub(monkeypatch):
 
 def files(folder):
     """The files in a folder, {name: bytes}, without huggingface_hub's notes."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {name: data for name, data in tree(folder).items() if ".cache" not in name}
 
 
 def transfers(hub):
@@ -134,15 +133,12 @@ def test_a_busy_hub_is_asked_again(hub, tmp_path, method):
     assert files(tmp_path) == {f"{YEARLY}/2014.npy": LISTS[f"{YEARLY}/2014.npy"]}
 
 
-def cut_off(handler):
-    handler.close_connection = True
-
-
 @pytest.mark.parametrize(
     ("method", "fault", "message"),
     [
         *(("HEAD", status, f"the hub answers {status}") for status in (401, 404, 503)),
-        *(("GET", fault, message) for fault, message in ((403, "the hub answers 403"), (cut_off, "disconnected"))),
+        ("GET", 403, "the hub answers 403"),
+        ("GET", lambda handler: setattr(handler, "close_connection", True), "disconnected"),
     ],
 )
 def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
