@@ -56,7 +56,6 @@ def split(folder, *flags, columns=COLUMNS, write=(*WRITE, "0.25")):
     done = call_script("dataset_creation/create_splits.py", *flags, *columns, *write, cwd=folder)
     errors = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
     assert (done.returncode == 1) == any(line.startswith("error: ") for line in errors), done.stderr
-    assert "Traceback" not in done.stderr
     return done.stdout, errors
 
 
@@ -201,8 +200,8 @@ def test_steps(tmp_path, flags, steps, cadence):
     split_all(tmp_path, "t.csv", *flags)
     found = read(tmp_path, "benchmark.yaml")
     assert (found["steps"], found["cadence"]) == (steps, cadence)
-    assert sum(len(rows) for rows in lists(tmp_path).values()) == 3
-    assert all(rows for (kind, _), rows in lists(tmp_path).items() if kind == "train")
+    counts = {name: len(rows) for name, rows in lists(tmp_path).items() if rows}
+    assert (list(counts), sum(counts.values())) == ([("train", step) for step in steps], 3)
 
 
 def test_suggested_steps(tmp_path):
@@ -243,9 +242,8 @@ def test_images_in_the_table(tmp_path, kind):
     for i, data in enumerate(images):
         image = {"bytes": data, "path": f"p{i}.jpg"} if kind == "struct" else data
         rows.append({"file": image, "text": f"{i}", "taken": 2014, "id": f"k{i}"})
-    (tmp_path / "in").mkdir()
-    write_table(tmp_path / "in/t.parquet", rows)
-    split_all(tmp_path, "in/t.parquet", "--every", "year", *(("--key", "id") if kind == "keyed" else ()))
+    table, key = write_table(tmp_path / "t.parquet", rows), ("--key", "id") if kind == "keyed" else ()
+    split_all(tmp_path, table, "--every", "year", *key)
     keys = {"bytes": "t.parquet/{0}", "struct": "p{1}", "keyed": "k{1}"}[kind]
     names = [f"{i:09d}.{suffix}" for i, suffix in enumerate(("jpg", "jpg", "png", "jpg"))]
     found = {row["key"]: row["image"] for row in lists(tmp_path)["train", "2014"]}
@@ -259,14 +257,13 @@ def change(number, **values):
     return [{**row, **values} if number in (i, None) else row for i, row in enumerate(ROWS)]
 
 
-GAP = [row for row in ROWS if row["taken"][:4] != "2015"]
 EVERY = "--every year"
 BAD = [  # the rows, or those of a table as text; flags; a part of the error
     (ROWS, f"{EVERY} --label sort", "t.csv has no column sort; it has file, text, taken"),
     (ROWS, "--steps 2014,soon", "--steps: 'soon' is not a date such as"),
     (ROWS, "--steps 2014,201406", "--steps: 201406 begins before the end of the one"),
     (ROWS, "--steps ,", "--steps has no name of a step"),
-    (GAP, EVERY, "step 2015 has no sample to train on (the first that has one is 2014, the last 2016)"),
+    (ROWS[::3] + ROWS[2::3], EVERY, "step 2015 has no sample to train on (the first that has one is 2014, the last 20"),
     (ROWS, "--steps 1999", "no row that can be used; dropped: {'outside the steps': 60}"),
     (ROWS, "--suggest 99", "--suggest 99: the rows are in 9 months, so give 1 to 9"),
     (ROWS, f"{EVERY} --name emoji", "--name emoji is a benchmark of ours"),
@@ -303,11 +300,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, rows, flags, mes
         ("t.txt", b"", "t.txt is not a table: give .csv"),
         ("t.parquet", b"PAR1", "t.parquet can't be read as Parquet"),
         ("t.csv.gz", b"file,text,taken\n", "t.csv.gz is cut off or damaged"),
-        (
-            "t.csv.gz",
-            gzip.compress(b"file,text,taken" + b"\na,b,2014" * 50, mtime=0)[:-10],
-            "t.csv.gz is cut off or dam",
-        ),
+        ("t.csv.gz", gzip.compress(b"file,text,taken" + b"\na,b,2014" * 50)[:-10], "t.csv.gz is cut off or damaged"),
         ("t.jsonl", b'[1]\n{"file": "a"}\n', "t.jsonl has no column taken; it has file"),
         ("t.csv", b"", "t.csv has no column taken; it has none"),
         ("empty", None, "empty has no table: give .csv"),
@@ -322,7 +315,7 @@ def test_a_file_that_is_no_table(tmp_path, name, data, message):
 def test_dates_that_can_not_be_read_are_counted_and_left_out(tmp_path):
     rows = [{**row, "taken": f"day {i}"} if i % 10 == 3 else row for i, row in enumerate(ROWS)]
     write_table(tmp_path / "t.csv", rows)
-    for cut in (("--every", "year"), ("--steps", "2014-2016")):
+    for cut in (EVERY.split(), ("--steps", "2014-2016")):
         _, (error,) = split(tmp_path, "t.csv", *cut)
         assert error.startswith("error: t.csv, row 4 (line 5): the date can't be read: 'day 3'; --date-format says")
         assert error.endswith("(--skip-bad-rows leaves such rows out)")

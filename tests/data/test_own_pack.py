@@ -1,17 +1,15 @@
 """A user's own table and its images to shards: paths, zips, tars, images in Parquet, labels, equal images."""
 
-import csv
 import json
 import re
 import zipfile
 from collections import defaultdict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import call_script, forget, read_tars, tree, write_tar
 from miniature import held_out, make_image
+from test_own import write_table
 
 from tic_clip.data.lists import OwnOptions
 from tic_clip.data.pack import PackOptions, create_tars
@@ -43,13 +41,10 @@ def pack(tmp_path):
 
     def call(rows=ROWS, out="data", label="", images="images", **settings):
         forget()
-        with open(tmp_path / "t.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
+        table = write_table(tmp_path / "t.csv", rows)
         options = {"output_path": str(tmp_path / "lists"), "name": "mine", "every": "year", "test_share": 0.5}
         columns, options = Columns(**COLUMNS, label=label), OwnOptions(**options, overwrite=True)
-        create_own_splits([str(tmp_path / "t.csv")], columns, options)
+        create_own_splits([str(table)], columns, options)
         folders = (str(tmp_path / name) for name in ("lists", images, out))
         call.splits, call.dropped = create_tars(*folders, PackOptions(**settings))
         return packed(tmp_path / out)
@@ -93,9 +88,8 @@ def test_files_zips_and_tars(tmp_path, pack):
     write_tar(tmp_path / "archives/t.tar", [*members.items(), ("./notes.txt", b"of no interest")])
     assert pack(ROWS, "again", images="archives", num_workers=2) == found
     assert dict(pack.dropped) == {"no image file": 2}
-    assert (tmp_path / "again/tic/mine/yearly/benchmark.yaml").read_bytes() == (
-        tmp_path / "lists/benchmark.yaml"
-    ).read_bytes()
+    paths = (tmp_path / "again/tic/mine/yearly/benchmark.yaml", tmp_path / "lists/benchmark.yaml")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
     assert len(find_tasks("tic/mine/retrieval/yearly", str(tmp_path / "again"))) == 2
 
 
@@ -108,7 +102,7 @@ def test_shards_in_the_folder_of_the_images_are_not_images(tmp_path, pack):
 def cut_and_pack(folder, table, rows, images="IMAGES"):
     """Cut a Parquet table and run the command that is printed then; {key: image} of all splits, and what it prints."""
     (folder / "in").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "in" / table)
+    write_table(folder / "in" / table, rows)
     columns = [part for name, column in COLUMNS.items() for part in (f"--{name}", column)]
     flags = ("--name", "mine", "--every", "year", "--output-path", "lists", "--test-share", "0.5")
     *_, command = call_script(f"{SCRIPTS}/create_splits.py", "in", *columns, *flags, cwd=folder).stdout.splitlines()

@@ -77,8 +77,7 @@ def out(tmp_path):
 @pytest.fixture
 def indexed(monkeypatch):
     """The names of the pool shards that are read in this process, in order."""
-    names = []
-    real = part.index_shard
+    names, real = [], part.index_shard
     monkeypatch.setattr(part, "index_shard", lambda *args: names.append(Path(args[-1]).name) or real(*args))
     return names
 
@@ -148,11 +147,8 @@ def test_what_is_no_fault(tmp_path, write_uids, out):
     reshard(write_pool(tmp_path / "pool", entries), out, write_uids(map(uid_of, "abcde")))
     assert [key for key, _ in read_tars(out)] == [f"{uid_of(key)}-0" for key in "abcde"]
     assert read_meta(out)["dropped"] == {}
-    assert [set(members) for _, members in read_tars(out)][:3] == [
-        {"png", "json", "txt", "seg.npy", "exif", "s" * 56},
-        {"webp", "json", "txt"},
-        {"jpeg", "json", "txt"},
-    ]
+    suffixes = [set(members) - {"json", "txt"} for _, members in read_tars(out)]
+    assert suffixes[:3] == [{"png", "seg.npy", "exif", "s" * 56}, {"webp"}, {"jpeg"}]
 
 
 def test_many_subsets_in_one_pass_and_new_ones_later(make_pool, write_uids, tmp_path, out, indexed):
@@ -278,8 +274,7 @@ def test_bad_shard_then_left_out(make_pool, write_uids, out, indexed):
         with pytest.raises(TicError, match=rf"can't be read: 1 \({bad}: truncated.*; repair them and give --overwrite"):
             reshard(pool.path, out, subset, shard_size=2)
     assert indexed == [f"{i:08d}.tar" for i in (0, 1, 2, 3, 1)]  # again: whether it has been repaired
-    rest = [uid for i, uid in enumerate(pool.uids) if i not in (2, 3)]
-    assert [key for key, _ in read_tars(out)] == [f"{uid}-0" for uid in rest]
+    assert [key for key, _ in read_tars(out)] == [f"{uid}-0" for uid in pool.uids[:2] + pool.uids[4:]]
     assert not Path(out, "meta.json").exists()
     before = {path: time for path, time in times(out).items() if path.suffix == ".tar"}
     (split,) = reshard(pool.path, out, subset, shard_size=2, skip_bad_shards=True)
@@ -380,7 +375,6 @@ def test_what_is_refused(make_pool, write_uids, tmp_path, out):
         ({"shard_size": 0}, "must be at least 1"),
         ({"output_dir": ""}, "is empty"),
         ({"parts": 3}, "part None of 3: --parts must be between 1 and 2"),
-        ({"parts": 2, "part": 2}, "part 2 of 2: --parts must be"),
     ):
         for more in ({"overwrite": True}, {"dry_run": True}):
             with pytest.raises(TicError, match=message):

@@ -274,8 +274,6 @@ def test_killed_it_goes_on_where_it_was(large, tmp_path, signum):
     assert known.items() <= times(out).items()
 
 
-# Ray.
-
 CLUSTER = """
 import os, signal, sys
 from ray.cluster_utils import Cluster
@@ -335,11 +333,6 @@ def test_a_node_is_lost(large, tmp_path, cluster):
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
-# A cloud.
-
-OUT = "s3://tic-test/out"
-
-
 @pytest.fixture
 def cloud_job(job, s3_faulty, tmp_path, monkeypatch):
     """``job`` with the pool and the subsets in a bucket; temporary files go to a folder of their own."""
@@ -353,7 +346,7 @@ def cloud_job(job, s3_faulty, tmp_path, monkeypatch):
     s3_faulty.requests.clear()
 
     def run(**options):
-        return reshard("s3://tic-test/pool", OUT, "s3://tic-test/uids", shard_size=4, **options)
+        return reshard("s3://tic-test/pool", "s3://tic-test/out", "s3://tic-test/uids", shard_size=4, **options)
 
     run.store = s3_faulty
     yield run
@@ -374,9 +367,12 @@ def without_inputs(files):
 def test_from_cloud_to_cloud(job, cloud_job, tmp_path, num_workers, parts):
     job(tmp_path / "local", parts=parts, shard_size=4)
     splits = cloud_job(num_workers=num_workers, parts=parts)
-    assert [(split.path, split.num_samples) for split in splits] == [(f"{OUT}/a", 11), (f"{OUT}/b", 5)]
+    assert [(split.path, split.num_samples) for split in splits] == [
+        ("s3://tic-test/out/a", 11),
+        ("s3://tic-test/out/b", 5),
+    ]
     assert without_inputs(objects()) == without_inputs(tree(tmp_path / "local"))
-    assert sum(split_sizes(f"{OUT}/a").values()) == 11
+    assert sum(split_sizes("s3://tic-test/out/a").values()) == 11
     assert [split.reused for split in cloud_job(parts=parts)] == [True, True]
     assert [cloud_job.store.count("GET", f"/pool/{i:08d}.tar") for i in range(5)] == [1] * 5  # in both runs
 
