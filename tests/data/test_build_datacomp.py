@@ -1,7 +1,6 @@
 """build_tic_datacomp.sh, from a tiny pool and hand-made lists to splits that are read back."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,16 +12,15 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_tars, times, tree
+from test_eval_uids import GOLDFISH, SHARK, TENCH, write_table
 
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.data.released import MONTHLY, TABLES, YEARLY
+from tic_clip.data.released import MONTHLY, YEARLY
 from tic_clip.data.split import list_shards, split_folders, split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.evaluation.tasks import tasks_of
-
-TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
 
 # Samples of the pool by their number; those from 100 are not in it.
 TRAIN = {"2014": [0, 1, 2, 100], "2016": [3, 4, 4, 101]}
@@ -64,9 +62,8 @@ def released(tmp_path, uid):
     lists = {f"{YEARLY}/{year}": numbers for year, numbers in TRAIN.items()} | {f"{MONTHLY}/201604": MONTH}
     for name, numbers in lists.items():
         save_uids(folder / f"{name}.npy", parse_uids(map(uid, numbers)))
-    for task, table in (("retrieval", RETRIEVAL), ("datacompnet", DATACOMPNET)):
-        text = re.sub(r"(?<=[\[ ])\d+(?=[,\]])", lambda number: f'"{uid(int(number[0]))}"', json.dumps(table))
-        (folder / f"{TABLES[task]}.json").write_text(text)
+    write_table(folder, "retrieval", RETRIEVAL, uid)
+    write_table(folder, "datacompnet", DATACOMPNET, uid)
     return folder
 
 

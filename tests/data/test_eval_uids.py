@@ -38,7 +38,8 @@ def classes_of(path):
     return [(2 * high + low, class_id) for high, low, class_id in open_uids(path, CLASS_ROW).tolist()]
 
 
-def write_table(folder, task, table):
+def write_table(folder, task, table, uid=uid):
+    """Write a table of evaluation UIDs, given by their numbers."""
     text = re.sub(r"(?<=[\[ ])\d+(?=[,\]])", lambda number: f'"{uid(int(number[0]))}"', json.dumps(table))
     (folder / f"{TABLES[task]}.json").write_text(text)
 

