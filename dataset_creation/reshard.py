@@ -12,9 +12,9 @@ once per part.
 
 import require_venv  # noqa: F401
 
-from tic_clip.cli import Parser, run_main
+from tic_clip.cli import Parser, add_flags, run_main
 from tic_clip.data.folder import table
-from tic_clip.data.reshard import ENGINES, reshard
+from tic_clip.data.reshard import Options, reshard
 
 
 def main() -> None:
@@ -25,15 +25,9 @@ def main() -> None:
     flag("-o", "--output-dir", metavar="OUT", required=True, help="the split, or the folder of the splits")
     flag("-s", "--subset-file", dest="subsets", metavar="SUBSETS", required=True, help="a .npy of UIDs, or a folder")
     flag("-c", "--cls-file", dest="classes", metavar="CLASSES", help="a .npy of UIDs and class ids, or a folder")
-    flag("-j", "--num-workers", type=int, default=1, help="processes (with Ray, per part; default: 1)")
-    flag("--shard-size", type=int, default=10_000, help="maximum samples per shard (default: 10000)")
-    flag("--parts", type=int, default=1, help="number of blocks to cut the pool into (default: 1)")
     flag("--part", type=int, help="make only this part, counted from 0: for a job array")
-    flag("--engine", choices=ENGINES, default="local", help="where parts run (default: local)")
     flag("--ray-address", help="a Ray cluster, or auto; by default, Ray starts on this machine")
-    flag("--skip-bad-shards", action="store_true", help="leave out damaged pool shards")
-    flag("--overwrite", action="store_true", help="replace splits made with other arguments")
-    flag("--dry-run", action="store_true", help="count only, write nothing")
+    add_flags(parser, Options)
     args = parser.parse_args()
     print(table(reshard(**vars(args))))
     if args.dry_run:

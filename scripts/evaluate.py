@@ -76,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if min(args.batch_size, args.models_at_once, args.workers + 1) < 1:
         raise TicError("--batch_size and --models_at_once must be at least 1, --workers at least 0")
-    names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad", "force")
-    settings = Settings(**{name: getattr(args, name) for name in names})
+    names = ("batch_size", "workers", "precision", "device", "models_at_once", "skip_bad")
+    since = time.time() if args.force else 0
+    settings = Settings(**{name: getattr(args, name) for name in names}, since=since)
     if args.check:
         check_tasks(select_tasks(args, get_benchmark(args.benchmark or "datacomp")), settings)
     elif args.watch:

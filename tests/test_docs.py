@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tic_clip import weights
-from tic_clip.training import losses, methods, step
+from tic_clip.training import losses, methods, plan, step
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md").read_text(), re.DOTALL)
@@ -17,6 +17,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md")
 @pytest.fixture
 def added(monkeypatch):
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    monkeypatch.setattr(plan, "METHODS", methods.METHODS)
     monkeypatch.setattr(step, "FINISH", dict(step.FINISH))
     monkeypatch.setattr(losses, "TERMS", dict(losses.TERMS))
     names = {}

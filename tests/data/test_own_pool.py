@@ -101,12 +101,12 @@ def test_what_can_not_be_used_is_counted(tmp_path, make_pool):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--date-field", "taken"), "00000000.tar has no field taken in its samples' JSON; it has uid, caption, key"),
+        (("--date-field", "taken"), "tar, sample 000000000 has no field taken in its JSON; it has uid, caption, key"),
         (("--date-field", ""), "--date must be given"),
         (("--pool", "none"), "none is missing"),
         (("--date-format", "%d.%m."), "00000000.tar, sample 000000000: the date can't be read"),
         (("t.csv",), "not allowed with argument"),
-        (("--date-field", 'a"b'), "has no field a\"b in its samples'"),
+        (("--date-field", 'a"b'), 'has no field a"b in its JSON'),
         (("--label", "kind"), "--label is for tables"),
     ],
 )

@@ -236,8 +236,10 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     assert {name for name in whole if data[name] != whole[name]} <= {name for name in whole if "meta" in name}
 
 
+NO_LISTS = "lists has no manifest.json of create_splits.py: run that first"
 BAD = {
-    "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), "lists has no manifest.json: run create_splits"),
+    "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), NO_LISTS),
+    "another manifest": (lambda at: (at / "lists/manifest.json").write_text("{}"), NO_LISTS),
     "no images": (lambda at: shutil.rmtree(at / "images"), "images is not a folder of images"),
     "a list cut": (
         lambda at: os.truncate(at / "lists/train_batch_2018.csv", 300),
@@ -249,10 +251,6 @@ BAD = {
     ),
     "a damaged zip": (lambda at: save(at / "images", "", b"PK", "all.zip"), "all.zip is not a zip archive that can be"),
     "a damaged tar": (lambda at: save(at / "images", "", b"x" * 600, "x.tar"), "x.tar: damaged header at byte 0"),
-    "another manifest": (
-        lambda at: (at / "lists/manifest.json").write_text("{}"),
-        "lists/manifest.json is not of create_splits.py",
-    ),
 }
 
 

@@ -79,7 +79,7 @@ def config(*words):
     ("words", "value"),
     [
         ("", {"replay": None, "seed": 0}),
-        ("--budget 1,1/2,1.5", {"budget": (1, 0.5, 1.5)}),
+        ("--budget 1,0.5,1.5", {"budget": (1, 0.5, 1.5)}),
         ("--next_warmup 0 --keep_optimizer --resampled", {"next_warmup": 0, "keep_optimizer": True, "resampled": True}),
         ("--keep_optimizer no --resampled 0", {"keep_optimizer": False, "resampled": False}),
         ("--report_to tensorboard,wandb --remote s3://b/x", {"report_to": "tensorboard,wandb", "remote": "s3://b/x"}),

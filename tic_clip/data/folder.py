@@ -112,6 +112,13 @@ class SplitSummary:
     note: str = ""
 
 
+def summarize(name: str, path: str, parts: list[Mapping[str, Any]], reused: bool) -> SplitSummary:
+    """Return the summary of a split from the ``meta.json`` of its parts."""
+    samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
+    bad, wrong = (sum(len(meta.get(key, ())) for meta in parts) for key in ("bad_shards", "wrong_stats"))
+    return SplitSummary(name, path, parts[0]["subset_count"], samples, shards, size, bad, wrong, reused)
+
+
 def table(splits: list[SplitSummary]) -> str:
     """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
     width = max(len(split.path) for split in splits)

@@ -19,7 +19,7 @@ from tic_clip import TicError
 from tic_clip.benchmarks import BENCHMARKS, CADENCES, Benchmark, check_name, check_steps, read_benchmark
 from tic_clip.cli import flag
 from tic_clip.data.images import STORED
-from tic_clip.data.sources import NOT_DOWNLOADED, Reject
+from tic_clip.data.sources import NOT_DOWNLOADED
 from tic_clip.data.tables import open_table
 from tic_clip.runs import BENCHMARK_FILE
 from tic_clip.storage import local_folder, lock_folder, read_json, write_json, write_text
@@ -42,23 +42,20 @@ class Options:
     skip_bad_rows: bool = flag("drop and count unusable rows", False)
     overwrite: bool = flag("make the lists again", False)
 
-    def check(self) -> None:
-        """Raise a TicError if a value can't be."""
+    def settings(self, benchmark: str, dataset: str) -> dict[str, Any]:
+        """Return the part of a manifest that says how to cut; a TicError says which value can't be."""
         if not self.output_path:
             raise TicError("--output-path must be given")
+        local_folder(self.output_path)  # raises if it is in a cloud
         if not 0 <= self.test_share < 1:
             raise TicError(f"the test share is a fraction from 0 to below 1, not {self.test_share}")
-        local_folder(self.output_path)  # raises if it is in a cloud
+        return {"benchmark": benchmark, "dataset": dataset, "seed": self.seed, "test_share": self.test_share}
 
-    def rejecter(self, dropped: Counter[str]) -> Reject:
-        """Return what counts a row that can't be used in ``dropped``, or raises a TicError if none may be left out."""
-
-        def reject(reason: str, message: str) -> None:
-            if not self.skip_bad_rows and reason != NOT_DOWNLOADED:
-                raise TicError(f"{message} (--skip-bad-rows leaves such rows out)")
-            dropped[reason] += 1
-
-        return reject
+    def reject(self, dropped: Counter[str], reason: str, message: str) -> None:
+        """Count a row that can't be used, or raise a TicError if none may be left out."""
+        if not self.skip_bad_rows and reason != NOT_DOWNLOADED:
+            raise TicError(f"{message} (--skip-bad-rows leaves such rows out)")
+        dropped[reason] += 1
 
     def is_test(self, dataset: str, key: str) -> bool:
         """Return whether a sample is held out, by a hash of its key."""
@@ -79,8 +76,8 @@ class OwnOptions(Options):
         """Return the names of the steps that are given."""
         return [name.strip() for name in (self.steps or "").split(",") if name.strip()]
 
-    def settings(self) -> dict[str, Any]:
-        """Return the part of a manifest that says how to cut; a TicError says what is wrong with it."""
+    def own_settings(self) -> dict[str, Any]:
+        """Return ``settings`` of the user's own benchmark, and its steps."""
         if self.name in BENCHMARKS and not BENCHMARKS[self.name].text:
             raise TicError(f"--name {self.name} is a benchmark of ours; give another name")
         if self.steps is not None and not self.step_names:
@@ -90,9 +87,8 @@ class OwnOptions(Options):
             check_steps(self.step_names)
         except ValueError as error:
             raise TicError(f"--{error}") from None
-        self.check()
         cut = {"steps": ",".join(self.step_names) or f"every {self.every}"}
-        return {"benchmark": self.name, "dataset": self.name, "seed": self.seed, "test_share": self.test_share, **cut}
+        return self.settings(self.name, self.name) | cut
 
     def write_benchmark(self, folder: Path, months: Counter[date], label: str = "") -> Benchmark:
         """Write ``benchmark.yaml`` of the steps, with ``every`` from the first month on; return its benchmark."""

@@ -14,7 +14,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +23,9 @@ import numpy as np
 from tic_clip import TicError
 from tic_clip.cli import flag, progress
 from tic_clip.data import clip_benchmark, folder
+from tic_clip.data import images as image_files
 from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
-from tic_clip.data.images import (
-    ZIP_MEMBER,
-    UnusableImage,
-    detect_format,
-    find_archives,
-    index_archive,
-    read_file,
-    read_member,
-    strip_suffix,
-)
+from tic_clip.data.images import ZIP_MEMBER, UnusableImage
 from tic_clip.data.lists import MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
 from tic_clip.data.reshard import reshard
 from tic_clip.data.split import STATS
@@ -115,13 +106,12 @@ def create_tars(
         todo = [output for output in outputs if metas[output.path] is None]
         shards = {output.path: _begin(output, options.overwrite, stack) for output in todo}
         if todo:
-            is_own, archives = bool(benchmark.text), find_archives(image_path, str(root))
+            is_own, archives = bool(benchmark.text), image_files.find_archives(image_path, str(root))
             images = Images(archives, _index_archives(manifest["dataset"], archives, is_own, stack, run), is_own)
             _pack(images, outputs, shards, stack, run)
         metas |= {output.path: _finish(output, shards[output.path]) for output in todo}
         keep_benchmark(root, benchmark)
-    counts = itemgetter("subset_count", "output_count", "output_shard_count", "output_bytes")
-    splits = [SplitSummary(o.name, o.path, *counts(metas[o.path]), reused=o.path not in shards) for o in outputs]
+    splits = [folder.summarize(o.name, o.path, [metas[o.path]], o.path not in shards) for o in outputs]
     if manifest.get("classes"):
         splits += write_label_splits(root, benchmark.periods, list(manifest["classes"]), options)
     return splits, sum((Counter(meta["dropped"]) for meta in metas.values()), Counter())
@@ -131,11 +121,9 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
     """Return the manifest of the lists; raise a TicError if there is none, or no folder of images."""
     if not Path(image_path).is_dir():
         raise TicError(f"{image_path} is not a folder of images")
-    if not (Path(csv_path) / MANIFEST).exists():
-        raise TicError(f"{csv_path} has no {MANIFEST}: run create_splits.py first")
-    manifest = read_json(f"{csv_path}/{MANIFEST}")
+    manifest = read_json(f"{csv_path}/{MANIFEST}") if (Path(csv_path) / MANIFEST).exists() else {}
     if not {"benchmark", "dataset", "files"} <= manifest.keys():
-        raise TicError(f"{csv_path}/{MANIFEST} is not of create_splits.py: run that again with --overwrite")
+        raise TicError(f"{csv_path} has no {MANIFEST} of create_splits.py: run that first")
     return manifest
 
 
@@ -198,7 +186,8 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
 
 def _index_archives(dataset: str, archives: list[str], is_exact: bool, stack: ExitStack, run: Callable) -> str:
     """Write the sorted ``ZIP_MEMBER`` of the images in ``archives`` to a .npy that lasts until ``stack`` ends."""
-    tables = run(partial(index_archive, dataset, archives, is_exact), list(range(len(archives))), "read", "archive")
+    index = partial(image_files.index_archive, dataset, archives, is_exact)
+    tables = run(index, list(range(len(archives))), "read", "archive")
     return _save_sorted(np.concatenate([np.empty(0, dtype=ZIP_MEMBER), *tables]), stack)
 
 
@@ -242,16 +231,18 @@ def _samples(
     rows = [row for _, row in islice(read_rows(csv, output.starts[number]), shard_size)]
     index = np.load(images.index, mmap_mode="r")
     seen = np.load(images.seen, mmap_mode="r") if images.seen else index[:0]
-    names = (strip_suffix(os.path.normpath(row[1]).lstrip("/")) if images.is_exact else row[0] for row in rows)
+    names = [row[0] for row in rows]
+    if images.is_exact:
+        names = [image_files.strip_suffix(os.path.normpath(row[1]).lstrip("/")) for row in rows]
     members, counts = find_uids(index, parse_uids(make_uid(f"{output.dataset}/{name}") for name in names))
     for (key, image, caption, date, *label), member, in_archive in zip(rows, members, counts, strict=True):
-        data = read_file(folder, image, is_exact=images.is_exact)
+        data = image_files.read_file(folder, image, is_exact=images.is_exact)
         try:
             if data is None and in_archive:
-                data = read_member(images.archives[index[member]["zip"]], index[member])
+                data = image_files.read_member(images.archives[index[member]["zip"]], index[member])
             if data is None:
                 raise UnusableImage("no image file")
-            suffix, sha256 = detect_format(data), hashlib.sha256(data).hexdigest()
+            suffix, sha256 = image_files.detect_format(data), hashlib.sha256(data).hexdigest()
             if find_uids(seen, parse_uids([sha256[:32]]))[1][0]:
                 raise UnusableImage("test image that is also in train")
         except UnusableImage as reason:

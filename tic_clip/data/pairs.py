@@ -18,19 +18,9 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.benchmarks import Benchmark, get_benchmark
 from tic_clip.cli import Parser, add_flags, from_flags, progress
-from tic_clip.data import dates
+from tic_clip.data import dates, lists
 from tic_clip.data.images import store_images
-from tic_clip.data.lists import (
-    OUTSIDE,
-    SPLITS,
-    Options,
-    OwnOptions,
-    count_samples,
-    describe,
-    file_digest,
-    list_names,
-    make_lists,
-)
+from tic_clip.data.lists import Options, OwnOptions, file_digest, list_names
 from tic_clip.data.sources import Reject, Row, read_redcaps, read_yfcc15m, redcaps_caption, yfcc_caption
 from tic_clip.data.tables import Columns, find_tables, read_dates, read_rows
 from tic_clip.data.uids import make_uid
@@ -52,16 +42,15 @@ def main(parser: Parser, dataset: str) -> None:
     add_flags(parser, Options)
     args = parser.parse_args()
     options, benchmark = from_flags(Options, args), getattr(args, "benchmark", dataset)
-    print(describe(options.output_path, *create_splits(dataset, args.input_path, options, benchmark)))
+    print(lists.describe(options.output_path, *create_splits(dataset, args.input_path, options, benchmark)))
 
 
 def create_splits(
     dataset: str, input_path: str, options: Options, benchmark: str | None = None
 ) -> tuple[dict[str, Any], bool]:
     """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest, and whether it was there already."""
-    options.check()
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
-    settings = {"benchmark": steps.name, "dataset": dataset, "seed": options.seed, "test_share": options.test_share}
+    settings = options.settings(steps.name, dataset)
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
     return write_lists(inputs, read, caption, lambda _: steps, settings, options)
 
@@ -69,7 +58,7 @@ def create_splits(
 def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
     """Write the lists and ``benchmark.yaml`` of tables; return the manifest, and whether it was there already."""
     columns.require("image", "caption", "date")
-    settings, tables = {**options.settings(), "columns": vars(columns)}, find_tables(tables)
+    settings, tables = {**options.own_settings(), "columns": vars(columns)}, find_tables(tables)
 
     def find_benchmark(folder: Path) -> Benchmark:
         months = count_months(tables, columns, options) if options.every else Counter()
@@ -81,7 +70,7 @@ def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) 
 def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Counter[date]:
     """Return how many rows of tables each month has; a TicError says which date can't be read."""
     columns.require("date")
-    read = partial(read_dates, columns, reject=options.rejecter(Counter()))
+    read = partial(read_dates, columns, reject=partial(options.reject, Counter()))
     seconds = progress(chain.from_iterable(map(read, find_tables(tables))), "dates", unit=" rows")
     return dates.count_months(Counter(each // 86_400 for each in seconds))
 
@@ -99,7 +88,7 @@ def write_lists(
 
         def write(new: Path, work: Path) -> dict[str, Any]:
             benchmark, dropped = find_benchmark(new), Counter()
-            reject, dataset = options.rejecter(dropped), settings["dataset"]
+            reject, dataset = partial(options.reject, dropped), settings["dataset"]
             rows = progress(chain.from_iterable(read(path, reject) for path in inputs), "read", unit=" rows")
             rows = store_images(rows, new)
             chunks = iter(lambda: list(islice(rows, CHUNK)), [])
@@ -110,7 +99,7 @@ def write_lists(
                         file.write(data)
             return _write_lists(work, new, benchmark, dropped, reject)
 
-        return make_lists(options, {**settings, "input": digest_inputs(inputs)}, write)
+        return lists.make_lists(options, {**settings, "input": digest_inputs(inputs)}, write)
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
@@ -120,7 +109,7 @@ def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _find_spans(benchmark: Benchmark) -> Spans:
-    spans = {split: [] for split in SPLITS}
+    spans = {split: [] for split in lists.SPLITS}
     for name, (split, step) in list_names(benchmark).items():
         spans[split].append((*map(dates.to_seconds, span(step)), name))
     return spans
@@ -133,10 +122,10 @@ def make_records(
     records, lines = defaultdict(list), []
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n")
     for row in rows:
-        split = SPLITS[options.is_test(dataset, row.key)]
+        split = lists.SPLITS[options.is_test(dataset, row.key)]
         name = next((name for first, after, name in spans[split] if first <= row.seconds < after), None)
         uid, caption = make_uid(f"{dataset}/{row.key}"), make_caption(row.texts) if name else ""
-        name = OUTSIDE if not name else name if caption else NO_CAPTION
+        name = lists.OUTSIDE if not name else name if caption else NO_CAPTION
         time = f"{datetime.fromtimestamp(row.seconds, UTC).replace(tzinfo=None).isoformat()}Z"
         writer.writerow((row.key, row.image, caption, time, *row.label))
         records[uid[:2]].append(f"{uid}\t{name}\t{lines.pop()}")
@@ -168,7 +157,7 @@ def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[s
                 else:
                     dropped[name] += 1
                 last = uid
-    part = count_samples(benchmark, rows, dropped, {name: file_digest(new / name) for name in names})
+    part = lists.count_samples(benchmark, rows, dropped, {name: file_digest(new / name) for name in names})
     return part | (count_classes(labels, benchmark.periods) if has_labels else {})
 
 

@@ -5,12 +5,12 @@ Memory is bounded: 21 bytes a sample go into 256 files by the first byte of its 
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -35,29 +35,21 @@ ROW = np.dtype([*UID.descr, ("day", "<i4"), ("is_test", "?")])
 UIDS, FOLDERS = "uids", {"train": "train", "test": "eval/retrieval"}  # where the lists lie
 
 
-class Shard(NamedTuple):
-    """The ``rows`` of a pool shard (R,) of ``ROW``, and of the others: the number by reason, and the first bad date."""
-
-    rows: np.ndarray
-    dropped: Counter[str]
-    bad_date: str
-
-
 def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
     """Write ``uids/{train,eval/retrieval}/{step}.npy`` of a pool, and all else as ``create_own_splits``."""
     columns.require("date")
-    tars, made_from = list_shards(pool), options.settings()
+    tars, made_from = list_shards(pool), options.own_settings()
     made_from |= {"date_field": columns.date, "date_format": columns.date_format}
     made_from |= {"input": {"pool": pool_digest(tars.items())}}
 
     def write(new: Path, work: Path) -> dict[str, Any]:
         dropped, days = Counter(), Counter()
-        for shard in _read_shards(list(tars), columns, options):
-            dropped += shard.dropped
-            days.update(shard.rows["day"].tolist())
-            for byte in np.unique(bucket := shard.rows["f0"] >> np.uint64(56)).tolist():
+        for rows, reasons in _read_shards(tars, columns, options):
+            dropped += reasons
+            days.update(rows["day"].tolist())
+            for byte in np.unique(bucket := rows["f0"] >> np.uint64(56)).tolist():
                 with open(work / f"{byte:02x}", "ab") as file:
-                    shard.rows[bucket == byte].tofile(file)
+                    rows[bucket == byte].tofile(file)
         if not days:
             raise TicError(f"{pool} has no sample that can be used; dropped: {dict(dropped) or 'none'}")
         return _write_lists(work, new, options.write_benchmark(new, dates.count_months(days)), dropped)
@@ -69,41 +61,32 @@ def count_months(pool: str, columns: Columns, options: OwnOptions) -> Counter[da
     """Return how many samples of a pool each month has; a TicError says which date can't be read."""
     columns.require("date")
     days = Counter()
-    for shard in _read_shards(list(list_shards(pool)), columns, options):
-        days.update(shard.rows["day"].tolist())
+    for rows, _ in _read_shards(list_shards(pool), columns, options):
+        days.update(rows["day"].tolist())
     return dates.count_months(days)
 
 
-def _read_shards(tars: list[str], columns: Columns, options: OwnOptions) -> Iterator[Shard]:
-    """Yield the shards of a pool in its order."""
-    read, workers, reject = partial(read_shard, columns, options), options.num_workers, options.rejecter(Counter())
-    shards = map_ordered(read, tars, workers, use_processes=workers > 1)
-    for shard in progress(shards, "dates", len(tars), "shard"):
-        if shard.bad_date:
-            reject(BAD_DATE, shard.bad_date)
-        yield shard
+def _read_shards(
+    tars: Collection[str], columns: Columns, options: OwnOptions
+) -> Iterator[tuple[np.ndarray, Counter[str]]]:
+    """Yield of each pool shard the rows (R,) of ``ROW``, and the number of other samples by reason."""
+    read, workers = partial(read_shard, columns, options), options.num_workers
+    return progress(map_ordered(read, tars, workers, use_processes=workers > 1), "dates", len(tars), "shard")
 
 
-def read_shard(columns: Columns, options: OwnOptions, tar: str) -> Shard:
-    """Return the UIDs and dates of a pool shard; a TicError says that no sample has the field, and names the others."""
-    dropped, rows, bad, names = Counter(), [], [], {}
-
-    def reject(reason: str, message: str) -> None:
-        dropped[reason] += 1
-        bad.append(message)
-
+def read_shard(columns: Columns, options: OwnOptions, tar: str) -> tuple[np.ndarray, Counter[str]]:
+    """Return the rows of a pool shard, and the number of other samples by reason."""
+    dropped, rows = Counter(), []
+    reject = partial(options.reject, dropped)
     with open_shard(tar) as shard:
         table = read_table(shard)
         for sample, uid, data in usable_uids(shard, table, dropped):
-            record = json.loads(data)
-            seconds = columns.read_date(f"{tar}, sample {table.keys[sample]}", record.get(columns.date), reject)
-            if seconds is None:
-                names = names or record
-            else:
+            record, where = json.loads(data), f"{tar}, sample {table.keys[sample]}"
+            if columns.date not in record:
+                reject(BAD_DATE, f"{where} has no field {columns.date} in its JSON; it has {', '.join(record)}")
+            elif (seconds := columns.read_date(where, record[columns.date], reject)) is not None:
                 rows.append((*divmod(int(uid, 16), 1 << 64), seconds // 86_400, options.is_test(options.name, uid)))
-    if names and not rows and columns.date not in names:
-        raise TicError(f"{tar} has no field {columns.date} in its samples' JSON; it has {', '.join(names)}")
-    return Shard(np.array(rows, ROW), dropped, bad[0] if bad else "")
+    return np.array(rows, ROW), dropped
 
 
 def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Settings:
     workers: int = 0
     precision: str = "fp32"
     device: str | None = None  # this process's GPU if there is one
-    force: bool = False  # also what has a result
+    since: float = 0  # seconds of the epoch; results from before do not count
     models_at_once: int = 8  # in memory, of one architecture: a batch is decoded once for them
     skip_bad: bool = False  # count unusable samples in place of an error
     slice_size: int = 1 << 14  # images; of a larger folder, the processes of a launcher take slices

@@ -5,7 +5,6 @@ skipped.
 """
 
 import hashlib
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -66,7 +65,7 @@ class _Work:
 
     def __init__(self, models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings) -> None:
         self.settings, self.output_dir, self.folder = settings, output_dir, local_folder(output_dir)
-        self.data, self.started = fingerprints(tasks), time.time()
+        self.data = fingerprints(tasks)
         self.encoders: dict[str, Encoder] = {}
         pending = [model for model, _ in list_pending(models, tasks, self.data, output_dir, settings)]
         self.units = list_units(pending, tasks, settings)
@@ -80,7 +79,7 @@ class _Work:
 
     def list_missing(self, unit: Unit) -> list[tuple[str, str]]:
         """Return the parts of a unit that are not there: (model, file of features), then (model, key of a task)."""
-        pending = list_pending(unit.models, unit.tasks, self.data, self.output_dir, self.settings, self.started)
+        pending = list_pending(unit.models, unit.tasks, self.data, self.output_dir, self.settings)
         by_model = [[(model.name, file) for file in self.files(model, unit)] for model, _ in pending]
         keys = [(model.name, task.key) for model, subset in pending for task in subset if unit.is_scored]
         return [(name, str(file)) for name, file in chain(*zip(*by_model, strict=True)) if not file.exists()] + keys
@@ -153,20 +152,12 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def list_pending(
-    models: Sequence[Model],
-    tasks: Sequence[Task],
-    data: dict[str, str],
-    output_dir: str,
-    settings: Settings,
-    since: float = math.inf,
+    models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
 ) -> list[tuple[Model, list[Task]]]:
-    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints.
-
-    With ``force``, results from before ``since`` do not count.
-    """
+    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
     latest = {}
     for result in read_results(local_folder(output_dir) / RESULTS, quiet=True):
-        if not settings.force or result.get("time", 0) >= since:
+        if result.get("time", 0) >= settings.since:
             state = result["model"]["sha256"], result["data"], result.get("precision"), result.get("metric_version")
             latest[result["model"]["name"], result["key"]] = state
 

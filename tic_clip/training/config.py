@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from fractions import Fraction
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,17 +117,14 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-amounts = _value(
-    _each(lambda word: float(Fraction(word))), lambda numbers: min(numbers) > 0, "a list of numbers above 0, as 1,1,1.5"
-)
-counts = _value(_each(int), lambda numbers: min(numbers) >= 0, "a whole number from 0, or a list of them")
+amounts = _value(_each(float), lambda found: all(0 < n < inf for n in found), "a list of numbers above 0, as 1,1,1.5")
+counts = _value(_each(int), lambda found: min(found) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
-precision_name = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
+dtype = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
 other_flags = _value(read_flags, lambda _: True, "a list of OpenCLIP's flags")
-image_backend = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
-reports = _value(
-    str, lambda text: set(text.split(",")) <= {"", "tensorboard", "wandb", "all"}, "tensorboard, wandb or both"
-)
+decoder = _value(str, ("torchvision", "pil").__contains__, "torchvision or pil")
+REPORTS = {"", "tensorboard", "wandb", "all"}
+reports = _value(str, lambda text: REPORTS.issuperset(text.split(",")), "tensorboard, wandb or both")
 
 
 def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) -> Any:
@@ -181,13 +177,11 @@ class Config:
     keep_optimizer: bool | None = _flag(
         boolean, "steps from a trained model keep the optimizer's state (default: 0; 1 with wsd and rsqrt)"
     )
-    precision: str | None = _flag(
-        precision_name, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)"
-    )
+    precision: str | None = _flag(dtype, "fp32, amp or amp_bf16 (default: amp_bf16 or amp on a GPU, else fp32)")
     openclip_flags: str = _flag(other_flags, "other flags of OpenCLIP's training.main; or give them after --", "")
     resume_every: int | None = _flag(whole, "approximate iterations between resume points (default: the scale's)")
     image_backend: str | None = _flag(
-        image_backend, "what decodes and resizes images: torchvision, or pil as in OpenCLIP (default: the scale's)"
+        decoder, "torchvision decodes images, or pil as in OpenCLIP (default: the scale's)"
     )
     coefficient: float | None = _flag(share, "patching's coefficient, 0 to 1 (default: chosen on held-out data)")
     loss_weight: float | None = _flag(amount, "the weight of the last model's loss term in lwf (default: 1), ewc (10)")

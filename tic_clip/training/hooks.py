@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tic_clip.data.split import dataset_size as dataset_size
 from tic_clip.runs import run_id, run_name
 from tic_clip.storage import read_json
 from tic_clip.training import losses
+from tic_clip.training.checkpoint import Keeper
 from tic_clip.training.loader import ExactDataset, Loader, image_functions
 from tic_clip.training.schedule import learning_rate
 
@@ -20,19 +22,28 @@ warnings.filterwarnings("ignore", "torch.utils.checkpoint: |None of the inputs h
 
 
 def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Any = None) -> Any:
-    """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block."""
+    """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block.
+
+    In a step of ours ``args.tic`` then keeps checkpoints and the log.
+    """
     from training.data import DataInfo, SharedEpoch
 
     plan, passes = read_json(args.train_data), getattr(args, "accum_freq", 1)
     if plan["batch_size"] != args.batch_size * args.world_size * passes:
         found = f"{args.batch_size} × {args.world_size} ranks" + f" × {passes} passes" * (passes > 1)
         raise TicError(f"the plan's batch is {plan['batch_size']}, not {found}")
-    plan |= {name: passes * plan[name] for name in ("iterations", "block")}
-    plan["batch_size"] //= passes
+    in_passes = plan | {name: passes * plan[name] for name in ("iterations", "block")}
+    in_passes["batch_size"] //= passes
     shared_epoch = SharedEpoch(epoch=epoch)
     load, to_input = image_functions(plan.get("image_backend", "pil"), preprocess, args.device)
-    dataset = ExactDataset(plan, args.rank, args.world_size, (load, tokenizer))
-    return DataInfo(dataloader=Loader(dataset, shared_epoch, args.workers, to_input), shared_epoch=shared_epoch)
+    dataset = ExactDataset(in_passes, args.rank, args.world_size, (load, tokenizer))
+    loader = Loader(dataset, shared_epoch, args.workers, to_input)
+    if "method" in plan:  # a step of ours
+        resumed = getattr(args, "tic_record", None) if epoch else None
+        args.tic = Keeper(plan, Path(args.logs, args.name), loader, resumed)
+        if args.rank == 0:
+            args.tic.cut_log(epoch * plan["block"])
+    return DataInfo(dataloader=loader, shared_epoch=shared_epoch)
 
 
 def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:

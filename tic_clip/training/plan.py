@@ -38,11 +38,8 @@ SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
     """Return all that a step does; nothing is written or trained."""
-    benchmark, method, scale = (
-        get_benchmark(config.benchmark),
-        lookup(METHODS, "method", config.method),
-        scale_of(config),
-    )
+    benchmark, scale = get_benchmark(config.benchmark), scale_of(config)
+    method = lookup(METHODS, "method", config.method)
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
     if t < first:
         raise TicError(f"step {config.step} is before the first step to train, {config.first_step}")
@@ -279,14 +276,15 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the model, which the place of the folders does not."""
-    before = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT, "loss_weight": 1.0, "temperature": 1.0}
-    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}  # those of plans before they were
+    defaults = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT}  # of plans from before they were
+    defaults |= {"loss_weight": 1.0, "temperature": 1.0}
+    kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
     counts = {
         f"samples of {source['name']}": f"{source['samples']:,} of {source['used']:,} of {source['size']:,}"
         for source in plan["sources"]
     }
     names = [source["name"] for source in plan["sources"]]
-    return {**before, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
+    return {**defaults, **kept, "start": shorten(plan["start"]), "sources": names, **counts}
 
 
 def shorten(checkpoint: str | None) -> str:

@@ -77,11 +77,8 @@ def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
 
 def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
     """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
-    name, peaks, warmups = (
-        config.schedule or DEFAULT,
-        config.lr or (scale.learning_rate,),
-        config.warmup or (scale.warmup,),
-    )
+    name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
+    warmups = config.warmup or (scale.warmup,)
     is_branch = SCHEDULES[name].continues and t > first
     next_warmup = 0 if is_branch and config.next_warmup is None else scale.next_warmup
     warmup = warmups[t] if warmups[1:] else next_warmup if start else warmups[0]

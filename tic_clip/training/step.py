@@ -153,11 +153,10 @@ def check_ready(config: Config) -> None:
     main = package_file("training", "main.py")
     if "tic_clip" not in main.read_text():
         raise TicError(f"{main} is not the patched OpenCLIP's: run bash setup.sh")
-    reports = set(config.report_to.split(","))
-    for package in ("tensorboard", "wandb"):
-        if {package, "all"} & reports:
-            check_installed(package)
-    if {"wandb", "all"} & reports and os.environ.get("WANDB_MODE", "online") == "online":
+    reports = config.report_to.replace("all", "tensorboard,wandb").split(",")
+    for package in filter(None, reports):
+        check_installed(package)
+    if "wandb" in reports and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
         try:
@@ -213,27 +212,12 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
     openclip_main.setup_logging = log_to_file
-    openclip_main.get_data = functools.partial(get_data, plan)
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
     arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
     if openclip_main.main(arguments) == -1:
         raise TicError(f"OpenCLIP refused to train step {plan['step']}: its reason is above")
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def get_data(plan: dict[str, Any], args: Any, *more: Any, epoch: int = 0, **options: Any) -> dict[str, Any]:
-    """Return OpenCLIP's ``get_data``, and set ``args.tic``, which keeps checkpoints and the log."""
-    from training.data import get_data as openclip_get_data
-
-    from tic_clip.training.checkpoint import Keeper
-
-    data = openclip_get_data(args, *more, epoch=epoch, **options)
-    resumed = getattr(args, "tic_record", None) if epoch else None
-    args.tic = Keeper(plan, Path(args.logs) / args.name, data["train"].dataloader, resumed)
-    if args.rank == 0:
-        args.tic.cut_log(epoch * plan["block"])
-    return data
 
 
 def log_to_file(path: str | None, level: int, include_host: bool = False) -> None:

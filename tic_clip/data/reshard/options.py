@@ -11,14 +11,13 @@ from typing import Any
 from tic_clip import TicError
 from tic_clip.cli import progress
 from tic_clip.data import uids
-from tic_clip.data.folder import SplitSummary, load_finished, start
-from tic_clip.data.reshard.part import Part, read_journal, remove_work, run_part
+from tic_clip.data.folder import SplitSummary, load_finished, start, summarize
+from tic_clip.data.reshard.part import Options, Part, read_journal, remove_work, run_part
 from tic_clip.data.reshard.writer import OutputSplit
 from tic_clip.data.split import META, SUBSET, list_shards, pool_digest
 from tic_clip.parallel import map_on_ray
 from tic_clip.storage import exists, is_dir, list_files, list_folders, local_copy, temporary_folder, to_path
 
-ENGINES = ("local", "ray")
 LISTS = "generate_eval_uids.py and generate_datacompnet_uid2classid.py in dataset_creation/tic-datacomp/ make lists"
 
 
@@ -36,53 +35,43 @@ def find_subsets(path: object) -> dict[str, str]:
 
 
 def reshard(
-    pool: str,
-    output_dir: str,
-    subsets: str,
-    *,
-    classes: str | None = None,
-    num_workers: int = 1,
-    shard_size: int = 10_000,
-    parts: int = 1,
-    part: int | None = None,
-    engine: str = "local",
-    ray_address: str | None = None,
-    skip_bad_shards: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
+    pool: str, output_dir: str, subsets: str, *, classes: str | None = None, **flags: Any
 ) -> list[SplitSummary]:
     """Write the samples of ``pool`` that are in each UID list as splits under ``output_dir``; return a summary of each.
 
-    The arguments are the flags of reshard.py. ``subsets`` is a ``.npy`` of sorted UIDs (one that is there n times gives
-    n copies), ``classes`` one of ``CLASS_ROW`` (its samples get a ``cls`` member), or a folder of such files.
+    ``subsets`` is a ``.npy`` of sorted UIDs (n times the same give n copies), ``classes`` one of ``CLASS_ROW``
+    (its samples get a ``cls`` member), or a folder of such files; ``flags`` are ``Options``.
     """
+    options = Options(**flags)
+    parts, part = options.parts, options.part
     if not (pool and output_dir and subsets):
         raise TicError("the path of the pool, the output or the subsets is empty")
-    if min(shard_size, num_workers) < 1:
+    if min(options.shard_size, options.num_workers) < 1:
         raise TicError("the shard size and the number of workers must be at least 1")
     shards, files, root = list(list_shards(pool).items()), find_subsets(subsets), to_path(output_dir)
     if not 0 <= (part or 0) < parts <= len(shards):
         raise TicError(f"part {part} of {parts}: --parts must be between 1 and {len(shards)}, --part below --parts")
     _check_output(pool, shards, [str(root / name) for name in files])
-    settings = {"shard_size": shard_size, "num_workers": num_workers, "skip_bad_shards": skip_bad_shards}
-    settings |= {"dry_run": dry_run, "timeout": 60.0 if engine == "ray" else 0.0}
     finished, pending = [], []
     with temporary_folder("tic-clip-lists-") as lists:
         inputs = _describe_inputs(pool, files, classes, lists)
-        _remove_other_parts(root, files, parts, overwrite, dry_run)
+        _remove_other_parts(root, files, options)
         for number in range(parts) if part is None else [part]:
-            wanted = _make_part(root, shards, inputs, parts, number, settings)
-            metas = _load_finished(wanted, overwrite)
+            wanted = _make_part(root, shards, inputs, number, options)
+            metas = _load_finished(wanted)
             left = tuple(split for split in wanted.splits if split.name not in metas)
             finished.append(metas)
             pending += [replace(wanted, splits=left)] if left else []
-        if engine == "ray" and pending:
-            results = map_on_ray(run_part, pending, num_cpus=num_workers, address=ray_address)
+        if options.engine == "ray" and pending:
+            results = map_on_ray(run_part, pending, num_cpus=options.num_workers, address=options.ray_address)
             made = list(progress(results, "reshard", len(pending), "part"))
         else:
             made = [run_part(each, lists) for each in pending]
-    _check_bad_shards([*finished, *made], skip_bad_shards)
-    return [_summarize(name, str(root / name), finished, made) for name in files]
+    if not options.skip_bad_shards:
+        _check_bad_shards([*finished, *made])
+    metas = {name: [part[name] for part in (*finished, *made) if name in part] for name in files}
+    resharded = {name for part in made for name in part}
+    return [summarize(name, str(root / name), metas[name], name not in resharded) for name in files]
 
 
 def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -> None:
@@ -113,15 +102,16 @@ def _describe_inputs(pool: str, files: dict[str, str], classes: str | None, list
 
 
 def _make_part(
-    root: Path, shards: list[tuple[str, int]], inputs: dict[str, dict], parts: int, number: int, settings: dict
+    root: Path, shards: list[tuple[str, int]], inputs: dict[str, dict], number: int, options: Options
 ) -> Part:
     """Return one part of the pool: the parts are blocks in its order, whose sizes differ by one at most."""
+    parts = options.parts
     block = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
-    shared = {"pool": pool_digest(block), "shard_size": settings["shard_size"], "parts": parts, "part": number}
+    shared = {"pool": pool_digest(block), "shard_size": options.shard_size, "parts": parts, "part": number}
     paths = {name: _part_folders(str(root / name), parts)[number] for name in inputs}
     splits = tuple(OutputSplit(name, path, {**shared, **inputs[name]}) for name, path in paths.items())
     tars = tuple(tar for tar, _ in block)
-    return Part(tars=tars, splits=splits, work=str(root / ".reshard" / f"{number:05d}"), **settings)
+    return Part(tars=tars, splits=splits, work=str(root / ".reshard" / f"{number:05d}"), options=options)
 
 
 def _part_folders(split: str, parts: int) -> list[str]:
@@ -129,43 +119,34 @@ def _part_folders(split: str, parts: int) -> list[str]:
     return [split] if parts == 1 else [f"{split}/{number:05d}" for number in range(parts)]
 
 
-def _remove_other_parts(root: Path, names: Iterable[str], parts: int, overwrite: bool, dry_run: bool) -> None:
+def _remove_other_parts(root: Path, names: Iterable[str], options: Options) -> None:
     """Remove what is where no part goes, or raise a ``TicError``; where one does, that is ``load_finished``'s to do."""
     for split in filter(is_dir, [str(root / name) for name in names]):
         numbered = [path for path in list_folders(split) if re.fullmatch(r".*/\d{5}", path)]
-        for folder in {split, *numbered}.difference(_part_folders(split, parts)):
+        for folder in {split, *numbered}.difference(_part_folders(split, options.parts)):
             is_used = any(file.endswith((".tar", META)) for file, _ in list_files(folder))
-            if is_used and not overwrite:
+            if is_used and not options.overwrite:
                 raise TicError(f"{folder} holds another number of parts; give --overwrite to replace it")
-            if is_used and not dry_run:
+            if is_used and not options.dry_run:
                 start(folder)
                 remove_work(str(root / ".reshard" / to_path(folder).name))
 
 
-def _load_finished(part: Part, overwrite: bool) -> dict[str, dict[str, Any]]:
+def _load_finished(part: Part) -> dict[str, dict[str, Any]]:
     """Return the ``meta.json`` of the splits of a part that are finished, by name."""
-    journal, metas = read_journal(part.work), {}
+    journal, overwrite, metas = read_journal(part.work), part.options.overwrite, {}
     for split in part.splits:
         begun = journal.arguments.get(split.name)
         meta = load_finished(split.path, split.arguments, overwrite=overwrite, unfinished=begun)
-        if meta and not (overwrite and meta["bad_shards"] and not part.skip_bad_shards):
+        if meta and not (overwrite and meta["bad_shards"] and not part.options.skip_bad_shards):
             metas[split.name] = meta
     return metas
 
 
-def _check_bad_shards(made: list[dict[str, dict[str, Any]]], skip_bad_shards: bool) -> None:
-    """Raise a ``TicError`` if pool shards can't be read, which must not be left out."""
+def _check_bad_shards(made: list[dict[str, dict[str, Any]]]) -> None:
+    """Raise a ``TicError`` if pool shards can't be read."""
     faults = {tar: fault for metas in made for meta in metas.values() for tar, fault in meta["bad_shards"].items()}
-    if faults and not skip_bad_shards:
+    if faults:
         first = "; ".join(f"{tar}: {fault}" for tar, fault in islice(faults.items(), 3))
         advice = "repair them and give --overwrite, or leave them out with --skip-bad-shards"
         raise TicError(f"pool shards that can't be read: {len(faults)} ({first}); {advice}")
-
-
-def _summarize(name: str, path: str, finished: list[dict], made: list[dict]) -> SplitSummary:
-    """Return the summary of a split from the ``meta.json`` of its parts."""
-    parts = [metas[name] for metas in (*finished, *made) if name in metas]
-    samples, shards, size = (sum(meta[f"output_{key}"] for meta in parts) for key in ("count", "shard_count", "bytes"))
-    bad, wrong = (sum(len(meta.get(key, ())) for meta in parts) for key in ("bad_shards", "wrong_stats"))
-    wanted, reused = parts[0]["subset_count"], not any(name in metas for metas in made)
-    return SplitSummary(name, path, wanted, samples, shards, size, bad, wrong, reused)

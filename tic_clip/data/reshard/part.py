@@ -23,13 +23,31 @@ import msgspec
 import numpy as np
 
 from tic_clip import storage
-from tic_clip.cli import progress
+from tic_clip.cli import flag, progress
 from tic_clip.data import folder, uids
 from tic_clip.data.reshard.index import ShardCounts, index_shard
 from tic_clip.data.reshard.writer import OutputSplit, SplitWriter, shard_names
 from tic_clip.data.tar import END
 from tic_clip.parallel import make_pool, map_in_pool
 from tic_clip.storage import is_dir, is_remote, list_files, local_copy, to_path
+
+ENGINES = ("local", "ray")
+LOST = 60.0  # seconds in which a lost process of a cluster gives up its locks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to cut a pool: flags of reshard.py."""
+
+    num_workers: int = flag("processes (with Ray, per part)", 1, short="-j")
+    shard_size: int = flag("maximum samples per shard", 10_000)
+    parts: int = flag("number of blocks to cut the pool into", 1)
+    part: int | None = None
+    engine: str = flag("where parts run", "local", choices=ENGINES)
+    ray_address: str | None = None
+    skip_bad_shards: bool = flag("leave out damaged pool shards", False)
+    overwrite: bool = flag("replace splits made with other arguments", False)
+    dry_run: bool = flag("count only, write nothing", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +57,7 @@ class Part:
     tars: tuple[str, ...]
     splits: tuple[OutputSplit, ...]
     work: str
-    shard_size: int
-    num_workers: int = 1
-    skip_bad_shards: bool = False
-    dry_run: bool = False
-    timeout: float = 0.0  # seconds to wait for a lost process to give up its locks
+    options: Options
 
 
 class Journal(msgspec.Struct, kw_only=True):
@@ -84,14 +98,14 @@ def remove_work(work: str) -> None:
 @contextmanager
 def working_folder(part: Part) -> Iterator[Path]:
     """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile."""
-    if part.dry_run or is_remote(part.work):
+    if part.options.dry_run or is_remote(part.work):
         with storage.temporary_folder("tic-clip-reshard-") as place:
             yield place
         return
     place = Path(part.work) / "unfinished"
     with ExitStack() as stack:
         for path in (*(split.path for split in part.splits), part.work):
-            stack.enter_context(storage.lock_folder(Path(path), part.timeout))
+            stack.enter_context(storage.lock_folder(Path(path), LOST * (part.options.engine == "ray")))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -115,17 +129,17 @@ def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]
         writer = PartWriter(part, lists, place)
         writer.save()  # before anything that an earlier journal tells of is removed
         for split, written in zip(part.splits, writer.journal.written, strict=True):
-            if not part.dry_run:
+            if not part.options.dry_run:
                 folder.start(split.path, keep={name for number in written for name in shard_names(number)})
         try:
             writer.write()
         finally:
             writer.save()
         metas = {split.name: writer.meta(number) for number, split in enumerate(part.splits)}
-        is_whole = part.skip_bad_shards or not any(shard.fault for shard in writer.journal.shards)
-        if is_whole and not part.dry_run:
+        is_whole = part.options.skip_bad_shards or not any(shard.fault for shard in writer.journal.shards)
+        if is_whole and not part.options.dry_run:
             for split, (subset, _) in zip(part.splits, writer.files, strict=True):
-                meta, size = metas[split.name], part.shard_size
+                meta, size = metas[split.name], part.options.shard_size
                 starts = range(0, meta["output_count"], size)
                 sizes = {shard_names(i)[0]: min(size, meta["output_count"] - start) for i, start in enumerate(starts)}
                 folder.finish(split.path, meta, sizes, None if split.arguments["part"] else subset)  # the list, once
@@ -150,13 +164,13 @@ class PartWriter:
         """
         part = self.part
         arguments = {split.name: {key: split.arguments[key] for key in folder.COMPARED} for split in part.splits}
-        journal = Journal() if part.dry_run else read_journal(part.work)
+        journal = Journal() if part.options.dry_run else read_journal(part.work)
         bad = (tar for tar, shard in zip(part.tars, journal.shards, strict=False) if shard.fault)
         is_same = journal.shards and journal.arguments == arguments
         if not is_same or any(self.index(tar).counts.fault is None for tar in bad):
             return Journal(run=uuid4().hex, arguments=arguments, written=[{} for _ in part.splits])
         journal.written = [_existing(split.path, journal.written[i]) for i, split in enumerate(part.splits)]
-        complete = [part.shard_size * len(written) for written in journal.written]
+        complete = [part.options.shard_size * len(written) for written in journal.written]
         ends = np.cumsum([[rows for _, rows, _ in shard.splits] for shard in journal.shards], axis=0)
         del journal.shards[int(np.append((ends > complete).any(axis=1), True).argmax()) :]
         return journal
@@ -164,7 +178,7 @@ class PartWriter:
     def save(self) -> None:
         """Save what is new, and which entries of the lists it has taken: a restart must drop the same repeated UIDs."""
         first, shards = self.num_saved, self.journal.shards[self.num_saved :]
-        if not self.part.dry_run:
+        if not self.part.options.dry_run:
             data = msgspec.msgpack.encode(msgspec.structs.replace(self.journal, first=first, shards=shards))
             with storage.atomic_open(f"{self.part.work}/journal-{first:08d}", sync=False) as file:
                 file.write(data)
@@ -175,18 +189,18 @@ class PartWriter:
     def write(self) -> None:
         """Index the pool shards that are left, in order, and append their samples to all splits."""
         part, shards, finishing = self.part, self.journal.shards, []
-        first, ahead = len(shards), part.num_workers + (part.num_workers > 1)  # still in the page cache
+        first, ahead = len(shards), part.options.num_workers + (part.options.num_workers > 1)  # still in the page cache
         paths = (part.tars[0], *(split.path for split in part.splits))
         fork = not any(map(is_remote, paths)) and threading.active_count() == 1
         with (
-            make_pool(part.num_workers, fork=fork) as pool,
-            ThreadPoolExecutor(part.num_workers) as threads,
+            make_pool(part.options.num_workers, fork=fork) as pool,
+            ThreadPoolExecutor(part.options.num_workers) as threads,
             progress(None, "reshard", len(part.tars), "shard", first) as bar,
         ):
             begun, next_save, writers = time.monotonic(), 0.0, []
             for i, (split, (subset, _)) in enumerate(zip(part.splits, self.files, strict=True)):
                 entries = np.frombuffer(b"".join(shard.entries.pop(0) for shard in shards), "<i8")
-                work = None if part.dry_run else self.place / str(i)
+                work = None if part.options.dry_run else self.place / str(i)
                 writers.append(SplitWriter(split, subset, entries, self.journal.written[i], work, threads))
             for index in map_in_pool(pool, self.index, part.tars[first:], ahead):
                 tar = local_copy(part.tars[len(shards)], self.place)
@@ -216,7 +230,7 @@ class PartWriter:
         dropped["not in the subset"] = sum(shard.usable for shard in shards) - kept - repeated
         tars = dict(zip(self.part.tars, shards, strict=True))
         return {
-            "output_shard_count": -(-rows // self.part.shard_size),
+            "output_shard_count": -(-rows // self.part.options.shard_size),
             "output_count": rows,
             "output_bytes": sum(size + len(END) for size in written.values()),
             "output_shard_format": folder.SHARD_FORMAT,
