@@ -108,10 +108,10 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
-def read_tars(folder):
+def read_tars(folder, pattern="**/*.tar"):
     """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
     samples = []
-    for path in sorted(Path(folder).rglob("*.tar")):
+    for path in sorted(Path(folder).glob(pattern)):
         with tarfile.open(path) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 key, suffix = info.name.split(".", 1)
