@@ -5,12 +5,13 @@ import io
 import json
 import logging
 import os
+import resource
 import runpy
 import signal
 import subprocess
 import sys
 import tarfile
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,27 @@ def forget():
         sys.modules.pop(name, None)
 
 
+@contextmanager
+def file_limit(size):
+    """Let this process write no file of more than ``size`` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Bomb:
+    """What writes a file where a pickle of it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 @dataclass
 class Pool:
     """``path`` holds ``{:08d}.tar``; ``samples`` maps a UID to its members {suffix: data}, in the pool's order."""
@@ -86,10 +108,10 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
-def read_tars(folder):
+def read_tars(folder, pattern="**/*.tar"):
     """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
     samples = []
-    for path in sorted(Path(folder).rglob("*.tar")):
+    for path in sorted(Path(folder).glob(pattern)):
         with tarfile.open(path) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 key, suffix = info.name.split(".", 1)

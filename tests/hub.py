@@ -5,7 +5,9 @@ import json
 import re
 from contextlib import contextmanager
 
+import pytest
 from cloud import serving
+from huggingface_hub import constants
 
 FILE = re.compile(r"/api/models/([\w-]+/[\w-]+)(/tree/main)?|/(?:datasets/)?([\w-]+/[\w-]+)/resolve/(?:main|a+)/(.+)")
 COMMIT = ("X-Repo-Commit", "a" * 40)
@@ -32,3 +34,14 @@ def serving_hub(files):
     with serving(answer) as store:
         store.files = files
         yield store
+
+
+@contextmanager
+def using_hub(files, cache):
+    """Serve ``files`` to this process, which has asked no hub yet; ``cache`` is its folder of what it was sent."""
+    with serving_hub(files) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        yield server
