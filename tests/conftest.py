@@ -56,6 +56,8 @@ def forget():
     logging.disable(logging.NOTSET)
     for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
         del BENCHMARKS[name]
+    for name in ("train", "evaluate", "report"):  # DataComp and bench/ have scripts of the same names
+        sys.modules.pop(name, None)
 
 
 @contextmanager
@@ -106,10 +108,10 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
-def read_tars(folder):
+def read_tars(folder, pattern="**/*.tar"):
     """[(key, {suffix: data})] of the tars below a folder, in order; members of a key that follow each other."""
     samples = []
-    for path in sorted(Path(folder).rglob("*.tar")):
+    for path in sorted(Path(folder).glob(pattern)):
         with tarfile.open(path) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 key, suffix = info.name.split(".", 1)

@@ -24,7 +24,7 @@ from tic_clip import TicError
 from tic_clip.cli import format_os_error
 from tic_clip.data.split import split_sizes
 from tic_clip.data.uids import CLASS_ROW, find_uids, fingerprint, open_uids
-from tic_clip.evaluation.encode import Encoder, Settings
+from tic_clip.evaluation.encode import Encoder, Settings, encode_set
 from tic_clip.evaluation.evaluate import fingerprints, read_samples, score
 from tic_clip.evaluation.tasks import task_of
 from tic_clip.models import HUB, MODEL_CONFIGS, Model, check_model
@@ -146,8 +146,9 @@ def evaluate_model(
         return evaluate(key, train_info, data_root, dataset_size, batch_size=batch_size)
     task, settings = task_of(key, data_root or "."), Settings(batch_size=batch_size)
     fingerprints([task])  # raises if the data are missing
-    ((_, _, numbers),) = score([_encoder(arch, weights, settings)], [task], read_samples([task], settings))
-    return numbers["metrics"]
+    encoder, found = _encoder(arch, weights, settings), read_samples([task], settings)
+    (features,) = encode_set([encoder], task.name, found)
+    return score(encoder, task, found, features)["metrics"]
 
 
 @functools.cache

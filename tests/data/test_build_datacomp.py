@@ -1,7 +1,6 @@
 """build_tic_datacomp.sh, from a tiny pool and hand-made lists to splits that are read back."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,18 +11,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, times, tree
+from conftest import ROOT, read_tars, times, tree
+from test_eval_uids import GOLDFISH, SHARK, TENCH, write_table
 
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.data.released import MONTHLY, TABLES, YEARLY
-from tic_clip.data.split import list_shards, split_sizes
-from tic_clip.data.tar import open_shard, samples
+from tic_clip.data.released import MONTHLY, YEARLY
+from tic_clip.data.split import list_shards, split_folders, split_sizes
 from tic_clip.data.uids import parse_uids, save_uids
 from tic_clip.data.verify import verify
 from tic_clip.evaluation.data import read_set
 from tic_clip.evaluation.tasks import tasks_of
-
-TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
 
 # Samples of the pool by their number; those from 100 are not in it.
 TRAIN = {"2014": [0, 1, 2, 100], "2016": [3, 4, 4, 101]}
@@ -65,33 +62,34 @@ def released(tmp_path, uid):
     lists = {f"{YEARLY}/{year}": numbers for year, numbers in TRAIN.items()} | {f"{MONTHLY}/201604": MONTH}
     for name, numbers in lists.items():
         save_uids(folder / f"{name}.npy", parse_uids(map(uid, numbers)))
-    for task, table in (("retrieval", RETRIEVAL), ("datacompnet", DATACOMPNET)):
-        text = re.sub(r"(?<=[\[ ])\d+(?=[,\]])", lambda number: f'"{uid(int(number[0]))}"', json.dumps(table))
-        (folder / f"{TABLES[task]}.json").write_text(text)
+    write_table(folder, "retrieval", RETRIEVAL, uid)
+    write_table(folder, "datacompnet", DATACOMPNET, uid)
     return folder
 
 
 @pytest.fixture
-def command(tmp_path, pool, released):
-    """What ``subprocess`` takes to build ``tmp_path/data``, with further variables."""
+def start(tmp_path, pool, released):
+    """Begin to build ``tmp_path/data``, with further variables."""
 
-    def make(**settings):
+    def call(cwd=None, **settings):
         own = {"POOL": pool.path, "DATA_DIR": f"{tmp_path}/data", "LISTS": f"{tmp_path}/lists", "NUM_WORKERS": "1"}
-        script, pipe = ROOT / "dataset_creation/tic-datacomp/build_tic_datacomp.sh", subprocess.PIPE
         env = {**os.environ, "CADENCE": "", "FLAGS": "", **own, **settings}
-        return {"args": ["bash", script], "env": env, "stdout": pipe, "stderr": pipe, "text": True}
+        options = {"env": env, "cwd": cwd, "text": True, "start_new_session": True}
+        script = ROOT / "dataset_creation/tic-datacomp/build_tic_datacomp.sh"
+        return subprocess.Popen(["bash", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
-    return make
+    return call
 
 
 @pytest.fixture
-def build(command):
-    """Run it to its end; returns the lines that it prints."""
+def build(start):
+    """Build to the end; returns the lines that it prints, of one that fails the last line of its error."""
 
-    def call(**settings):
-        done = subprocess.run(**command(**settings))
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+    def call(code=0, **settings):
+        process = start(**settings)
+        stdout, stderr = process.communicate()
+        assert process.returncode == code, stderr
+        return stderr.splitlines()[-1] if code else stdout.splitlines()
 
     return call
 
@@ -102,13 +100,10 @@ def data(tmp_path):
 
 
 def content(split, suffix):
-    """{sample's key: its member, or None} of a split."""
-    found = {}
-    for tar in list_shards(split):
-        with open_shard(tar) as shard:
-            for sample in samples(shard):
-                assert sample.key not in found
-                found[sample.key] = sample.read(shard, suffix) if suffix in sample.members else None
+    """{sample's key: its member, or None} of a split, without clip_benchmark's links."""
+    samples = [sample for folder in split_folders(split) for sample in read_tars(folder, "*.tar")]
+    found = {key: members.get(suffix) for key, members in samples}
+    assert len(found) == len(samples)
     return found
 
 
@@ -122,7 +117,6 @@ def check_splits(data, pool, uid, lists, wanted=SPLITS):
         assert texts == {key: pool.samples[uid(number)]["txt"] for key, number in keys.items()}
         ids = {key: str(CLASSES[name][number]).encode() if name in CLASSES else None for key, number in keys.items()}
         assert classes == ids
-        assert sum(split_sizes(data / name).values()) == len(numbers)
         seen = Counter()
         assert list(verify(str(data / name), str(lists / f"uids/{name}.npy"), seen=seen)) == []
         assert (seen["samples"], seen["there"], seen["wanted"]) == (len(numbers), len(numbers), total)
@@ -137,31 +131,40 @@ def check_table(lines, data):
 
 
 def check_evaluation(data):
-    """Our evaluation loads each evaluation split whole, and clip_benchmark finds all of its shards."""
+    """Our evaluation finds each evaluation split and loads it whole, as clip_benchmark does all of its shards."""
     tasks = [task for name in ("datacomp", "datacomp_monthly") for task in tasks_of(get_benchmark(name), str(data))]
     tasks = {str(Path(task.folder).relative_to(data / "tic/datacomp")): task for task in tasks}
     for name, (numbers, _) in SPLITS.items():
-        if "/train/" in name:
-            continue
-        task = tasks[name]
-        assert len(list(Path(task.folder, "test").glob("*.tar"))) == len(list_shards(task.folder))
-        ours = read_set(task.folder, [task.kind])
-        if task.kind == "classification":
-            assert sorted(sample.label for sample in ours.samples) == sorted(CLASSES[name].values())
-        else:
-            captions = sorted(sample.captions for sample in ours.samples)
-            assert captions == sorted([f"picture {number} of pool"] for number in numbers)
+        if "/train/" not in name:
+            folder, kind = tasks[name].folder, tasks[name].kind
+            assert len(list(Path(folder, "test").glob("*.tar"))) == len(list_shards(folder))
+            found = [
+                sample.label if name in CLASSES else sample.captions for sample in read_set(folder, [kind]).samples
+            ]
+            captions = [[f"picture {number} of pool"] for number in numbers]
+            assert sorted(found) == sorted(CLASSES[name].values() if name in CLASSES else captions)
 
 
-def test_everything_and_again(tmp_path, pool, uid, build, data):
+def test_everything_again_and_after_a_kill(tmp_path, pool, uid, start, build, data):
+    """It is killed when the first file beside a shard has appeared."""
     lines = build()
     check_splits(data, pool, uid, tmp_path / "lists")
     check_table(lines, data)
     check_evaluation(tmp_path / "data")
     before = tree(tmp_path), times(data)
-    again = build()
+    assert all(line.endswith("  already there") for line in build()[-len(SPLITS) :])
     assert (tree(tmp_path), times(data)) == before
-    assert all(line.endswith("  already there") for line in again[-len(SPLITS) :])
+    for made in "lists/uids", "lists/classes", "data":
+        shutil.rmtree(tmp_path / made)
+    process = start(NUM_WORKERS="2")
+    while process.poll() is None and not any(data.glob("yearly/*/*/*.json")):
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (data / "summary.txt").exists()
+    build()
+    assert tree(tmp_path) == before[0]
 
 
 def test_in_parts_one_cadence_then_both(tmp_path, pool, uid, build, data):
@@ -178,78 +181,29 @@ def test_in_parts_one_cadence_then_both(tmp_path, pool, uid, build, data):
     assert sum(line.endswith("  already there") for line in lines) == len(YEARS)
 
 
-def test_without_months_and_from_another_folder(tmp_path, pool, uid, command, released):
+def test_without_months_and_from_another_folder(tmp_path, pool, uid, build, released):
     """Relative paths count from where the user stands."""
     shutil.rmtree(released / MONTHLY)
-    paths = {"POOL": os.path.relpath(pool.path, tmp_path), "DATA_DIR": "mine/data", "LISTS": "lists"}
-    done = subprocess.run(**command(**paths), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    build(cwd=tmp_path, POOL=os.path.relpath(pool.path, tmp_path), DATA_DIR="mine/data", LISTS="lists")
     data = tmp_path / "mine/data/tic/datacomp"
     check_splits(data, pool, uid, tmp_path / "lists", YEARS)
     assert (data / "yearly/eval/datacompnet/2014/test/0.tar").exists()
     assert "mine/data/tic/datacomp/yearly/train/2014  " in (data / "summary.txt").read_text()
     assert not (ROOT / "mine").exists()
-    done = subprocess.run(**command(CADENCE="monthly"))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/lists/uids/monthly is missing: ")
+    assert build(1, CADENCE="monthly").startswith(f"error: {tmp_path}/lists/uids/monthly is missing: ")
 
 
-def test_training_lists_through_a_filter(tmp_path, pool, uid, build, command, data):
+def test_training_lists_through_a_filter(tmp_path, uid, build, data):
     """Evaluation is what it was; train_bestpool/ stands beside train/, which another list replaces only if told."""
     chosen = {"basic": (0, 2, 4, 7, 13, 104), "bestpool": (0, 4)}
     for name, numbers in chosen.items():
         save_uids(tmp_path / f"{name}.npy", parse_uids(map(uid, numbers)))
         build(FILTER=name, FILTER_UIDS=str(tmp_path / f"{name}.npy"))
     kept = {"yearly/train/2014": [0, 2], "yearly/train/2016": [4, 4], "monthly/train/201604": [0, 13]}
-    best = {
-        "yearly/train_bestpool/2014": [0],
-        "yearly/train_bestpool/2016": [4, 4],
-        "monthly/train_bestpool/201604": [0],
-    }
-    for name, numbers in (kept | best).items():
+    kept |= {"yearly/train_bestpool/2014": [0], "yearly/train_bestpool/2016": [4, 4]}
+    for name, numbers in {**kept, "monthly/train_bestpool/201604": [0]}.items():
         assert sum(split_sizes(data / name).values()) == len(numbers)
         assert {key.split("-")[0] for key in content(data / name, "txt")} == {uid(number) for number in numbers}
     assert sum(split_sizes(data / "yearly/eval/retrieval/2016").values()) == 3
-    before = tree(tmp_path), times(data)
-    build(FILTER="bestpool", FILTER_UIDS=str(tmp_path / "bestpool.npy"))
-    assert (tree(tmp_path), times(data)) == before
-    done = subprocess.run(**command(FILTER_UIDS=str(tmp_path / "bestpool.npy")))
-    assert done.returncode == 1
-    assert "give --overwrite" in done.stderr.splitlines()[-1]
-    for settings, message in (
-        ({"FILTER": "bestpool"}, "error: FILTER is bestpool without FILTER_UIDS"),
-        ({"FILTER": "worst", "FILTER_UIDS": str(tmp_path / "basic.npy")}, "error: unknown filter 'worst'"),
-        ({"FILTER_UIDS": str(tmp_path / "none.npy")}, f"error: {tmp_path}/none.npy is missing"),
-    ):
-        done = subprocess.run(**command(**settings))
-        assert (done.returncode, done.stderr.splitlines()[-1][: len(message)]) == (1, message)
-
-
-def test_evaluation_that_the_pool_has_nothing_of(uid, build, data, released):
-    save_uids(released / MONTHLY / "201604.npy", parse_uids([uid(number) for number in (0, 103)]))
-    lines = build(CADENCE="monthly")
-    rows = [re.split(r" {2,}", line) for line in (data / "summary.txt").read_text().splitlines()]
-    assert [(row[0].removeprefix(f"{data}/"), *row[1:3], row[4]) for row in rows[1:]] == [
-        ("monthly/eval/datacompnet/201604", "0", "0", "0.0 % of 1"),
-        ("monthly/train/201604", "1", "1", "100.0 % of 1"),
-    ]
-    assert f"{data}/monthly/eval/datacompnet/201604: no sample, so no test/" in lines
-
-
-def test_killed_and_started_again(tmp_path, command, build, data):
-    """When the first lists, the first split and the first folder for clip_benchmark have appeared."""
-    build()
-    expected = tree(tmp_path)
-    years = "data/tic/datacomp/yearly"
-    for sign in ("lists/uids/yearly/eval/retrieval/2014.npy", f"{years}/*/*/*.json", f"{years}/eval/*/*/test"):
-        for made in "lists/uids", "lists/classes", "data":
-            shutil.rmtree(tmp_path / made)
-        process = subprocess.Popen(**command(NUM_WORKERS="2"), start_new_session=True)
-        while process.poll() is None and not any(tmp_path.glob(sign)):
-            time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not (data / "summary.txt").exists()
-        build()
-        assert tree(tmp_path) == expected
+    assert "give --overwrite" in build(1, FILTER_UIDS=str(tmp_path / "bestpool.npy"))
+    assert build(1, FILTER="bestpool").startswith("error: FILTER is bestpool without FILTER_UIDS")

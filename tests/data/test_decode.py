@@ -2,6 +2,7 @@ import io
 import random
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ WITHOUT_READER = {"BUFR", "EPS", "GRIB", "HDF5", "PALM", "WMF"}  # or only with 
 FORMATS = sorted((Image.SAVE.keys() & Image.OPEN.keys()) - WITHOUT_READER)
 
 
-def encode(kind, size=(24, 16)):
-    """The bytes of a gradient in a format, in the first mode that it has."""
+def gradient(mode="RGB", size=(53, 37)):
     pixels = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encode(kind):
+    """The bytes of a gradient in a format, in the first mode that it has."""
     for mode in ("RGB", "P", "L", "1", "F"):
         file = io.BytesIO()
-        try:
-            Image.fromarray(pixels).convert(mode).save(file, kind)
+        with suppress(OSError, ValueError):
+            gradient(mode, (24, 16)).save(file, kind)
             return file.getvalue()
-        except (OSError, ValueError):
-            continue
     raise AssertionError(f"Pillow does not write {kind}")
 
 
@@ -55,22 +58,15 @@ def test_whatever_is_wrong_with_a_file_is_a_bad_image(kind):
     assert decode_image(data).mode == "RGB"
     assert outcome(data, decode_tensor) == outcome(data, decode_image)
     choose = random.Random(kind)
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(data[: choose.choice((len(data), choose.randrange(len(data))))])
         for _ in range(choose.randrange(1, 6) if damaged else 0):
             damaged[choose.randrange(min(len(damaged), choose.choice((40, len(damaged)))))] = choose.randrange(256)
         assert outcome(bytes(damaged), decode_tensor) == outcome(bytes(damaged), decode_image)
 
 
-def gradient(mode="RGB", size=(53, 37)):
-    pixels = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def turned():
-    exif = Image.Exif()
-    exif[0x112] = 6  # to be shown turned by 90 degrees, which convert("RGB") does not do
-    return exif
+TURNED = Image.Exif()
+TURNED[0x112] = 6  # to be shown turned by 90 degrees, which convert("RGB") does not do
 
 
 def alpha(mode):
@@ -85,7 +81,7 @@ def alpha(mode):
         (gradient(), "JPEG", {"quality": 95, "subsampling": 0}),
         (gradient(), "JPEG", {"quality": 30, "progressive": True}),
         (gradient(), "JPEG", {"keep_rgb": True}),
-        (gradient(), "JPEG", {"exif": turned()}),
+        (gradient(), "JPEG", {"exif": TURNED}),
         (gradient("L"), "JPEG", {}),
         (gradient("CMYK"), "JPEG", {}),
         (gradient(), "MPO", {"save_all": True, "append_images": [gradient("L").convert("RGB")]}),
@@ -113,7 +109,7 @@ def test_both_decoders_see_the_picture_of_pillow(image, kind, options):
     ("size", "message"),
     [
         ((10_000, 5_001), "10000 × 5001 pixels are more than 50 megapixels"),
-        ((30_000, 30_000), "Image size .* exceeds limit"),
+        ((14_000, 14_000), "Image size .* exceeds limit"),
         ((1, 10_000), "1 × 10000 pixels: one side is over 100 times the other"),
     ],
 )
@@ -122,6 +118,6 @@ def test_what_is_too_large_is_not_decoded(decode, size, message):
         decode(png(*size))
 
 
-@pytest.mark.parametrize("size", [(10_000, 5_000), (1, 100)])
-def test_what_is_just_small_enough(size):
-    assert decode_image(png(*size)).size == size
+def test_what_is_just_small_enough():
+    for size in ((10_000, 5_000), (1, 100)):
+        assert decode_image(png(*size)).size == size

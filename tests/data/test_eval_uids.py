@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from unittest.mock import Mock
 
 import numpy as np
@@ -10,9 +11,9 @@ from conftest import call_script, times, tree
 
 from tic_clip import TicError
 from tic_clip.data.clip_benchmark import imagenet_texts
-from tic_clip.data.eval_uids import imagenet_synsets, write_classes, write_eval_uids
+from tic_clip.data.eval_uids import filter_lists, imagenet_synsets, write_classes, write_eval_uids
 from tic_clip.data.released import MONTHLY, TABLES, YEARLY
-from tic_clip.data.uids import CLASS_ROW, UID, save_uids
+from tic_clip.data.uids import CLASS_ROW, UID, open_uids, save_uids
 
 SCRIPTS = "dataset_creation/tic-datacomp"
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # classes 0, 1, 2
@@ -29,53 +30,44 @@ def array(numbers):
     return np.array([(number // 2, number % 2) for number in numbers], UID)
 
 
-def load(path, dtype=UID):
-    rows = np.load(path)
-    assert rows.dtype == dtype
-    return [2 * int(high) + int(low) for high, low in zip(rows["f0"], rows["f1"], strict=True)]
+def load(path):
+    return [2 * high + low for high, low in open_uids(path).tolist()]
 
 
 def classes_of(path):
-    return list(zip(load(path, CLASS_ROW), np.load(path)["class_id"].tolist(), strict=True))
+    return [(2 * high + low, class_id) for high, low, class_id in open_uids(path, CLASS_ROW).tolist()]
 
 
-def write_table(folder, task, table):
-    def as_uids(value):
-        return {k: as_uids(v) for k, v in value.items()} if isinstance(value, dict) else [uid(n) for n in value]
-
-    (folder / f"{TABLES[task]}.json").write_text(json.dumps(as_uids(table)))
+def write_table(folder, task, table, uid=uid):
+    """Write a table of evaluation UIDs, given by their numbers."""
+    text = re.sub(r"(?<=[\[ ])\d+(?=[,\]])", lambda number: f'"{uid(int(number[0]))}"', json.dumps(table))
+    (folder / f"{TABLES[task]}.json").write_text(text)
 
 
 @pytest.fixture
 def lists(tmp_path):
+    """As on the hub, and one month in a folder of its year, as the authors' tars unpack."""
     folder = tmp_path / "lists/released"
-    folder.mkdir(parents=True)
+    months = {f"{MONTHLY}/2014/201403": MONTH, f"{MONTHLY}/201404": [20, 20, 21]}
+    for name, numbers in {f"{YEARLY}/2014": [0, 7, 7, 8], **months}.items():
+        save_uids(folder / f"{name}.npy", array(numbers))
     write_table(folder, "retrieval", RETRIEVAL)
     write_table(folder, "datacompnet", DATACOMPNET)
     return folder
 
 
-@pytest.fixture
-def training_lists(lists):
-    """As on the hub, and one month in a folder of its year, as the authors' tars unpack."""
-    (lists / YEARLY).mkdir()
-    np.save(lists / YEARLY / "2014.npy", array([0, 7, 7, 8]))
-    (lists / MONTHLY / "2014").mkdir(parents=True)
-    np.save(lists / MONTHLY / "2014/201403.npy", array(MONTH))
-    np.save(lists / MONTHLY / "201404.npy", array([20, 20, 21]))
-    return lists
-
-
 def write(function, lists):
     """{file: what is said of it}."""
-    lines = dict(line.split(": ", 1) for line in function(str(lists), str(lists.parent)))
-    return {name: text for name, text in lines.items() if not name.startswith("missing")}
+    return said(function(str(lists), str(lists.parent)))
+
+
+def said(lines):
+    return {name: text for name, text in (line.split(": ", 1) for line in lines) if not name.startswith("missing")}
 
 
 def test_a_year_without_yearly_evaluation(lists):
     write_table(lists, "retrieval", {"2014": [1], "2023": [30]})
     write_table(lists, "datacompnet", {"2023": {TENCH: [29]}})
-    (lists / MONTHLY).mkdir()
     np.save(lists / MONTHLY / "202306.npy", array([29, 30, 31]))
     lines = write(write_eval_uids, lists)
     assert "uids/yearly/eval/retrieval/2023" not in lines
@@ -84,9 +76,9 @@ def test_a_year_without_yearly_evaluation(lists):
     assert write(write_classes, lists) == {"classes/monthly/eval/datacompnet/202306": "1 UIDs"}
 
 
-def test_years_and_months(training_lists):
-    lines = write(write_eval_uids, training_lists)
-    folder = training_lists.parent / "uids"
+def test_years_and_months(lists):
+    lines = write(write_eval_uids, lists)
+    folder = lists.parent / "uids"
     written = {
         "yearly/eval/retrieval/2014": ([1, 2, 3], "3 UIDs"),
         "yearly/eval/datacompnet/2014": ([1, 4, 5, 6], "4 UIDs"),
@@ -102,98 +94,95 @@ def test_years_and_months(training_lists):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_yearly_training_lists_are_links_or_copies(training_lists, monkeypatch, links):
-    source, target = training_lists / YEARLY / "2014.npy", training_lists.parent / "uids/yearly/train/2014.npy"
+def test_yearly_lists_are_links_or_copies(lists, monkeypatch, links):
+    source, target = lists / YEARLY / "2014.npy", lists.parent / "uids/yearly/train/2014.npy"
     if not links:
         monkeypatch.setattr(os, "link", Mock(side_effect=OSError(18, "Invalid cross-device link")))
     for line in ("4 UIDs", "4 UIDs, already there"):
-        assert write(write_eval_uids, training_lists)["uids/yearly/train/2014"] == line
+        assert write(write_eval_uids, lists)["uids/yearly/train/2014"] == line
         assert (target.samefile(source), load(target)) == (links, [0, 7, 7, 8])
     save_uids(source, array([9]))
     os.utime(source, (1, 1))
-    write(write_eval_uids, training_lists)
+    write(write_eval_uids, lists)
     assert load(target) == [9]
 
 
-def test_lists_that_are_symbolic_links(training_lists):
+def test_lists_that_are_symbolic_links(lists):
     """As in the cache of huggingface_hub; a link of an older version, which leads nowhere, is replaced."""
-    expected = tree_of_uids(training_lists)
-    for path in [path for path in training_lists.rglob("*") if path.is_file()]:
-        blob = training_lists.parent / f"blobs/{path.name}"
-        blob.parent.mkdir(exist_ok=True)
-        path.rename(blob)
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    target = training_lists.parent / "uids/yearly/train/2014.npy"
+    write(write_eval_uids, lists)
+    expected = tree(lists.parent / "uids")
+    (lists.parent / "blobs").mkdir()
+    for path in [path for path in lists.rglob("*") if path.is_file()]:
+        path.symlink_to(os.path.relpath(path.rename(lists.parent / f"blobs/{path.name}"), path.parent))
+    target = lists.parent / "uids/yearly/train/2014.npy"
     target.unlink()
     target.symlink_to("../../../nowhere")
-    assert tree_of_uids(training_lists) == expected
-    assert target.is_file()
-    assert not target.is_symlink()
-
-
-def tree_of_uids(lists):
     write(write_eval_uids, lists)
-    write(write_classes, lists)
-    return tree(lists.parent / "uids") | tree(lists.parent / "classes")
+    assert tree(lists.parent / "uids") == expected  # a link would not be equal to a file
 
 
-def test_twice_is_the_same_and_times_do_not_count(training_lists):
-    before = tree_of_uids(training_lists)
-    written = times(training_lists.parent / "uids/monthly/train")
-    os.utime(training_lists / MONTHLY / "2014/201403.npy")
-    assert write(write_eval_uids, training_lists)["uids/monthly/train/201403"] == (
-        "3 UIDs, 8 evaluation UIDs removed, already there"
+def test_a_new_table_or_list_with_an_old_time_does_months_again(lists):
+    """``rsync -t`` and ``cp -p`` keep times; contents count. Without such a change nothing is written again."""
+    folder = lists.parent / "uids/monthly"
+    write(write_eval_uids, lists)
+    written = times(folder / "train")
+    os.utime(lists / MONTHLY / "2014/201403.npy")
+    assert (
+        write(write_eval_uids, lists)["uids/monthly/train/201403"] == "3 UIDs, 8 evaluation UIDs removed, already there"
     )
-    assert times(training_lists.parent / "uids/monthly/train") == written
-    assert tree_of_uids(training_lists) == before
-
-
-@pytest.mark.parametrize(
-    ("table", "retrieval", "train"),
-    [
-        ({"2014": [7]}, [7], [0, 2, 8]),
-        ({"2014": [11, 10], "2015": [3, 1, 2]}, None, [0, 7, 8]),  # the same UIDs in other years
-    ],
-)
-def test_a_new_table_or_list_with_an_old_time_does_months_again(training_lists, table, retrieval, train):
-    """``rsync -t`` and ``cp -p`` keep times; contents count."""
-    folder = training_lists.parent / "uids/monthly"
-    write(write_eval_uids, training_lists)
-    write_table(training_lists, "retrieval", table)
-    os.utime(training_lists / f"{TABLES['retrieval']}.json", (1, 1))
-    source = training_lists / MONTHLY / "201404.npy"
+    assert times(folder / "train") == written
+    write_table(lists, "retrieval", {"2014": [11, 10, 7], "2015": [3, 1]})  # of other years, one more and one less
+    os.utime(lists / f"{TABLES['retrieval']}.json", (1, 1))
+    source = lists / MONTHLY / "201404.npy"
     before = source.stat()
     np.save(source, array([20, 21, 22]))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert source.stat().st_size == before.st_size
-    write(write_eval_uids, training_lists)
-    assert load(folder / "train/201403.npy") == train
-    assert 22 in load(folder / "train/201404.npy")
-    path = folder / "eval/retrieval/201403.npy"
-    assert (load(path) if path.exists() else None) == retrieval
+    write(write_eval_uids, lists)
+    assert load(folder / "train/201403.npy") == [0, 2, 8]
+    assert load(folder / "train/201404.npy") == [20, 21, 22]
+    assert load(folder / "eval/retrieval/201403.npy") == [7]
 
 
-def test_what_cannot_be_read_is_named(training_lists):
-    np.save(training_lists / MONTHLY / "201404.npy", array([21, 20]))
+def test_what_cannot_be_read_is_named(lists):
+    np.save(lists / MONTHLY / "201404.npy", array([21, 20]))
     with pytest.raises(TicError, match=r"201404.npy is not sorted"):
-        write(write_eval_uids, training_lists)
-    assert not (training_lists.parent / "uids/monthly/train/201404.npy").exists()
-    write_table(training_lists, "datacompnet", {"2014": {"n99999999": [1]}})
+        write(write_eval_uids, lists)
+    assert not (lists.parent / "uids/monthly/train/201404.npy").exists()
+    write_table(lists, "datacompnet", {"2014": {"n99999999": [1]}})
     with pytest.raises(TicError, match="n99999999 is not one of ImageNet's 1000 synsets"):
-        write(write_classes, training_lists)
-    (training_lists / f"{TABLES['retrieval']}.json").write_text('{"2014": ["x"]}')
+        write(write_classes, lists)
+    (lists / f"{TABLES['retrieval']}.json").write_text('{"2014": ["x"]}')
     with pytest.raises(TicError, match="'x' is not a UID"):
-        write(write_eval_uids, training_lists)
+        write(write_eval_uids, lists)
 
 
-def test_classes(training_lists):
-    write(write_eval_uids, training_lists)
-    assert write(write_classes, training_lists) == {
+def test_lists_through_a_filter(lists, tmp_path):
+    """Those of training lose what the filter lacks; a list is filtered once."""
+    write(write_eval_uids, lists)
+    save_uids(tmp_path / "filter.npy", array([1, 7, 20, 20, 30]))
+    arguments = (str(tmp_path / "lists/uids"), str(tmp_path / "filter.npy"), str(tmp_path / "lists/bestpool"))
+    for again in ("", ", already there"):
+        assert said(filter_lists(*arguments, "bestpool")) == {
+            "yearly/train_bestpool/2014.npy": f"2 of 4 UIDs{again}",
+            "monthly/train_bestpool/201403.npy": f"1 of 3 UIDs{again}",
+            "monthly/train_bestpool/201404.npy": f"2 of 3 UIDs{again}",
+        }
+    assert set(tree(tmp_path / "lists/bestpool/yearly/eval")) == set(tree(tmp_path / "lists/uids/yearly/eval"))
+    assert load(tmp_path / "lists/bestpool/yearly/train_bestpool/2014.npy") == [7, 7]
+    assert load(tmp_path / "lists/bestpool/yearly/eval/retrieval/2014.npy") == [1, 2, 3]
+    with pytest.raises(ValueError, match="unknown filter 'worst'"):
+        list(filter_lists(*arguments, "worst"))
+
+
+def test_classes(lists):
+    write(write_eval_uids, lists)
+    assert write(write_classes, lists) == {
         "classes/yearly/eval/datacompnet/2014": "4 UIDs",
         "classes/monthly/eval/datacompnet/201403": "3 UIDs",
         "classes/yearly/eval/datacompnet/2015": "2 UIDs",
     }
-    folder = training_lists.parent / "classes"
+    folder = lists.parent / "classes"
     assert classes_of(folder / "yearly/eval/datacompnet/2014.npy") == [(1, 1), (4, 1), (5, 0), (6, 0)]
     assert classes_of(folder / "monthly/eval/datacompnet/201403.npy") == [(1, 1), (4, 1), (5, 0)]
 
@@ -207,16 +196,16 @@ def test_imagenet():
     assert texts["zeroshot_classification_templates.txt"][0] == "a bad photo of a {c}."
 
 
-def test_the_scripts_of_uids_and_classes(training_lists):
+def test_the_scripts_of_uids_and_classes(lists):
     """With the lists where they are by default, then elsewhere."""
-    output = training_lists.parent
+    output = lists.parent
     classes, uids = (f"{SCRIPTS}/generate_{name}.py" for name in ("datacompnet_uid2classid", "eval_uids"))
     done = [call_script(script, "--output-path", output) for script in (classes, uids)]
     assert "no classes by month" in done[0].stdout
     missing = done[1].stdout.splitlines()[-1]
     assert missing.startswith("missing training lists: 109 of 112; to download them: python")
-    assert missing.endswith(f"download_uids.py --output-path {training_lists} --lists yearly monthly")
-    moved = training_lists.rename(output.parent / "elsewhere")
+    assert missing.endswith(f"download_uids.py --output-path {lists} --lists yearly monthly")
+    moved = lists.rename(output.parent / "elsewhere")
     done = call_script(classes, "--output-path", output, "--lists", moved)
     assert "classes/monthly/eval/datacompnet/201403: 3 UIDs" in done.stdout
     done = call_script(uids, "--output-path", output)

@@ -3,10 +3,9 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,8 +14,6 @@ from pathlib import Path
 import ftfy
 import pytest
 from conftest import ROOT, run_script, times, tree
-from hypothesis import given
-from hypothesis import strategies as st
 from miniature import held_out, write_redcaps, write_yfcc
 
 from tic_clip import TicError
@@ -26,7 +23,7 @@ from tic_clip.data.pairs import create_splits
 from tic_clip.data.uids import make_uid
 from tic_clip.storage import lock_folder
 
-SCRIPTS = {name: ROOT / f"dataset_creation/tic-{name}/create_splits.py" for name in ("yfcc15m", "redcaps")}
+YFCC15M = ROOT / "dataset_creation/tic-yfcc15m/create_splits.py"
 HEADER = "key,title,description,usertags,dateuploaded"
 TIMES = {"2004-2008": 1_200_000_000, "2009-2010": 1_262_304_000, "2011-2012": 1_325_376_000, "2013-2014": 1_393_675_200}
 KEYS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(400)]
@@ -56,11 +53,9 @@ def write_table(path, rows):
 
 @pytest.fixture
 def table(tmp_path):
-    """Rows in all steps, two more years that are in none, one row without a caption."""
-    random.seed(0)
+    """Rows in all steps, and in two more years that are in none."""
     times = [*TIMES.values(), 1_000_000_000, 1_500_000_000]
     rows = [(key, f"title+{i}", "", "a,b+c", times[i % 6] + i) for i, key in enumerate(KEYS)]
-    rows[7] = (KEYS[7], "", "%3Cb%3E+%3C%2Fb%3E", " ", TIMES["2004-2008"])
     return write_table(tmp_path / "yfcc15m.csv", rows)
 
 
@@ -102,14 +97,15 @@ def test_captions():
     assert sources.yfcc_caption(("a+title", "some text", "x,y+z")) == "a title. some text. x,y z"
     assert sources.yfcc_caption(("a", "<img src=x>", "b")) == "a. b"
     assert sources.yfcc_caption(("", "%20", "<b> </b>")) == ""
-    assert sources.yfcc_caption(("é" * 498, "abc", "")) == "é" * 498 + ". "
-    assert sources.yfcc_caption(("%C3%A9" * 501, "", "")) == "é" * 500
+    assert sources.yfcc_caption(("%C3%A9" * 498, "abc", "")) == "é" * 498 + ". "
     assert sources.redcaps_caption((" <b>1&amp;2</b>+\n%20  caf\u00c3\u00a9 ",)) == "<b>1&amp;2</b>+ %20 cafÃ©"
     assert sources.redcaps_caption(("x" * 600,)) == "x" * 600
 
 
-@given(st.from_regex(sources._PLAIN, fullmatch=True))
-def test_what_is_not_given_to_ftfy_would_not_change(text):
+def test_what_is_not_given_to_ftfy_would_not_change():
+    """Each of these characters, after each other."""
+    plain = [chr(i) for i in range(256) if sources._PLAIN.fullmatch(chr(i))]
+    text = "".join(map("".join, itertools.product(plain, repeat=2)))
     assert ftfy.fix_text(text, unescape_html=True) == text
 
 
@@ -177,17 +173,16 @@ def test_annotations_in_all_their_types(tmp_path):
         "birds_2020-01.json": [annotation("d", subreddit=0)],
     }
     folder = write_annotations(tmp_path / "annotations", files)
-    (row,), bad = read(sources.read_redcaps, folder / "birds_2020-01.json")
-    assert row == sources.Row("d", "birds/d.jpg", ("a cat",), 1546300800)
-    rows, more_bad = read(sources.read_redcaps, folder / "dog_and_cat_2018.json")
-    assert rows == [
-        sources.Row("a1", "dog_and_cat/a1.jpg", ("a cat",), 1546300800),
-        sources.Row("a2", "Cats/a2.jpg", ("a cat",), 1546300800),
-        sources.Row("b", "dog_and_cat/b.jpg", ("",), 1546300800),
-        sources.Row("c", "dog_and_cat/c.jpg", ("",), 1),
-        sources.Row("f", "cats/f.jpg", ("half \ufffd, whole \U0001f600",), 1546300800),
+    found = [read(sources.read_redcaps, path) for path in sorted(folder.iterdir())]
+    assert [bad for _, bad in found] == [[], []]
+    assert [(row.key, row.image, row.texts, row.seconds) for rows, _ in found for row in rows] == [
+        ("d", "birds/d.jpg", ("a cat",), 1546300800),
+        ("a1", "dog_and_cat/a1.jpg", ("a cat",), 1546300800),
+        ("a2", "Cats/a2.jpg", ("a cat",), 1546300800),
+        ("b", "dog_and_cat/b.jpg", ("",), 1546300800),
+        ("c", "dog_and_cat/c.jpg", ("",), 1),
+        ("f", "cats/f.jpg", ("half \ufffd, whole \U0001f600",), 1546300800),
     ]
-    assert bad == more_bad == []
 
 
 def test_the_lists_of_yfcc15m(tmp_path):
@@ -195,8 +190,8 @@ def test_the_lists_of_yfcc15m(tmp_path):
     times = [1230767999, 1230768000, 1420070399, 1420070400, 1072915199, 1072915200]
     path = write_table(tmp_path / "t.csv", [(key, "a,b", "", "", t) for key, t in zip(keys, times, strict=True)])
     out = tmp_path / "out"
-    zone = {**os.environ, "TZ": "Pacific/Kiritimati"}
-    printed = run_script(SCRIPTS["yfcc15m"], "--csv-path", path, "--output-path", out, env=zone).stdout
+    zone = {**os.environ, "TZ": "Pacific/Kiritimati"}  # 14 hours ahead of UTC
+    printed = run_script(YFCC15M, "--csv-path", path, "--output-path", out, env=zone).stdout
     names = {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in TIMES}
     assert set(tree(out)) == names | {"manifest.json"}
     assert (out / "train_batch_2004-2008.csv").read_bytes() == (
@@ -211,8 +206,7 @@ def test_the_lists_of_yfcc15m(tmp_path):
         **{"benchmark": "yfcc15m", "dataset": "yfcc15m", "seed": 0, "test_share": 0.01, "order": "uid"},
         "input": {"t.csv": hashlib.sha256(path.read_bytes()).hexdigest()},
         "counts": {step: {"train": count, "test": 0} for step, count in train.items()},
-        "read": 6,
-        "dropped": {"outside the steps": 2},
+        **{"read": 6, "dropped": {"outside the steps": 2}},
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(names)},
     }
     lines = [line.split() for line in printed.splitlines()]
@@ -220,48 +214,20 @@ def test_the_lists_of_yfcc15m(tmp_path):
     assert printed.endswith("6 rows read; dropped: 2 outside the steps\n")
 
 
-def test_the_lists_of_redcaps(tmp_path):
-    files = {
-        "old_cats_2019.json": [annotation("a", 1514764799, "old_cats"), annotation("b", 1514764800, "old_cats")],
-        "cats_2017.json": [annotation("c", 1609459199, caption="two\nlines "), annotation("d", 1609459200)],
-        "dogs_2011.json": [annotation("e", 1293839999), annotation("f", 1293840000), annotation("g", caption=" ")],
-    }
-    folder, out = write_annotations(tmp_path / "annotations", files), tmp_path / "out"
-    zone = {**os.environ, "TZ": "Pacific/Pago_Pago"}
-    run_script(SCRIPTS["redcaps"], "--annotations-path", folder, "--output-path", out, "-j", 2, env=zone)
-    lists = {path.name: read_list(path) for path in sorted(out.glob("*.csv"))}
-    assert {name: {row["image"] for row in rows} for name, rows in lists.items() if rows} == {
-        "train_batch_2011-2017.csv": {"cats/f.jpg", "old_cats/a.jpg"},
-        "train_batch_2018.csv": {"old_cats/b.jpg"},
-        "train_batch_2020.csv": {"cats/c.jpg"},
-    }
-    expected = {"key": "c", "image": "cats/c.jpg", "caption": "two lines", "date": "2020-12-31T23:59:59Z"}
-    assert lists["train_batch_2020.csv"] == [expected]
-    assert manifest(out)["dropped"] == {"no caption": 1, "outside the steps": 2}
-
-
-@pytest.mark.parametrize(
-    ("step", "settings", "seed", "share"),
-    [("2009-2010", {}, 0, 0.01), ("2008-2011", {"benchmark": "yfcc15m_2011", "seed": 1, "test_share": 0.2}, 1, 0.2)],
-)
-def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(
-    table, tmp_path, monkeypatch, step, settings, seed, share
-):
+def test_the_lists_are_sorted_and_do_not_depend_on_the_workers(tmp_path, monkeypatch):
     """Who is held out depends on nothing but the key, the seed and the share."""
-    rows = [(f"{key}{i}", "caf%C3%A9 <b>x</b>", "", "", TIMES["2009-2010"]) for i in range(2) for key in KEYS]
     monkeypatch.setattr(pairs, "CHUNK", 100)
-    write_table(table, rows)
+    rows = [(f"{key}{i}", "caf%C3%A9 <b>x</b>", "", "", TIMES["2009-2010"]) for i in range(2) for key in KEYS]
+    path = write_table(tmp_path / "t.csv", rows)
     for workers in 1, 2:
-        make(table, tmp_path / f"out{workers}", num_workers=workers, **settings)
+        make(path, tmp_path / f"out{workers}", benchmark="yfcc15m_2011", seed=1, test_share=0.2, num_workers=workers)
     assert tree(tmp_path / "out1") == tree(tmp_path / "out2")
     expected = {False: [], True: []}  # held out? -> lines, by a slow obvious way
     for key in sorted((row[0] for row in rows), key=lambda key: make_uid(f"yfcc15m/{key}")):
-        image, date = f"{key[:3]}/{key[3:6]}/{key}.jpg", "2010-01-01T00:00:00Z"
-        expected[held_out("yfcc15m", key, share, seed)].append(
-            {"key": key, "image": image, "caption": "café x", "date": date}
-        )
-    assert read_list(tmp_path / f"out1/train_batch_{step}.csv") == expected[False]
-    assert read_list(tmp_path / f"out1/test_batch_{step}.csv") == expected[True] != []
+        made = {"key": key, "image": f"{key[:3]}/{key[3:6]}/{key}.jpg", "caption": "café x"}
+        expected[held_out("yfcc15m", key, 0.2, 1)].append({**made, "date": "2010-01-01T00:00:00Z"})
+    assert read_list(tmp_path / "out1/train_batch_2008-2011.csv") == expected[False]
+    assert read_list(tmp_path / "out1/test_batch_2008-2011.csv") == expected[True] != []
 
 
 def test_again_and_otherwise(table, tmp_path):
@@ -283,9 +249,7 @@ def test_again_and_otherwise(table, tmp_path):
         make(table, out, overwrite=True)
     assert tree(out) == before
     made, _ = make(table, out, overwrite=True, skip_bad_rows=True, benchmark="yfcc15m_2011")
-    steps = ("2008-2011", "2012", "2013", "2014")
-    assert set(made["files"]) == {f"{split}_batch_{step}.csv" for split in ("train", "test") for step in steps}
-    assert made["files"].keys() <= tree(out).keys()
+    assert {*made["files"], "manifest.json"} == set(tree(out)) > {"train_batch_2008-2011.csv", "test_batch_2014.csv"}
 
 
 def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(tmp_path):
@@ -294,51 +258,47 @@ def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(t
     write_redcaps(tmp_path / "redcaps")
     make(tmp_path / "yfcc/yfcc15m.csv", tmp_path / "yfcc15m", test_share=0.1)
     make(tmp_path / "redcaps/annotations", tmp_path / "lists", "redcaps", num_workers=2)
-    digests = []
-    for folder in ("yfcc15m", "lists"):
+    for folder, digest in (
+        ("yfcc15m", "2fe8a92a7b1ec61abf500fcbf474ef4e109858d0943c684c10e86314f494c462"),
+        ("lists", "cfbd564b3fbbabd36ef881ee9fe6b80e36c2ebb1984ccf8ec5efe752e91658c9"),
+    ):
         content = (path.name.encode() + b"\0" + path.read_bytes() for path in sorted((tmp_path / folder).iterdir()))
-        digests.append(hashlib.sha256(b"".join(content)).hexdigest())
-    assert digests == [
-        "2fe8a92a7b1ec61abf500fcbf474ef4e109858d0943c684c10e86314f494c462",
-        "cfbd564b3fbbabd36ef881ee9fe6b80e36c2ebb1984ccf8ec5efe752e91658c9",
-    ]
+        assert hashlib.sha256(b"".join(content)).hexdigest() == digest
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_any_moment(tmp_path, sent):
+def test_killed_at_any_moment(tmp_path):
     """Nothing is under its name, and what is left is removed by the next run."""
     rows = [(f"{i}", "title+%C3%A9" * 5, "", "", TIMES["2009-2010"]) for i in range(20_000)]
     table, out = write_table(tmp_path / "t.csv", rows), tmp_path / "out"
-    command = [sys.executable, SCRIPTS["yfcc15m"], "--csv-path", table, "--output-path", out, "-j", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, YFCC15M, "--csv-path", table, "--output-path", out, "-j", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / ".out.building/work/ff").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(sent)
-    assert ("interrupted: run the same command again to start over" in process.communicate()[1]) == (
-        sent == signal.SIGINT
-    )
+    process.kill()
+    process.wait()
     assert not out.exists()
     write_table(tmp_path / "t.csv", rows[:10])
     make(table, out)
-    assert set(tree(out)) == {*manifest(out)["files"], "manifest.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"out", "t.csv"}
-    assert [row["key"] for row in read_list(out / "test_batch_2009-2010.csv")] == ["6"]
-    assert len(read_list(out / "train_batch_2009-2010.csv")) == 9
+    make(table, tmp_path / "fresh")
+    assert tree(out) == tree(tmp_path / "fresh")
 
 
 GOOD = f"good,title,,,{TIMES['2009-2010']}"
-BAD_ROWS = {
-    "a date that is not a number": ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
-    "too few fields": ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
-    "an empty key": (" ,t,,,1", "unusable key", "row 2 (line 3): '' is not a name"),
-    "a key of two lines": ('"a\nb",t,,,1', "unusable key", r"'a\nb' is not a name"),
-    "a key in no step": ("good,t,,,1", "duplicate key", "the key good is in more than one row"),
-    "a backslash before a quote": (r'k1,"say \"hi\"",,,1', "malformed row", "row 2 (line 3) can't be read"),
-}
 
 
-@pytest.mark.parametrize(("line", "reason", "expected"), BAD_ROWS.values(), ids=BAD_ROWS)
+@pytest.mark.parametrize(
+    ("line", "reason", "expected"),
+    [
+        ("k1,t,,,yesterday", "impossible date", "row 2 (line 3): the date of k1 is not a"),
+        ("k1,t,,", "wrong number of fields", "row 2 (line 3) has 4 fields, not 5"),
+        (" ,t,,,1", "unusable key", "row 2 (line 3): '' is not a name"),
+        ('"a\nb",t,,,1', "unusable key", r"'a\nb' is not a name"),
+        ("good,t,,,1", "duplicate key", "the key good is in more than one row"),
+        (r'k1,"say \"hi\"",,,1', "malformed row", "row 2 (line 3) can't be read"),
+    ],
+)
 def test_a_bad_row(tmp_path, line, reason, expected):
     path, out = tmp_path / "t.csv", tmp_path / "out"
     path.write_text(f"{HEADER}\n{GOOD}\n{line}\nlast,title,,,{TIMES['2009-2010']}\n")
@@ -365,19 +325,13 @@ def test_of_a_key_the_first_good_row_is_kept(tmp_path, monkeypatch):
     assert captions == {"k": "1st", **{key: "t" for key, *_ in between}}
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason", "expected"),
-    [
-        (annotation("a", float("nan")), "impossible date", "the date of a is not a time"),
-        (annotation("a", subreddit="../.."), "unusable key", "'../..' is not a name"),
-    ],
-)
-def test_a_bad_annotation(tmp_path, bad, reason, expected):
-    folder, out = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]}), tmp_path / "out"
-    with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: {expected}"):
+def test_a_bad_annotation(tmp_path):
+    bad, out = annotation("a", subreddit="../.."), tmp_path / "out"
+    folder = write_annotations(tmp_path / "in", {"cats_2019.json": [annotation("x"), bad]})
+    with pytest.raises(TicError, match=f"^{folder}/cats_2019.json, annotation 2: '../..' is not a name"):
         make(folder, out, "redcaps")
     make(folder, out, "redcaps", skip_bad_rows=True)
-    assert manifest(out)["dropped"] == {reason: 1}
+    assert manifest(out)["dropped"] == {"unusable key": 1}
     assert [row["key"] for row in read_list(out / "train_batch_2019.csv")] == ["x"]
 
 
@@ -394,21 +348,16 @@ def test_a_damaged_annotation_file(tmp_path, old, new):
     assert not (tmp_path / "out").exists()
 
 
-BAD_INPUT = {
-    "no table": ({"source": "none.csv"}, "none.csv is missing"),
-    "another table": ({"source": "other.csv"}, "other.csv has no column usertags, dateuploaded"),
-    "no caption": ({"source": "empty.csv"}, "no row that can be used; dropped: {'no caption': 1}"),
-    "output in a cloud": ({"out": "gs://bucket/out"}, "is not local"),
-    "test share": ({"test_share": 1}, "from 0 to below 1, not 1"),
-    "benchmark": ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input(table, tmp_path, monkeypatch, change, message):
-    monkeypatch.chdir(tmp_path)
-    Path("other.csv").write_text("key,title,description,tags,date\n")
-    Path("empty.csv").write_text(f"{HEADER}\nk,,,,{TIMES['2009-2010']}\n")
-    with pytest.raises((TicError, OSError), match=message):
-        make(**({"source": table, "out": "out"} | change))
-    assert not list(Path("out").glob("*"))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "no row that can be used; dropped: {'no caption': 1}"),
+        ({"out": "gs://bucket/out"}, "is not local"),
+        ({"benchmark": "laion"}, "unknown benchmark 'laion'"),
+    ],
+)
+def test_bad_input(tmp_path, change, message):
+    source = write_table(tmp_path / "t.csv", [("k", "", "", "", TIMES["2009-2010"])])
+    with pytest.raises(TicError, match=message):
+        make(**{"source": source, "out": tmp_path / "out", **change})
+    assert not (tmp_path / "out").exists()

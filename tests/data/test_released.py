@@ -8,7 +8,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, call_script
+from cloud import CLOSE, FOREVER
+from conftest import ROOT, tree
 from hub import serving_hub
 from huggingface_hub import constants
 
@@ -16,7 +17,7 @@ from tic_clip import TicError
 from tic_clip.benchmarks import MONTHS
 from tic_clip.data import released
 from tic_clip.data.released import DATASET, MONTHLY, TABLES, YEARLY, YEARS, download_lists, download_models
-from tic_clip.data.uids import UID
+from tic_clip.data.uids import UID, save_uids
 from tic_clip.models import RELEASED
 
 TENCH, UIDS = "n01440764", [f"{number:032x}" for number in range(4)]
@@ -36,14 +37,16 @@ LISTS |= {f"{YEARLY}/{year}.npy": uid_file(int(year) - 2010) for year in YEARS}
 LISTS |= {f"{MONTHLY}/{month}.npy": uid_file(int(month[4:])) for month in MONTHS}
 
 
+def checkpoints(*years):
+    return {f"checkpoints/{year}.pt": f"{year} ".encode() * 500 for year in years}
+
+
 @pytest.fixture
 def hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     monkeypatch.setattr(released, "PAUSE", 0.0)
-    files = {DATASET: dict(LISTS)} | {repository: {"README.md": b"#"} for repository in RELEASED.values()}
-    for repository in RELEASED.values():
-        for year in ("2016", "2017", "2022") if repository == CUMULATIVE else ("2022",):
-            files[repository][f"checkpoints/{year}.pt"] = f"{repository} {year} ".encode() * 500
+    files = {repository: {"README.md": b"#", **checkpoints(2022)} for repository in RELEASED.values()}
+    files |= {DATASET: dict(LISTS), CUMULATIVE: {"README.md": b"#", **checkpoints(2016, 2017, 2022)}}
     with serving_hub(files) as server:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -56,8 +59,7 @@ def hub(monkeypatch):
 
 def files(folder):
     """The files in a folder, {name: bytes}, without huggingface_hub's notes."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {name: data for name, data in tree(folder).items() if ".cache" not in name}
 
 
 def transfers(hub):
@@ -83,11 +85,9 @@ def test_all_lists_and_a_second_run_asks_for_nothing(hub, tmp_path):
 
 def test_only_what_is_missing_is_downloaded(hub, tmp_path):
     """Files that were downloaded by hand: a month in its year's folder, and a link into the hub's cache."""
-    (tmp_path / MONTHLY / "2014").mkdir(parents=True)
-    (tmp_path / MONTHLY / "2014/201403.npy").write_bytes(uid_file(9))
-    (tmp_path / "blob").write_bytes(uid_file(4))
-    (tmp_path / YEARLY).mkdir()
-    (tmp_path / YEARLY / "2014.npy").symlink_to("../blob")
+    save_uids(tmp_path / MONTHLY / "2014/201403.npy", np.zeros(9, UID))
+    save_uids(tmp_path / YEARLY / "blob", np.zeros(4, UID))
+    (tmp_path / YEARLY / "2014.npy").symlink_to("blob")
     lines = fetch(tmp_path, years=("2014",))
     assert sum(line.endswith("already there") for line in lines) == 2
     assert set(transfers(hub)) == {RETRIEVAL, DATACOMPNET, *(f"{MONTHLY}/{month}.npy" for month in MONTHS[1:8])}
@@ -114,43 +114,29 @@ def test_a_download_that_is_not_a_list_is_removed(hub, tmp_path, name, body, mes
     hub.files[DATASET] = LISTS
     lines = fetch(tmp_path, "eval", "yearly", years=("2014", "2022"))
     assert {f"{tmp_path / name}: downloaded", f"{tmp_path / YEARLY}/2022.npy: downloaded"} <= set(lines)
-
-
-def test_a_users_own_file_is_not_removed(hub, tmp_path):
-    (tmp_path / RETRIEVAL).write_bytes(LOGIN)
+    (tmp_path / name).write_bytes(body)  # one that was there before is the user's own
     with pytest.raises(TicError, match="delete it to download it again"):
-        fetch(tmp_path, "eval")
-    assert (tmp_path / RETRIEVAL).read_bytes() == LOGIN
+        fetch(tmp_path, "eval", "yearly")
+    assert (tmp_path / name).read_bytes() == body
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_busy_hub_is_asked_again(hub, tmp_path, method):
-    left = iter(range(5))
-
-    def answer(handler):
-        if next(left) == 4:
-            hub.faults.clear()
-        handler.answer(503)
-
-    hub.faults[method, "2014.npy"] = answer
+    hub.fail(method, "2014.npy", 503, times=5)
     fetch(tmp_path, "yearly", years=("2014",))
     assert files(tmp_path) == {f"{YEARLY}/2014.npy": LISTS[f"{YEARLY}/2014.npy"]}
-
-
-def cut_off(handler):
-    handler.close_connection = True
 
 
 @pytest.mark.parametrize(
     ("method", "fault", "message"),
     [
         *(("HEAD", status, f"the hub answers {status}") for status in (401, 404, 503)),
-        *(("GET", fault, message) for fault, message in ((403, "the hub answers 403"), (cut_off, "disconnected"))),
+        *(("GET", fault, message) for fault, message in ((403, "the hub answers 403"), (CLOSE, "disconnected"))),
     ],
 )
 def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
     """The file that was not downloaded is named; the others are kept."""
-    hub.faults[method, "2016.npy"] = fault
+    hub.fail(method, "2016.npy", fault, FOREVER)
     line = f"^{hub.url}/{DATASET}/.*/2016.npy: .*{message}.*HF_TOKEN.*HF_ENDPOINT"
     with pytest.raises(TicError, match=line) as error:
         fetch(tmp_path, "yearly")
@@ -158,24 +144,13 @@ def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
     assert list(files(tmp_path)) == [f"{YEARLY}/2014.npy"]
 
 
-def test_the_script_of_lists(hub, tmp_path):
-    flags = ("dataset_creation/tic-datacomp/download_uids.py", "--output-path", tmp_path)
-    done = call_script(*flags, "--lists", "yearly", "--years", "2014", "2016")
-    assert done.stdout.splitlines() == [f"{tmp_path}/{YEARLY}/{year}.npy: downloaded" for year in (2014, 2016)]
-    assert "invalid choice: '2013' (choose from " in call_script(*flags, "--years", "2013").stderr
-
-
-def expected(repository, *years):
-    return {f"checkpoints/{year}.pt": f"{repository} {year} ".encode() * 500 for year in years}
-
-
 def test_one_model_and_more_years_later(hub, tmp_path):
     folder = tmp_path / "TiC-CLIP-basic-cumulative"
     assert list(download_models(str(tmp_path), "basic-cumulative", ["2016"])) == [folder / "checkpoints/2016.pt"]
-    assert files(folder) == expected(CUMULATIVE, 2016)
+    assert files(folder) == checkpoints(2016)
     hub.requests.clear()
     assert len(list(download_models(str(tmp_path), "basic-cumulative"))) == 3
-    assert files(folder) == expected(CUMULATIVE, 2016, 2017, 2022)
+    assert files(folder) == checkpoints(2016, 2017, 2022)
     assert set(transfers(hub)) == {"checkpoints/2017.pt", "checkpoints/2022.pt"}
 
 
@@ -191,6 +166,6 @@ def test_the_script_of_models(hub, tmp_path):
     """A relative folder counts from where the user stands."""
     command = ["bash", ROOT / "scripts/fetch_models.sh", "models", "basic-cumulative", "2016"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(expected(CUMULATIVE, 2016)["checkpoints/2016.pt"])
+    name, size = "TiC-CLIP-basic-cumulative/checkpoints/2016.pt", len(checkpoints(2016)["checkpoints/2016.pt"])
     assert (done.returncode, done.stdout) == (0, f"models/{name}: {size / 1e6:.1f} MB\n")
-    assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == expected(CUMULATIVE, 2016)
+    assert files(tmp_path / "models/TiC-CLIP-basic-cumulative") == checkpoints(2016)

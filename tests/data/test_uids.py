@@ -46,23 +46,17 @@ def test_file_is_sorted_as_the_hex_digits_are(tmp_path):
     assert uids.unique_uids(rows[:0]).tolist() == []
 
 
-@pytest.mark.parametrize("array", [np.zeros(3), np.zeros(3, ">u8,>u8"), np.zeros(3, CLASS_ROW), np.zeros((2, 2), UID)])
-def test_another_array(tmp_path, array):
-    np.save(tmp_path / "x.npy", array)
-    with pytest.raises(TicError, match=r"x.npy has dtype .* and shape .*, not rows of "):
-        open_uids(tmp_path / "x.npy")
-
-
-HEADER = b"\x93NUMPY\x01\x00"
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", HEADER + b"\x09\x00{'a': (1}", None])
-def test_not_a_numpy_file(tmp_path, content):
-    save_uids(tmp_path / "x.npy", parse_uids([A, B]))
-    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1] if content is None else content)
-    with pytest.raises(TicError, match=r"x.npy is not a NumPy file of UIDs: .*$") as error:
-        open_uids(tmp_path / "x.npy")
-    assert "\n" not in str(error.value)
+def test_what_is_not_a_file_of_uids(tmp_path):
+    path = tmp_path / "x.npy"
+    for array in (np.zeros(3), np.zeros(3, ">u8,>u8"), np.zeros(3, CLASS_ROW), np.zeros((2, 2), UID)):
+        np.save(path, array)
+        with pytest.raises(TicError, match=r"x.npy has dtype .* and shape .*, not rows of "):
+            open_uids(path)
+    save_uids(path, parse_uids([A, B]))
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x09\x00{'a': (1}", path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(TicError, match=r"x.npy is not a NumPy file of UIDs: [^\n]*$"):
+            open_uids(path)
 
 
 def test_fingerprint(tmp_path):
