@@ -32,7 +32,7 @@ from tic_clip.runs import models_of
 from tic_clip.storage import write_json
 
 YEARS = ("2014", "2015", "2016")
-SLICES = {(0, 12), (12, 24), (24, 36)}
+SLICES = {(0, 5), (5, 10), (10, 15)}
 
 
 # --- Claims
@@ -158,7 +158,7 @@ def emoji(tmp_path_factory):
         write_json(folder / "run" / step / "done.json", {"plan": plan, "checkpoint": "model.pt"})
         state = {name: value * (1 + number / 10) for name, value in net.state_dict().items()}
         torch.save(state, folder / "run" / step / "model.pt")
-        images = [make_image(f"{step} {i}", "PNG") for i in range(30 + number)]
+        images = [make_image(f"{step} {i}", "PNG") for i in range(12 + number)]
         content = [(f"{i}", {"png": png, "txt": b"%d" % i, "cls": b"%d" % (i % 6)}) for i, png in enumerate(images)]
         for task in ("retrieval", "emojinet"):
             write_split(folder / "data/tic/emoji/yearly/eval" / task / step, *cut(content, 2))
@@ -231,16 +231,16 @@ def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, 
 
 
 def test_processes_of_a_launcher_cut_large_folders(emoji, tmp_path, monkeypatch):
-    """Here into 30, 31 and 32 images by 12: nine slices of both kinds of task, and a bad image on a slice's border."""
-    content = [(f"{i}", {"png": make_image(f"{i}"), "txt": b"picture %d" % (i % 20)}) for i in range(30)]
-    content[12][1]["png"] = content[29][1]["png"] = b"no image"
+    """Here into 12, 13 and 14 images by 5: nine slices of both kinds of task, and a bad image on a slice's border."""
+    content = [(f"{i}", {"png": make_image(f"{i}"), "txt": b"picture %d" % (i % 8)}) for i in range(12)]
+    content[5][1]["png"] = content[11][1]["png"] = b"no image"
     write_split(tmp_path / "retrieval", *cut(content, 2))
     here = emoji / "data/tic/emoji/yearly/eval"
     folders = {"retrieval/a": tmp_path / "retrieval", "retrieval/b": here / "retrieval/2015"}
     folders["c"] = here / "emojinet/2016"
     tasks = [static_task(key, {"folder": str(folder)}, "") for key, folder in folders.items()]
     run = [Model(name=step, arch=ARCH, weights=str(emoji / f"run/{step}/model.pt")) for step in YEARS]
-    settings = Settings(batch_size=5, skip_bad=True, slice_size=12)
+    settings = Settings(batch_size=2, skip_bad=True, slice_size=5)
     whole = evaluate(run, tasks, str(tmp_path / "whole"), settings)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -320,9 +320,9 @@ def test_a_full_disk_for_features_is_one_line(emoji, tmp_path, monkeypatch):
     model = Model(name="x", arch=ARCH, weights=str(emoji / "run/2014/model.pt"))
     task = static_task("x", {"folder": str(emoji / "data/tic/emoji/yearly/eval/emojinet/2014")}, "")
     message = r"where features are kept: File too large; set TMPDIR to a larger disk, or"
-    with file_limit(5000), pytest.raises(TicError, match=message):
+    with file_limit(2000), pytest.raises(TicError, match=message):
         evaluate([model], [task], str(tmp_path), Settings())
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=32_000))
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=12_000))
     with pytest.raises(TicError, match=r"the features of x need 0.0 GB in .*, which has 0.0 GB: set TMPDIR to"):
         evaluate([model, replace(model, name="y"), replace(model, name="z")], [task], str(tmp_path), Settings())
     assert not (tmp_path / RESULTS).exists()

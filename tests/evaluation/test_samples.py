@@ -177,7 +177,7 @@ def test_imagenets_groups_have_an_accuracy_each(content, model, data, tmp_path):
 
 
 def test_data_in_a_cloud(s3, model, data, content, tmp_path):
-    write_images(data / "set", content[:20], "abcde")
+    write_images(data / "set", content[:9], "abcde")
     write_classes(data / "set", tiny.CLASSES[:5])
     usual = run([model], [*both(data), static_task("x", {"folder": "set"}, str(data))], tmp_path / "a")
     for path in Path(data).rglob("*"):
@@ -185,6 +185,6 @@ def test_data_in_a_cloud(s3, model, data, content, tmp_path):
             upload(path, f"{s3}/{path.relative_to(data)}")
     tasks = [*both(s3), static_task("x", {"folder": "set"}, s3)]
     check_tasks(tasks)
-    found = run([model], tasks, tmp_path / "b", batch_size=8, workers=1)
+    found = run([model], tasks, tmp_path / "b", batch_size=16, workers=1)
     assert found == [pytest.approx(metrics, abs=1e-6) for metrics in usual]
     assert [line["data"] for line in lines(tmp_path / "a")] == [line["data"] for line in lines(tmp_path / "b")]

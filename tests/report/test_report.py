@@ -242,10 +242,10 @@ def test_seeds_have_the_name_that_their_folders_share(tmp_path):
         assert [row.name for row in load_results(runs).rows] == ["lwf"]
 
 
-@pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
-def test_runs_that_differ_in_more_are_rows_of_their_own(change, report, tmp_path):
-    text = report(*write_seeds(tmp_path, **change)).md
-    assert all(part in text for part in ("| one | cumulative |", "| two | cumulative |"))
+def test_runs_that_differ_in_more_are_rows_of_their_own(tmp_path):
+    for i, change in enumerate(({"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7})):
+        rows = load_results(write_seeds(tmp_path / f"{i}", **change)).rows
+        assert [row.name for row in rows] == ["one", "two"]
 
 
 AVERAGE = f"**{100 * (0.5 + 1.5 + 0.6 + 0.8) / 9:.1f}**"  # the shifts are 0, 0.1, … 0.5
