@@ -236,7 +236,7 @@ def test_it_goes_on_after_kill_9(tmp_path, lists, make):
     assert {name for name in whole if data[name] != whole[name]} <= {name for name in whole if "meta" in name}
 
 
-NO_LISTS = "lists has no manifest.json of create_splits.py: run that first"
+NO_LISTS = "lists has no manifest.json of lists: run create_splits.py first"
 BAD = {
     "no manifest": (lambda at: (at / "lists/manifest.json").unlink(), NO_LISTS),
     "another manifest": (lambda at: (at / "lists/manifest.json").write_text("{}"), NO_LISTS),

@@ -49,7 +49,10 @@ class UnusableImage(Exception):
 
 def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | None:
     """Return an image: at its path, with another suffix, or flat unless ``is_exact``; None if there is none."""
-    for path in _paths(folder, image, is_exact):
+    parent, name = os.path.split(strip_suffix(image))
+    places = dict.fromkeys([os.path.join(folder, parent), *[os.path.join(folder, "")] * (not is_exact)])
+    others = (os.path.join(place, name + suffix) for place in filter(_has_images, places) for suffix in _SPELLINGS)
+    for path in chain([os.path.join(folder, image)], others):
         try:
             with open(path, "rb", buffering=0) as file:
                 return file.read()
@@ -60,15 +63,6 @@ def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | Non
                 return None
             raise OSError(error.errno, error.strerror, path) from None  # a failed read does not name the file
     return None
-
-
-def _paths(folder: str, image: str, is_exact: bool) -> Iterator[str]:
-    """Yield where an image may be, the likeliest path first."""
-    yield os.path.join(folder, image)
-    parent, name = os.path.split(strip_suffix(image))
-    places = [os.path.join(folder, parent), *[os.path.join(folder, "")] * (not is_exact)]
-    for place in filter(_has_images, dict.fromkeys(places)):
-        yield from (os.path.join(place, name + suffix) for suffix in _SPELLINGS)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -27,6 +27,7 @@ from tic_clip.timeline import DAY, cut_spans
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
+FOLDERS = {"train": "train", "test": "eval/retrieval"}  # where a list's split lies below a benchmark's folder
 OUTSIDE = "outside the steps"
 FEW = 50  # samples of a test set
 

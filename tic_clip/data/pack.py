@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from tic_clip.data import clip_benchmark, folder
 from tic_clip.data import images as image_files
 from tic_clip.data.folder import SHARD_FORMAT, SplitSummary
 from tic_clip.data.images import ZIP_MEMBER, UnusableImage
-from tic_clip.data.lists import MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
+from tic_clip.data.lists import FOLDERS, MANIFEST, SPLITS, file_digest, list_name, list_names, read_rows
 from tic_clip.data.reshard import reshard
 from tic_clip.data.split import STATS
 from tic_clip.data.tar import open_shard, samples, write_shard
@@ -35,7 +35,6 @@ from tic_clip.parallel import make_pool, map_in_pool, map_ordered
 from tic_clip.runs import find_benchmark, keep_benchmark
 from tic_clip.storage import local_folder, lock_folder, read_json, remove, temporary_folder, write_json, write_text
 
-FOLDERS = {"train": "train", "test": "eval/retrieval"}  # list -> where its split lies below the benchmark's folder
 TEMPLATES = ("a photo of {c}.", "{c}")
 JOURNAL = ".pack.json"  # the arguments of the run that is filling a folder
 COMPARED = ("list", "shard_size")  # what a split depends on, also in the stats of each shard
@@ -107,8 +106,9 @@ def create_tars(
         shards = {output.path: _begin(output, options.overwrite, stack) for output in todo}
         if todo:
             is_own, archives = bool(benchmark.text), image_files.find_archives(image_path, str(root))
-            images = Images(archives, _index_archives(manifest["dataset"], archives, is_own, stack, run), is_own)
-            _pack(images, outputs, shards, stack, run)
+            index = partial(image_files.index_archive, manifest["dataset"], archives, is_own)
+            tables = run(index, list(range(len(archives))), "read", "archive")
+            _pack(Images(archives, _save_sorted(tables, ZIP_MEMBER, stack), is_own), outputs, shards, stack, run)
         metas |= {output.path: _finish(output, shards[output.path]) for output in todo}
         keep_benchmark(root, benchmark)
     splits = [folder.summarize(o.name, o.path, [metas[o.path]], o.path not in shards) for o in outputs]
@@ -123,7 +123,7 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
         raise TicError(f"{image_path} is not a folder of images")
     manifest = read_json(f"{csv_path}/{MANIFEST}") if (Path(csv_path) / MANIFEST).exists() else {}
     if not {"benchmark", "dataset", "files"} <= manifest.keys():
-        raise TicError(f"{csv_path} has no {MANIFEST} of create_splits.py: run that first")
+        raise TicError(f"{csv_path} has no {MANIFEST} of lists: run create_splits.py first")
     return manifest
 
 
@@ -134,7 +134,9 @@ def _pack(images: Images, outputs: list[Output], shards: dict[str, dict], stack:
         pairs = [(output, number) for output in todo for number in range(len(output.starts))]
         jobs = [(output._replace(uids=None), number) for output, number in pairs if number not in shards[output.path]]
         if images.is_exact and split == "test" and jobs:
-            images = images._replace(seen=_index_digests(outputs, stack, run))
+            folders = [Path(output.path) for output in outputs if output.name.startswith("train")]
+            tars = [str(tar) for folder in folders for tar in folder.glob("*.tar")]
+            images = images._replace(seen=_save_sorted(run(read_digests, tars, "compare", "shard"), UID, stack))
         made = run(partial(make_shard, images), jobs, "pack", "shard")
         for (output, number), stats in zip(jobs, made, strict=True):
             shards[output.path][number] = stats
@@ -184,23 +186,11 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
     return done
 
 
-def _index_archives(dataset: str, archives: list[str], is_exact: bool, stack: ExitStack, run: Callable) -> str:
-    """Write the sorted ``ZIP_MEMBER`` of the images in ``archives`` to a .npy that lasts until ``stack`` ends."""
-    index = partial(image_files.index_archive, dataset, archives, is_exact)
-    tables = run(index, list(range(len(archives))), "read", "archive")
-    return _save_sorted(np.concatenate([np.empty(0, dtype=ZIP_MEMBER), *tables]), stack)
-
-
-def _index_digests(outputs: list[Output], stack: ExitStack, run: Callable) -> str:
-    """Write the sorted digests of all training images to a .npy that lasts until ``stack`` ends: 16 bytes an image."""
-    folders = [output.path for output in outputs if output.name.startswith("train")]
-    tars = [str(tar) for folder in folders for tar in sorted(Path(folder).glob("*.tar"))]
-    return _save_sorted(np.concatenate([np.empty(0, UID), *run(read_digests, tars, "compare", "shard")]), stack)
-
-
-def _save_sorted(rows: np.ndarray, stack: ExitStack) -> str:
+def _save_sorted(tables: Iterable[np.ndarray], dtype: np.dtype, stack: ExitStack) -> str:
+    """Write the rows of tables to a .npy that lasts until ``stack`` ends, sorted: of one UID, the first goes first."""
+    rows = np.concatenate([np.empty(0, dtype), *tables])
     path = f"{stack.enter_context(temporary_folder('tic-pack-'))}/index.npy"
-    np.save(path, rows[np.lexsort((rows["f1"], rows["f0"]))])  # stable: the first archive goes first
+    np.save(path, rows[np.lexsort((rows["f1"], rows["f0"]))])
     return path
 
 

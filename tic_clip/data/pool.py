@@ -19,7 +19,7 @@ from tic_clip.benchmarks import Benchmark
 from tic_clip.cli import progress
 from tic_clip.data import dates
 from tic_clip.data.dates import EPOCH
-from tic_clip.data.lists import OUTSIDE, SPLITS, OwnOptions, count_samples, file_digest, list_names, make_lists
+from tic_clip.data.lists import FOLDERS, OUTSIDE, SPLITS, OwnOptions, count_samples, file_digest, list_names, make_lists
 from tic_clip.data.reshard.index import usable_uids
 from tic_clip.data.sources import BAD_DATE
 from tic_clip.data.split import list_shards, pool_digest
@@ -32,7 +32,6 @@ from tic_clip.timeline import span
 
 ROW = np.dtype([*UID.descr, ("day", "<i4"), ("is_test", "?")])
 """A sample: its UID, its day counted from 1970, and whether it is held out."""
-UIDS, FOLDERS = "uids", {"train": "train", "test": "eval/retrieval"}  # where the lists lie
 
 
 def create_pool_splits(pool: str, columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
@@ -109,7 +108,7 @@ def _write_lists(work: Path, new: Path, benchmark: Benchmark, dropped: Counter[s
                 raw[split, step].write(chosen.tobytes())
                 rows[split, step] += len(chosen)
     dropped[OUTSIDE] -= rows.total()
-    files = {f"{UIDS}/{FOLDERS[split]}/{step}.npy": (split, step) for split, step in lists}
+    files = {f"uids/{FOLDERS[split]}/{step}.npy": (split, step) for split, step in lists}
     for name, key in files.items():
         with atomic_open(new / name, sync=False) as file:
             np.save(file, np.memmap(work / "-".join(key), UID, "r") if rows[key] else np.empty(0, UID))

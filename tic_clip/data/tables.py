@@ -111,28 +111,22 @@ def read_rows(columns: Columns, path: str, reject: Reject) -> Iterator[Row]:
     """Yield the rows of a table."""
     names = [name for name in (getattr(columns, role) for role in ROLES) if name]
     for where, record in read_records(path, names, reject):
-        yield from _make_row(where, columns, record, reject)
-
-
-def _make_row(where: str, columns: Columns, record: dict[str, Any], reject: Reject) -> Iterator[Row]:
-    """Yield the row of a table's record, unless something is wrong with it."""
-    image, caption, date, label, key = (record.get(getattr(columns, role)) for role in ROLES)
-    data = None
-    if isinstance(image, dict):  # as the hub has images
-        data, image = image.get("bytes"), image.get("path")
-    elif isinstance(image, bytes):
-        data, image = image, None
-    image = to_text(image).strip()
-    key = to_text(key).strip() if columns.key else strip_suffix(image)
-    if data is not None:
-        key, image = key or where.rpartition("/")[2].replace(", row ", "/"), image or "in the table"
-    for value, name in ((key, "key"), (image, "path of an image")):
-        if not value or _CONTROL.search(value):
-            reject("unusable key", f"{where}: {value!r} is no {name}")
-            return
-    labels = (" ".join(to_text(label).split()),) if columns.label else ()
-    if (seconds := columns.read_date(where, date, reject)) is not None:
-        yield Row(key, image, (to_text(caption),), seconds, labels, data)
+        image, caption, date, label, key = (record.get(getattr(columns, role)) for role in ROLES)
+        data = None
+        if isinstance(image, dict):  # as the hub has images
+            data, image = image.get("bytes"), image.get("path")
+        elif isinstance(image, bytes):
+            data, image = image, None
+        image = to_text(image).strip()
+        key = to_text(key).strip() if columns.key else strip_suffix(image)
+        if data is not None:
+            key, image = key or where.rpartition("/")[2].replace(", row ", "/"), image or "in the table"
+        texts = {"key": key, "path of an image": image}
+        if bad := [name for name, text in texts.items() if not text or _CONTROL.search(text)]:
+            reject("unusable key", f"{where}: {texts[bad[0]]!r} is no {bad[0]}")
+        elif (seconds := columns.read_date(where, date, reject)) is not None:
+            labels = (" ".join(to_text(label).split()),) if columns.label else ()
+            yield Row(key, image, (to_text(caption),), seconds, labels, data)
 
 
 # --- One table ---
