@@ -1,4 +1,4 @@
-"""An S3 server on this machine that fails when told to.
+"""Servers on this machine that fail when told to: an S3 here, huggingface.co in ``hub.py``.
 
 ``store.fail("GET", "x.json", 503, times=2)`` spoils the next two requests with that method and that text in their
 URL. A fault is an HTTP status, or ``CLOSE`` (no answer), ``TRUNCATE`` (the first half of the body), ``HANG`` (no
@@ -19,10 +19,10 @@ CODES = {400: "InvalidToken", 403: "AccessDenied", 429: "SlowDown", 500: "Intern
 
 
 class Store:
-    """A WSGI application before moto's; ``requests`` are (method, URL), ``faults`` [method, text, kind, times]."""
+    """A WSGI application before another; ``requests`` are (method, URL), ``faults`` [method, text, kind, times]."""
 
-    def __init__(self):
-        self.app = DomainDispatcherApplication(create_backend_app)
+    def __init__(self, app):
+        self.app = app
         self.requests, self.faults, self.lock = [], [], threading.Lock()
 
     def fail(self, method, text, kind, times=1):
@@ -47,7 +47,7 @@ class Store:
         if isinstance(fault, int):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(f"{fault} planned", [("Content-Type", "application/xml")])
-            error = f"<Error><Code>{CODES[fault]}</Code><Message>planned</Message></Error>"
+            error = f"<Error><Code>{CODES.get(fault)}</Code><Message>planned</Message></Error>"
             return [error.encode() if environ["REQUEST_METHOD"] != "HEAD" else b""]
         body = b"" if fault in (CLOSE, HANG) else b"".join(self.app(environ, start_response))
         if fault in (CLOSE, HANG, LOST):
@@ -57,11 +57,12 @@ class Store:
 
 
 @contextmanager
-def serving():
-    """Serve a ``Store`` at ``store.url``."""
-    store = Store()
+def serving(app=None):
+    """Serve a ``Store`` at ``store.url``: of moto's S3, or of another application."""
+    store = Store(app or DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, store, threaded=True)
     store.url = "http://{}:{}".format(*server.server_address)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield store
     server.shutdown()
+    server.server_close()

@@ -5,12 +5,13 @@ import io
 import json
 import logging
 import os
+import resource
 import runpy
 import signal
 import subprocess
 import sys
 import tarfile
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,29 @@ def forget():
     logging.disable(logging.NOTSET)
     for name in [name for name, benchmark in BENCHMARKS.items() if benchmark.text]:
         del BENCHMARKS[name]
+    for name in ("train", "evaluate", "report"):  # DataComp and bench/ have scripts of the same names
+        sys.modules.pop(name, None)
+
+
+@contextmanager
+def file_limit(size):
+    """Let this process write no file of more than ``size`` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Bomb:
+    """What writes a file where a pickle of it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
 
 
 @dataclass

@@ -19,10 +19,10 @@ SERVER.set_forkserver_preload(PRELOADED)
 class Script:
     """A script that runs in as many ranks as asked for; ``returncode``, ``stdout`` and ``stderr`` when it has ended.
 
-    ``shm``: the size of its /dev/shm, as in Docker ("64m"); it takes root.
+    ``shm``: the size of its /dev/shm, as in Docker ("64m"); it takes root. ``before``: code that runs before it.
     """
 
-    def __init__(self, path, *arguments, ranks=1, folder=".", shm=None, **environment):
+    def __init__(self, path, *arguments, ranks=1, folder=".", shm=None, before="", **environment):
         self.output = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115  read when it has ended
         names = [file.name for file in self.output]
         with socket.socket() as free:
@@ -33,7 +33,7 @@ class Script:
         words = [str(path), *map(str, arguments)]
         folder = os.path.abspath(folder)
         self.processes = [
-            SERVER.Process(target=run, args=(words, folder, environment | own, names, shm)) for own in each
+            SERVER.Process(target=run, args=(words, folder, environment | own, names, shm, before)) for own in each
         ]
         for process in self.processes:
             process.start()
@@ -59,7 +59,7 @@ class Script:
         return self
 
 
-def run(words, folder, environment, names, shm):
+def run(words, folder, environment, names, shm, before):
     """Be the script: in a session of its own, with its arguments, folder, environment, output and size of /dev/shm."""
     os.setsid()
     if shm:
@@ -73,4 +73,5 @@ def run(words, folder, environment, names, shm):
     os.chdir(folder)
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).parent))
+    exec(before, {})
     runpy.run_path(words[0], run_name="__main__")

@@ -1,7 +1,11 @@
 """Results of runs and models, as scripts/evaluate.py writes them, with hand-worked means."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
+
+from tic_clip import report as report_module
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.evaluation.results import RESULTS, task_key
 from tic_clip.report.compare import FLICKR, IMAGENET, SHIFTS
@@ -57,3 +61,29 @@ def write_log(folder, lines, tail=""):
     common = {"lr": 1e-3, "samples_per_second": 300.0}
     entries = [json.dumps({"samples_seen": seen, "loss": loss, **common}) + "\n" for seen, loss in lines]
     (folder / "train.log.jsonl").write_text("".join(entries) + tail)
+
+
+TEXTS = ["summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"]
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """Write a report without figures and return what is in it."""
+    monkeypatch.setattr(report_module, "draw_figures", lambda results, compared: {})
+
+    def make(*folders, reference=None):
+        out = tmp_path / "out"
+        text, files = report_module.report(folders, out, reference)
+        assert files == TEXTS
+        md, tex, html, matrix, table = ((out / name).read_text() for name in (*TEXTS[3:], *TEXTS[1:3]))
+        summary = json.loads((out / "summary.json").read_text())
+        return SimpleNamespace(text=text, md=md, tex=tex, html=html, matrix=matrix, csv=table, summary=summary)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "sequential", SEQUENTIAL, method="sequential")
+    return [write_run(folder / "cumulative", CUMULATIVE), folder / "sequential"]

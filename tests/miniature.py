@@ -1,4 +1,4 @@
-"""YFCC15M and RedCaps in miniature, in the formats that their sources have."""
+"""Images and splits for tests; YFCC15M and RedCaps in miniature, in the formats that their sources have."""
 
 import csv
 import hashlib
@@ -11,14 +11,27 @@ from itertools import count, islice
 import numpy as np
 from PIL import Image
 
+from tic_clip.data.split import SIZES, read_sizes
+from tic_clip.data.tar import write_shard
+from tic_clip.storage import write_json
 
-def make_image(text, kind="JPEG"):
-    """An image of 48 pixels that is another for each text."""
+
+def make_image(text, kind="JPEG", size=(48, 48)):
+    """An image that is another for each text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
     file = io.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((48, 48)).save(file, kind)
+    Image.fromarray(noise).resize(size).save(file, kind)
     return file.getvalue()
+
+
+def write_split(folder, *shards, names="{:08d}.tar"):
+    """Write each of ``shards``, a list of (key, members), and the table of sizes; return the folder."""
+    names = [names.format(i) for i in range(len(shards))]
+    counts = {name: write_shard(folder / name, content) for name, content in zip(names, shards, strict=True)}
+    write_json(folder / SIZES, counts)
+    read_sizes.cache_clear()  # a process of its own would read the new table
+    return str(folder)
 
 
 def held_out(dataset, key, share=0.01, seed=0):

@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from cloud import HANG
-from conftest import make_png
+from conftest import ROOT, call_script, make_png
 from forked import Script
 
 from tic_clip import TicError, cache
@@ -20,8 +22,6 @@ from tic_clip.cache import Cache, open_cache
 from tic_clip.data.tar import write_shard
 from tic_clip.parallel import make_pool, map_ordered
 from tic_clip.storage import NotFoundError, StorageError, upload, write_json, write_text
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -141,18 +141,14 @@ def test_what_a_killed_process_or_a_power_cut_leaves_is_fetched_again(bucket, s3
 def test_a_full_disk_makes_room_from_the_cache_alone(bucket, tmp_path, monkeypatch):
     kept = Cache(tmp_path, 1000)
     read(kept, f"{bucket}/a.tar")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 50}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
     read(kept, f"{bucket}/b.tar")
     assert copies(tmp_path) == "b"
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     write_text(f"{bucket}/f.tar", "f" * 101)
     with pytest.raises(TicError, match=rf"f.tar has 1\.01e-07 GB, more than fits into the cache {tmp_path}: .* 0 GB"):
         kept.open(f"{bucket}/f.tar")
     assert copies(tmp_path) == ""
-
-
-def no_locks(*_):
-    raise OSError(errno.ENOLCK, "No locks available")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +157,13 @@ def no_locks(*_):
         (99, "a", None, TicError, r"a\.tar has 1e-07 GB, more than fits into the cache \S+: at most 9\.9e-08 GB"),
         (100, "z", None, NotFoundError, r"/x/z\.tar is missing$"),
         (100, "", None, NotFoundError, r"/x is missing$"),
-        (100, "a", ("fcntl.flock", no_locks), TicError, r"/lock: No locks available: give a --cache on a local disk"),
+        (
+            100,
+            "a",
+            ("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))),
+            TicError,
+            r"/lock: No locks available: give a --cache on a local disk",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_leaves_no_copy(bucket, tmp_path, monkeypatch, limit, name, patch, error, message):
@@ -189,16 +191,15 @@ def data(s3, s3_server, tmp_path):
     return s3
 
 
-def train(data, out, kept, *more, **options):
+def train_flags(data, folder, *more):
     flags = ["--benchmark", "emoji", "--scale", "tic_tiny", "--samples_per_step", "256", "--data_dir", data]
-    flags += ["--output_dir", out, "--resume_every", "1", "--cache", kept, *more]
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    return Script(ROOT / "scripts/train.py", *flags, **environment, **options).wait()
+    return [*flags, "--output_dir", folder / "out", "--resume_every", "1", "--cache", folder / "cache", *more]
 
 
 def test_sampling_with_replacement_reads_through_the_cache(data, s3_server, tmp_path):
     flags = ("--method", "oracle", "--step", "2015", "--resampled", "--workers", "1", "--cache_gb", "0.01")
-    done = train(data, tmp_path / "out", tmp_path / "cache", *flags)
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    done = Script(ROOT / "scripts/train.py", *train_flags(data, tmp_path, *flags), **environment).wait()
     assert done.returncode == 0, done.stderr
     gets = Counter(url for method, url in s3_server.requests if method == "GET" and url.endswith(".tar"))
     assert set(gets.values()) == {1}
@@ -211,7 +212,8 @@ def test_a_cache_smaller_than_a_shard_is_refused_before_anything_is_written(data
         ((), "--cache and --cache_gb go together"),
         (("--cache_gb", "1", "--cache", data), f"argument --cache: '{data}' is not a folder on a local disk"),
     ):
-        done = train(data, tmp_path / "out", tmp_path / "cache", "--method", "cumulative", "--step", "2014", *more)
+        flags = train_flags(data, tmp_path, "--method", "cumulative", "--step", "2014", *more)
+        done = call_script("scripts/train.py", *flags)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert message in done.stderr
     assert not (tmp_path / "out").exists()

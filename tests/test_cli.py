@@ -8,10 +8,11 @@ import pytest
 from tic_clip.cli import Parser
 
 
-def call(body, **environment):
-    """Run ``main``, whose body is given, in a process of its own."""
-    code = f"import os\nfrom tic_clip import TicError, cli, storage\ndef main():\n    {body}\ncli.run_main(main)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment or None)
+def call(body, **options):
+    """Run ``main``, whose body is given, in a process of its own: its status, output and errors."""
+    code = f"import os, time\nfrom tic_clip import TicError, cli, storage\ndef main():\n    {body}\ncli.run_main(main)"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    done = subprocess.run([sys.executable, "-c", code], text=True, **options)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -35,7 +36,7 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
 @pytest.mark.parametrize(("body", "expected"), [("raise KeyboardInterrupt", 130), ("os.kill(os.getpid(), 15)", 143)])
 def test_an_interruption_is_one_line_and_removes_temporary_files(body, expected, tmp_path):
-    status, _, stderr = call(f"with storage.temporary_folder(): {body}", TMPDIR=str(tmp_path))
+    status, _, stderr = call(f"with storage.temporary_folder(): {body}", env={"TMPDIR": str(tmp_path)})
     assert (status, stderr) == (expected, "interrupted: run the same command again to resume\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -47,7 +48,7 @@ def test_the_line_does_not_stand_behind_a_progress_bar():
 
 def test_only_the_first_process_shows_progress():
     body = "print(list(cli.progress(iter('abc'), 'letters', 3)))"
-    first, second = call(body, RANK="0"), call(body, RANK="1")
+    first, second = call(body, env={"RANK": "0"}), call(body, env={"RANK": "1"})
     assert first[:2] == second[:2] == (0, "['a', 'b', 'c']\n")
     assert "letters: 100%" in first[2]
     assert second[2] == ""
@@ -62,13 +63,13 @@ def test_each_flag_is_taken_with_dashes_and_with_underscores():
     assert "--data-dir" not in parser.format_help()
 
 
-@pytest.mark.parametrize("body", ["print('x' * 99_999)", "import time; time.sleep(0.5); print('x')"])
+@pytest.mark.parametrize("body", ["print('x' * 99_999)", "time.sleep(0.5); print('x')"])
 def test_a_reader_that_stops_early_is_not_an_error(body):
     """As in ``DRY_RUN=1 … | head``."""
-    code = f"from tic_clip import cli\ndef main(): {body}\ncli.run_main(main)"
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    writer.stdout.close()
-    assert (writer.stderr.read(), writer.wait()) == (b"", 141)
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert call(body, stdout=writer) == (141, None, "")
+    os.close(writer)
 
 
 BAR = "for _ in cli.progress(range(4), 'read', 4, 'row'): time.sleep(0.02)"
@@ -76,7 +77,7 @@ BAR = "for _ in cli.progress(range(4), 'read', 4, 'row'): time.sleep(0.02)"
 
 @pytest.mark.parametrize(("minute", "expected"), [(0.01, [0, 1, 2, 3, 4]), (60.0, [0, 4])])
 def test_a_log_gets_a_line_a_minute(minute, expected):
-    _, _, stderr = call(f"import time; cli.MINUTE = {minute}\n    {BAR}")
+    _, _, stderr = call(f"cli.MINUTE = {minute}\n    {BAR}")
     assert "\r" not in stderr
     assert sorted({int(line.split("/")[0].split()[-1]) for line in stderr.splitlines()}) == expected
 
@@ -84,8 +85,7 @@ def test_a_log_gets_a_line_a_minute(minute, expected):
 def test_a_terminal_gets_a_bar():
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 80))
-    code = f"import time\nfrom tic_clip import cli\n{BAR}"
-    subprocess.run([sys.executable, "-c", code], stderr=slave, check=True)
+    assert call(BAR, stderr=slave)[0] == 0
     written = os.read(master, 4096).decode()
     assert written.startswith("\rread:   0%|")
     assert "4/4" in written.rstrip().rpartition("\r")[2]

@@ -2,28 +2,28 @@
 
 import re
 from fractions import Fraction
-from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import ROOT
 
 from tic_clip import weights
-from tic_clip.training import losses, methods, plan, step
+from tic_clip.storage import write_json
+from tic_clip.training import losses, methods, step
+from tic_clip.training.config import Config
+from tic_clip.training.plan import make_plan
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding_a_method.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
-def added(monkeypatch):
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    monkeypatch.setattr(plan, "METHODS", methods.METHODS)
-    monkeypatch.setattr(step, "FINISH", dict(step.FINISH))
-    monkeypatch.setattr(losses, "TERMS", dict(losses.TERMS))
-    names = {}
-    for example in EXAMPLES:
-        exec(example, names)
-    return methods.METHODS
+def added():
+    with patch.dict(methods.METHODS), patch.dict(step.FINISH), patch.dict(losses.TERMS):
+        names = {}
+        for example in EXAMPLES:
+            exec(example, names)
+        yield methods.METHODS
 
 
 def test_an_ending_as_the_document_adds_it(added, tmp_path):
@@ -52,10 +52,6 @@ def test_another_mixture_as_the_document_adds_it(added):
 
 def test_a_method_that_is_added_is_planned_and_trained_by_its_name(added, tmp_path):
     """Through the plan: the table is looked up by name everywhere."""
-    from tic_clip.storage import write_json
-    from tic_clip.training.config import Config
-    from tic_clip.training.plan import make_plan
-
     for year in ("2014", "2015", "2016"):
         write_json(tmp_path / "tic/emoji/yearly/train" / year / "sizes.json", {"00000000.tar": 100})
     names = {"benchmark": "emoji", "scale": "tic_tiny", "step": "2016", "data_dir": str(tmp_path), "output_dir": "out"}

@@ -1,150 +1,88 @@
 """What a newcomer reads where the step before was left out: one line, with the path and what makes it."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
-from forked import Script
+from conftest import ROOT, call_script
 
 from tic_clip.storage import write_json
 
+TRAIN = "scripts/train.py --benchmark datacomp --method cumulative --scale tic_medium --step 2014-2016 --output_dir o"
+EVALUATE = "scripts/evaluate.py --data_dir sizes --output_dir o --use_model 'RN50 openai'"
+RELEASED = "bash scripts/evaluate_released.sh"
 DATACOMP = "dataset_creation/tic-datacomp"
-TRAIN = (
-    "scripts/train.py --benchmark datacomp --method cumulative --scale tic_medium --step 2014-2016 --output_dir {x}/o"
-)
-EVALUATE = "scripts/evaluate.py --data_dir {x}/sizes --output_dir {x}/o"
-CHECKED = f"{TRAIN} --data_dir {{x}}/sizes --check"
-BUILD = "bash dataset_creation/tic-datacomp/build_tic_datacomp.sh"
-
-# A case is its name, the command with the settings of its environment, and below the words that the error must
-# hold. In {x} are file (a file), empty/, sizes/ (only the tables of TiC-DataComp's training splits), shards/ (a tar, no
-# table), unfinished/ (a split with a tar, no table) and uids.npy.
-CASES = """
-# The data.
-POOL unset: BUILD
-    POOL is not set | the folder of the pool's tars
-cadence: POOL={x}/shards CADENCE=weekly BUILD
-    CADENCE is weekly; it can be yearly or monthly, or is left out for both
-pool: dataset_creation/reshard.py -i {x}/none -o {x}/o -s {x}
-    {x}/none is missing | download_upstream.py
-empty pool: dataset_creation/reshard.py -i {x}/empty -o {x}/o -s {x}
-    {x}/empty holds no .tar | upstream.py
-UID lists: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids
-    {x}/uids is missing | generate_eval_
-class ids: dataset_creation/reshard.py -i {x}/shards -o {x}/o -s {x}/uids.npy -c {x}/none
-    {x}/none is missing | generate_datacompnet_uid2classid.py
-convert without set-up: PYTHON={x}/none bash DATACOMP/convert_wds.sh {x} retrieval
-    {x}/none is missing: run: bash  | setup.sh
-verify without a split: dataset_creation/verify.py {x}/none
-    {x}/none is missing | reshard.py makes splits
-stats: DATACOMP/add_sizes.py --url {x}/shards
-    {x}/shards/0.tar has no stats | generate_stats.py --url {x}/shards
-annotations: dataset_creation/tic-redcaps/create_splits.py --annotations-path {x}/a --output-path {x}/o
-    {x}/a is missing
-no lists: dataset_creation/create_tars.py --csv-path {x}/l --image-path {x} --output-path {x}/o
-    {x}/l has no manifest.json | create_splits.py first
-# Training.
-split: TRAIN --data_dir {x}/none
-    {x}/none/tic/datacomp/yearly/train/2014 is missing | build_tic_datacomp.sh | DATA_DIR
-data_dir is empty: TRAIN --data_dir=
-    argument --data_dir: '' is not a folder or a URL
-sizes.json: TRAIN --data_dir {x}/unfinished
-    yearly/train/2014 has no sizes.json: finish reshard.py | add_sizes.py --url {x}/unf
-wandb's login: CHECKED --report_to wandb
-    wandb: No API key configured | WANDB_MODE=offline
-bestpool: DRY_RUN=1 METHOD=oracle FILTER=bestpool bash scripts/run_datacomp.sh
-    {x}/none/tic/datacomp/yearly/train_bestpool/2014 is missing | reshard.py | baselines.py
-evaluation data before weeks of training: DATA_DIR={x}/sizes bash scripts/run_medium_basic_oracle.sh
-    {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
-PRECISION before weeks of training: DATA_DIR={x}/sizes PRECISION=fp8 bash scripts/run_medium_basic_oracle.sh
-    argument PRECISION: 'fp8' is not fp32, amp or amp_bf16
-OPENCLIP_FLAGS before weeks: DATA_DIR={x}/sizes OPENCLIP_FLAGS=--lr=1 bash scripts/run_medium_basic_oracle.sh
-    argument OPENCLIP_FLAGS: OpenCLIP's --lr is set by the plan
-METHOD before hours of packing: SOURCE={x} METHOD=cumulatve bash scripts/run_yfcc15m.sh
-    METHOD is cumulatve: it must be one of oracle
-no source: METHOD=oracle bash scripts/run_redcaps.sh
-    neither sources/redcaps (SOURCE) | nor {x}/none/tic/redcaps (DATA_DIR)
-yfcc15m: TRAIN --data_dir {x}/none --benchmark yfcc15m --step 2004-2008
-    {x}/none/tic/yfcc15m/yearly/train/2004-2008 is missing | create_splits.py and dataset_creation/create_tars.py
-not sbatch: bash scripts/slurm.sh scripts/run_datacomp.sh
-    SLURM_SUBMIT_DIR is not set | sbatch
-# Evaluation and the report.
-no run: scripts/evaluate.py --train_output_dir {x}/none --data_dir {x}
-    {x}/none has no finished step | scripts/train.py first
-eval data: EVALUATE --use_model 'RN50 openai'
-    {x}/sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing | build_tic_
-emoji's data: EVALUATE --use_model 'RN50 openai' --benchmark emoji
-    eval/retrieval/2014 is missing | run_emoji_cumulative.sh
-static data: EVALUATE --use_model 'RN50 openai' --tasklist {x}/tasks.yml
-    {x}/sizes/wds_imagenet1k_test is missing | webdataset
-a model's file: EVALUATE --use_model 'RN50 {x}/none.pt'
-    {x}/none.pt is neither a checkpoint file nor a
-no released model: EVALUATE --released {x}/TiC-CLIP-basic-oracle
-    {x}/TiC-CLIP-basic-oracle has no ch | fetch_models.sh
-released models: MODELS_DIR={x}/none bash scripts/evaluate_released.sh
-    {x}/none has no TiC-CLIP-*/ | fetch_models.sh {x}/none
-"""
-WORDS = {"CHECKED": CHECKED, "TRAIN": TRAIN, "EVALUATE": EVALUATE, "BUILD": BUILD, "DATACOMP": DATACOMP}
-
-
-def read_cases():
-    """Name -> (command, settings of the environment, words of the error)."""
-    lines = [line for line in CASES.splitlines() if line and not line.startswith("#")]
-    for case, words in zip(lines[::2], lines[1::2], strict=True):
-        name, _, command = case.partition(": ")
-        settings, command = re.fullmatch(r"((?:[A-Z_]+=\S+ )*)(.*)", command).groups()
-        for word, text in WORDS.items():
-            command = re.sub(rf"\b{word}\b", lambda _, text=text: text, command)
-        yield name, (command, dict(pair.split("=", 1) for pair in settings.split()), words.strip().split(" | "))
+RESHARD = "dataset_creation/reshard.py -o o"
+CASES = [
+    (f"bash {DATACOMP}/build_tic_datacomp.sh", "POOL is not set.*the folder of the pool's tars"),
+    (f"POOL=shards CADENCE=weekly bash {DATACOMP}/build_tic_datacomp.sh", "CADENCE is weekly; it can be yearly or "),
+    (f"{RESHARD} -i none -s .", "none is missing.*download_upstream.py"),
+    (f"{RESHARD} -i empty -s .", "empty holds no .tar.*upstream.py"),
+    (f"{RESHARD} -i shards -s uids", "uids is missing.*generate_eval_"),
+    (f"{RESHARD} -i shards -s uids.npy -c none", "none is missing.*generate_datacompnet_uid2classid.py"),
+    (f"PYTHON=none bash {DATACOMP}/convert_wds.sh . retrieval", "none is missing: run: bash .*setup.sh"),
+    ("dataset_creation/verify.py none", "none is missing.*reshard.py makes splits"),
+    ("dataset_creation/tic-redcaps/create_splits.py --annotations-path a --output-path o", "a is missing"),
+    (f"{TRAIN} --data_dir none", "none/tic/datacomp/yearly/train/2014 is missing.*build_tic_datacomp.sh.*DATA_DIR"),
+    (f"{TRAIN} --data_dir unfinished", "train/2014 has no sizes.json: finish reshard.py.*add_sizes.py --url unf"),
+    (f"{TRAIN} --data_dir sizes --check --report_to wandb", "wandb: No API key configured.*WANDB_MODE=offline"),
+    (
+        f"{TRAIN} --data_dir none --benchmark redcaps --step 2018",
+        "train/2011-2017 is missing.*splits.py and .*_tars.py",
+    ),
+    ("METHOD=cumulative bash scripts/run.sh", "BENCHMARK is not set: give a name or a benchmark.yaml"),
+    ("bash scripts/slurm.sh scripts/run_datacomp.sh", "SLURM_SUBMIT_DIR is not set.*sbatch"),
+    ("SLURM_SUBMIT_DIR=. bash scripts/slurm.sh", "no script in '': give one run_"),
+    ("SLURM_SUBMIT_DIR=. bash scripts/slurm.sh uids.npy x", "no script in 'uids.npy x': give one run_"),
+    ("scripts/evaluate.py --train_output_dir none --data_dir .", "none has no finished step.*scripts/train.py first"),
+    (EVALUATE, "sizes/tic/datacomp/yearly/eval/retrieval/2014 is missing.*build_tic_"),
+    (f"{EVALUATE} --tasklist tasks.yml", "sizes/wds_imagenet1k_test is missing.*webdataset"),
+    (f"MODELS_DIR=none {RELEASED}", r"none has no TiC-CLIP-\*/: run: bash scripts/fetch_models.sh none"),
+    (f"MODELS=x SKIP_BAD=on {RELEASED}", "SKIP_BAD is on: it must be one of 1,"),
+    (f"MODELS=x BATCHSIZE=8 {RELEASED}", "unknown setting BATCHSIZE: did you mean BATCH_SIZE?"),
+]
+"""Each with its settings of the environment, where ``folder`` lies. test_scripts.py has the errors of the run_*.sh."""
 
 
 @pytest.fixture(scope="module")
-def x(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Training splits of which only the tables are there, shards and a split without a table, and an empty folder."""
     folder = tmp_path_factory.mktemp("x")
-    (folder / "empty").mkdir()
-    for name in ("file", "uids.npy", "shards/0.tar", "unfinished/tic/datacomp/yearly/train/2014/0.tar"):
+    for name in ("uids.npy", "shards/0.tar", "unfinished/tic/datacomp/yearly/train/2014/0.tar"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+    (folder / "empty").mkdir()
     for year in range(2014, 2023):
         write_json(folder / f"sizes/tic/datacomp/yearly/train/{year}/sizes.json", {"00000000.tar": 1_000_000})
     (folder / "tasks.yml").write_text("imagenet1k:\n")
     return folder
 
 
-def content(folder):
-    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
-
-
-@pytest.mark.parametrize(("command", "settings", "words"), dict(read_cases()).values(), ids=dict(read_cases()))
-def test_the_step_before_is_named_in_one_line(command, settings, words, x, tmp_path):
-    given = {"DATA_DIR": "{x}/none", "OUTPUT_DIR": "{x}/o", "OUT": "{x}/o", "LISTS": "{x}/lists", "HOME": str(tmp_path)}
-    given = {name: value.format(x=x) for name, value in {**given, **settings}.items()}
-    before, command = content(x), command.format(x=x)
-    if command.startswith("scripts/"):
-        name, *arguments = shlex.split(command)
-        done = Script(ROOT / name, *arguments, **given).wait()
+@pytest.mark.parametrize(("command", "message"), CASES)
+def test_the_step_before_is_named_in_one_line(command, message, folder, tmp_path, monkeypatch):
+    for name in ("POOL", "BENCHMARK", "SLURM_SUBMIT_DIR", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    settings, words = re.fullmatch(r"((?:[A-Z_]+=\S+ )*)(.*)", command).groups()
+    for setting in (f"HOME={tmp_path}", "DATA_DIR=none", "LISTS=lists", *settings.split()):
+        monkeypatch.setenv(*setting.split("="))
+    before, words = sorted(folder.rglob("*")), shlex.split(words)
+    if words[0] == "bash":
+        words[1] = str(ROOT / words[1])
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=folder)
     else:
-        start = "" if command.startswith("bash ") else f"{sys.executable} "
-        unset = re.compile(r"METHOD|POOL|WANDB_\w+|SLURM_\w+|MASTER_ADDR|BENCHMARK|NPROC|PYTHON")
-        environment = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)} | given
-        options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": ROOT, "env": environment}
-        done = subprocess.run(["bash", "-c", start + command], **options)
-    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
-    *before_it, line = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
-    assert [line for line in before_it if line and not re.match(r"[\w ]+: +\d+%", line)] == []  # a progress bar
-    assert line.startswith("error: ")
-    assert [word for word in words if word.format(x=x) not in line] == []
-    assert content(x) == before
+        done = call_script(*words, cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    *others, line = [line for line in done.stderr.splitlines() if line]
+    assert [line for line in others if not re.match(r"setup: |[\w ]+: +\d+%", line)] == []  # a progress bar
+    assert re.match(f"error: .*{message}", line)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_every_script_that_a_line_names_exists():
-    """In the messages of the library and the scripts."""
-    sources = [*ROOT.glob("tic_clip/**/*.py"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("dataset_creation/**/*.sh")]
-    text = "\n".join(path.read_text() for path in sources)
+    """In the messages of the library and the scripts, and in the pages."""
+    patterns = ("tic_clip/**/*.py", "scripts/*.sh", "dataset_creation/**/*.sh", "docs/*.md", "README.md")
+    text = "\n".join(path.read_text() for pattern in patterns for path in ROOT.glob(pattern))
     named = set(re.findall(r"(?:scripts|dataset_creation)/[\w/-]+\.(?:py|sh)", text))
     assert len(named) > 20
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []

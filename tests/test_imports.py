@@ -1,53 +1,48 @@
-"""Imports run downwards: the ground floor imports no wing, and a wing only those below it."""
+"""Imports run downwards: the ground floor imports no wing, a wing only those below it; and the house stays small."""
 
 import ast
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
-FLOOR = {file.stem for file in (ROOT / "tic_clip").glob("*.py")} - {"__init__", "datacomp"}
-GROUND = {"tic_clip"} | {f"tic_clip.{name}" for name in FLOOR}
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.glob("tic_clip/**/*.py")
+}
+GROUND = {name for name, path in FILES.items() if path.parent == ROOT / "tic_clip"} - {"tic_clip.datacomp"}
 
 
 def imported_modules(path):
     """The modules of tic_clip that a file imports anywhere, inside its functions as well."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                is_module = (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists()
-                is_package = (ROOT / node.module.replace(".", "/") / alias.name / "__init__.py").exists()
-                yield f"{node.module}.{alias.name}" if is_module or is_package else node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in FILES else node.module for name in names)
 
 
 def ours(path):
     return {name for name in imported_modules(path) if name.split(".")[0] == "tic_clip"}
 
 
-WINGS = [("data", ()), ("training", ("data",)), ("evaluation", ("data",)), ("report", ("evaluation.results",))]
-
-
-@pytest.mark.parametrize(("wing", "below"), WINGS)
+@pytest.mark.parametrize(
+    ("wing", "below"),
+    [("data", ()), ("training", ("data",)), ("evaluation", ("data",)), ("report", ("evaluation.results",))],
+)
 def test_a_wing_imports_only_itself_and_what_is_below(wing, below):
-    files = list(ROOT.glob(f"tic_clip/{wing}/**/*.py"))
+    files = [name for name in FILES if f"{name}.".startswith(f"tic_clip.{wing}.")]
     assert len(files) >= 4
     allowed = tuple(f"tic_clip.{name}" for name in (wing, *below))
-    for path in files:
-        above = {name for name in ours(path) - GROUND if not name.startswith(allowed)}
-        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+    for file in files:
+        assert {name for name in ours(FILES[file]) - GROUND if not name.startswith(allowed)} == set(), file
 
 
 @pytest.mark.parametrize("module", sorted(GROUND))
 def test_the_ground_floor_imports_only_itself(module):
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    if not path.exists():
-        path = ROOT / module / "__init__.py"
-    assert ours(path) <= GROUND
+    assert ours(FILES[module]) <= GROUND
 
 
 def test_imports_are_found(tmp_path):
@@ -58,13 +53,28 @@ def test_imports_are_found(tmp_path):
 
 
 def test_no_module_imports_itself_through_others():
-    files = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in ROOT.glob("tic_clip/**/*.py")
-    }
-    graph = {module: ours(path) & files.keys() - {module} for module, path in files.items()}
+    graph = {module: ours(path) & FILES.keys() - {module} for module, path in FILES.items()}
     floors = {}
     for module in TopologicalSorter(graph).static_order():
         floors[module] = 1 + max((floors[below] for below in graph[module]), default=0)
-    assert len(floors) == len(files) > 40
+    assert len(floors) == len(FILES) > 40
     assert max(floor for module, floor in floors.items() if module.startswith("tic_clip.training")) <= 8
+
+
+LINES = {"library": 10_400, "file": 350, "function": 50, "file of tests": 690}
+"""How many there may be of each, docstrings and blank lines included."""
+
+
+def test_the_house_stays_small():
+    texts = {name: path.read_text() for name, path in FILES.items()}
+    found = [("file", name, len(text.splitlines())) for name, text in texts.items()]
+    found.append(("library", "tic_clip", sum(count for _, _, count in found)))
+    found += [
+        ("function", f"{name}.{node.name}", node.end_lineno - node.lineno + 1)
+        for name, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    tests = ROOT.glob("tests/**/*.py")
+    found += [("file of tests", path.name, len(path.read_text().splitlines())) for path in tests]
+    assert [(kind, name, count) for kind, name, count in found if count > LINES[kind]] == []

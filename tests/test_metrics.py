@@ -60,31 +60,6 @@ def test_recall_is_that_of_clip_benchmark(seed, texts_per_image):
     assert 0.05 < mean < 0.95, "features on which nothing or everything is found show nothing"
 
 
-def test_hand_worked_similarities():
-    # Texts are the rows of the identity, so the transposed images are the similarity matrix itself.
-    similarities = np.array(
-        [
-            [0.9, 0.1, 0.2, 0.3],  # its own (0) is first
-            [0.5, 0.4, 0.6, 0.1],  # two are above its own (1)
-            [0.9, 0.8, 0.1, 0.7],  # all are above its own (2)
-            [0.1, 0.3, 0.2, 0.2],  # one is above its own (3); image 2 ties with it
-        ]
-    )
-    by_text, by_image = rank(similarities.T, np.eye(4), np.arange(4))
-    assert (by_text.above.tolist(), by_text.tied.tolist()) == ([0, 2, 3, 1], [0, 0, 0, 1])
-    assert [by_text.hits(k).tolist() for k in (1, 2, 3, 4)] == [
-        [1, 0, 0, 0],
-        [1, 0, 0, 0.5],  # the second place is one of the two that tie
-        [1, 1, 0, 1],
-        [1, 1, 1, 1],
-    ]
-    # By column: image 0 ties with text 2, image 1 has 0.8 above 0.4, image 2 is below three and image 3 below two.
-    assert (by_image.above.tolist(), by_image.tied.tolist()) == ([0, 1, 3, 2], [1, 0, 0, 0])
-    metrics, *_ = retrieval(images=similarities.T, texts=np.eye(4))
-    assert (metrics["image_retrieval_recall@1"], metrics["image_retrieval_recall@5"]) == (1 / 4, 1)
-    assert (metrics["text_retrieval_recall@1"], metrics["mean_recall@1"]) == (1 / 8, 3 / 16)
-
-
 def slow_hits(scores, own, k):
     """The mean over all orders of the keys (K,) of whether one of ``own`` is in the top ``k`` of a stable sort."""
     found = []
@@ -119,7 +94,7 @@ def test_ranks_are_exact_where_float32_can_not_tell(distance, monkeypatch):
     own = np.take_along_axis(scores, targets[:, None], axis=1)
     above = (scores > own + 1e-12).sum(axis=1)
     tied = ((np.abs(scores - own) <= 1e-12) & (np.arange(len(keys)) != targets[:, None])).sum(axis=1)
-    for rows, share in ((1024, 64), (7, 64), (1024, 1), (7, 10**9)):  # also by a product in float64, and never by one
+    for rows, share in ((7, 64), (1024, 1), (7, 10**9)):  # also by a product in float64, and never by one
         monkeypatch.setattr(metrics_module, "ROWS", rows)
         monkeypatch.setattr(metrics_module, "MAX_PAIRS", 1 / share)
         found, _ = rank(keys, queries, targets)
@@ -127,7 +102,7 @@ def test_ranks_are_exact_where_float32_can_not_tell(distance, monkeypatch):
     assert (tied == 3).all() if distance == 0 else not tied.any()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 50), (64, 7), (1000, 1000)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 50), (64, 7)])
 def test_tiles_and_order_change_nothing(rows, columns, monkeypatch):
     rng = np.random.default_rng(4)
     text_image = np.repeat(np.arange(40), [1, 2, 3, 2] * 10)
@@ -202,9 +177,8 @@ def test_the_interval_where_none_or_all_are_hits_is_wilsons():
 def test_the_interval_of_retrieval_keeps_an_image_and_its_texts_together():
     """Image 0 has nine of ten texts: whether it is drawn decides over nearly all of them."""
     text_image = np.array([0] * 9 + [1])
-    metrics, (low, high), _ = retrieval(
-        np.eye(2), np.array([[1.0, 0]] * 10), text_image
-    )  # image 1's text finds image 0
+    texts = np.array([[1.0, 0]] * 10)  # image 1's text finds image 0
+    metrics, (low, high), _ = retrieval(np.eye(2), texts, text_image)
     zeros = (np.random.default_rng(6).integers(0, 2, size=(20_000, 2)) == 0).sum(axis=1)
     by_text = 9 * zeros / (9 * zeros + (2 - zeros))
     by_image = (zeros * 9 / 10 + (2 - zeros) / 10) / 2  # each image has one score with all ten texts
@@ -219,10 +193,7 @@ def test_the_paired_test_is_that_of_drawing_one_by_one():
     rng = np.random.default_rng(1)
     slow = np.array([difference[rng.integers(0, 200, size=200)].mean() for _ in range(20_000)])
     low, high, p = paired_test(resample(difference[:, None], seed=3).T / 200)
-    assert (low, high) == (
-        pytest.approx(np.percentile(slow, 2.5), abs=0.006),
-        pytest.approx(np.percentile(slow, 97.5), abs=0.006),
-    )
+    assert (low, high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])), abs=0.006)
     assert p == pytest.approx(2 * (slow <= 0).mean(), abs=0.02)
     assert 0 < p < 0.05
     assert (resample(difference[:, None], 1) != resample(difference[:, None], 2)).any()
@@ -270,10 +241,8 @@ def test_the_best_answer_that_is_the_same_for_all(metric, best):
 
 
 def test_the_accuracy_of_a_group_is_a_choice_within_it():
-    # Three samples of class 1: two look most like class 5, and of these one more like 1 than like 2.
-    images = np.array(
-        [[0, 0.8, 0.1, 0, 0, 0.2], [0, 0.5, 0.1, 0, 0, 0.9], [0, 0.1, 0.5, 0, 0, 0.9], [0, 0, 0, 1, 0, 0]]
-    )
+    """Three samples of class 1: two look most like class 5, and of these one more like 1 than like 2."""
+    images = np.array([[0, 8, 1, 0, 0, 2], [0, 5, 1, 0, 0, 9], [0, 1, 5, 0, 0, 9], [0, 0, 0, 1, 0, 0]])
     groups = {"first": [2, 1], "last": [3, 4, 5], "none": [0]}
     metrics, *_ = classification(images, np.eye(6), np.array([1, 1, 1, 3]), groups)
     assert (metrics["acc1"], metrics["acc1/first"], metrics["acc1/last"]) == pytest.approx((2 / 4, 2 / 3, 1))
@@ -283,39 +252,27 @@ def test_the_accuracy_of_a_group_is_a_choice_within_it():
 def test_transfer_by_hand():
     matrix = np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 12]])
     assert transfer(matrix) == {"id": 6.0, "backward": pytest.approx(19 / 3), "forward": pytest.approx(11 / 3)}
-    matrix[2, 0] = np.nan  # a missing cell
-    assert math.isnan(transfer(matrix)["backward"])
-    assert (transfer(matrix)["id"], transfer(matrix)["forward"]) == (6, pytest.approx(11 / 3))
-    one = transfer(np.array([[0.5]]))
-    assert (one["id"], math.isnan(one["backward"]), math.isnan(one["forward"])) == (0.5, True, True)
     where = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=bool)
-    assert transfer(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 12]]), where) == {
-        "id": 3.0,  # (1 + 5) / 2
-        "backward": 6.0,  # (4 + 8) / 2
-        "forward": pytest.approx(math.nan, nan_ok=True),
-    }
+    found = transfer(matrix, where)  # (1 + 5) / 2 and (4 + 8) / 2
+    assert (found["id"], found["backward"], math.isnan(found["forward"])) == (3, 6, True)
+    matrix[2, 0] = np.nan  # a missing cell
+    found = transfer(matrix)
+    assert (found["id"], math.isnan(found["backward"]), found["forward"]) == (6, True, pytest.approx(11 / 3))
 
 
 def test_forgetting_by_hand():
     """The first period falls from its best, 0.6, to 0.3 and was 0.5 at its own step; the second from 0.7 to 0.6."""
-    matrix = np.array([[0.5, 0.1, 0.0], [0.6, 0.7, 0.2], [0.3, 0.6, 0.9]])
+    matrix = np.array([[0.5, 0.1, np.nan], [0.6, 0.7, 0.2], [0.3, 0.6, 0.9]])  # no figure needs the missing cell
     assert forgetting(matrix) == {
         "average": pytest.approx((0.5 + (0.6 + 0.7) / 2 + (0.3 + 0.6 + 0.9) / 3) / 3),
         "last": pytest.approx((0.3 + 0.6 + 0.9) / 3),
         "bwt": pytest.approx((0.3 - 0.5 + 0.6 - 0.7) / 2),
         "forgetting": pytest.approx((0.6 - 0.3 + 0.7 - 0.6) / 2),
     }
-    matrix[0, 2] = np.nan  # no figure needs it
-    assert not any(map(math.isnan, forgetting(matrix).values()))
     matrix[2, 0] = np.nan
     assert all(map(math.isnan, forgetting(matrix).values()))
-    one = forgetting(np.array([[0.5]]))
-    assert (one["average"], one["last"], math.isnan(one["bwt"]), math.isnan(one["forgetting"])) == (
-        0.5,
-        0.5,
-        True,
-        True,
-    )
+    one = [*map(forgetting(np.array([[0.5]])).get, ("average", "last", "bwt", "forgetting"))]
+    assert one == pytest.approx([0.5, 0.5, math.nan, math.nan], nan_ok=True)
 
 
 def test_accuracy_over_compute_by_hand():

@@ -1,15 +1,13 @@
 """Each kind of model that OpenCLIP makes, tiny and with random weights: from a hub on this machine and from a file."""
 
 import json
-import re
 from copy import copy, deepcopy
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from hub import serving_hub
-from huggingface_hub import constants
+from hub import using_hub
 from safetensors.torch import save
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -56,11 +54,7 @@ def hub(tmp_path_factory):
         for part in (config, PreTrainedTokenizerFast(tokenizer_object=rule, pad_token="[PAD]", unk_token="[UNK]")):
             part.save_pretrained(folder / name)
         files[f"me/{name}"] = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
-    with serving_hub(files) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
-        patch.setattr(constants, "ENDPOINT", server.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    with using_hub(files, folder / "cache") as server:
         yield server
 
 
@@ -179,15 +173,10 @@ def test_a_checkpoint_is_loaded_as_openclip_does_it(case, make, tmp_path, monkey
 
 def test_what_is_no_checkpoint_of_an_architecture(make, tmp_path):
     torch.save(make(KINDS["vit"])[1].state_dict(), tmp_path / "x.pt")
-    changes = {
-        "conv1.weight is (32, 3, 8, 8), the model's is (32, 3, 16, 16)": {"vision_cfg": VISION | {"patch_size": 16}},
-        "positional_embedding is (16, 32), the model's is (16, 64)": {"text_cfg": TEXT | {"width": 64}},
-        "visual.trunk": {"vision_cfg": KINDS["convnext"]["vision_cfg"]},
-    }
-    for number, (message, change) in enumerate(changes.items()):
-        arch, _ = make(KINDS["vit"] | change, f"other{number}")
-        with pytest.raises(TicError, match=rf"x.pt is not of other{number}: .*{re.escape(message)}"):
-            load_model(arch, str(tmp_path / "x.pt"), "cpu")
+    arch, _ = make(KINDS["vit"] | {"text_cfg": TEXT | {"width": 64}}, "other")
+    message = r"x.pt is not of other: .*positional_embedding is \(16, 32\), the model's is \(16, 64\)"
+    with pytest.raises(TicError, match=message):
+        load_model(arch, str(tmp_path / "x.pt"), "cpu")
 
 
 # --- QuickGELU ---

@@ -125,17 +125,13 @@ def test_models_by_name(tmp_path):
         ("ViT-b-16 openai", "OpenCLIP has no model 'ViT-b-16'; similar ones are ViT-B-16,"),
         ("RN50 laion2b", r"neither a checkpoint file nor a pretrained tag of RN50 \(openai, yfcc15m, cc12m\)"),
         ("hf-hub:apple/x openai", "hf-hub:apple/x has its own weights"),
+        ("ViT-B-16-SigLIP2 webli", "'ViT-B-16-SigLIP2'; .* bash setup.sh --models lets scripts/evaluate.py have"),
     ],
 )
-def test_models_that_cannot_be(text, message):
+def test_models_that_cannot_be(text, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "NEWER", tmp_path / "none")  # no later OpenCLIP
     with pytest.raises(TicError, match=message):
         named_model(text, "datacomp")
-
-
-def test_a_later_model_without_a_later_openclip(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "NEWER", tmp_path / "none")
-    with pytest.raises(TicError, match=r"'ViT-B-16-SigLIP2'; .* bash setup.sh --models lets scripts/evaluate.py have"):
-        named_model("ViT-B-16-SigLIP2 webli", "datacomp")
 
 
 def test_weights_of_another_architecture_are_not_saved_to_start_from(tmp_path, monkeypatch):

@@ -1,19 +1,18 @@
 """The README: its numbers are those of the recorded runs. (Its commands run in test_readme_runs.py.)"""
 
 import csv
-import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from tic_clip.benchmarks import BENCHMARKS
 from tic_clip.training.config import SCALES
 from tic_clip.training.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BUDGET = SCALES["tic_tiny"].samples_per_step
 
 
 def recorded(name):
@@ -52,18 +51,8 @@ def test_its_tables_have_the_numbers_of_the_recorded_runs():
         )
 
 
-def test_the_recorded_run_is_the_default_one_and_shows_what_the_readme_says():
-    run = recorded("emoji_cumulative.json")
-    budget = SCALES["tic_tiny"].samples_per_step
-    assert run["samples_seen"] == [budget * (t + 1) for t in range(7)]
-    recall, net = run["tasks"]["retrieval"], run["tasks"]["emojinet"]
-    chance = sum(1 / images for images in (858, 776, 755, 400, 398, 334, 432)) / 7
-    assert recall["id"] > 10 * chance
-    assert recall["backward"] > 3 * recall["forward"]
-    assert all(
-        late >= early - 0.01 for rows in itertools.pairwise(recall["matrix"]) for early, late in zip(*rows, strict=True)
-    )
-    assert net["id"] > 2 * sum(1 / classes for classes in (63, 30, 15, 14, 10, 8, 9)) / 7
+def test_the_recorded_run_is_the_default_one():
+    assert recorded("emoji_cumulative.json")["samples_seen"] == [BUDGET * (t + 1) for t in range(7)]
 
 
 def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
@@ -77,12 +66,8 @@ def test_the_comparison_is_the_recorded_one_and_in_the_papers_order():
         cells += [f"{100 * float(run[name]):.1f} ± {100 * float(run[f'{name} sd']):.1f}" for name in head[4:]]
         assert [re.sub("[*~]", "", cell) for cell in line] == cells
         assert run["runs"] == "3"
-    budget = 7 * SCALES["tic_tiny"].samples_per_step
-    assert {name: int(run["samples seen"]) for name, run in runs.items()} == dict.fromkeys(runs, budget) | {
-        "oracle": 4 * budget
-    }
-    past = {name: float(run["retrieval backward"]) for name, run in runs.items()}
-    assert past["oracle"] > past["cumulative"] > 2 * past["sequential"]
+    seen = {name: int(run["samples seen"]) / BUDGET for name, run in runs.items()}
+    assert seen == dict.fromkeys(runs, 7) | {"oracle": 28}
 
 
 @pytest.mark.parametrize("names", [METHODS, SCALES, BENCHMARKS], ids=["methods", "scales", "benchmarks"])
@@ -91,25 +76,15 @@ def test_the_pages_name_every_row_of_the_tables(names):
     assert all(f"`{name}`" in pages for name in names)
 
 
-def test_its_figures_of_resharding_are_those_measured():
-    """The sentence in the README against the table in bench/README.md."""
-    ours_now, beside_datacomp = (ROOT / "bench/README.md").read_text().split("### Beside DataComp's resharder")
-    said = " ".join(between("bench", "docs/data.md").split())
-    for state, words in {"clean": "`cp -r` of it if", "full": "if the cache is full", "warm": "if all"}.items():
-        ratio = re.search(rf"\| {state} \| ours, nine subsets \| [^|]*\| ([\d.]+) ", ours_now)[1]
-        assert re.search(rf"{ratio} times (as long as )?{words}", said)
-    rows = re.findall(
-        r"\| (ours|DataComp's)[^|]*\| ([\d.]+) [^|]*\| [\d.]+ \| (\d+) \|", beside_datacomp.split("## ")[0]
-    )
-    (_, seconds, cpu), (_, peer_seconds, peer_cpu) = rows
-    assert f"took {float(peer_seconds) / float(seconds):.0f} times as long as we did" in said
-    assert f"{int(peer_cpu) / int(cpu):.0f} times the CPU" in said
-    assert re.search(r"100,000,000 UIDs: (\d+) MB", ours_now)[1] + " MB beside the page cache" in said
+def test_the_page_on_clusters_names_settings_that_exist():
+    known = re.findall(r"[A-Z][A-Z_]+", (ROOT / "scripts/cli.sh").read_text())
+    named = re.findall(r"\b([A-Z][A-Z_]+)=", (ROOT / "docs/cluster.md").read_text())
+    assert {"NODE_RANK", "REMOTE", "BENCHMARK"} <= set(named) <= set(known)
 
 
-def test_its_figures_of_packing_are_those_measured():
-    measured = (ROOT / "bench/README.md").read_text().partition("## create_tars.py")[2]
-    warm, cold = (re.search(rf"\| {state} \| ours \| [^|]*\| ([\d.]+) ", measured)[1] for state in ("warm", "cold"))
-    assert f"packed at {warm} times the images a second of GNU tar, images on the disk at {cold} times" in between(
-        "pack", "docs/yfcc_redcaps.md"
-    )
+@pytest.mark.parametrize(("mark", "page"), [("bench", "data"), ("pack", "yfcc_redcaps")])
+def test_its_figures_of_speed_are_those_measured(mark, page):
+    measured = (ROOT / "bench/README.md").read_text()
+    ratios = re.findall(r"\b\d\.\d\d\b", between(mark, f"docs/{page}.md"))
+    assert len(ratios) >= 2
+    assert [ratio for ratio in ratios if f"| {ratio} |" not in measured] == []

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
+from forked import Script
 
 from tic_clip.benchmarks import get_benchmark
 from tic_clip.storage import write_json
@@ -22,14 +23,11 @@ from tic_clip.training.config import Config
 from tic_clip.training.methods import METHODS
 from tic_clip.training.plan import make_plan
 
-BASH_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"])
 
-
-@pytest.mark.parametrize("script", BASH_SCRIPTS, ids=lambda path: path.name)
-def test_bash_parses_it_and_it_stops_at_the_first_error(script):
-    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
-    if os.access(script, os.X_OK):
-        assert "\nset -euo pipefail\n" in script.read_text()
+def test_bash_parses_each_script_which_stops_at_the_first_error():
+    for script in (*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run"):
+        assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+        assert not os.access(script, os.X_OK) or "\nset -euo pipefail\n" in script.read_text(), script
 
 
 def test_no_flag_of_ours_is_taken_by_torchrun(monkeypatch):
@@ -47,17 +45,21 @@ def test_no_flag_of_ours_is_taken_by_torchrun(monkeypatch):
 # --- What a script hands to run.py, and what run.py makes of it
 
 
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """The bash scripts, beside a setup.sh that does nothing and a python that prints its arguments and environment."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     (folder / "setup.sh").touch()
-    python = folder / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
     code = "import json, os, sys\nprint(json.dumps([sys.argv[1:], dict(os.environ)]))"
-    python.write_text(f"#!{sys.executable}\n{code}\n")
-    python.chmod(0o755)
+    write_program(folder / ".venv/bin/python", f"#!{sys.executable}\n{code}\n")
     return folder
 
 
@@ -76,7 +78,6 @@ def calls(checkout, *command, **settings):
 @pytest.fixture
 def run(checkout, monkeypatch):
     """Run a script: bash as it is, run.py in this process."""
-    forget_scripts()
 
     def call(script, **settings):
         [(words, environment)] = calls(checkout, f"scripts/{script}", **settings)
@@ -90,35 +91,19 @@ def run(checkout, monkeypatch):
             runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
         return ended.value.code
 
-    yield call
-    forget_scripts()
-
-
-def forget_scripts():
-    """DataComp and bench/ have scripts of the same names."""
-    for name in ("train", "evaluate", "report"):
-        sys.modules.pop(name, None)
+    return call
 
 
 CUMULATIVE, ORACLE = "run_medium_basic_cumulative.sh", "run_medium_basic_oracle.sh"
-MILLIONS = [million * 1_000_000 for million in range(1, 10)]  # 2014 … 2022: steps of 6, 4, 5, 6, 7, 8 and 9 M
-
-
-def fake_splits(data_dir, benchmark, sizes, folder="train"):
-    """Tables without shards, all that a plan reads: the size of each split in the order of time, or of all."""
-    root = data_dir / get_benchmark(benchmark).root / folder
-    splits = [split for step in get_benchmark(benchmark).steps for split in step.splits]
-    for split, size in zip(splits, [sizes] * len(splits) if isinstance(sizes, int) else sizes, strict=True):
-        write_json(root / split / "sizes.json", {"00000000.tar": size})
 
 
 @pytest.fixture
 def data_dir(tmp_path):
-    fake_splits(tmp_path, "datacomp", MILLIONS)
-    fake_splits(tmp_path, "datacomp", [size // 2 for size in MILLIONS], "train_bestpool")
-    fake_splits(tmp_path, "datacomp_monthly", 100_000)
-    fake_splits(tmp_path, "yfcc15m", 3_000_000)
-    fake_splits(tmp_path, "redcaps", 3_000_000)
+    """Tables without shards, all that a plan reads; each split is larger than the one before."""
+    folders = {"datacomp": 1_000_000, "datacomp_monthly": 100_000, "yfcc15m": 3_000_000, "redcaps": 3_000_000}
+    for name, unit in folders.items():
+        for i, split in enumerate((split for step in get_benchmark(name).steps for split in step.splits), 1):
+            write_json(tmp_path / get_benchmark(name).root / f"train/{split}/sizes.json", {"00000000.tar": i * unit})
     return tmp_path
 
 
@@ -161,16 +146,6 @@ def test_a_benchmark_and_a_scale_of_files(run, tmp_path, capsys):
     assert [line.split()[:4] for line in lines] == [[step, "640", "10", "×"] for step in ("2014-2016", "2017Q1")]
     benchmark.unlink()
     assert run("run.sh", **settings).startswith(f"error: {benchmark}")
-    code = run("run.sh", TABLE="t.csv", **{**settings, "BENCHMARK": "emoji"})
-    assert code == "error: TABLE needs BENCHMARK=LISTS/benchmark.yaml, the file that is made of it, not 'emoji'"
-    code = run("run.sh", TABLE="my/t.csv.gz", DRY_RUN=1, METHOD="cumulative", SCALE=scale, DATA_DIR=tmp_path)
-    assert code.startswith(f"error: {tmp_path}/lists/t/benchmark.yaml is missing: a dry run does not make it of TABLE")
-
-
-def test_run_sh_needs_a_benchmark(checkout):
-    done = bash(checkout, "scripts/run.sh", METHOD="cumulative")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "BENCHMARK is not set" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -197,10 +172,17 @@ def test_run_sh_needs_a_benchmark(checkout):
         (CUMULATIVE, {"NPROC": 0}, "NPROC is 0, not a whole number from 1"),
         (CUMULATIVE, {"NODE_RANK": 1}, "NODE_RANK is 1, not a number from 0 to 0"),
         (CUMULATIVE, {"NNODES": 2}, "MASTER_ADDR is not set: NNODES is 2"),
+        (CUMULATIVE, {"PRECISION": "fp8"}, "argument PRECISION: 'fp8' is not fp32, amp or amp_bf16"),
+        (CUMULATIVE, {"OPENCLIP_FLAGS": "--lr=1"}, "argument OPENCLIP_FLAGS: OpenCLIP's --lr is set by the plan"),
         (CUMULATIVE, {"DATA_DIR": "/no"}, "/no/tic/datacomp/yearly/train/2014 is missing"),
+        ("run_datacomp.sh", {"METHOD": "oracle", "FILTER": "bestpool"}, "train_bestpool/2014 is missing: run dataset_"),
+        (CUMULATIVE, {}, "/eval/retrieval/2014 is missing: run dataset_creation/tic-datacomp/build_tic_"),
         (CUMULATIVE, {"RANK": 0}, "this starts torchrun itself: set NPROC"),
+        ("run_yfcc15m.sh", {"SOURCE": "/tmp", "METHOD": "cumulatve"}, "METHOD is cumulatve: it must be one of oracle"),
         ("run_redcaps.sh", {"METHOD": "oracle", "SOURCE": "nowhere"}, "SOURCE is nowhere, which does not exist"),
-        ("run_redcaps.sh", {"METHOD": "oracle", "DATA_DIR": "/no"}, "nor /no/tic/redcaps (DATA_DIR)"),
+        ("run.sh", {"BENCHMARK": "emoji", "TABLE": "t.csv"}, "TABLE needs BENCHMARK=LISTS/benchmark.yaml, the "),
+        ("run.sh", {"TABLE": "my/t.csv.gz", "DRY_RUN": 1}, "/lists/t/benchmark.yaml is missing: a dry run does"),
+        ("run_redcaps.sh", {"METHOD": "oracle", "DATA_DIR": "/no"}, "neither sources/redcaps (SOURCE) to make the"),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_one_line(run, data_dir, script, settings, message):
@@ -211,54 +193,48 @@ def test_a_setting_that_cannot_be_is_one_line(run, data_dir, script, settings, m
     assert not (data_dir / "out").exists()
 
 
-def test_old_names_of_settings_work_and_the_new_ones_are_named(run, data_dir, capsys):
+def test_old_names_are_taken_and_the_new_ones_said_and_other_variables_are_left_alone(run, data_dir, capsys):
     old = {"BUFFER": 0.5, "BLOCK": 50, "METHOD": "cumulative-equal"}
-    assert not run("run_datacomp.sh", DRY_RUN=1, DATA_DIR=data_dir, **old)
-    printed = capsys.readouterr().err
-    assert "BUFFER is now called REPLAY" in printed
-    assert "BLOCK is now called RESUME_EVERY" in printed
-
-
-def test_variables_of_others_are_not_taken_for_misspelt_ones(run, data_dir):
     others = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MODELS", "RESULTS", "MODEL_DIR", "DATASET"), 4)
-    assert not run(CUMULATIVE, DRY_RUN=1, DATA_DIR=data_dir, **others)
+    assert not run("run_datacomp.sh", DRY_RUN=1, DATA_DIR=data_dir, **old, **others)
+    lines = capsys.readouterr().err.splitlines()
+    assert {"BUFFER is now called REPLAY", "BLOCK is now called RESUME_EVERY"} <= set(lines)
 
 
 @pytest.fixture
 def started(run, data_dir, monkeypatch, tmp_path):
-    """What run.py starts: (environment, words) of each command but train.py's own checks."""
+    """What run.py starts: the words of each command but train.py's own checks, and its OMP_NUM_THREADS."""
     log = tmp_path / "log"
-    python = tmp_path / "python"
-    python.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\n"
-        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], dict(os.environ)]) + '\\n')\n"
-    )
-    python.chmod(0o755)
+    python = write_program(tmp_path / "python", f'#!/bin/bash\necho "$* OMP_NUM_THREADS=$OMP_NUM_THREADS" >> {log}\n')
 
     def call(script, **settings):
         log.write_text("")
-        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(sys, "executable", python)
         code = run(script, **{"DATA_DIR": data_dir, **settings})
-        return code, [json.loads(line) for line in log.read_text().splitlines()]
+        return code, log.read_text().splitlines()
 
     return call
 
 
-def test_a_machine_of_several_starts_torchrun_once_for_all_steps(started, tmp_path):
-    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 7000, "NPROC": 8, "REMOTE": "s3://b/x/"}
-    code, [(words, environment), (evaluation, _)] = started(ORACLE, OUTPUT_DIR="/runs", **several)
+SECOND = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a"}
+
+
+def test_a_machine_of_several_starts_torchrun_once_for_all_steps_of_each_run(started, tmp_path):
+    several = {"MASTER_PORT": 7000, "NPROC": 8, "REMOTE": "s3://b/x/", "SEEDS": "0 1"}
+    code, [training, evaluation, training_1, evaluation_1] = started(ORACLE, OUTPUT_DIR="/runs", **SECOND, **several)
     assert not code
-    assert " ".join(evaluation) == (
+    assert evaluation.startswith(
         f"-m torch.distributed.run --nproc-per-node 8 --standalone {ROOT}/scripts/evaluate.py "
-        f"--train_output_dir /runs/medium_basic_oracle --data_dir {tmp_path}"
+        f"--train_output_dir /runs/medium_basic_oracle --data_dir {tmp_path} "
     )
-    assert " ".join(words).startswith(
+    assert training.startswith(
         "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr a --master-port 7000 "
         f"{ROOT}/scripts/train.py --benchmark=datacomp --method=oracle --scale=tic_medium "
     )
-    assert " ".join(words).endswith("--output_dir /runs/medium_basic_oracle --step all")
-    assert "--remote=s3://b/x/medium_basic_oracle" in " ".join(words)
-    assert environment["OMP_NUM_THREADS"] == "1"
+    assert training.endswith(" --output_dir /runs/medium_basic_oracle --step all OMP_NUM_THREADS=1")
+    assert "--remote=s3://b/x/medium_basic_oracle " in training
+    for command in training_1, evaluation_1:
+        assert "output_dir /runs/medium_basic_oracle_seed1 " in command
 
 
 def test_each_step_is_trained_and_evaluated_before_the_next_one(started, tmp_path):
@@ -269,99 +245,103 @@ def test_each_step_is_trained_and_evaluated_before_the_next_one(started, tmp_pat
         plan = make_plan(Config(step=step, output_dir=str(out), **names), 4)
         write_json(out / step / "plan.json", plan)
         write_json(out / step / "done.json", {"plan": plan, "checkpoint": "plan.json"})
-    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 2, "OUT": out}
-    code, commands = started(ORACLE, RESAMPLED=0, EVALUATE="step", **several)
+    code, commands = started(ORACLE, RESAMPLED=0, EVALUATE="step", NPROC=2, OUT=out, **SECOND)
     assert not code
-    names = [Path(next(word for word in words if word.endswith(".py"))).name for words, _ in commands]
-    assert names == ["train.py", "evaluate.py"] * 6
-    assert [words[-1] for words, _ in commands[::2]] == ["2017", "2018", "2019", "2020", "2021", "2022"]
-
-
-def test_several_machines_train_and_evaluate_each_run(started):
-    several = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "a", "NPROC": 2, "SEEDS": "0 1", "OUTPUT_DIR": "/runs"}
-    code, commands = started(ORACLE, **several)
-    assert not code
-    words = [re.search("output_dir (\\S+)", " ".join(words))[1] for words, _ in commands]
-    assert words == ["/runs/medium_basic_oracle"] * 2 + ["/runs/medium_basic_oracle_seed1"] * 2
+    called = [re.search(r"(\w+)\.py .*?(?:--step (\w+) |$)", command).groups() for command in commands]
+    years = ("2017", "2018", "2019", "2020", "2021", "2022")
+    assert called == [call for year in years for call in (("train", year), ("evaluate", None))]
 
 
 def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
     (tmp_path / "source").mkdir()
     settings = {"SOURCE": tmp_path / "source", "TEST_SHARE": "0.2", "OVERWRITE": "true", "DATA_DIR": tmp_path / "new"}
-    code, commands = started("run_yfcc15m.sh", METHOD="oracle", BENCHMARK="yfcc15m_2011", **settings)
+    code, [splits, tars] = started("run_yfcc15m.sh", METHOD="oracle", BENCHMARK="yfcc15m_2011", **settings)
     assert "is missing" in code  # nothing has been packed
-    splits, tars = (" ".join(words) for words, _ in commands)
     creation = f"{ROOT}/dataset_creation"
     assert splits.startswith(f"{creation}/tic-yfcc15m/create_splits.py --csv-path {tmp_path}/source/yfcc15m.csv ")
     assert " --overwrite --benchmark yfcc15m_2011 " in splits
-    assert splits.endswith(" --test_share=0.2")
+    assert " --test_share=0.2 " in splits
     assert tars.startswith(f"{creation}/create_tars.py --csv-path {tmp_path}/new/lists/yfcc15m_2011 --image-path ")
-    assert tars.endswith(" --overwrite")
+    assert " --overwrite " in tars
 
 
-def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir, tmp_path):
+def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir):
     """Relative folders count from where the user stands."""
-    command = ["bash", str(ROOT / "scripts/run_medium_basic_cumulative.sh")]
     environment = {**os.environ, "DATA_DIR": data_dir.name, "DRY_RUN": "1", "NPROC": "8", "OUTPUT_DIR": "runs"}
+    command = ["bash", f"{ROOT}/scripts/{CUMULATIVE}"]
     done = subprocess.run(command, cwd=data_dir.parent, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "runs/medium_basic_cumulative: datacomp, basic, cumulative, tic_medium" in done.stdout
 
 
 def test_all_methods_of_emoji_are_run_beside_each_other(checkout):
+    paper = METHODS.keys() - {"ewc", "averaging"}
     folders = (({}, "results/emoji"), ({"OUTPUT_DIR": "o"}, "o/emoji"), ({"RESULTS": "r"}, "r"), ({"OUT": "x"}, "x"))
-    for settings, out in folders:
+    for settings, out in (*folders, ({"METHOD": "lwf"}, "results/emoji")):
         [(words, environment)] = calls(checkout, "scripts/run_emoji_all.sh", **settings)
         assert words[-2:] == ["--benchmark", "emoji"]
-        assert environment["OUT"] == out
-        assert set(environment["METHODS"].split()) == METHODS.keys() - {"ewc", "averaging"}  # those of the paper
-        assert "METHOD" not in environment
-    [(_, environment)] = calls(checkout, "scripts/run_emoji_all.sh", METHOD="lwf")
-    assert (environment["METHODS"], environment.get("METHOD")) == ("lwf", None)
+        assert (environment["OUT"], "METHOD" in environment) == (out, False)
+        assert set(environment["METHODS"].split()) == ({"lwf"} if settings.get("METHOD") else paper)
 
 
 @pytest.fixture
 def swept(run, data_dir, monkeypatch):
-    """What run.py has done by train.py, evaluate.py and report.py, which do nothing: a word and a run's folder each."""
+    """What run.py has done by train.py, evaluate.py and report.py, which do nothing: seeds, copies and folders."""
 
     def call(script, **settings):
         done = []
-        for name, flag in (("train", "--output_dir"), ("evaluate", "--train_output_dir"), ("report", "--out")):
-            module = ModuleType(name)
-            module.parse_args = list
+        for name in ("train", "evaluate", "report"):
 
-            def main(words, *_, name=name, flag=flag):
+            def main(words, *_, name=name):
                 if not {"--check", "--dry_run"} & set(words):
-                    given = dict(word.split("=", 1) for word in words if "=" in word)
-                    seed, copy = given.get("--seed"), given.get("--remote")
-                    more = [word for word in words[: words.index("--out")]] if name == "report" else []
-                    done.append((name, words[words.index(flag) + 1], *filter(None, (seed, copy)), *more[1:]))
+                    done.append(" ".join([name, *(word for word in words if re.match("--(seed|remote)=|runs", word))]))
 
-            module.main = main
+            module = ModuleType(name)
+            module.main, module.parse_args = main, list
             monkeypatch.setitem(sys.modules, name, module)
-        return run(script, **{"DATA_DIR": data_dir, **settings}), done
+        assert not run(script, **{"DATA_DIR": data_dir, **settings})
+        return done
 
     return call
 
 
 def test_methods_and_seeds_are_run_and_compared(swept):
-    several = {"METHODS": "lwf sequential", "SEEDS": "0,2,0", "OUTPUT_DIR": "r", "REMOTE": "s3://b"}
-    code, done = swept("run_datacomp.sh", **several)
-    assert not code
-    names = [f"medium_basic_{name}" for name in ("lwf", "lwf_seed2", "sequential", "sequential_seed2")]
-    seeds = ["0", "2", "0", "2"]
-    expected = [
-        call
-        for n, seed in zip(names, seeds, strict=True)
-        for call in (("train", f"r/{n}", seed, f"s3://b/{n}"), ("evaluate", f"r/{n}"), ("report", f"r/{n}"))
-    ]
-    compared = ("report", "r/medium_basic_comparison", *(f"r/{n}" for n in names[1:]))
-    assert done == [*expected, compared]
-    code, done = swept(CUMULATIVE, SEEDS="1", OUT="o", REMOTE="c")  # OUT holds them all
-    assert done[0] == ("train", "o/cumulative_seed1", "1", "c/cumulative_seed1")
-    assert done[-1] == ("report", "o/comparison")
-    code, done = swept(CUMULATIVE, SEED="1", OUT="o", REMOTE="c")  # one run, where it always was
-    assert done == [("train", "o", "1", "c"), ("evaluate", "o"), ("report", "o")]
+    done = swept("run_datacomp.sh", METHODS="lwf sequential", SEEDS="0,2,0", OUTPUT_DIR="runs", REMOTE="s3://b")
+    expected, folders = [], []
+    for name in ("lwf", "lwf_seed2", "sequential", "sequential_seed2"):
+        copy, out = f"--remote=s3://b/medium_basic_{name}", f"runs/medium_basic_{name}"
+        seed = f"--seed={2 if 'seed2' in name else 0}"
+        expected += [f"train {seed} {copy} {out}", f"evaluate {out}", f"report {out} {out}"]
+        folders.append(out)
+    assert done == [*expected, f"report {' '.join(folders)} runs/medium_basic_comparison"]
+
+
+def test_out_is_the_folder_of_one_run_or_of_several(swept):
+    done = swept(CUMULATIVE, SEEDS="1", OUT="runs", REMOTE="c")
+    assert done[0] == "train --seed=1 --remote=c/cumulative_seed1 runs/cumulative_seed1"
+    assert done[-1] == "report runs/cumulative_seed1 runs/comparison"
+    done = swept(CUMULATIVE, SEED="1", OUT="runs", REMOTE="c")
+    assert done == ["train --seed=1 --remote=c runs", "evaluate runs", "report runs runs"]
+
+
+def test_what_a_killed_run_has_started_gets_to_know(tmp_path):
+    """As torchrun does, which then ends its processes."""
+    child = (
+        f"trap 'mkdir {tmp_path}/told; exit' TERM; touch {tmp_path}/begun; for i in {{1..1200}}; do sleep 0.05; done"
+    )
+    code = f"import sys; sys.path.insert(0, 'scripts'); import run; run.start(['bash', '-c', {child!r}])"
+    (tmp_path / "script.py").write_text(code)
+    run = Script(tmp_path / "script.py", folder=ROOT)
+    wait_for(tmp_path / "begun")
+    os.kill(run.processes[0].pid, signal.SIGKILL)
+    wait_for(tmp_path / "told")
+
+
+def wait_for(path):
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 # --- Slurm
@@ -377,23 +357,15 @@ def slurm(checkout, tmp_path):
         'for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" || exit; done',
     }
     for name, body in fakes.items():
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    return str(tmp_path / "slurm_script"), {
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-        "TOLD": str(tmp_path / "told"),
-        "SLURM_SUBMIT_DIR": str(checkout),
-        "SLURM_JOB_ID": "1234567",
-        "SLURM_JOB_NODELIST": "node-[7-10]",
-        "SLURM_NNODES": "4",
-        "SLURM_GPUS_ON_NODE": "8",
-    }
+        write_program(tmp_path / "bin" / name, f"#!/usr/bin/env bash\n{body}\n")
+    names = {"SUBMIT_DIR": checkout, "JOB_ID": 1234567, "JOB_NODELIST": "node-[7-10]", "NNODES": 4, "GPUS_ON_NODE": 8}
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
+    return str(tmp_path / "slurm_script"), environment | {f"SLURM_{name}": str(names[name]) for name in names}
 
 
 def test_a_slurm_job_starts_the_script_on_every_node(checkout, slurm):
     script, environment = slurm
-    nodes = [called[1] for called in calls(checkout, script, "scripts/run_medium_basic_cumulative.sh", **environment)]
+    nodes = [called[1] for called in calls(checkout, script, f"scripts/{CUMULATIVE}", **environment)]
     names = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
     wanted = [["8", "4", str(i), "node-7", "24567"] for i in range(4)]
     assert [[node[name] for name in names] for node in nodes] == wanted
@@ -401,13 +373,10 @@ def test_a_slurm_job_starts_the_script_on_every_node(checkout, slurm):
 
 def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     script, environment = slurm
-    command = ["bash", script, "scripts/run_medium_basic_cumulative.sh"]
-    begun = tmp_path / "begun"
-    job = subprocess.Popen(command, env={**environment, "HANG": str(begun)}, start_new_session=True)
+    environment["HANG"] = str(tmp_path / "begun")
+    job = subprocess.Popen(["bash", script, f"scripts/{CUMULATIVE}"], env=environment, start_new_session=True)
     try:
-        until = time.monotonic() + 10
-        while not begun.exists() and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_for(tmp_path / "begun")
         os.kill(job.pid, signal.SIGUSR1)
         assert job.wait(10) != 0
     finally:
@@ -415,97 +384,17 @@ def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     assert Path(environment["TOLD"]).read_text() == "requeue 1234567\n"
 
 
-def test_what_a_killed_run_has_started_gets_to_know(tmp_path):
-    """As torchrun does, which then ends its processes."""
-    told = tmp_path / "told"
-    child = f"trap 'mkdir {told}; exit' TERM; touch {tmp_path}/begun; for i in {{1..1200}}; do sleep 0.05; done"
-    code = f"import sys; sys.path.insert(0, 'scripts'); import run; run.start(['bash', '-c', {child!r}])"
-    run = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    until = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    while not told.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert told.exists()
-
-
-@pytest.mark.parametrize("arguments", [[], ["scripts/run_nothing.sh"], ["scripts/run_tests.sh", "tests"]])
-def test_a_slurm_job_without_a_script_is_one_line(slurm, arguments):
-    script, environment = slurm
-    done = subprocess.run(["bash", script, *arguments], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: no script in '.*': give one run_\*\.sh, .*\n", done.stderr)
-
-
-def test_the_page_on_clusters_names_scripts_and_settings_that_exist(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    forget_scripts()
-    text = (ROOT / "docs/cluster.md").read_text()
-    known = runpy.run_path(str(ROOT / "scripts/run.py"))["KNOWN"]
-    forget_scripts()
-    named = re.findall(r"(?:scripts|dataset_creation)/[\w/-]+\.(?:sh|py)", text)
-    settings = re.findall(r"\b([A-Z][A-Z_]+)=", text)
-    assert (len(named) > 5, {"NODE_RANK", "REMOTE", "BENCHMARK"} <= set(settings)) == (True, True)
-    assert all((ROOT / script).is_file() for script in named)
-    assert [name for name in settings if name not in known] == []
-
-
 # --- Released models
-
-
-def released(tmp_path, *models):
-    """Empty checkpoints of released models, and the tables of TiC-DataComp's evaluation sets."""
-    for model in models:
-        (tmp_path / f"models/TiC-CLIP-{model}/checkpoints").mkdir(parents=True)
-        for year in (2016, 2022):
-            (tmp_path / f"models/TiC-CLIP-{model}/checkpoints/{year}.pt").touch()
-    root = tmp_path / "data/tic/datacomp/yearly/eval"
-    for period in get_benchmark("datacomp").periods:
-        for task in ("retrieval", "datacompnet"):
-            write_json(root / task / period / "sizes.json", {"00000000.tar": 3})
-    for text in ("classnames.txt", "zeroshot_classification_templates.txt"):
-        (root / "datacompnet" / text).write_text("{c}")
-    return {"MODELS_DIR": tmp_path / "models", "DATA_DIR": tmp_path / "data", "OUT": tmp_path / "out"}
-
-
-def test_what_released_models_lack_is_printed(tmp_path):
-    settings = released(tmp_path, "basic-oracle", "bestpool-cumulative")
-    done = bash(ROOT, "scripts/evaluate_released.sh", DRY_RUN="yes", **settings)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("setup: ")]
-    heads = [line for line in lines if not line.startswith("  ")]
-    folder = tmp_path / "models/TiC-CLIP-{}/checkpoints"
-    assert heads == [
-        f"{model} {step}: ViT-B-16 {str(folder).format(model)}/{year}.pt"
-        for model in ("basic-oracle", "bestpool-cumulative")
-        for step, year in (("2014-2016", 2016), ("2022", 2022))
-    ]
-    assert len(lines) == len(heads) * (1 + 18)
-    assert lines[1].split()[0] == "tic/datacomp/retrieval/yearly/2014"
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_settings_of_released_models_are_flags(checkout, tmp_path):
     (tmp_path / "TiC-CLIP-basic-oracle").mkdir()
     settings = {"IMAGENET_VAL": "/val", "TASKLIST": "list.yml", "PRECISION": "amp", "SKIP_BAD": "1", "DATA_DIR": "d"}
-    _, (evaluated, _), (reported, _) = calls(checkout, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
+    settings["MODELS_DIR"] = tmp_path
+    _, (evaluated, _), (reported, _) = calls(checkout, "scripts/evaluate_released.sh", **settings)
     own = f"--released {tmp_path}/TiC-CLIP-basic-oracle --output_dir results/released/TiC-CLIP-basic-oracle"
     what = "--data_dir d --tasklist list.yml --imagenet_val /val --precision amp --skip_bad"
     assert " ".join(evaluated).endswith(f"scripts/evaluate.py {own} {what}")
     assert " ".join(reported).endswith("report.py results/released/TiC-CLIP-basic-oracle --out results/released")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "no TiC-CLIP-*/: run: bash scripts/fetch_models.sh "),
-        ({"MODELS": "x", "SKIP_BAD": "on"}, "SKIP_BAD is on"),
-        ({"MODELS": "x", "BATCHSIZE": 8}, "unknown setting BATCHSIZE: did you mean BATCH_SIZE?"),
-    ],
-)
-def test_released_models_that_cannot_be_evaluated_are_one_line(tmp_path, settings, message):
-    done = bash(ROOT, "scripts/evaluate_released.sh", MODELS_DIR=tmp_path, **settings)
-    (error,) = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]
-    assert (done.returncode, message in error) == (1, True)
+    _, (evaluated, _) = calls(checkout, "scripts/evaluate_released.sh", DRY_RUN="yes", **settings)
+    assert evaluated[-1] == "--dry_run"

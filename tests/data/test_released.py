@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from cloud import CLOSE, FOREVER
 from conftest import ROOT, tree
 from hub import serving_hub
 from huggingface_hub import constants
@@ -121,14 +122,7 @@ def test_a_download_that_is_not_a_list_is_removed(hub, tmp_path, name, body, mes
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_busy_hub_is_asked_again(hub, tmp_path, method):
-    left = iter(range(5))
-
-    def answer(handler):
-        if next(left) == 4:
-            hub.faults.clear()
-        handler.answer(503)
-
-    hub.faults[method, "2014.npy"] = answer
+    hub.fail(method, "2014.npy", 503, times=5)
     fetch(tmp_path, "yearly", years=("2014",))
     assert files(tmp_path) == {f"{YEARLY}/2014.npy": LISTS[f"{YEARLY}/2014.npy"]}
 
@@ -137,13 +131,12 @@ def test_a_busy_hub_is_asked_again(hub, tmp_path, method):
     ("method", "fault", "message"),
     [
         *(("HEAD", status, f"the hub answers {status}") for status in (401, 404, 503)),
-        ("GET", 403, "the hub answers 403"),
-        ("GET", lambda handler: setattr(handler, "close_connection", True), "disconnected"),
+        *(("GET", fault, message) for fault, message in ((403, "the hub answers 403"), (CLOSE, "disconnected"))),
     ],
 )
 def test_a_hub_that_fails_is_one_line(hub, tmp_path, method, fault, message):
     """The file that was not downloaded is named; the others are kept."""
-    hub.faults[method, "2016.npy"] = fault
+    hub.fail(method, "2016.npy", fault, FOREVER)
     line = f"^{hub.url}/{DATASET}/.*/2016.npy: .*{message}.*HF_TOKEN.*HF_ENDPOINT"
     with pytest.raises(TicError, match=line) as error:
         fetch(tmp_path, "yearly")

@@ -4,20 +4,20 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from forked import Script
-from test_evaluation import ARCH, SCRIPT, png, write_classes, write_split
+from conftest import file_limit
+from miniature import make_image, write_split
+from tiny import ARCH, SCRIPT, cut, write_classes
 
 from tic_clip import TicError, models
 from tic_clip.evaluation import claims, features
@@ -26,8 +26,9 @@ from tic_clip.evaluation.claims import claim, local_rank, open_lock, process_ran
 from tic_clip.evaluation.encode import Settings
 from tic_clip.evaluation.evaluate import evaluate
 from tic_clip.evaluation.results import RESULTS, append_result, own_results, read_results
-from tic_clip.evaluation.tasks import static_task
+from tic_clip.evaluation.tasks import read_tasklist, static_task
 from tic_clip.models import Model
+from tic_clip.runs import models_of
 from tic_clip.storage import write_json
 
 YEARS = ("2014", "2015", "2016")
@@ -48,37 +49,47 @@ SLICES = {(0, 12), (12, 24), (24, 36)}
     ],
 )  # fmt: skip
 def test_the_rank_is_what_launchers_say(variables, rank, local, monkeypatch):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", variables)
     assert (process_rank(), local_rank()) == (rank, local)
 
 
-def in_another_process(work):
-    """Return the exit status of ``work()`` in a fork of this process."""
-    child = os.fork()
-    if not child:
-        os._exit(work())
+def fork(work):
+    """Start ``work()`` in a fork of this process, which ends with what it returns."""
+    child, status = os.fork(), 255
+    if child:
+        return child
+    try:
+        status = work()
+    finally:
+        os._exit(status)
+
+
+def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def in_another_process(work):
+    return status_of(fork(work))
+
+
 def test_a_claim_is_of_one_process_until_it_ends_or_is_released(tmp_path):
-    def claims_of_another():
+    def another_can_claim():
         with open_lock(tmp_path) as lock:
-            return sum(claim(lock, name) << i for i, name in enumerate(("a", "b")))
+            return claim(lock, "a") + 2 * claim(lock, "b")
 
     with open_lock(tmp_path) as lock:
         assert claim(lock, "a")
-        assert in_another_process(claims_of_another) == 0b10
+        assert in_another_process(another_can_claim) == 2
         release(lock, "a")
-        assert in_another_process(claims_of_another) == 0b11
+        assert in_another_process(another_can_claim) == 3
         assert claim(lock, "a")  # that process has ended
-    assert in_another_process(claims_of_another) == 0b11
+    assert in_another_process(another_can_claim) == 3
 
 
 def test_each_process_has_a_file_of_its_own(tmp_path, monkeypatch):
     def number_of_another():
         with open_lock(tmp_path) as lock:
-            return int("0" + "".join(filter(str.isdigit, own_results(tmp_path, lock).name)))
+            return int(own_results(tmp_path, lock).name.split(".")[1])
 
     with open_lock(tmp_path) as lock:
         assert own_results(tmp_path, lock) == tmp_path / RESULTS
@@ -138,7 +149,7 @@ def test_the_files_of_all_processes_are_read_in_the_order_of_time(tmp_path):
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory):
     """A run of three steps on TiC-Emoji with random weights, and pictures of three years for both tasks."""
-    folder, rng = tmp_path_factory.mktemp("emoji"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("emoji")
     torch.manual_seed(0)
     net = models.make_model(ARCH, "cpu")[0]
     for number, step in enumerate(YEARS):
@@ -147,29 +158,20 @@ def emoji(tmp_path_factory):
         write_json(folder / "run" / step / "done.json", {"plan": plan, "checkpoint": "model.pt"})
         state = {name: value * (1 + number / 10) for name, value in net.state_dict().items()}
         torch.save(state, folder / "run" / step / "model.pt")
-        content = [
-            (f"{i}", {"png": png(rng), "txt": f"picture {i}".encode(), "cls": b"%d" % (i % 6)})
-            for i in range(30 + number)
-        ]
-        root = folder / "data/tic/emoji/yearly/eval"
+        images = [make_image(f"{step} {i}", "PNG") for i in range(30 + number)]
+        content = [(f"{i}", {"png": png, "txt": b"%d" % i, "cls": b"%d" % (i % 6)}) for i, png in enumerate(images)]
         for task in ("retrieval", "emojinet"):
-            write_split(root / task / step, content)
-    write_classes(root / "emojinet")
+            write_split(folder / "data/tic/emoji/yearly/eval" / task / step, *cut(content, 2))
+    write_classes(folder / "data/tic/emoji/yearly/eval/emojinet")
     lines = [f"tic/emoji/{task}/yearly/{year}:\n" for task in ("retrieval", "emojinet") for year in YEARS]
     (folder / "list.yml").write_text("".join(lines))
     return folder
 
 
-def start(emoji, output_dir, *more, ranks=1, **environment):
-    flags = ("--train_output_dir", emoji / "run", "--data_dir", emoji / "data", "--tasklist", emoji / "list.yml")
-    flags += ("--output_dir", output_dir, "--batch_size", 8, "--workers", 0)
-    return Script(SCRIPT, *flags, *more, ranks=ranks, OMP_NUM_THREADS="1", **environment)
-
-
-def finish(script):
-    script.wait()
-    assert script.returncode == 0, script.stderr
-    return script
+def evaluate_here(emoji, output_dir):
+    """Evaluate the run in this process; how many results are new."""
+    tasks = read_tasklist(str(emoji / "list.yml"), str(emoji / "data"))
+    return len(evaluate(models_of(str(emoji / "run")), tasks, str(output_dir), Settings(batch_size=8)))
 
 
 def metrics_of(folder):
@@ -180,64 +182,62 @@ def metrics_of(folder):
 
 
 def test_two_processes_one_of_them_killed_give_the_results_of_one(emoji, tmp_path):
-    finish(start(emoji, tmp_path / "one"))
-    usual = metrics_of(tmp_path / "one")
-    assert len(usual) == 3 * 6
-    with open_lock(tmp_path / "two") as lock:
+    assert evaluate_here(emoji, tmp_path / "one") == 3 * 6
+    usual, two = metrics_of(tmp_path / "one"), tmp_path / "two"
+
+    def work_as(rank):
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+        return evaluate_here(emoji, two)
+
+    with open_lock(two) as lock:
         assert claim(lock, str(("oracle 2016", "tic/emoji/retrieval/yearly/2016")))  # so that they can't end
-        together, until = start(emoji, tmp_path / "two", ranks=2), time.monotonic() + 120
-        while not read_results(tmp_path / "two" / RESULTS, quiet=True):
+        together, until = [fork(partial(work_as, rank)) for rank in range(2)], time.monotonic() + 120
+        while not read_results(two / RESULTS, quiet=True):
             assert time.monotonic() < until
-            time.sleep(0.01)
-        together.kill()
-    left = len(usual) - len(metrics_of(tmp_path / "two"))
+            time.sleep(0.1)
+        for child in together:
+            os.kill(child, signal.SIGKILL)
+            assert status_of(child) == -signal.SIGKILL
+    left = len(usual) - len(metrics_of(two))
     assert left
-    again = [start(emoji, tmp_path / "two") for _ in range(2)]  # twice the same, by hand
-    new = [int(finish(script).stdout.split()[0]) for script in again]
-    assert sum(new) == left
-    found = metrics_of(tmp_path / "two")
+    child = fork(lambda: evaluate_here(emoji, two))  # twice the same, by hand
+    assert evaluate_here(emoji, two) + status_of(child) == left
+    found = metrics_of(two)
     assert found.keys() == usual.keys()
     assert [found[key] for key in usual] == [pytest.approx(metrics, abs=1e-6) for metrics in usual.values()]
 
 
-def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, monkeypatch):
-    def hold_everything():
-        monkeypatch.setattr(claims, "PAUSE", 0.01)
+def test_what_a_lost_process_had_is_done_by_the_one_that_waits(emoji, tmp_path, monkeypatch, capfd):
+    def hold_a_folder():
         with open_lock(tmp_path) as lock:
             for _ in take(lock, [0], lambda _: [("oracle 2014", "tic/emoji/retrieval/yearly/2014")]):
                 os.write(ready, b"x")
                 time.sleep(60)
 
     read, ready = os.pipe()
-    child = os.fork()
-    if not child:
-        hold_everything()
-        os._exit(1)
+    child, there = fork(hold_a_folder), []
     os.read(read, 1)
-    script = start(emoji, tmp_path)
-    until = time.monotonic() + 120
-    message = "waiting for another process, which has 1 of the folders\n"
-    while message not in Path(script.output[1].name).read_text():
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    assert len(read_results(tmp_path / RESULTS)) == 15
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    finish(script)
-    assert len(metrics_of(tmp_path)) == 18
+
+    def kill_the_other(_):
+        there.append(len(read_results(tmp_path / RESULTS)))
+        if len(there) == 2:  # the first time another folder had been missing, too
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    monkeypatch.setattr(claims, "sleep", kill_the_other)
+    assert evaluate_here(emoji, tmp_path) == 18
+    assert there == [15, 15, 18]
+    assert "waiting for another process, which has 1 of the folders\n" in capfd.readouterr().err
 
 
 def test_processes_of_a_launcher_cut_large_folders(emoji, tmp_path, monkeypatch):
     """Here into 30, 31 and 32 images by 12: nine slices of both kinds of task, and a bad image on a slice's border."""
-    content = [(f"{i}", {"png": png(np.random.default_rng(i)), "txt": b"picture %d" % (i % 20)}) for i in range(30)]
+    content = [(f"{i}", {"png": make_image(f"{i}"), "txt": b"picture %d" % (i % 20)}) for i in range(30)]
     content[12][1]["png"] = content[29][1]["png"] = b"no image"
-    write_split(tmp_path / "retrieval", content)
+    write_split(tmp_path / "retrieval", *cut(content, 2))
     here = emoji / "data/tic/emoji/yearly/eval"
-    folders = {
-        "retrieval/a": tmp_path / "retrieval",
-        "retrieval/b": here / "retrieval/2015",
-        "c": here / "emojinet/2016",
-    }
+    folders = {"retrieval/a": tmp_path / "retrieval", "retrieval/b": here / "retrieval/2015"}
+    folders["c"] = here / "emojinet/2016"
     tasks = [static_task(key, {"folder": str(folder)}, "") for key, folder in folders.items()]
     run = [Model(name=step, arch=ARCH, weights=str(emoji / f"run/{step}/model.pt")) for step in YEARS]
     settings = Settings(batch_size=5, skip_bad=True, slice_size=12)
@@ -269,11 +269,8 @@ def test_processes_of_a_launcher_cut_large_folders(emoji, tmp_path, monkeypatch)
         evaluate(run, tasks, str(tmp_path / "cut"), settings)
         return 0 if all((part.start, part.stop) in SLICES for part in encoded) else 1
 
-    child = os.fork()
-    if not child:
-        os._exit(work_as(1))
-    assert work_as(0) == 0
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    child = fork(lambda: work_as(1))
+    assert (work_as(0), status_of(child)) == (0, 0)
     assert not (tmp_path / "cut/features").exists()
     found = read_results(tmp_path / "cut" / RESULTS)
     assert len(found) == len(whole) == 9
@@ -306,12 +303,13 @@ def test_watching_evaluates_each_step_when_it_is_finished(emoji, tmp_path, monke
 
     monkeypatch.setattr(script.time, "sleep", finish_another)
     flags = ["--train_output_dir", run, "--data_dir", emoji / "data", "--tasklist", emoji / "list.yml", "--workers", 0]
-    script.main([*map(str, flags), "--watch"])
+    flags = [*map(str, flags)]
+    script.main([*flags, "--watch"])
     said = [f"6 new results in {run}{already}" for already in ("", ", 6 were there already", ", 12 were there already")]
     assert capsys.readouterr().out.splitlines() == said
     for wrong in (["--force"], ["--train_output_dir", str(tmp_path / "nothing")]):
         with pytest.raises(TicError, match="--watch needs --train_output_dir, a folder that"):
-            script.main([*map(str, flags), "--watch", *wrong])
+            script.main([*flags, "--watch", *wrong])
     sys.modules.pop("evaluate", None)
 
 
@@ -321,13 +319,9 @@ def test_watching_evaluates_each_step_when_it_is_finished(emoji, tmp_path, monke
 def test_a_full_disk_for_features_is_one_line(emoji, tmp_path, monkeypatch):
     model = Model(name="x", arch=ARCH, weights=str(emoji / "run/2014/model.pt"))
     task = static_task("x", {"folder": str(emoji / "data/tic/emoji/yearly/eval/emojinet/2014")}, "")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    try:
-        with pytest.raises(TicError, match=r"where features are kept: File too large; set TMPDIR to a larger disk, or"):
-            evaluate([model], [task], str(tmp_path), Settings())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = r"where features are kept: File too large; set TMPDIR to a larger disk, or"
+    with file_limit(5000), pytest.raises(TicError, match=message):
+        evaluate([model], [task], str(tmp_path), Settings())
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=32_000))
     with pytest.raises(TicError, match=r"the features of x need 0.0 GB in .*, which has 0.0 GB: set TMPDIR to"):
         evaluate([model, replace(model, name="y"), replace(model, name="z")], [task], str(tmp_path), Settings())

@@ -9,19 +9,8 @@ from tic_clip.evaluation.results import append_result, read_results, task_key
 YFCC = get_benchmark("yfcc15m")
 
 
-def result(step, period, value, task="retrieval", benchmark=YFCC):
-    return {
-        "key": task_key(benchmark, task, period),
-        "metrics": {"main_metric": value, "other": 1 - value},
-        "step": step,
-    }
-
-
-def test_task_key():
-    assert task_key(get_benchmark("emoji"), "retrieval", "2014") == "tic/emoji/retrieval/yearly/2014"
-    assert task_key(get_benchmark("datacomp_monthly"), "datacompnet", "201403") == (
-        "tic/datacomp/datacompnet/monthly/201403"
-    )
+def result(step, period, value):
+    return {"key": task_key(YFCC, "retrieval", period), "metrics": {"main_metric": value}, "step": step}
 
 
 def test_results_come_back_as_they_were_written(tmp_path):
@@ -31,6 +20,8 @@ def test_results_come_back_as_they_were_written(tmp_path):
         append_result(path, item)
     assert read_results(path) == results
     assert path.read_text() == "".join(json.dumps(item) + "\n" for item in results)
+    with pytest.raises(TicError, match=r"nothing.jsonl is missing"):
+        read_results(tmp_path / "nothing.jsonl")
 
 
 def test_an_incomplete_line_is_skipped_wherever_the_write_was_cut_off(tmp_path, caplog):
@@ -54,8 +45,3 @@ def test_a_damaged_line_is_skipped_with_a_warning(tmp_path, damaged, caplog):
     path.write_bytes(f"{json.dumps(good)}\n{damaged}\n{json.dumps(good)}\n".encode("latin-1"))
     assert read_results(path) == [good, good]
     assert f"{path}: skipped what is not a complete result: line 2" in caplog.text
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(TicError, match=r"nothing.jsonl is missing"):
-        read_results(tmp_path / "nothing.jsonl")

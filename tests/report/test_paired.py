@@ -42,6 +42,9 @@ def write_pair(tmp_path):
 def test_differences_intervals_and_p(tmp_path):
     """By hand: 60 of 300 samples gain a half: + 10 points. None draws a loss, so p is the least, 2 / 1001."""
     folders, tables = write_pair(tmp_path)
+    text, files = report(folders, None, paired=True)
+    assert (files, text.partition(",")[0]) == ([], "TiC-YFCC15M: retrieval")  # only the test
+    assert not (folders[0] / "report.html").exists()
     text, files = report(folders, tmp_path / "out", paired=True)
     pairs = pd.read_csv(tmp_path / "out/paired.csv", keep_default_na=False).set_index(["step", "period"])
     for (step, period), (better, hits) in tables.items():
@@ -58,13 +61,6 @@ def test_differences_intervals_and_p(tmp_path):
     assert re.search(r"2009-2010 +\+10.0\* +\+10.0\* +\+0.0 +\+0.0\n", text)
     assert "paired.csv" in files
     assert "a - b, in points, of each cell" in (tmp_path / "out/report.html").read_text()
-
-
-def test_only_the_test_without_a_folder(tmp_path):
-    text, files = report(write_pair(tmp_path)[0], None, paired=True)
-    assert files == []
-    assert text.startswith("TiC-YFCC15M: retrieval, a - b, in points")
-    assert not (tmp_path / "a/report.html").exists()
 
 
 def test_hits_are_kept_beside_the_results_by_model_and_task(tmp_path):

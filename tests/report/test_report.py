@@ -1,17 +1,14 @@
 import csv
 import io
-import itertools
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
+import made_results
 import numpy as np
 import pytest
+from conftest import call_script, run_script
 from made_results import (
     CUMULATIVE,
     RUN,
@@ -29,35 +26,10 @@ from PIL import Image
 
 from tic_clip import TicError
 from tic_clip import report as report_module
-from tic_clip.benchmarks import get_benchmark
-from tic_clip.report import figures
 from tic_clip.report.compare import IMAGENET
 from tic_clip.report.frame import load_results
 
-TEXTS = ["summary.json", "matrix.csv", "table.csv", "table.md", "table.tex", "report.html"]
-
-
-@pytest.fixture
-def report(tmp_path, monkeypatch):
-    """Write a report without figures and return what is in it."""
-    monkeypatch.setattr(report_module, "draw_figures", lambda results, compared: {})
-
-    def make(*folders, reference=None):
-        out = tmp_path / "out"
-        text, files = report_module.report(folders, out, reference)
-        assert files == TEXTS
-        md, tex, html, matrix, table = ((out / name).read_text() for name in (*TEXTS[3:], *TEXTS[1:3]))
-        summary = json.loads((out / "summary.json").read_text())
-        return SimpleNamespace(text=text, md=md, tex=tex, html=html, matrix=matrix, csv=table, summary=summary)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "sequential", SEQUENTIAL, method="sequential")
-    return [write_run(folder / "cumulative", CUMULATIVE), folder / "sequential"]
+runs, report = made_results.runs, made_results.report
 
 
 def test_one_run(report, runs):
@@ -89,7 +61,7 @@ def test_one_run(report, runs):
     assert all(word in found.html for word in ("tic_tiny", "40,000", "4 of 4", "torch 2.15.0", "(bold: a step"))
 
 
-def test_comparison_marks_the_best(report, runs):
+def test_comparison_marks_the_best(report, runs, tmp_path):
     found = report(*runs)
     assert list(found.summary["runs"]) == ["cumulative", "sequential"]
     assert found.summary["runs"]["sequential"]["tasks"]["retrieval"]["backward"] == pytest.approx(1.4 / 6)
@@ -98,26 +70,13 @@ def test_comparison_marks_the_best(report, runs):
         "sequential  sequential   40,000       23.3       50.0       20.0*",
     ]
     assert "| cumulative | cumulative | 40,000 | **40.0** | **55.0** | 10.0 |" in found.md
+    almost = write_run(tmp_path / "b", [[value - 1e-6 for value in row] for row in CUMULATIVE])
+    assert report(runs[0], almost).md.count("**55.0**") == 2  # what reads the same is equally good
     assert r"sequential & sequential & 40,000 & 23.3 & 50.0 & \textbf{20.0} \\" in found.tex
     assert found.matrix.splitlines()[:2] == [
         "run,task,step," + ",".join(STEPS),
         "cumulative,retrieval,2004-2008,0.5,0.1,0.1,0.1",
     ]
-
-
-def test_figures_that_read_the_same_are_equally_good(report, tmp_path, runs):
-    almost = write_run(tmp_path / "b", [[value - 1e-6 for value in row] for row in CUMULATIVE])
-    assert report(runs[0], almost).md.count("**55.0**") == 2
-
-
-def test_periods_are_reduced_to_steps_and_kept(report, tmp_path):
-    values = (np.arange(63).reshape(7, 9) / 100).tolist()
-    found = report(write_run(tmp_path / "run", values, "datacomp"))
-    task = found.summary["tasks"]["retrieval"]
-    assert task["periods_matrix"] == values
-    assert np.shape(task["matrix"]) == (7, 7)
-    assert task["matrix"][0][:2] == [pytest.approx(0.01), 0.03]  # mean of 0.00, 0.01, 0.02; then 2017
-    assert "| 2014-2016 | **0.0** | **1.0** | **2.0** | 3.0 |" in found.md
 
 
 def test_missing_cells_are_missing_in_all_files(report, tmp_path):
@@ -134,21 +93,15 @@ def test_missing_cells_are_missing_in_all_files(report, tmp_path):
     assert all("results 13 of 16" in text for text in (found.text, found.md, found.html))
 
 
-def test_run_that_is_not_finished_beside_one_that_is(report, tmp_path, runs):
-    half = write_run(tmp_path / "half", CUMULATIVE[:2])
-    found = report(half, runs[1])
-    assert found.summary["runs"]["half"]["samples_seen"] == [10_000, 20_000, None, None]
-    assert "2 of 4" in found.html
-    assert "| half | cumulative | 20,000 | 8 of 16 | – | – | – |" in found.md
-    assert "half (up to 2009-2010)" in labels(figures.draw_curves(load_results([half, runs[1]])))
-
-
-def test_task_that_one_run_lacks(report, tmp_path):
+def test_a_run_that_is_not_finished_and_a_task_that_it_lacks(report, tmp_path):
+    half = write_run(tmp_path / "half", SQUARE[:2], "emoji")
     both = write_run(write_run(tmp_path / "both", SQUARE, "emoji"), SQUARE, "emoji", task="emojinet")
-    found = report(write_run(tmp_path / "one", SQUARE, "emoji"), both)
-    assert list(found.summary["runs"]["one"]["tasks"]) == ["retrieval"]
+    found = report(half, both)
+    assert found.summary["runs"]["half"]["samples_seen"] == [10_000, 20_000] + [None] * 5
+    assert "2 of 7" in found.html
+    assert list(found.summary["runs"]["half"]["tasks"]) == ["retrieval"]
     assert found.summary["runs"]["both"]["tasks"]["emojinet"]["metric"] == "mean_per_class_recall"
-    assert "| one | cumulative | 70,000 | 49 of 98 | **50.0** | **50.0** | **50.0** | – | – | – |" in found.md
+    assert "| half | cumulative | 20,000 | 14 of 98 | – | – | – | – | – | – |" in found.md
 
 
 def test_intervals_macs_and_versions(report, tmp_path, runs):
@@ -167,9 +120,9 @@ def test_intervals_macs_and_versions(report, tmp_path, runs):
 
 
 def test_wide_matrix_stays_out_of_the_terminal(report, tmp_path):
-    text = report(write_run(tmp_path / "run", np.full((102, 102), 0.5).tolist(), "datacomp_monthly")).text
+    text = report(write_run(tmp_path / "run", np.full((2, 102), 0.5).tolist(), "datacomp_monthly")).text
     assert "103 columns: see table.md" in text
-    assert max(map(len, text.splitlines())) < 100
+    assert max(map(len, text.splitlines())) < 160
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(report, tmp_path):
@@ -200,16 +153,15 @@ def test_results_that_cannot_be_reported(report, tmp_path, second, message):
 
 
 def test_folders_that_cannot_be_reported(report, tmp_path):
-    with pytest.raises(TicError, match=r"^\S+eval_results.jsonl is missing: run scripts/evaluate.py first"):
-        report(tmp_path)
-    with pytest.raises(TicError, match=r"eval_results.jsonl: no result"):
-        report(write_lines(tmp_path / "empty", []))
-    with pytest.raises(TicError, match=r"nothing to report: no result in .*run has a number"):
-        report(write_run(tmp_path / "run", [[float("nan")] * 4]))
-    with pytest.raises(TicError, match="of one benchmark, not None"):
-        report(write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]))
-    with pytest.raises(TicError, match="no result of a task of emoji"):
-        report(write_lines(tmp_path / "other", [("tic/yfcc15m/x", 0.1, {})], benchmark="emoji"))
+    for folder, message in (
+        (tmp_path, r"^\S+eval_results.jsonl is missing: run scripts/evaluate.py first"),
+        (write_lines(tmp_path / "empty", []), r"eval_results.jsonl: no result"),
+        (write_run(tmp_path / "run", [[float("nan")] * 4]), r"nothing to report: no result in .*run has a number"),
+        (write_lines(tmp_path / "datacomps_own", [("x", 0.1, {})]), "of one benchmark, not None"),
+        (write_lines(tmp_path / "other", [("tic/yfcc15m/x", 0.1, {})], benchmark="emoji"), "result of a task of emoji"),
+    ):
+        with pytest.raises(TicError, match=message):
+            report(folder)
 
 
 # The command and the page.
@@ -222,11 +174,8 @@ def test_command_writes_equal_bytes_each_time(tmp_path, runs):
     write_models(tmp_path / "models")
     (tmp_path / "paper.csv").write_text("method,retrieval ID\nsequential,51\n")
     arguments = [*folders, tmp_path / "models", "--reference", tmp_path / "paper.csv", "--out", tmp_path / "by_command"]
-    script = [sys.executable, Path(__file__).parents[2] / "scripts" / "report.py"]
-    refused = subprocess.run([*script, "a", "b"], capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr) == (1, "error: --out DIR is needed to compare several runs\n")
-    environment = os.environ | {"PYTHONHASHSEED": "7"}
-    done = subprocess.run([*script, *arguments], capture_output=True, text=True, env=environment)
+    assert call_script("scripts/report.py", "a", "b").stderr == "error: --out DIR is needed to compare several runs\n"
+    done = run_script("scripts/report.py", *arguments, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert done.returncode == 0, done.stderr
     assert "differences are ours - published" in done.stdout
     out = tmp_path / "here"
@@ -287,6 +236,12 @@ def test_runs_with_different_seeds_are_one_row(report, tmp_path):
     assert "| 40,000 | 31 of 32 | **35.0 ± 7.1** | – | **5.0 ± 7.1** |" in one_lacks.md
 
 
+def test_seeds_have_the_name_that_their_folders_share(tmp_path):
+    for i, names in enumerate((("lwf_seed0", "lwf_seed1"), ("lwf-0", "lwf-1"), ("lwf", "lwf_seed1"))):
+        runs = [write_run(tmp_path / f"{i}" / name, CUMULATIVE, seed=k, settings="x") for k, name in enumerate(names)]
+        assert [row.name for row in load_results(runs).rows] == ["lwf"]
+
+
 @pytest.mark.parametrize("change", [{"settings": "y"}, {"seed": 0}, {"scale": "tic_debug"}, {"samples_seen": 7}])
 def test_runs_that_differ_in_more_are_rows_of_their_own(change, report, tmp_path):
     text = report(*write_seeds(tmp_path, **change)).md
@@ -297,20 +252,19 @@ AVERAGE = f"**{100 * (0.5 + 1.5 + 0.6 + 0.8) / 9:.1f}**"  # the shifts are 0, 0.
 
 
 @pytest.mark.parametrize(
-    ("earlier", "last", "expected"),
+    ("last", "expected"),
     [
-        ({}, STATIC, ["**50.0**", "**25.0**", "**60.0**", AVERAGE]),
-        (STATIC, {IMAGENET: 0.55, "imagenet-a": 0.3}, ["**55.0**", "–", "–", "–"]),  # nothing missing is averaged over
+        (STATIC, ["**50.0**", "**25.0**", "**60.0**", AVERAGE]),
+        ({IMAGENET: 0.55, "imagenet-a": 0.3}, ["**55.0**", "–", "–", "–"]),  # nothing missing is averaged over
     ],
 )
-def test_static_tasks_are_those_of_the_last_step_and_complete(earlier, last, expected, report, tmp_path, runs):
-    run = write_static(write_run(tmp_path / "run", CUMULATIVE), earlier, step="2011-2012")
+def test_static_tasks_are_those_of_the_last_step_and_complete(last, expected, report, tmp_path, runs):
+    run = write_static(write_run(tmp_path / "run", CUMULATIVE), step="2011-2012")
     found = report(write_static(run, last), runs[1])
-    header, _, row, other = ([cell.strip() for cell in line.split("|")] for line in found.md.splitlines()[2:6])
+    header, _, row, other = (re.split(r" *\| *", line) for line in found.md.splitlines()[2:6])
     first = header.index("ImageNet")
-    assert row[first : first + len(expected)] == expected
-    assert other[first] == "–"
-    assert found.summary["runs"]["run"]["static"][IMAGENET] == [None, None, earlier.get(IMAGENET), last[IMAGENET]]
+    assert (row[first : first + 4], other[first]) == (expected, "–")
+    assert found.summary["runs"]["run"]["static"][IMAGENET] == [None, None, 0.5, last[IMAGENET]]
     assert f"| imagenet1k | {100 * last[IMAGENET]:.1f} |" in found.md
 
 
@@ -334,10 +288,7 @@ def test_models_that_are_not_runs(report, tmp_path, runs):
     head, *rows = csv.reader(io.StringIO(found.csv))
     first = head.index("retrieval 2004-2008")
     assert head[first + 1 : first + 3] == ["retrieval 2011-2012 to 2013-2014", "retrieval all"]
-    assert [row[:1] + row[first : first + 3] for row in rows[2:]] == [
-        ["b", "0.5", "0.8", "0.525"],
-        ["c", "0.5", "", ""],
-    ]
+    assert [row[first : first + 3] for row in rows[2:]] == [["0.5", "0.8", "0.525"], ["0.5", "", ""]]
     write_lines(folder, [(IMAGENET, 0.6, {})], benchmark="yfcc15m", family="b", model={"name": "b"})
     found = report(folder, *runs)
     assert (list(found.summary["runs"]), len(found.summary["models"])) == (["cumulative", "sequential"], 4)
@@ -381,75 +332,3 @@ def test_evaluation_data_and_what_was_left_out(report, tmp_path):
     found = report(write_static(tmp_path / "static", {IMAGENET: 0.5}, nonfinite=3))
     assert found.summary["data"] == {"static": {IMAGENET: {"nonfinite": 3}}}
     assert "| static | static | – | – | 3 features not finite |" in found.md
-
-
-# The figures.
-
-
-def labels(figure):
-    return [line.get_label() for line in figure.axes[0].lines]
-
-
-@pytest.mark.parametrize("benchmark", ["datacomp", "datacomp_monthly"])
-def test_heatmap_is_an_image_of_sensible_size(tmp_path, benchmark):
-    table = get_benchmark(benchmark)
-    values = np.linspace(0, 1, len(table.steps) * len(table.periods)).reshape(len(table.steps), -1).tolist()
-    file = io.BytesIO()
-    figures.draw_heatmap(load_results([write_run(tmp_path / "run", values, benchmark)])).savefig(file)
-    with Image.open(file) as image:
-        assert all(300 < side < 3000 for side in image.size)
-        assert len(image.getcolors(1 << 20)) > 50
-
-
-def test_compute_is_beside_the_papers_points_where_there_is_imagenet(tmp_path, runs):
-    assert figures.draw_compute(load_results(runs)) is None  # no MACs
-    run = write_run(tmp_path / "no_imagenet", CUMULATIVE, macs_seen=4.0)
-    (line,) = figures.draw_compute(load_results([run])).axes[0].lines  # the mean over all periods
-    assert (line.get_xdata().tolist(), line.get_ydata()) == ([4.0] * 4, pytest.approx([20, 27.5, 35, 47.5]))
-    run = write_static(write_run(tmp_path / "run", CUMULATIVE))
-    line, *paper = figures.draw_compute(load_results([run, runs[1]])).axes[0].lines
-    assert (line.get_label(), line.get_xdata().tolist()) == ("run", [2e18])
-    assert line.get_ydata() == pytest.approx([100 * (0.5 + 1.5) / 7])
-    names = [f"TiC-CLIP paper, Fig. 1, {name} (read off, ± 0.3)" for name in figures.FIGURE_1]
-    assert [each.get_label() for each in paper] == names
-    assert (paper[1].get_xdata()[-1], paper[1].get_ydata()[-1]) == (10.5 * 5e18, 45.6)
-
-
-def test_robustness_has_a_fitted_line_for_each_family_and_joins_the_steps_of_a_run(tmp_path, runs):
-    figure = figures.draw_robustness(load_results([write_models(tmp_path / "models"), runs[0]]))
-    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
-    assert lines["a"].tolist() == [pytest.approx([30, 20]), pytest.approx([50, 40])]
-    assert lines["b"].tolist() == [pytest.approx([50, 80])]
-    assert "c" not in lines  # lacks a new period
-    assert lines["cumulative"][3].tolist() == pytest.approx([40, 55])
-    (fitted,) = [points for label, points in lines.items() if label.startswith("_child")]  # family a's; b has one model
-    assert fitted == pytest.approx(np.array([[30, 20], [50, 40]]))
-
-
-def test_curves_are_of_the_steps_of_one_run_or_of_the_last_models(tmp_path, runs):
-    assert labels(figures.draw_curves(load_results(runs[:1]))) == STEPS
-    figure = figures.draw_curves(load_results([*runs, write_models(tmp_path / "models")]))
-    assert labels(figure) == ["cumulative", "sequential", "a one", "a two", "b", "c"]
-    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([40, 40, 40, 70])
-
-
-def test_names_are_not_formulas_and_not_hidden(tmp_path):
-    """Matplotlib ends in an error at a formula such as $^c$, and leaves names with _ out of a legend."""
-    folders = [write_run(tmp_path / name, CUMULATIVE) for name in ("a$^$c", "_hidden")]
-    figure = figures.draw_curves(load_results(folders))
-    figure.savefig(io.BytesIO())
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a\\$^\\$c", "\u200a_hidden"]
-
-
-def test_training_shows_the_log_of_each_step(tmp_path):
-    run = write_run(tmp_path / "run", CUMULATIVE)
-    assert figures.draw_training(load_results([run])) is None
-    write_log(run / "2009-2010", [(200, 2.0)])
-    write_log(run / "2004-2008", [(100, 4.0), (150, 3.0)], tail='{"step": 3, "sam')
-    line, *borders = figures.draw_training(load_results([run])).axes[0].lines
-    assert line.get_xydata().tolist() == [[100, 4], [150, 3], [200, 2]]
-    assert [border.get_xdata()[0] for border in borders] == [150, 200]
-
-
-def test_twenty_runs_are_told_apart_by_colour_and_marker():
-    assert len({(style["color"], style["marker"]) for style in itertools.islice(figures.SERIES, 20)}) == 20

@@ -1,30 +1,25 @@
 """Each hunk of open_clip.patch, and that without a flag of ours OpenCLIP trains as the wheel does."""
 
 import csv
-import json
 import pickle
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import open_clip
 import pytest
 import torch
+from conftest import ROOT
 from forked import Script
-from PIL import Image
+from miniature import make_image, write_split
 
 from tic_clip import TicError
 from tic_clip.data.split import read_sizes
-from tic_clip.data.tar import write_shard
 from tic_clip.models import MODEL_CONFIGS, load_model
-from tic_clip.storage import write_json
 from tic_clip.training import hooks
 from tic_clip.training.step import join_ranks, read_ranks
 
-ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--model", "ViT-Tiny-8-48", "--batch-size", "8", "--epochs", "2", "--precision", "fp32", "--workers", "0"]
 ARGUMENTS += ["--warmup", "0"]
 
@@ -35,16 +30,30 @@ def openclip(module):
         return __import__(f"training.{module}", fromlist=[""])
 
 
+STOCK = """import sys
+sys.path.insert(0, "{folder}/wheel/src")
+for name in [name for name in sys.modules if name.split(".")[0] in ("open_clip", "training")]:
+    del sys.modules[name]
+import open_clip
+from tic_clip.models import MODEL_CONFIGS
+from training import train
+def backward(loss, _):
+    print(loss.item(), file=losses, flush=True)
+    loss.backward()
+losses, train.backward = open("{folder}/losses", "w"), backward
+open_clip.add_model_config(MODEL_CONFIGS)
+"""
+
+
 def stock_run(folder, *arguments):
-    """A run of OpenCLIP as it was before the patch, in its own process: {"file": its main.py, "losses": […]}."""
-    out = folder / "losses.json"
+    """The losses of a run of OpenCLIP as it was before the patch, in a process of its own."""
     files = ["git", "-C", ROOT / "open_clip", "checkout-index", "--all", f"--prefix={folder}/wheel/"]
     subprocess.run(files, check=True)
-    script = [ROOT / "tests/training/stock_losses.py", folder / "wheel/src", out]
-    command = [sys.executable, *script, *ARGUMENTS, "--logs", folder / "stock", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    words = [*ARGUMENTS, "--logs", folder / "stock", *arguments]
+    main = folder / "wheel/src/training/main.py"
+    done = Script(main, *words, folder=folder, before=STOCK.format(folder=folder)).wait()
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return [float(line) for line in (folder / "losses").read_text().splitlines()]
 
 
 def patched_run(folder, *arguments):
@@ -62,12 +71,11 @@ def patched_run(folder, *arguments):
 def images(tmp_path_factory):
     """A CSV of 24 noise images with captions, OpenCLIP's simplest dataset."""
     folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
     with open(folder / "images.csv", "w") as file:
         table = csv.writer(file, delimiter="\t")
         table.writerow(["filepath", "title"])
         for i in range(24):
-            Image.fromarray(noise.integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            (folder / f"{i}.png").write_bytes(make_image(f"{i}", "PNG"))
             table.writerow([folder / f"{i}.png", f"image number {i}"])
     return ["--train-data", str(folder / "images.csv")]
 
@@ -81,11 +89,10 @@ def runs(tmp_path_factory, images):
 
 
 def test_without_a_flag_of_ours_training_is_stock(runs):
-    folder, stock, patched = runs
-    assert stock["file"] == str(folder / "wheel/src/training/main.py")
+    _, stock, patched = runs
     assert Path(openclip("main").__file__) == ROOT / "open_clip/src/training/main.py"
     assert len(patched) == 6
-    assert patched == stock["losses"]
+    assert patched == stock
 
 
 def test_our_checkpoints_load_safely_with_torch_alone_and_stocks_with_ours(runs):
@@ -125,17 +132,13 @@ def test_the_end_of_a_shard_is_not_a_sample():
     assert [s["__key__"] for s in openclip("data").group_by_keys_nothrow(files)] == ["a", "b"]
 
 
-def make_shards(folder, sizes):
-    for i, size in enumerate(sizes):
-        content = [(f"{folder.name}{i}{j}", {"png": b"", "txt": b""}) for j in range(size)]
-        write_shard(folder / f"{i:08d}.tar", content)
-    write_json(folder / "sizes.json", {f"{i:08d}.tar": size for i, size in enumerate(sizes)})
-    return f"{folder}/{{00000000..{len(sizes) - 1:08d}}}.tar"
-
-
 def test_the_dataset_size_is_that_of_all_its_folders(tmp_path):
     data = openclip("data")
-    urls = "::".join([make_shards(tmp_path / "a", [3, 4]), make_shards(tmp_path / "b", [5, 6])])
+    for name, sizes in (("a", (3, 4)), ("b", (5, 6))):
+        write_split(
+            tmp_path / name, *([(f"{i} {j}", {"png": b"", "txt": b""}) for j in range(n)] for i, n in enumerate(sizes))
+        )
+    urls = f"{tmp_path}/a/{{00000000..00000001}}.tar::{tmp_path}/b/{{00000000..00000001}}.tar"
     args = SimpleNamespace(train_data=urls, train_num_samples=None, dataset_resampled=True, seed=0, batch_size=1)
     args.train_data_upsampling_factors, args.world_size, args.workers = None, 1, 0
     assert data.get_wds_dataset(args, None, True).dataloader.num_samples == 18
@@ -162,9 +165,11 @@ def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images
     assert hooks.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]
 
 
-def test_what_the_pinned_openclip_calls_gives_no_future_warning(tmp_path):
+def test_openclip_gives_no_future_warning_and_imports_transformers_only_for_its_models(tmp_path):
+    """It takes seconds; test_model_kinds.py has such models."""
     calls = "get_autocast('amp')(); get_autocast('amp_bf16')()"
     code = f"from training import main, train\nexec({calls!r}, vars(train))\nexec('GradScaler()', vars(main))\n"
+    code += "import sys\nassert 'transformers' not in sys.modules"
     (tmp_path / "script.py").write_text(code)
     done = Script(tmp_path / "script.py").wait()
     assert done.returncode == 0, done.stderr
@@ -205,9 +210,3 @@ def test_who_launches_says_how_many_ranks_there_are(environ, expected, address):
     if address:
         assert f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}" == address
         assert [environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["9", "1", "16"]
-
-
-def test_transformers_is_imported_by_the_models_that_need_it():
-    """It takes seconds; test_model_kinds.py has such models."""
-    code = "import open_clip, sys; assert 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

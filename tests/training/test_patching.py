@@ -1,20 +1,21 @@
 """Interpolation and the choice of its coefficient; tests/test_training.py trains with it."""
 
+from itertools import count, islice
+
 import pytest
 import torch
 from conftest import make_png
+from miniature import write_split
 
 from tic_clip import TicError, models, weights
-from tic_clip.data.tar import write_shard
-from tic_clip.storage import write_json
 from tic_clip.training.loader import read_sources
 from tic_clip.training.methods import held_out
 from tic_clip.training.patching import CANDIDATES, interpolate, patch, read_held_out
 
 
-@pytest.mark.parametrize(("size", "held"), [(0, 0), (19, 0), (20, 1), (702, 35), (40_000, 2_000), (10**9, 2_000)])
-def test_a_twentieth_is_held_out_and_at_most_2000(size, held):
-    assert held_out(size) == held
+def test_a_twentieth_is_held_out_and_at_most_2000():
+    cases = {0: 0, 19: 0, 20: 1, 702: 35, 40_000: 2_000, 10**9: 2_000}
+    assert {size: held_out(size) for size in cases} == cases
 
 
 def test_interpolation_is_in_float32_by_hand():
@@ -33,15 +34,11 @@ def test_interpolation_is_in_float32_by_hand():
 @pytest.fixture
 def validation(tmp_path):
     """Two splits of 40 and 25 samples in two shards each; a sample's number is its colour and its caption."""
-    entries, number = [], 0
+    entries, numbers = [], count()
     for name, shards in (("2014", [15, 25]), ("2015", [10, 15])):
-        for shard, size in enumerate(shards):
-            numbers = range(number, number + size)
-            content = [(f"{i:032x}-0", {"png": make_png(i), "txt": str(i).encode()}) for i in numbers]
-            write_shard(tmp_path / name / f"{shard:08d}.tar", content)
-            number += size
-        write_json(tmp_path / name / "sizes.json", {f"{i:08d}.tar": size for i, size in enumerate(shards)})
-        entries.append({"name": name, "split": str(tmp_path / name), "size": sum(shards), "held_out": 4})
+        content = [(f"{i:032x}-0", {"png": make_png(i), "txt": b"%d" % i}) for i in islice(numbers, sum(shards))]
+        split = write_split(tmp_path / name, content[: shards[0]], content[shards[0] :])
+        entries.append({"name": name, "split": split, "size": sum(shards), "held_out": 4})
     return entries
 
 
@@ -120,10 +117,7 @@ def test_a_given_coefficient_is_taken_and_the_first_steps_model_is_the_trained_o
 
 
 def test_nothing_to_choose_on_is_one_line(run_patch, tmp_path, validation):
-    for entry in validation:
-        entry["held_out"] = 0
-    with pytest.raises(
-        TicError, match="no held-out sample to choose the coefficient on can be decoded: give a --coeff"
-    ):
-        run_patch(validation=validation)
+    empty = [entry | {"held_out": 0} for entry in validation]
+    with pytest.raises(TicError, match=r"no held-out sample to choose the coefficient on .*: give a --coeff"):
+        run_patch(validation=empty)
     assert not (tmp_path / "2015/checkpoints/patched.pt").exists()

@@ -1,23 +1,20 @@
 """Exact sampling: how often each sample is read, by whom, and that it does not depend on ranks, workers or restarts."""
 
-import io
 import itertools
 import os
 from collections import Counter, defaultdict
-from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_png
+from miniature import make_image, write_split
 from open_clip.transform import image_transform
-from PIL import Image
 
 from tic_clip import TicError
 from tic_clip.data.decode import decode_image
 from tic_clip.data.split import split_sizes
-from tic_clip.data.tar import write_shard
 from tic_clip.storage import upload, write_json
 from tic_clip.training import hooks, loader
 from tic_clip.training.sampling import apportion, draws, interleave, slices, source_counts, source_ranges
@@ -33,25 +30,12 @@ def make_plan(sources, batch_size, iterations, block, **more):
 # --- Pure: positions ---
 
 
-def test_apportion_gives_largest_remainders():
+def test_apportion_gives_largest_remainders_and_interleave_proportions():
     assert apportion([1, 1, 1], 10) == [4, 3, 3]
     assert apportion([50, 30, 20], 10) == [5, 3, 2]
     assert apportion([2, 3], 1) == [0, 1]
     assert sum(apportion([858, 776, 755, 400], 9984)) == 9984
-
-
-def test_sources_are_interleaved_in_proportion():
-    assert "".join("abc"[i] for i in interleave([6, 3, 0])) == "abaabaaba"
     assert "".join("abc"[i] for i in interleave([6, 3, 0], [5, 2, 0])) == "ba"
-
-
-@pytest.mark.parametrize("quotas", [[1], [3, 5], [1, 1, 1, 1], [7, 0, 2], [100, 1, 10, 3], [1, 200], [5] * 9])
-def test_source_counts_are_those_of_the_sorted_line(quotas):
-    order = [i for _, i in sorted((Fraction(2 * j + 1, 2 * q), i) for i, q in enumerate(quotas) for j in range(q))]
-    assert list(interleave(quotas)) == order
-    for position in range(sum(quotas) + 1):
-        counts = Counter(order[:position])
-        assert source_counts(quotas, position) == [counts[i] for i in range(len(quotas))]
 
 
 def test_source_counts_of_a_billion_samples_are_exact_and_proportional():
@@ -68,16 +52,10 @@ def items(sizes, seed, positions):
     return [(piece.number, piece.shard, i) for piece in pieces for i in range(piece.start, piece.stop)]
 
 
-def test_a_line_goes_pass_after_pass_over_every_sample():
-    sizes = [3, 1, 5]
-    line = items(sizes, (0,), range(27))
-    for number in range(3):
-        every = {(number, shard, i) for shard, size in enumerate(sizes) for i in range(size)}
-        assert set(line[9 * number : 9 * number + 9]) == every
-    for start, stop in [(0, 1), (2, 11), (8, 9), (9, 9), (13, 27)]:
-        assert items(sizes, (0,), range(start, stop)) == line[start:stop]
+def test_each_pass_has_an_order_of_its_own():
     shards = [shard for _, shard, _ in items([1] * 50, (0,), range(100))]
-    assert shards[:50] != shards[50:]  # each pass has its own order
+    assert shards[:50] != shards[50:]
+    assert sorted(shards[:50]) == sorted(shards[50:]) == list(range(50))
 
 
 def test_shards_are_drawn_with_replacement_and_read_from_anywhere_to_everywhere():
@@ -127,9 +105,7 @@ def test_every_sample_is_read_floor_or_ceil_times(iterations, block, quotas, wor
         assert sum(every) == quota
         assert set(every) <= {quota // sum(shards), -(-quota // sum(shards))}
     for number, alone in enumerate(read_positions(plan, sizes, 1, 1).values()):  # so a step can resume after any block
-        assert Counter(alone) == Counter(
-            itertools.chain.from_iterable(found[number, rank] for rank in range(world_size))
-        )
+        assert sorted(alone) == sorted(item for rank in range(world_size) for item in found[number, rank])
 
 
 # --- From shards ---
@@ -137,16 +113,14 @@ def test_every_sample_is_read_floor_or_ceil_times(iterations, block, quotas, wor
 
 def make_split(folder, sizes, bad=()):
     """Shards of these sizes; sample i of shard s has the caption "s i"; those in ``bad`` are bad in four ways."""
-    faults, table = itertools.cycle([{"png": b"not an image"}, {"png": None}, {"txt": None}, {"txt": b" \n"}]), {}
+    faults, shards = itertools.cycle([{"png": b"not an image"}, {"png": None}, {"txt": None}, {"txt": b" \n"}]), []
     for shard, size in enumerate(sizes):
-        content = []
-        for i in range(size):
-            members = {"png": make_png(7), "txt": f"{shard} {i}".encode()}
-            members |= next(faults) if f"{shard} {i}" in bad else {}
-            content.append((f"{shard:016x}{i:016x}-0", {name: data for name, data in members.items() if data}))
-        table[f"{shard:08d}.tar"] = write_shard(folder / f"{shard:08d}.tar", content)
-    write_json(folder / "sizes.json", table)
-    return str(folder)
+        samples = {f"{shard} {i}": {"png": make_png(7), "txt": f"{shard} {i}".encode()} for i in range(size)}
+        samples |= {name: samples[name] | next(faults) for name in samples if name in bad}
+        names = [f"{shard:016x}{i:016x}-0" for i in range(size)]
+        content = [{suffix: data for suffix, data in members.items() if data} for members in samples.values()]
+        shards.append(list(zip(names, content, strict=True)))
+    return write_split(folder, *shards)
 
 
 def source(split, samples, used=None):
@@ -156,19 +130,12 @@ def source(split, samples, used=None):
 
 def read(plan, world_size=1, num_workers=1, load=lambda data: decode_image(data) and None, counts=None):
     """The items of a step, [(image, caption), …] of each (block, rank)."""
-    sources, found = loader.read_sources(plan), {}
+    sources, found, functions = loader.read_sources(plan), defaultdict(list), (load, lambda text: [text])
     counts = defaultdict(Counter) if counts is None else counts
-    for block, rank in itertools.product(range(plan["iterations"] // plan["block"]), range(world_size)):
-        found[block, rank] = [
-            item
-            for worker in range(num_workers)
-            for item in loader.read_samples(
-                sources,
-                source_ranges(plan, block, rank, world_size, worker, num_workers),
-                (load, lambda text: [text]),
-                counts,
-            )
-        ]
+    blocks = range(plan["iterations"] // plan["block"])
+    for block, rank, worker in itertools.product(blocks, range(world_size), range(num_workers)):
+        ranges = source_ranges(plan, block, rank, world_size, worker, num_workers)
+        found[block, rank] += loader.read_samples(sources, ranges, functions, counts)
     return found
 
 
@@ -193,27 +160,32 @@ def open_loader(tmp_path, plan, world_size=1, rank=0, workers=0, first=0, prepro
     return hooks.get_exact_dataset(args, preprocess, True, first, tokens)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+def batches(info, first, end):
+    """The batches of some blocks, as lists."""
+    for block in range(first, end):
+        info.set_epoch(block)
+        yield from ((images.tolist(), texts.tolist()) for images, texts in info.dataloader)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
 def test_the_loader_gives_every_block_in_equal_batches_wherever_it_begins(tmp_path, workers):
     """What a restart needs; with real loader processes, which live from block to block."""
     split = make_split(tmp_path / "a", [7, 6])
     plan = make_plan([source(split, 40)], 8, 5, 1)
 
-    def batches(first, rank):
+    def read_from(first, rank):
         info = open_loader(tmp_path, plan, 2, rank, workers, first)
-        for block in range(first, 5):
-            info.set_epoch(block)
-            yield from ((images.tolist(), texts.tolist()) for images, texts in info.dataloader)
+        yield from batches(info, first, 5)
         assert (info.dataloader.num_batches, info.dataloader.num_samples) == (1, 8)
         assert info.dataloader.counts == {"s0": {"read": 4 * (5 - first)}}
 
-    every = [list(batches(0, rank)) for rank in range(2)]
+    every = [list(read_from(0, rank)) for rank in range(2)]
     assert [len(part) for part in every] == [5, 5]
     assert {(len(images), len(texts)) for part in every for images, texts in part} == {(4, 4)}
     counts = Counter(tuple(text) for part in every for _, texts in part for text in texts)
     assert len(counts) == 13
     assert set(counts.values()) <= {3, 4}
-    assert list(batches(3, 1)) == every[1][3:]
+    assert list(read_from(3, 1)) == every[1][3:]
 
 
 def test_the_samples_of_a_worker_are_shuffled_and_interleaved(tmp_path):
@@ -240,15 +212,9 @@ def test_steps_and_seeds_read_the_same_split_in_their_own_order(tmp_path):
 def test_augmentation_depends_on_the_place_in_the_line_only(tmp_path, backend):
     plan = make_plan([source(make_split(tmp_path / "a", [20]), 40)], 8, 5, 5)
     load, _ = loader.image_functions(backend, image_transform(8, is_train=True))
-    file, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "JPEG")  # in place of each sample's image
-    alone, shared = (
-        sorted(
-            (text, image.numpy().tobytes())
-            for image, text in read(plan, 1, num_workers, lambda _: load(file.getvalue()))[0, 0]
-        )
-        for num_workers in (1, 3)
-    )
+    data = make_image("in place of each sample's")
+    parts = [read(plan, 1, num_workers, lambda _: load(data))[0, 0] for num_workers in (1, 3)]
+    alone, shared = (sorted((text, image.numpy().tobytes()) for image, text in part) for part in parts)
     assert alone == shared
     assert len({draw for _, draw in alone}) > 20  # each pass draws anew: without that they would be 20 at most
 
@@ -270,17 +236,18 @@ def test_undecodable_samples_are_counted_and_replaced_from_their_split(tmp_path,
     assert all(f"is left out: {why}" in caplog.text for why in reasons)
 
 
-def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw(tmp_path):
-    splits = [make_split(tmp_path / "a", [9] * 20, {f"{i} 4" for i in range(20)}), make_split(tmp_path / "b", [5])]
-    plan = make_plan([source(split, n) for split, n in zip(splits, (120, 40), strict=True)], 8, 20, 10)
-    plan["sampling"] = "resampled"
+def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "SHUFFLE_INITIAL", 20)  # else each worker reads a thousand for its ten
+    splits = [make_split(tmp_path / "a", [9] * 8, {f"{i} 4" for i in range(8)}), make_split(tmp_path / "b", [5])]
+    sources = [source(split, n) for split, n in zip(splits, (60, 20), strict=True)]
+    plan = make_plan(sources, 8, 10, 5, sampling="resampled")
     counts = defaultdict(Counter)
     parts = read(plan, 2, 2, counts=counts)
-    assert {source: numbers["read"] for source, numbers in counts.items()} == {"s0": 120, "s1": 40}
+    assert {source: numbers["read"] for source, numbers in counts.items()} == {"s0": 60, "s1": 20}
     assert counts["s0"]["undecodable"] > 0
     found = Counter(text for part in parts.values() for _, text in part)
     from_a = Counter({text: n for text, n in found.items() if not text.startswith("0 ")})
-    assert len(from_a) < 110  # 120 of 160 without replacement would be 120 different ones
+    assert len(from_a) < 55  # 60 of 64 without replacement would be 60 different ones
     assert len({tuple(text for _, text in part) for part in parts.values()}) == 4
     assert read(plan, 2, 2) == parts
     assert captions(plan | {"seed": 1}, 2, 2) != captions(plan, 2, 2)
@@ -290,11 +257,7 @@ def test_with_replacement_each_source_gives_its_share_and_each_part_its_own_draw
 @pytest.mark.parametrize(
     ("workers", "fault", "message"),
     [
-        (
-            0,
-            "undecodable",
-            r"^s0: none of \d+ samples can be used, \S+/a/00000000.tar:\w+-0 for one: \w.*$",
-        ),
+        (0, "undecodable", r"^s0: none of \d+ samples can be used, \S+/a/00000000.tar:\w+-0 for one: \w.*$"),
         (2, "missing", r"^\S+/a/00000000.tar is missing$"),
         (0, "short", r"^\S+/a/00000000.tar has fewer samples than its sizes.json says: "),
     ],
@@ -313,13 +276,8 @@ def test_an_error_is_one_line_without_a_loader_processs_traceback(tmp_path, work
 @pytest.mark.parametrize("size", [(90, 60), (40, 40), (30, 200)])
 def test_both_image_backends_make_the_same_input(tmp_path, size):
     """Of JPEGs, crops of them enlarged or made smaller: at most two of 255 levels apart, as normalised."""
-    files = [io.BytesIO() for _ in range(8)]
-    for i, file in enumerate(files):
-        noise = np.random.default_rng(i).integers(0, 255, (9, 9, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize(size).save(file, "JPEG")
-    content = [(f"{i:032x}-0", {"jpg": file.getvalue(), "txt": b"1 2"}) for i, file in enumerate(files)]
-    write_json(tmp_path / "a/sizes.json", {"0.tar": write_shard(tmp_path / "a/0.tar", content)})
-    plan, transform = make_plan([source(str(tmp_path / "a"), 8)], 8, 1, 1), image_transform(48, is_train=True)
+    content = [(f"{i:032x}-0", {"jpg": make_image(f"{i}", size=size), "txt": b"1 2"}) for i in range(8)]
+    plan, transform = make_plan([source(write_split(tmp_path / "a", content), 8)], 8, 1, 1), image_transform(48, True)
     pil, ours = (
         next(iter(open_loader(tmp_path, plan | {"image_backend": backend}, preprocess=transform).dataloader))[0]
         for backend in ("pil", "torchvision")
@@ -331,17 +289,13 @@ def test_both_image_backends_make_the_same_input(tmp_path, size):
     assert torch.equal(pil, next(iter(open_loader(tmp_path, plan, preprocess=transform).dataloader))[0])
 
 
-def test_other_augmentation_than_cropping_needs_pil(tmp_path):
+def test_what_a_loader_refuses(tmp_path):
     plan = make_plan([source(make_split(tmp_path / "a", [8]), 8)], 8, 1, 1, image_backend="torchvision")
+    with pytest.raises(TicError, match="the plan's batch is 8, not 2 × 3 ranks"):
+        open_loader(tmp_path, plan, world_size=3)
     more = {"color_jitter": (0.3, 0.3, 0.3, 0.1), "color_jitter_prob": 0.8}
     with pytest.raises(TicError, match="--aug-cfg needs --image_backend pil"):
         open_loader(tmp_path, plan, preprocess=image_transform(48, is_train=True, aug_cfg=more))
-
-
-def test_another_batch_than_the_plans_is_refused(tmp_path):
-    plan = make_plan([source(make_split(tmp_path / "a", [4]), 8)], 8, 1, 1)
-    with pytest.raises(TicError, match="the plan's batch is 8, not 2 × 3 ranks"):
-        open_loader(tmp_path, plan, world_size=3)
 
 
 def test_a_part_of_a_source_is_the_first_of_each_shard_and_the_rest_is_never_read(tmp_path):
@@ -350,32 +304,18 @@ def test_a_part_of_a_source_is_the_first_of_each_shard_and_the_rest_is_never_rea
     assert counts == {f"{shard} {i}": 4 for shard, used in enumerate([5, 3, 2]) for i in range(used)}
 
 
-def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3):
-    split = make_split(tmp_path / "a", [7, 6])
-    for name in os.listdir(split):
-        upload(tmp_path / "a" / name, f"{s3}/a/{name}")
-    local, cloud = (make_plan([source(folder, 26)], 13, 2, 2) for folder in (split, f"{s3}/a"))
-    assert captions(cloud, 1, 2) == captions(local, 1, 2)
-
-
-def test_loader_processes_of_all_ranks_share_a_cache_and_fetch_each_shard_once(tmp_path, s3, s3_server):
+def test_sources_in_a_cloud_are_read_like_local_ones(tmp_path, s3, s3_server):
+    """With a cache, loader processes of all ranks fetch each shard once."""
     split, kept = make_split(tmp_path / "a", [7, 6, 5, 4]), tmp_path / "cache"
     for name in os.listdir(split):
         upload(tmp_path / "a" / name, f"{s3}/a/{name}")
     local, cloud = (make_plan([source(folder, 80)], 8, 10, 5) for folder in (split, f"{s3}/a"))
+    assert captions(cloud, 1, 2) == captions(local, 1, 2)
     cloud["keep"] = {"cache": str(kept), "cache_gb": 1}
     s3_server.requests.clear()
     for rank in range(2):
-        batches = [
-            [(images.tolist(), texts.tolist()) for block in range(2) for images, texts in open_block(info, block)]
-            for info in (open_loader(tmp_path, plan, 2, rank, workers=2) for plan in (local, cloud))
-        ]
-        assert batches[0] == batches[1]
-        assert len(batches[0]) == 10
+        expected, found = ([*batches(open_loader(tmp_path, plan, 2, rank, workers=2), 0, 2)] for plan in (local, cloud))
+        assert found == expected
+        assert len(found) == 10
     assert [s3_server.count("GET", f"/a/{shard:08d}.tar") for shard in range(4)] == [1] * 4
     assert len(list(kept.glob("*.tar"))) == 4
-
-
-def open_block(info, block):
-    info.set_epoch(block)
-    return info.dataloader
