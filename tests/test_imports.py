@@ -61,7 +61,7 @@ def test_no_module_imports_itself_through_others():
     assert max(floor for module, floor in floors.items() if module.startswith("tic_clip.training")) <= 8
 
 
-LINES = {"library": 10_250, "file": 350, "function": 50, "file of tests": 690}
+LINES = {"library": 10_300, "file": 350, "function": 50, "file of tests": 500}
 """How many there may be of each, docstrings and blank lines included."""
 
 
