@@ -21,7 +21,6 @@ from types import ModuleType
 import require_venv  # noqa: F401
 
 import evaluate
-import report
 import train
 
 from tic_clip import TicError
@@ -111,7 +110,7 @@ def run(settings: dict[str, str]) -> None:
         evaluate.main(["--check", "--benchmark", benchmark.name, *evaluation])
     train_runs(runs, launch, evaluation, by_step=settings["EVALUATE"] == "step")
     if launch.node_rank == 0 and is_sweep(settings):
-        report.main([*runs, "--out", locate_output(settings, benchmark.name, "comparison")])
+        write_report([*runs, "--out", locate_output(settings, benchmark.name, "comparison")])
 
 
 def is_sweep(settings: dict[str, str]) -> bool:
@@ -145,7 +144,7 @@ def train_runs(runs: dict[str, list[str]], launch: "Launcher", evaluation: list[
             run_script(train, launch.command, [*flags[:-1], step], 1)
             run_script(evaluate, launch.local, ["--train_output_dir", out, *evaluation])
             if launch.node_rank == 0:
-                report.main([out, "--out", out])
+                write_report([out, "--out", out])
 
 
 def run_script(script: ModuleType, torchrun: list[str], flags: list[str], *world_size: int) -> None:
@@ -154,6 +153,13 @@ def run_script(script: ModuleType, torchrun: list[str], flags: list[str], *world
         start([*torchrun, ROOT / f"scripts/{script.__name__}.py", *flags])
     else:
         script.main(flags, *world_size)
+
+
+def write_report(flags: list[str]) -> None:
+    """Run report.py in this process; what it imports takes a second, which a dry run does not need."""
+    import report
+
+    report.main(flags)
 
 
 def default_folder(name: str) -> str:

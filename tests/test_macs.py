@@ -15,15 +15,19 @@ def test_the_embedded_models_macs_by_hand(patch):
     patches = (48 // patch) ** 2
     image = patches * patch * patch * 3 * 128 + by_hand(128, patches + 1, 4) + 128 * 128
     text = by_hand(128, 24, 2) + 128 * 128
-    assert models.macs_per_sample(f"ViT-Tiny-{patch}-48") == image + text
+    assert models.count_macs(f"ViT-Tiny-{patch}-48") == image + text
 
 
 def test_published_figures():
     """OpenCLIP's profile gives 14.78 GFLOPs for ViT-B-32, 46.44 for SigLIP's ViT-B-16; a MAC is two."""
-    assert round(models.macs_per_sample("ViT-B-16-SigLIP") * 2 / 1e9, 2) == 46.44
-    each = models.macs_per_sample("ViT-B-32")
+    assert round(models.count_macs("ViT-B-16-SigLIP") * 2 / 1e9, 2) == 46.44
+    each = models.count_macs("ViT-B-32")
     assert round(each * 2 / 1e9, 2) == 14.78
     assert each * 12_800_000 == pytest.approx(9.5e16, rel=0.01)  # DataComp's small scale
+
+
+def test_the_table_has_what_is_counted():
+    assert {model: models.count_macs(model) for model in models.MACS} == models.MACS
 
 
 def test_a_teacher_costs_a_third():

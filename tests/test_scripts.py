@@ -266,12 +266,16 @@ def test_sources_are_split_and_packed_with_the_settings(started, tmp_path):
 
 
 def test_the_whole_command_prints_the_plan_wherever_it_is_called(data_dir):
-    """Relative folders count from where the user stands."""
+    """Relative folders count from where the user stands; what takes seconds to import is left to training."""
     environment = {**os.environ, "DATA_DIR": data_dir.name, "DRY_RUN": "1", "NPROC": "8", "OUTPUT_DIR": "runs"}
+    environment["PYTHONPROFILEIMPORTTIME"] = "1"
     command = ["bash", f"{ROOT}/scripts/{CUMULATIVE}"]
     done = subprocess.run(command, cwd=data_dir.parent, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "runs/medium_basic_cumulative: datacomp, basic, cumulative, tic_medium" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "numpy" in imported
+    assert not {"torch", "pandas", "matplotlib"} & imported
 
 
 def test_all_methods_of_emoji_are_run_beside_each_other(checkout):

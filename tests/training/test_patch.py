@@ -165,11 +165,11 @@ def test_a_run_with_a_teacher_joins_the_process_group_that_is_there(runs, images
     assert hooks.device_ids(torch.device("cuda:1")) == [torch.device("cuda:1")]
 
 
-def test_openclip_gives_no_future_warning_and_imports_transformers_only_for_its_models(tmp_path):
+def test_openclip_gives_no_future_warning_and_imports_timm_and_transformers_only_for_their_models(tmp_path):
     """It takes seconds; test_model_kinds.py has such models."""
     calls = "get_autocast('amp')(); get_autocast('amp_bf16')()"
     code = f"from training import main, train\nexec({calls!r}, vars(train))\nexec('GradScaler()', vars(main))\n"
-    code += "import sys\nassert 'transformers' not in sys.modules"
+    code += "import sys\nassert not {'timm', 'transformers'} & sys.modules.keys()"
     (tmp_path / "script.py").write_text(code)
     done = Script(tmp_path / "script.py").wait()
     assert done.returncode == 0, done.stderr

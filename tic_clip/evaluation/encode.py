@@ -124,7 +124,7 @@ def encode_set(encoders: Sequence[Encoder], name: str, found: EvalSet, part: sli
         for start in range(0, len(items), settings.batch_size)
     ]
     load = partial(_load, preprocess=first.preprocess, tokenizer=first.tokenizer, skip_bad=settings.skip_bad)
-    num_workers = min(settings.workers, len(index))
+    num_workers = min(settings.workers, len(index)) if len(index) > 2 else 0  # one batch each of images and texts: none
     loader = iterate_batches(DataLoader(index, batch_size=None, collate_fn=load, num_workers=num_workers))
     features, num_images = [Features() for _ in encoders], 0
     batches = progress(loader, f"evaluate: {name}", len(index), "batch")

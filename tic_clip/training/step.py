@@ -21,7 +21,7 @@ from typing import Any
 
 from tic_clip import TicError, check_installed, package_file
 from tic_clip.benchmarks import get_benchmark
-from tic_clip.models import has_logit_bias, save_pretrained
+from tic_clip.models import MODEL_CONFIGS, has_logit_bias, save_pretrained
 from tic_clip.runs import keep_benchmark, last_checkpoint
 from tic_clip.storage import read_json, write_json
 from tic_clip.training.config import Config, scale_of
@@ -202,6 +202,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
     """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
+    import open_clip
     import torch
     from training import main as openclip_main
     from training import train as openclip_train
@@ -211,6 +212,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
     if not torch.cuda.is_available():  # OpenCLIP's autocast is for CUDA alone
         cpu = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         openclip_train.get_autocast = lambda precision: cpu if precision == "amp_bf16" else nullcontext
+    open_clip.add_model_config(MODEL_CONFIGS)
     openclip_main.setup_logging = log_to_file
     openclip_main.get_latest_checkpoint = lambda path, remote: checkpoint.newest(Path(path).parent, plan)
     arguments = open_clip_arguments(plan, config, world_size, torch.cuda.is_available())
