@@ -1,4 +1,4 @@
-"""Copies of a cloud's shards on a disk of this machine, shared by its processes; the least recently used go first.
+"""Cache shards of a cloud on a local disk, shared by all processes of a machine; evict the least recently used.
 
 A copy's name has a digest of the object's URL and tag, and its size. ``NAME.lock`` is held while a process fetches it.
 """
@@ -27,7 +27,7 @@ THREADS = 2  # of a process, which fetch ahead
 
 
 class Cache:
-    """At most ``limit`` bytes of copies in ``folder``; one is removed also while it is read, as POSIX allows."""
+    """At most ``limit`` bytes of copies in ``folder``; POSIX allows to remove one while it is read."""
 
     def __init__(self, folder: str, limit: float) -> None:
         self.folder, self.limit = Path(folder), limit
@@ -36,7 +36,7 @@ class Cache:
             threading.Thread(target=self._fetch_ahead, daemon=True).start()
 
     def open(self, url: str) -> IO[bytes]:
-        """Return the copy of an object, which is fetched first if no process has done it."""
+        """Open the copy of an object, fetching it if no process has."""
         size, stem = identify(url)
         copy, lock = (self.folder / f"{stem}.{suffix}" for suffix in ("tar", "lock"))
         while not (file := _open_complete(copy, size)):
@@ -56,12 +56,12 @@ class Cache:
         return file
 
     def prefetch(self, url: str) -> None:
-        """Fetch an object in the background, unless it is there; an error is left to who opens it."""
+        """Fetch an object in the background if needed; errors appear when it is opened."""
         if storage.is_remote(url):
             self.urls.put(url)
 
     def ahead(self, items: Iterable[T], url_of: Callable[[T], str]) -> Iterator[T]:
-        """Yield ``items``; while one is used, the object of the next is fetched."""
+        """Yield ``items``, fetching the next one's object in the background."""
         for item, following in pairwise(chain(items, [None])):
             if following is not None:
                 self.prefetch(url_of(following))
@@ -74,7 +74,7 @@ class Cache:
                 self.open(url).close()
 
     def _reserve(self, url: str, size: int, lock: Path) -> IO[bytes] | None:
-        """Return the held lock of an object to fetch, for which there is room now; None if others have to end first."""
+        """Return a held lock for an object, with room made for it; None if other fetches must end first."""
         copies, pending = self._scan()
         if lock.stem in pending:
             return None
@@ -95,7 +95,7 @@ class Cache:
         return None
 
     def _scan(self) -> tuple[list[tuple[float, int, Path]], dict[str, int]]:
-        """Return (last use, bytes, path) of each copy that may go, and stem -> bytes of what is being fetched."""
+        """Return (last use, bytes, path) of each evictable copy, and stem -> bytes of what is being fetched."""
         pending, copies = {}, []
         for lock in self.folder.glob(f"{STEM}.lock"):
             if _is_held(lock):
@@ -111,7 +111,7 @@ class Cache:
 
 
 def open_cache(keep: dict[str, Any]) -> Cache | None:
-    """Return this process's cache as a plan's ``keep`` has it, or None without one."""
+    """Return this process's cache from a plan's ``keep``, or None without one."""
     return _open_cache(keep["cache"], keep["cache_gb"] * GB, os.getpid()) if keep.get("cache") else None
 
 
@@ -122,7 +122,7 @@ def _open_cache(folder: str, limit: float, _: int) -> Cache:
 
 @functools.cache
 def identify(url: str) -> tuple[int, str]:
-    """Return the bytes of an object and the stem of its copy's name; the store is asked once a process."""
+    """Return the size of an object and the stem of its copy's name; ask the store once per process."""
     info = storage.describe(url)
     if info.get("type") != "file":
         raise storage.NotFoundError(f"{url} is missing")
@@ -131,7 +131,7 @@ def identify(url: str) -> tuple[int, str]:
 
 
 def _open_complete(copy: Path, size: int) -> IO[bytes] | None:
-    """Return a copy, marked as used; None if there is none, or a power cut has left another size."""
+    """Open a copy and mark it as used; None if it is missing or, after a power cut, has another size."""
     with suppress(FileNotFoundError):
         file = open(copy, "rb")  # noqa: SIM115  it is returned
         if os.fstat(file.fileno()).st_size == size:
@@ -144,7 +144,7 @@ def _open_complete(copy: Path, size: int) -> IO[bytes] | None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is missing; wait for other processes and threads."""
+    """Hold the lock of a folder, creating it if needed; wait for other processes and threads."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "ab") as file:
         _flock(file, fcntl.LOCK_EX)
@@ -171,7 +171,7 @@ def _is_held(lock: Path) -> bool:
 
 
 def _wait(lock: Path) -> None:
-    """Wait until nobody holds ``lock``; if nobody does, half a second for others to make room."""
+    """Wait until nobody holds ``lock``, or half a second if nobody does."""
     try:
         with open(lock, "rb") as file:
             _flock(file, fcntl.LOCK_SH)

@@ -35,7 +35,7 @@ from tic_clip.training.sampling import apportion
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program in one line on an error that the user can fix; a context, or a decorator."""
+    """Exit with one line on an error that the user can fix; a context manager or decorator."""
     try:
         yield
     except (TicError, OSError) as error:
@@ -82,7 +82,7 @@ def configure_training(config: dict[str, Any], args: argparse.Namespace, rank: i
 
 
 def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """Return an exact plan for train.py's data: a source a folder, by size or by weight."""
+    """Return an exact plan for train.py's data, with a source for each folder, by size or weight."""
     parts = str(args.data_dir).split("::")  # of a pathlib.Path, which has made one slash of a URL's two
     folders = [str(to_path(re.sub("^([a-z0-9]+):/(?!/)", r"\1://", part))) for part in parts]
     sizes = [sum(split_sizes(folder).values()) for folder in folders]
@@ -109,7 +109,7 @@ def exact_plan(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
 
 
 class _InfoUnpickler(pickle.Unpickler):
-    """Reads containers, text, numbers and paths; it refuses everything that could run."""
+    """An unpickler of containers, text, numbers and paths that refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         paths = ("PosixPath", "PurePosixPath", "S3Path", "GSPath", "AzureBlobPath")
@@ -120,7 +120,7 @@ class _InfoUnpickler(pickle.Unpickler):
 
 @exit_on_user_error()
 def load_info(path: Path) -> dict[str, Any]:
-    """Return the content of ``info.pkl`` without running any code of it; cloud paths become text."""
+    """Return the content of ``info.pkl`` without running code from it; cloud paths become text."""
     data = read_bytes(path)
     try:
         info = _InfoUnpickler(io.BytesIO(data)).load()
@@ -135,7 +135,7 @@ def load_info(path: Path) -> dict[str, Any]:
 def evaluate_model(
     key: str, train_info: dict[str, Any], data_root: str | None, dataset_size: int | None, batch_size: int = 64
 ) -> dict[str, float]:
-    """Evaluate as DataComp's ``eval_utils.main.evaluate_model`` does, and ``tic/`` tasks as tic_clip does."""
+    """Evaluate ``tic/`` tasks with tic_clip, and others with DataComp's ``eval_utils.main.evaluate_model``."""
     arch = train_info["scale_config"]["model"]
     weights = "" if arch.startswith(HUB) else str(train_info["checkpoint"])
     if not key.startswith("tic/"):
@@ -153,7 +153,7 @@ def evaluate_model(
 
 @functools.cache
 def _patch_packages() -> None:
-    """Let DataComp's own suite run with current packages, and give the numbers that it gave with those of its time."""
+    """Patch packages so that DataComp's own suite runs with current ones and gives the numbers of the pinned ones."""
     import datasets
     import open_clip
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
@@ -169,7 +169,7 @@ def _patch_packages() -> None:
 
 
 class _OldWebDataset(webdataset.WebDataset):
-    """The stages of version 0.2.31, of which eval_utils takes the fifth for the decoder; they are added in place."""
+    """A WebDataset with version 0.2.31's stages, as eval_utils takes the fifth for the decoder."""
 
     def __init__(self, urls: str, **options: Any) -> None:
         super().__init__(urls, **options)
@@ -181,7 +181,7 @@ class _OldWebDataset(webdataset.WebDataset):
 
 
 def _load_dataset(load_dataset: Callable, name: str, **options: Any) -> Any:
-    """Load a dataset of the hub; where it is a script, which datasets no longer runs, the hub's Parquet copy of it."""
+    """Load a dataset of the hub, or its Parquet copy if it is a script, which datasets no longer runs."""
     try:
         return load_dataset(name, **options)
     except RuntimeError:
@@ -190,7 +190,7 @@ def _load_dataset(load_dataset: Callable, name: str, **options: Any) -> Any:
 
 @functools.cache
 def _encoder(arch: str, weights: str, settings: Settings) -> Encoder:
-    """Load the model, once for all tasks."""
+    """Load the model once for all tasks."""
     return Encoder(Model(name=f"{arch} {weights}", arch=arch, weights=weights), settings)
 
 
@@ -202,13 +202,13 @@ def add_class_flag(parser: argparse.ArgumentParser) -> None:
 
 @exit_on_user_error()
 def _check_classes(path: str) -> str:
-    """Return the path of a table of classes, once it is known to be one and sorted."""
+    """Return the path of a table of classes after checking that it is one and sorted."""
     fingerprint(path, CLASS_ROW)
     return path
 
 
 def open_classes(path: str | None) -> Callable[[np.ndarray], dict[str, bytes]]:
-    """Return a function from a UID to the members to add to its sample: ``{"cls": class id}``, or {} if not listed."""
+    """Return a function: UID -> members to add to its sample, ``{"cls": class id}`` or {}."""
     table = open_uids(path, CLASS_ROW) if path else np.empty(0, CLASS_ROW)
 
     def look_up(uid: np.ndarray) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Evaluation splits as clip_benchmark reads them: ``test/{0,1,...}.tar``, links to the shards of all parts in order."""
+"""Make evaluation splits readable for clip_benchmark: ``test/{0,1,...}.tar`` link to the shards of all parts."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ PARTS = "[0-9]" * 5  # the folders that reshard makes of a split with --parts
 
 
 def imagenet_texts() -> dict[str, list[str]]:
-    """Return OpenCLIP's ImageNet class names and prompt templates, as lines of clip_benchmark's two files."""
+    """Return OpenCLIP's ImageNet class names and prompt templates in clip_benchmark's format."""
     data = runpy.run_path(str(package_file("open_clip", "zero_shot_metadata.py")))
     templates = [template("{c}") for template in data["OPENAI_IMAGENET_TEMPLATES"]]
     return {CLASSNAMES: list(data["IMAGENET_CLASSNAMES"]), TEMPLATES: templates}

@@ -1,4 +1,4 @@
-"""Read dates as tables have them: ISO 8601, seconds or milliseconds since 1970, years, a strftime format; in UTC."""
+"""Parse the dates of tables, in UTC: ISO 8601, seconds or milliseconds since 1970, years, a strptime format."""
 
 import datetime
 import math
@@ -18,7 +18,7 @@ EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
 def read_date(value: object, form: str = "auto") -> int | None:
-    """Return a date as seconds since 1970 (UTC), or None if it is none of that form."""
+    """Return a date as seconds since 1970 (UTC), or None if it can't be parsed."""
     try:
         seconds = math.floor(_parse(value.strip() if isinstance(value, str) else value, form))
     except (TypeError, ValueError, OverflowError):
@@ -50,14 +50,14 @@ def _parse(value: object, form: str) -> float:
 
 
 def to_seconds(date: datetime.date) -> float:
-    """Return the seconds of a date; a day is its first second, a time without a zone is of UTC."""
+    """Return seconds since 1970; a day is its first second, a time without a zone is UTC."""
     if not isinstance(date, datetime.datetime):
         date = datetime.datetime(date.year, date.month, date.day)
     return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def check_format(form: str) -> None:
-    """Raise a TicError if a format of dates is not one."""
+    """Raise a TicError if a date format is not valid."""
     if form in FORMATS:
         return
     problem = f"--date-format {form!r} is not {', '.join(FORMATS)} or a format such as %d.%m.%Y"

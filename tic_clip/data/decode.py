@@ -1,4 +1,4 @@
-"""Decode images that come from anywhere: what is wrong with one is a ``BadImage``, and nothing huge is decoded."""
+"""Decode images of any origin; a broken or huge one raises a ``BadImage``."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""UID and class files of TiC-DataComp, made from the published lists, and named as the splits that reshard makes."""
+"""Make the UID and class files of TiC-DataComp's splits from the published lists."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +66,7 @@ def write_eval_uids(lists: str | None, output_path: str) -> Iterator[str]:
 def _write_month(
     source: Path, folder: Path, eval_uids: dict[tuple[str, str], np.ndarray], all_uids: np.ndarray, tables: str
 ) -> Iterator[str]:
-    """Write a month's lists, unless they are made of the same; ``eval_uids``: (task, year) -> UIDs."""
+    """Write a month's lists unless they are up to date; ``eval_uids``: (task, year) -> UIDs."""
     rows, month, inputs = open_uids(source), source.stem, {"list": fingerprint(source), "tables": tables}
     removed = all_uids[find_uids(rows, all_uids)[1] > 0]
     for task in TABLES:
@@ -82,7 +82,7 @@ def _write_month(
 
 
 def _write_once(path: Path, inputs: dict[str, str], make: Callable[[], np.ndarray]) -> tuple[int, str]:
-    """Write a list unless it is there and was made of the same inputs; return its UIDs and a note that says so."""
+    """Write a list unless it was made from the same inputs; return its UIDs and a note."""
     journal = path.parent / INPUTS
     done = read_json(journal) if journal.exists() else {}
     if done.get(path.name) == inputs and path.exists():

@@ -1,4 +1,4 @@
-"""The life of an output folder: shards, ``sizes.json`` and ``sample_ids.npy``, ``meta.json`` last; and its summary."""
+"""Start, finish, reuse and summarise an output folder of shards; ``meta.json`` is written last."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -49,7 +49,7 @@ def load_finished(
 
 
 def _is_complete(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Return whether the tables, the stats and all bytes of the shards that ``meta.json`` counts are there."""
+    """Return whether all tables, stats and shards that ``meta.json`` counts are there, with all their bytes."""
     sizes = {to_path(file).name: size for file, size in list_files(path)}
     tars = {name: size for name, size in sizes.items() if name.endswith(".tar")}
     needed = [SIZES, *map(stats_path, tars), *([] if meta["arguments"].get("part") else [SUBSET])]
@@ -58,7 +58,7 @@ def _is_complete(path: Path, meta: Mapping[str, Any]) -> bool:
 
 
 def start(folder: object, keep: Collection[str] = frozenset()) -> None:
-    """Make the folder; remove its tables, shards and stats but for ``keep``, and no other file of a wrong folder."""
+    """Create the folder, or remove its tables, shards and stats except ``keep``; leave other files alone."""
     path = to_path(folder)
     for name in META, SIZES, SUBSET:
         remove(path / name)
@@ -85,7 +85,7 @@ def finish(folder: object, meta: Mapping[str, Any], sizes: Mapping[str, int], su
 
 
 def link_or_copy(source: object, target: object) -> None:
-    """Make ``target`` the same as the local file ``source``: a hard link where the disk has them, else a copy."""
+    """Hard-link ``target`` to the local file ``source``, or copy it where that is not possible."""
     source = Path(str(source)).resolve()  # a hub's cache keeps symbolic links, and a hard link of one would dangle
     if not is_remote(target):
         Path(str(target)).parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def link_or_copy(source: object, target: object) -> None:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What became of one list, over its parts: ``num_bad`` and ``wrong_stats`` count pool shards, ``wanted`` UIDs."""
+    """Summary of a split over its parts; ``num_bad`` and ``wrong_stats`` count pool shards, ``wanted`` UIDs."""
 
     name: str
     path: str
@@ -120,7 +120,7 @@ def summarize(name: str, path: str, parts: list[Mapping[str, Any]], reused: bool
 
 
 def table(splits: list[SplitSummary]) -> str:
-    """Return the splits as lines of text: what each holds, and the coverage of its UIDs."""
+    """Return the splits as lines of text, with samples and coverage of their UIDs."""
     width = max(len(split.path) for split in splits)
     lines = [f"{'split':{width}}  {'samples':>13}  {'shards':>9}  {'size':>15}  coverage"]
     for split in splits:

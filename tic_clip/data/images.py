@@ -1,6 +1,6 @@
-"""Find and read images in the folders that people have: nested or flat files of any suffix, zip archives, or tars.
+"""Find and read images in users' folders: nested or flat files with any suffix, zip archives, or tars.
 
-An image is known by the path that a list gives it, ``a/b/key.jpg``, or by its key. Nothing is unpacked or written.
+An image is found by its path in a list, ``a/b/key.jpg``, or by its key. Nothing is unpacked.
 """
 
 import errno
@@ -44,11 +44,11 @@ def strip_suffix(path: str) -> str:
 
 
 class UnusableImage(Exception):
-    """A file that no sample can be made of; the message is the reason."""
+    """An image that can't become a sample; the message is the reason."""
 
 
 def read_file(folder: str, image: str, *, is_exact: bool = False) -> bytes | None:
-    """Return an image: at its path, with another suffix, or flat unless ``is_exact``; None if there is none."""
+    """Return an image's bytes: at its path, with another suffix, or flat unless ``is_exact``; None if missing."""
     parent, name = os.path.split(strip_suffix(image))
     places = dict.fromkeys([os.path.join(folder, parent), *[os.path.join(folder, "")] * (not is_exact)])
     others = (os.path.join(place, name + suffix) for place in filter(_has_images, places) for suffix in _SPELLINGS)
@@ -73,7 +73,7 @@ def _has_images(folder: str) -> bool:
 
 
 def find_archives(folder: str, skipped: str) -> list[str]:
-    """Return the zips and tars anywhere in a folder but in ``skipped``, also in those that links lead to, sorted."""
+    """Return all zips and tars below a folder, following links, except in ``skipped``, sorted."""
     found, seen = [], {os.path.realpath(skipped)}
     for path, folders, files in os.walk(folder, followlinks=True):
         if (place := os.path.realpath(path)) in seen:
@@ -139,7 +139,7 @@ def read_member(path: str, member: np.void) -> bytes:
 
 
 def detect_format(data: bytes) -> str:
-    """Return jpg, png or webp by an image's first bytes; UnusableImage if it is none of them or a placeholder."""
+    """Return jpg, png or webp from an image's first bytes; raise an UnusableImage for others and placeholders."""
     if not data:
         raise UnusableImage("empty file")
     if len(data) <= 4096 and hashlib.md5(data, usedforsecurity=False).hexdigest() in PLACEHOLDERS:
@@ -151,7 +151,7 @@ def detect_format(data: bytes) -> str:
 
 
 def store_images(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
-    """Yield rows; images that stand in them go to zips in ``folder``/images/, called by their numbers."""
+    """Yield rows, writing images inside them to numbered zips in ``folder``/images/."""
     count, archive = 0, None
     with ExitStack() as stack:
         for row in rows:

@@ -1,4 +1,4 @@
-"""A folder of lists of dated samples, by step: how it is made, replaced as a whole, described and read."""
+"""Folders of lists of dated samples by step: make, replace as a whole, describe and read them."""
 
 import csv
 import hashlib
@@ -34,7 +34,7 @@ FEW = 50  # samples of a test set
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How rows become lists, and where: the flags that each create_splits.py has."""
+    """How rows become lists: the flags of every create_splits.py."""
 
     output_path: str = flag("folder of the lists", "", metavar="LISTS")
     test_share: float = flag("the fraction to hold out", 0.01)
@@ -44,7 +44,7 @@ class Options:
     overwrite: bool = flag("make the lists again", False)
 
     def settings(self, benchmark: str, dataset: str) -> dict[str, Any]:
-        """Return the part of a manifest that says how to cut; a TicError says which value can't be."""
+        """Return the settings part of a manifest; raise a TicError for an invalid value."""
         if not self.output_path:
             raise TicError("--output-path must be given")
         local_folder(self.output_path)  # raises if it is in a cloud
@@ -53,7 +53,7 @@ class Options:
         return {"benchmark": benchmark, "dataset": dataset, "seed": self.seed, "test_share": self.test_share}
 
     def reject(self, dropped: Counter[str], reason: str, message: str) -> None:
-        """Count a row that can't be used, or raise a TicError if none may be left out."""
+        """Count an unusable row, or raise a TicError if rows may not be skipped."""
         if not self.skip_bad_rows and reason != NOT_DOWNLOADED:
             raise TicError(f"{message} (--skip-bad-rows leaves such rows out)")
         dropped[reason] += 1
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOptions(Options):
-    """Also the name of a user's own benchmark and its steps: their names, with commas between, or a period each."""
+    """Also the name of a user's own benchmark and its steps: names, or one every year, quarter or month."""
 
     name: str = flag("the benchmark's name", "")
     steps: str | None = None
@@ -74,7 +74,7 @@ class OwnOptions(Options):
 
     @property
     def step_names(self) -> list[str]:
-        """Return the names of the steps that are given."""
+        """Return the names in ``steps``."""
         return [name.strip() for name in (self.steps or "").split(",") if name.strip()]
 
     def own_settings(self) -> dict[str, Any]:
@@ -103,9 +103,9 @@ class OwnOptions(Options):
 def make_lists(
     options: Options, made_from: dict[str, Any], write: Callable[[Path, Path], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
-    """Let ``write`` fill a new folder, given also one of work, and put it in the place of that of the lists.
+    """Call ``write(new folder, temporary folder)``, then replace the folder of the lists with the new one.
 
-    Returns the manifest, ``made_from`` and what ``write`` returns, and whether it was there already.
+    Returns the manifest (``made_from`` and what ``write`` returns), and whether the lists were already there.
     """
     if manifest := _load_finished(Path(options.output_path), made_from, options.overwrite):
         return manifest, True
@@ -129,7 +129,7 @@ def make_lists(
 
 
 def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the manifest of lists of the same input and settings; TicError if they are of another."""
+    """Return the manifest of existing lists; raise a TicError if their input or settings differ."""
     if overwrite or not (folder / MANIFEST).exists():
         return None
     manifest = read_json(folder / MANIFEST)
@@ -140,7 +140,7 @@ def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> 
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise a TicError if a folder has something that is not of lists, and would be lost."""
+    """Raise a TicError if a folder has other files, which would be lost."""
     known = {MANIFEST, BENCHMARK_FILE, STORED} if (folder / MANIFEST).exists() else set()
     known |= {name.partition("/")[0] for name in read_json(folder / MANIFEST)["files"]} if known else set()
     if foreign := sorted({path.name for path in folder.glob("[!.]*")} - known):
@@ -148,7 +148,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def list_names(benchmark: Benchmark) -> dict[str, tuple[str, str]]:
-    """Return of each list its (train or test, split or period), step by step."""
+    """Return list -> (train or test, split or period), step by step."""
     pairs = [pair for step in benchmark.steps for pair in zip_longest(step.splits, step.periods)]
     names = [(split, name) for pair in pairs for split, name in zip(SPLITS, pair, strict=True) if name]
     return {list_name(*name): name for name in names}
@@ -162,7 +162,7 @@ def list_name(split: str, step: str) -> str:
 def count_samples(
     benchmark: Benchmark, rows: Counter[tuple[str, str]], dropped: Counter[str], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Return the manifest's part on (split, step) -> ``rows``, what was dropped by reason, and ``files`` -> SHA-256."""
+    """Return the counts part of a manifest; ``rows``: (split, step) -> rows, ``files``: file -> SHA-256."""
     if not rows.total():
         raise TicError(f"the input has no row that can be used; dropped: {dict(+dropped) or 'none'}")
     counts, names = {}, list_names(benchmark).values()
@@ -191,7 +191,7 @@ def describe(folder: str, manifest: dict[str, Any], reused: bool) -> str:
 
 
 def warnings(manifest: dict[str, Any]) -> list[str]:
-    """Return what is likely to be wrong with lists: small test sets, classes of one sample."""
+    """Return warnings about lists: small test sets, classes with one sample."""
     small = {step: count["test"] for step, count in manifest["counts"].items() if count["test"] < FEW}
     lines, missing = [], manifest.get("missing_classes", {})
     empty = [step for step, count in small.items() if not count]
@@ -208,7 +208,7 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
 
 
 def next_step(folder: str, pool: str | None) -> str:
-    """Return the command that makes shards of lists, as a line."""
+    """Return a line with the command that makes shards from lists."""
     if pool:
         root = f"data/{read_benchmark(f'{folder}/{BENCHMARK_FILE}').root}"
         command = f"dataset_creation/reshard.py -i {pool} -o {root} -s {folder}/uids"
@@ -219,7 +219,7 @@ def next_step(folder: str, pool: str | None) -> str:
 
 
 def read_rows(path: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first byte, fields) of the rows of a list, or of those from byte ``start`` on."""
+    """Yield (first byte, fields) of the rows of a list, from byte ``start`` on."""
     csv.field_size_limit(sys.maxsize)
     with open(path, "rb") as file:
         first = file.seek(start) or len(file.readline())

@@ -1,7 +1,7 @@
 """Pack lists of dated images (CSV) and a folder of images into shards in the format of every other split.
 
-Shard n has the rows from n * ``shard_size`` on, fewer where images are missing. Memory holds 16 bytes a row, and 36 an
-image in an archive.
+Shard n has the rows from n * ``shard_size`` on, without those whose images are missing. Memory holds 16 bytes per row
+and 36 per image in an archive.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ COMPARED = ("list", "shard_size")  # what a split depends on, also in the stats 
 
 
 class Output(NamedTuple):
-    """A split and the list that it is made of: the first byte of each shard's rows, and the UIDs (N,)."""
+    """A split and its list: the first byte of each shard's rows, and the UIDs (N,)."""
 
     name: str
     path: str
@@ -52,9 +52,9 @@ class Output(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Where images are: archives and the .npy of their members; if ``is_exact``, under their paths and not their keys.
+    """Where images are: archives and the .npy of their members, under their paths if ``is_exact``, else their keys.
 
-    ``seen``: a .npy of the digests of the training images, which no test set may have.
+    ``seen``: a .npy of the digests of the training images, which test sets must not have.
     """
 
     archives: list[str]
@@ -86,7 +86,7 @@ def create_tars(
 ) -> tuple[list[SplitSummary], Counter[str]]:
     """Write ``train/{step}/``, ``eval/retrieval/{step}/`` and, of lists with labels, ``eval/labels/{step}/``.
 
-    Returns the splits, and the rows that are in none of them, by reason.
+    Returns the splits, and the number of dropped rows by reason.
     """
     manifest = _read_manifest(csv_path, image_path)
     benchmark = find_benchmark(csv_path, manifest["benchmark"])
@@ -118,7 +118,7 @@ def create_tars(
 
 
 def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
-    """Return the manifest of the lists; raise a TicError if there is none, or no folder of images."""
+    """Return the manifest of the lists; raise a TicError if it or the folder of images is missing."""
     if not Path(image_path).is_dir():
         raise TicError(f"{image_path} is not a folder of images")
     manifest = read_json(f"{csv_path}/{MANIFEST}") if (Path(csv_path) / MANIFEST).exists() else {}
@@ -128,7 +128,7 @@ def _read_manifest(csv_path: str, image_path: str) -> dict[str, Any]:
 
 
 def _pack(images: Images, outputs: list[Output], shards: dict[str, dict], stack: ExitStack, run: Callable) -> None:
-    """Make the ``shards`` that are missing of each output's path, the test sets last."""
+    """Make the missing ``shards`` of each output's path, the test sets last."""
     for split in SPLITS:
         todo = [output for output in outputs if output.path in shards and output.name.startswith(split)]
         pairs = [(output, number) for output in todo for number in range(len(output.starts))]
@@ -148,7 +148,7 @@ def _pack(images: Images, outputs: list[Output], shards: dict[str, dict], stack:
 
 
 def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: tuple[str, str]) -> Output:
-    """Read the list of a (split, step); TicError if it is not as create_splits.py made it."""
+    """Read the list of a (split, step); raise a TicError if it has changed since create_splits.py."""
     split, step = name
     file_name = list_name(split, step)
     path, data, starts = f"{csv_path}/{file_name}", bytearray(), []
@@ -165,14 +165,14 @@ def scan_list(csv_path: str, root: str, manifest: dict, arguments: dict, name: t
 
 
 def _load_finished(output: Output) -> dict[str, Any] | None:
-    """Return the ``meta.json`` of a split that was finished from the same list, or None if it must be made."""
+    """Return the ``meta.json`` of a split that was finished from the same list, or None."""
     journal = Path(output.path) / JOURNAL
     unfinished = read_json(journal) if journal.exists() else None
     return folder.load_finished(output.path, output.arguments, compared=COMPARED, unfinished=unfinished)
 
 
 def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[str, Any]]:
-    """Lock a split's folder until ``stack`` ends, and clear it; return the stats of the shards that can stay."""
+    """Lock a split's folder until ``stack`` ends, clear it, and return the stats of the shards to keep."""
     done = {}
     stack.enter_context(lock_folder(Path(output.path)))
     for number in range(0 if overwrite else len(output.starts)):
@@ -187,7 +187,7 @@ def _begin(output: Output, overwrite: bool, stack: ExitStack) -> dict[int, dict[
 
 
 def _save_sorted(tables: Iterable[np.ndarray], dtype: np.dtype, stack: ExitStack) -> str:
-    """Write the rows of tables to a .npy that lasts until ``stack`` ends, sorted: of one UID, the first goes first."""
+    """Write the rows of tables to a .npy that lasts until ``stack`` ends, stably sorted by UID."""
     rows = np.concatenate([np.empty(0, dtype), *tables])
     path = f"{stack.enter_context(temporary_folder('tic-pack-'))}/index.npy"
     np.save(path, rows[np.lexsort((rows["f1"], rows["f0"]))])
@@ -195,12 +195,12 @@ def _save_sorted(tables: Iterable[np.ndarray], dtype: np.dtype, stack: ExitStack
 
 
 def read_digests(tar: str) -> np.ndarray:
-    """Return the first 128 bits of the SHA-256 of each image of a shard that ``make_shard`` has made, as ``UID``."""
+    """Return the first 128 bits of the SHA-256 of each image of a packed shard, as ``UID``."""
     return parse_uids(record["sha256"][:32] for record in read_records(tar))
 
 
 def make_shard(images: Images, job: tuple[Output, int]) -> dict[str, Any]:
-    """Write a shard and then its stats, unless it has no sample; return these: samples, bytes, and what was dropped."""
+    """Write a shard and its stats, unless it has no sample; return the stats: samples, bytes, dropped by reason."""
     (output, number), dropped = job, Counter()
     path = f"{output.path}/{SHARD_FORMAT.format(number)}"
     count = write_shard(path, _samples(images, output, number, dropped), sync=False)
@@ -216,7 +216,7 @@ def make_shard(images: Images, job: tuple[Output, int]) -> dict[str, Any]:
 def _samples(
     images: Images, output: Output, number: int, dropped: Counter[str]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the samples of a shard as ``write_shard`` takes them; count those that can't be used."""
+    """Yield the samples of a shard for ``write_shard``; count unusable ones by reason."""
     folder, csv, shard_size = (output.arguments[name] for name in ("image_path", "csv", "shard_size"))
     rows = [row for _, row in islice(read_rows(csv, output.starts[number]), shard_size)]
     index = np.load(images.index, mmap_mode="r")
@@ -270,7 +270,7 @@ def _finish(output: Output, stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_records(tar: str) -> list[dict[str, Any]]:
-    """Return the JSON of the samples of a shard of ours, in its order."""
+    """Return the JSON of the samples of a shard, in order."""
     with open_shard(tar) as shard:
         return [msgspec.json.decode(sample.read(shard, "json")) for sample in samples(shard)]
 
@@ -278,9 +278,9 @@ def read_records(tar: str) -> list[dict[str, Any]]:
 def write_label_splits(
     root: Path, periods: Sequence[str], classes: list[str], options: PackOptions
 ) -> list[SplitSummary]:
-    """Write ``eval/labels/{period}/`` of the images of ``eval/retrieval/``: the first of each class, by their UIDs.
+    """Write ``eval/labels/{period}/`` with the first images of each class, by UID, of ``eval/retrieval/{period}/``.
 
-    reshard makes them of ``uids/eval/labels/`` and ``classes.npy``, again where a year was added.
+    reshard makes them from ``uids/eval/labels/`` and ``classes.npy``.
     """
     ids, uids, rows, notes = {name: i for i, name in enumerate(classes)}, root / "uids/eval/labels", [], {}
     for period in periods:

@@ -1,4 +1,4 @@
-"""Cut rows with a date by time: a training and a test list of each step, as CSV, in the order of the rows' UIDs.
+"""Split dated rows by time into a training and a test list of each step, as CSV sorted by UID.
 
 Memory is bounded: rows go into 256 bucket files by the first byte of their UID, and each bucket is sorted by itself.
 """
@@ -38,7 +38,7 @@ Spans = dict[str, list[tuple[int, int, str]]]
 
 
 def main(parser: Parser, dataset: str) -> None:
-    """Parse a script's own flags and those of both create_splits.py, cut, and print how many samples the lists have."""
+    """Parse a script's flags and the common ones, write the lists, and print how many samples they have."""
     add_flags(parser, Options)
     args = parser.parse_args()
     options, benchmark = from_flags(Options, args), getattr(args, "benchmark", dataset)
@@ -48,7 +48,7 @@ def main(parser: Parser, dataset: str) -> None:
 def create_splits(
     dataset: str, input_path: str, options: Options, benchmark: str | None = None
 ) -> tuple[dict[str, Any], bool]:
-    """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest, and whether it was there already."""
+    """Write the lists of YFCC15M's table or RedCaps' folder; return the manifest and whether it was already there."""
     steps, (read, caption) = get_benchmark(benchmark or dataset), SOURCES[dataset]
     settings = options.settings(steps.name, dataset)
     inputs = [path for path, _ in list_files(input_path, "*.json")] if Path(input_path).is_dir() else [input_path]
@@ -56,7 +56,7 @@ def create_splits(
 
 
 def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) -> tuple[dict[str, Any], bool]:
-    """Write the lists and ``benchmark.yaml`` of tables; return the manifest, and whether it was there already."""
+    """Write the lists and ``benchmark.yaml`` of tables; return the manifest and whether it was already there."""
     columns.require("image", "caption", "date")
     settings, tables = {**options.own_settings(), "columns": vars(columns)}, find_tables(tables)
 
@@ -68,7 +68,7 @@ def create_own_splits(tables: list[str], columns: Columns, options: OwnOptions) 
 
 
 def count_months(tables: list[str], columns: Columns, options: OwnOptions) -> Counter[date]:
-    """Return how many rows of tables each month has; a TicError says which date can't be read."""
+    """Return month -> rows of tables; raise a TicError for a date that can't be read."""
     columns.require("date")
     read = partial(read_dates, columns, reject=partial(options.reject, Counter()))
     seconds = progress(chain.from_iterable(map(read, find_tables(tables))), "dates", unit=" rows")
@@ -103,7 +103,7 @@ def write_lists(
 
 
 def digest_inputs(paths: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of files, by their names, or by their paths where two have the same name."""
+    """Return file -> SHA-256, by name, or by path where names repeat."""
     names = Counter(Path(path).name for path in paths)
     return {path if names[Path(path).name] > 1 else Path(path).name: file_digest(path) for path in paths}
 

@@ -1,7 +1,7 @@
-"""The shards of a pool or a split: where they lie and how many samples they hold.
+"""The shards of a pool or a split, and how many samples they hold.
 
 A split is ``split/*.tar``, or in parts ``split/part/*.tar``; beside the tars lie ``{:08d}_stats.json`` and
-``sizes.json`` (shard -> samples), and ``meta.json`` where reshard has made them. All of it local or in a cloud.
+``sizes.json`` (shard -> samples), and ``meta.json`` if reshard made them. All of it may be local or in a cloud.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Stats = msgspec.defstruct("Stats", [("successes", Count)])
 
 
 def list_shards(path: object) -> dict[str, int]:
-    """Return path -> bytes of the tars of a pool or a split, sorted; a TicError for tars that would not be read."""
+    """Return path -> bytes of the tars of a pool or a split, sorted; raise a TicError if some would not be read."""
     try:
         files = storage.list_files(path, "**/*.[tT][aA][rR]")
     except NotFoundError as error:
@@ -70,7 +70,7 @@ def _holds_links(folder: str) -> bool:
 
 @cache
 def read_sizes(folder: str) -> dict[str, int]:
-    """Return the table of a folder of shards, name -> samples, cached; raise a TicError if there is no valid one."""
+    """Return the sizes.json of a folder of shards, cached; raise a TicError if there is no valid one."""
     try:
         return msgspec.json.decode(storage.read_bytes(f"{folder}/{SIZES}"), type=dict[str, Count])
     except NotFoundError:
@@ -80,14 +80,14 @@ def read_sizes(folder: str) -> dict[str, int]:
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """Return the ``meta.json`` that reshard writes last into a folder of shards, or nothing."""
+    """Return the ``meta.json`` of a folder of shards, or {}."""
     with suppress(NotFoundError):
         return storage.read_json(f"{folder}/{META}")
     return {}
 
 
 def split_folders(split: object) -> list[str]:
-    """Return the folders that hold a split's shards: itself, or its parts, sorted; a TicError if it is not finished."""
+    """Return the folders of a split's shards: itself or its parts, sorted; raise a TicError if it is unfinished."""
     folder = str(storage.to_path(split))
     if _has_sizes(folder):
         return [folder]
@@ -117,7 +117,7 @@ def _has_sizes(folder: str) -> bool:
 
 
 def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
-    """Return path -> samples of the shards of a split that hold some, in order; a TicError if it must not be empty."""
+    """Return path -> samples of the shards that have any, in order; raise a TicError if the split must not be empty."""
     tables = {folder: read_sizes(folder) for folder in split_folders(split)}
     sizes = {f"{folder}/{name}": n for folder, table in tables.items() for name, n in sorted(table.items()) if n}
     if not sizes and not allow_empty:
@@ -127,12 +127,12 @@ def split_sizes(split: object, *, allow_empty: bool = False) -> dict[str, int]:
 
 @cache
 def list_fingerprint(split: str) -> str | None:
-    """Return the SHA-256 of the list of UIDs that reshard has made a split of, cached; None for data from elsewhere."""
+    """Return the SHA-256 of the UID list of a resharded split, cached; None for other data."""
     return (read_meta(split_folders(split)[0]).get("arguments") or {}).get("subset")
 
 
 def check_cache(splits: Iterable[str], most_gb: float | None) -> None:
-    """Raise a TicError if a split's shard in a cloud has more bytes than a cache of ``most_gb`` GB, if there is one."""
+    """Raise a TicError if a split in a cloud has a shard larger than the cache of ``most_gb`` GB."""
     for split in filter(storage.is_remote, splits if most_gb else ()):
         shard, size = largest_shard(split)
         if size > most_gb * GB:
@@ -141,12 +141,12 @@ def check_cache(splits: Iterable[str], most_gb: float | None) -> None:
 
 @cache
 def largest_shard(split: str) -> tuple[str, int]:
-    """Return the largest shard of a split, and its bytes, cached."""
+    """Return the largest shard of a split and its size in bytes, cached."""
     return max(list_shards(split).items(), key=lambda item: item[1])
 
 
 def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
-    """Return ``split_sizes``, also {}, or every shard with None for its samples where there is no table."""
+    """Return ``split_sizes``, or shard -> None if there is no table."""
     has_parts = not storage.list_files(split, "*.tar") and storage.list_files(split, f"*/{SIZES}")
     if has_parts or storage.list_files(split, SIZES):
         return split_sizes(split, allow_empty=True)
@@ -154,7 +154,7 @@ def sizes_if_known(split: object) -> dict[str, int] | dict[str, None]:
 
 
 def dataset_size(shards: Iterable[str]) -> tuple[int, int]:
-    """Return (samples, shards) of a list of shard paths or URLs, by the table of each one's folder."""
+    """Return (samples, shards) of a list of shard paths or URLs, from the tables of their folders."""
     counts = []
     for shard in shards:
         folder, name = os.path.dirname(shard) or ".", os.path.basename(shard)
@@ -170,7 +170,7 @@ def stats_path(tar: str) -> str:
 
 
 def read_stats(tar: str) -> int:
-    """Return the samples of a shard as its stats have it; raise a TicError if they have no count."""
+    """Return the samples of a shard from its stats; raise a TicError if they have no count."""
     try:
         return msgspec.json.decode(storage.read_bytes(stats_path(tar)), type=Stats).successes
     except NotFoundError:
@@ -181,7 +181,7 @@ def read_stats(tar: str) -> int:
 
 
 def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tuple[int, int]:
-    """Write {"successes": samples} beside each shard of a pool or split; return the shards (in all, counted now)."""
+    """Write the stats of each shard of a pool or split; return the number of shards (in all, counted now)."""
     tars = list_shards(url)
     existing = {path for path, _ in storage.list_files(url, "**/*.json")}
     todo = [tar for tar in tars if overwrite or stats_path(tar).removeprefix("./") not in existing]
@@ -192,7 +192,7 @@ def generate_stats(url: str, num_proc: int = 1, overwrite: bool = False) -> tupl
 
 
 def _write_stats(tar: str) -> str | None:
-    """Count a shard's samples and write its stats; return what is wrong with it, or None."""
+    """Count a shard's samples and write its stats; return a fault or None."""
     try:
         with open_shard(tar) as shard:
             count = len(read_table(shard).keys)

@@ -1,6 +1,6 @@
-"""Read the rows of a user's own tables: CSV, TSV, JSON Lines (also .gz) and Parquet; local, in a cloud or of a server.
+"""Read the rows of a user's own tables: CSV, TSV, JSON Lines (also .gz) or Parquet; local, in a cloud or on the web.
 
-An image is a path, or bytes in Parquet: as they are or, as on the hub, a struct of bytes and path.
+An image is a path, or in Parquet also bytes, or a struct of bytes and path, as on the hub.
 """
 
 import gzip
@@ -35,7 +35,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")  # what no key and no path may have
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of a table's columns, and how its dates are written: flags of create_splits.py."""
+    """A table's columns and date format: flags of create_splits.py."""
 
     date: str = flag("the column of dates; of a pool, the field", "", short="--date-field", dest="date", metavar="NAME")
     image: str = flag("the column of paths, or of images", "", metavar="COLUMN")
@@ -48,12 +48,12 @@ class Columns:
         check_format(self.date_format)
 
     def require(self, *names: str) -> None:
-        """Raise a TicError that says which of the columns are not named."""
+        """Raise a TicError if one of these flags is missing."""
         if missing := [f"--{name}" for name in names if not getattr(self, name)]:
             raise TicError(f"{' and '.join(missing)} must be given")
 
     def read_date(self, where: str, value: object, reject: Reject) -> int | None:
-        """Return a date as seconds since 1970 (UTC); None for one that can't be read, which is rejected."""
+        """Return a date as seconds since 1970 (UTC); reject one that can't be read and return None."""
         seconds = read_date(value, self.date_format)
         if seconds is None:
             shown = "" if value is None else str(value)[:60]
@@ -62,7 +62,7 @@ class Columns:
 
 
 def find_tables(paths: list[str]) -> list[str]:
-    """Return the tables, in place of a folder those in it; raise a TicError for what is none."""
+    """Return the tables, with folders replaced by those in them; raise a TicError for other files."""
     tables = []
     for path in paths:
         is_folder = not WEB.match(path) and is_dir(path)
@@ -81,13 +81,13 @@ def _kind(path: str) -> str:
 
 
 def open_table(path: str) -> IO[bytes]:
-    """Open a table for reading at any position; one of a web server is fetched once."""
+    """Open a table for random access; one on the web is downloaded once."""
     return open(_fetch(path).name, "rb") if WEB.match(path) else open_file(path)
 
 
 @cache
 def _fetch(url: str) -> IO[bytes]:
-    """Return a temporary file with what is at a URL; a StorageError says why it can't be fetched."""
+    """Download a URL to a temporary file; raise a StorageError if that fails."""
     file = tempfile.NamedTemporaryFile(prefix="tic-table-")  # noqa: SIM115  lasts as long as this process
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
@@ -133,7 +133,7 @@ def read_rows(columns: Columns, path: str, reject: Reject) -> Iterator[Row]:
 
 
 def read_records(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
-    """Yield the rows of a table, with ``columns`` at least."""
+    """Yield the rows of a table, which must have ``columns``."""
     kind = _kind(path)
     if kind == "parquet":
         yield from _read_parquet(path, columns, reject)
@@ -148,7 +148,7 @@ def read_records(path: str, columns: list[str], reject: Reject) -> Iterator[Reco
 
 @contextmanager
 def _open_text(path: str) -> Iterator[IO[str]]:
-    """Open a text file, also one that gzip has made; what is wrong with that is a TicError."""
+    """Open a text file, maybe gzipped; raise a TicError if it is damaged."""
     with open_table(path) as raw:
         file = gzip.GzipFile(fileobj=raw) if path.partition("?")[0].lower().endswith(".gz") else raw
         try:
@@ -160,7 +160,7 @@ def _open_text(path: str) -> Iterator[IO[str]]:
 
 
 def _read_json_lines(file: IO[str], path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
-    """Yield the rows of JSON Lines; each column must be in one of them, what is not in a row is None."""
+    """Yield the rows of JSON Lines; missing values are None, but each column must be in some row."""
     names = {}
     for line in file:
         names |= dict.fromkeys(_read_object(line) or {})
@@ -184,7 +184,7 @@ def _read_object(line: str) -> dict[str, Any] | None:
 
 
 def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[Record]:
-    """Yield the rows of a Parquet file; of img2dataset's only what it has downloaded."""
+    """Yield the rows of a Parquet file; of img2dataset's, only the downloaded ones."""
     import pyarrow
     import pyarrow.parquet
 

@@ -43,9 +43,9 @@ Buffer = bytes | mmap.mmap
 class Table:
     """The N samples of a shard, in its order, and their M members.
 
-    Sample n has the key ``keys[n]`` and the members ``start[n]`` to ``start[n + 1]``, start being (N + 1,). Member m
-    has the suffix ``suffixes[suffix[m]]`` and ``size[m]`` bytes from ``offset[m]`` on: all (M,). ``flawed``: number of
-    a sample -> why its bytes can't be used.
+    Sample n has the key ``keys[n]`` and members ``start[n]`` to ``start[n + 1]``; start is (N + 1,). Member m has the
+    suffix ``suffixes[suffix[m]]`` and ``size[m]`` bytes at ``offset[m]``, all (M,). ``flawed``: number of a sample ->
+    why it can't be used.
     """
 
     keys: list[str]
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(slots=True)
 class Sample:
-    """A sample: suffix -> (offset, size) of each member's data, in bytes; none where a ``flaw`` forbids to use them."""
+    """A sample: suffix -> (offset, size) of each member's data in bytes; empty if it has a ``flaw``."""
 
     key: str
     members: dict[str, tuple[int, int]]
@@ -88,9 +88,9 @@ class Sample:
 
 @contextmanager
 def open_shard(path: object, open_remote: Callable[[str], IO[bytes]] | None = None) -> Iterator[Buffer]:
-    """Give the bytes of a shard, memory-mapped; a TicError inside the block gets the shard's name.
+    """Yield the bytes of a shard, memory-mapped; add the shard's name to a TicError inside the block.
 
-    One in a cloud is opened by ``open_remote``, a cache's, or fetched for the block.
+    A shard in a cloud is opened by ``open_remote``, a cache's, or downloaded for the block.
     """
     try:
         with ExitStack() as stack:
@@ -119,9 +119,9 @@ def samples(shard: Buffer) -> Iterator[Sample]:
 
 
 def read_table(shard: Buffer) -> Table:
-    """Return the samples of a shard; a suffix that comes again under the same key starts a new sample.
+    """Return the samples of a shard; a suffix that repeats under the same key starts a new sample.
 
-    Members without a key or a suffix, as in webdataset, and entries that are not files are left out.
+    Skips members without a key or suffix, as webdataset does, and entries that are not files.
     """
     entries = _Entries()
     try:
@@ -170,7 +170,7 @@ class _Entries:
 
 
 def _walk(shard: Buffer, entries: _Entries) -> None:
-    """Add the entries of a tar up to its end, without a look at their checksums."""
+    """Add the entries of a tar up to its end, without checking their checksums."""
     position = 0
     while position + BLOCK <= len(shard):
         numbers = shard[position + 124 : position + 157]  # size, time, checksum, type
@@ -216,7 +216,7 @@ def _add_special(shard: Buffer, position: int, entries: _Entries) -> int:
 
 
 def _check_padding(shard: Buffer, position: int) -> None:
-    """Raise a TicError if the bytes from the end of a tar at ``position`` on are not its padding."""
+    """Raise a TicError if anything but padding follows the end of a tar at ``position``."""
     if shard[position : position + MAX_PADDING].strip(b"\0"):
         raise TicError(f"data after the end of the tar at byte {position}: two tars, or an overwritten header")
     padding = len(shard) - position

@@ -26,7 +26,7 @@ _DECODER = msgspec.json.Decoder(msgspec.defstruct("Record", [("uid", str)]))
 
 
 def make_uid(text: str) -> str:
-    """Return the UID of a sample that has none yet: the first 128 bits of the SHA-256 of ``text``, as hex."""
+    """Make a UID: the first 128 bits of the SHA-256 of ``text``, as hex."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -72,7 +72,7 @@ def save_uids(path: object, rows: np.ndarray) -> None:
 
 
 def open_uids(path: object, dtype: np.dtype = UID) -> np.ndarray:
-    """Return the rows of a ``.npy`` file, memory-mapped; raise a TicError if it has not rows of that dtype."""
+    """Memory-map the rows of a ``.npy`` file; raise a TicError if they are not of that dtype."""
     if not Path(str(path)).is_file():
         raise NotFoundError(f"{path} is missing")
     try:
@@ -105,7 +105,7 @@ def unique_uids(uids: np.ndarray) -> np.ndarray:
 
 
 def find_uids(subset: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each of ``uids`` (N,) stands in the sorted ``subset``, and how often: (N,) each."""
+    """Return the position of each of ``uids`` (N,) in the sorted ``subset``, and how often it is there: (N,) each."""
     high, low = subset["f0"], subset["f1"]
     start = np.searchsorted(high, uids["f0"])
     repeats = np.zeros(len(uids), np.int64)

@@ -1,4 +1,4 @@
-"""Whether a split is as it should be: its shards, their keys, its tables, and how much of its UID list is there."""
+"""Check a split: its shards, their keys, its tables, and how much of its UID list is there."""
 
 import os
 import re
@@ -30,7 +30,7 @@ _KEY = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,8})")
 def verify(
     split: str, subset: str | None = None, num_workers: int = 1, seen: Counter[str] | None = None
 ) -> Iterator[str]:
-    """Yield the faults of a split, one line each; a pool is a TicError.
+    """Yield the faults of a split, one line each; raise a TicError for a pool.
 
     A UID that is in ``subset`` n times must have the copies 0…n-1; missing UIDs are not a fault. ``seen`` counts the
     "shards", the "samples", the UIDs "wanted" by the subset, and those that are "there".
@@ -123,7 +123,7 @@ def _check_sizes(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 
 def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
-    """Yield what ``meta.json``, if there is one, says that is not so."""
+    """Yield what is wrong in ``meta.json``, if there is one."""
     if not (meta := read_meta(folder)):
         return
     if meta.get("output_shard_count") != len(counts):
@@ -139,7 +139,7 @@ def _check_meta(folder: str, counts: dict[str, int | None]) -> Iterator[str]:
 
 
 class _KeyCheck:
-    """Compares keys with the sorted UIDs (M,) of a file, or without one with each other.
+    """Compare keys with the sorted UIDs (M,) of a file, or with each other.
 
     ``found`` (M,) says which rows of the file are there; of n equal ones, the copies 0…n-1.
     """
@@ -153,7 +153,7 @@ class _KeyCheck:
         self.totals: Counter[str] = Counter()
 
     def add(self, tar: str, keys: np.ndarray) -> Iterator[str]:
-        """Add a shard's keys, ``KEY`` rows (N,); yield those that the subset has not, or that were there before."""
+        """Add a shard's keys, ``KEY`` rows (N,); yield those that are not in the subset or repeated."""
         if self.subset is None:
             self.keys.append(keys)
             return
@@ -166,7 +166,7 @@ class _KeyCheck:
         yield from self._list(f"{tar}: ", UNEXPECTED, keys[~is_expected])
 
     def finish(self) -> Iterator[str]:
-        """Yield the faults that show when all keys are there, and how many were not listed."""
+        """Yield the faults that are known only after all keys, and how many faults were not listed."""
         if self.subset is None:
             keys = np.concatenate(self.keys)
             keys = keys[np.lexsort((keys["copy"], keys["f1"], keys["f0"]))]

@@ -1,7 +1,7 @@
-"""Which process does what: any number of them, on machines that share the output folder, take what nobody has.
+"""Share work among any number of processes, on machines that share the output folder.
 
-A claim is a POSIX lock on one byte of a file, as NFS has them; it ends with its process, however that ends. Without
-locks a launcher's ranks still share the work out, and each writes a file of its own.
+A claim is a POSIX lock on one byte of a file, which works on NFS and ends with its process, even if that is killed.
+Without locks, the ranks of a launcher still divide the work, and each writes its own file.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ PAUSE = 0.5  # seconds before trying again what others have
 
 
 def process_rank() -> tuple[int, int]:
-    """Return the number of this process among those that a launcher has started, and their count; else (0, 1)."""
+    """Return (rank, number of ranks) of a launcher; (0, 1) without one."""
     rank, count = 0, 1
     for name, total in RANKS:
         size = int(os.environ.get(total, "1"))
@@ -36,18 +36,18 @@ def process_rank() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine, as torchrun or srun say it; else 0."""
+    """Return this process's rank on its machine, from torchrun or srun, else 0."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
 def open_lock(folder: Path) -> IO:
-    """Open a folder's file of claims, creating both if needed; those of this process end when it is closed."""
+    """Open a folder's file of claims, creating both if needed; closing it ends this process's claims."""
     folder.mkdir(parents=True, exist_ok=True)
     return open(folder / LOCK, "ab")
 
 
 def claim(lock: IO, name: str, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
-    """Claim what is called ``name``; return False if another process has it; without locks warn and return True."""
+    """Claim ``name``; return False if another process has it. Without locks, warn and return True."""
     offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
     try:
         fcntl.lockf(lock, operation, 1, offset)
@@ -71,9 +71,9 @@ def _warn(path: str, reason: str) -> None:
 def take(
     lock: IO, units: Sequence[Unit], list_missing: Callable[[Unit], list[Part]]
 ) -> Iterator[tuple[Unit, list[Part]]]:
-    """Yield each unit with those of its missing parts that this process has claimed, until no part is missing.
+    """Yield each unit with the missing parts that this process has claimed, until no part is missing.
 
-    A launcher's ranks begin with shares of their own. What another process has is waited for, in case it is lost.
+    A launcher's ranks start at different units. Wait for parts that another process has claimed, in case it is killed.
     """
     rank, count = process_rank()
     left = [*units[rank::count], *(unit for i, unit in enumerate(units) if i % count != rank)]

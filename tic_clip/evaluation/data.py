@@ -1,7 +1,7 @@
-"""The samples of an evaluation set: where each image lies, its class or captions, and the names of the classes.
+"""The samples of an evaluation set: location of each image, class or captions, and the class names.
 
-Three layouts are read: splits of ours, clip_benchmark's webdatasets (``test/{0,1,...}.tar``), and folders of images,
-one a class, as ImageNet has them. A webdataset's captions are the lines of a sample's text.
+Three layouts are read: our splits, clip_benchmark's webdatasets (``test/{0,1,...}.tar``), and ImageNet's, a folder of
+images for each class. A webdataset's captions are the lines of a sample's text.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Classes(NamedTuple):
 
 
 class EvalSample(NamedTuple):
-    """An image, ``size`` bytes at ``offset`` of the file ``path``, with its class id and its captions, if asked for."""
+    """An image, ``size`` bytes at ``offset`` of the file ``path``, with its class id and captions if needed."""
 
     path: str
     name: str  # in messages
@@ -51,14 +51,14 @@ class EvalSet:
     dropped: Counter[str] = field(default_factory=Counter)  # samples left out, by reason
 
     def texts(self, part: slice = slice(None)) -> list[str]:
-        """Return the different captions of ``part`` of the samples that no sample before it has."""
+        """Return the distinct captions of ``part`` of the samples that no earlier sample has."""
         before = {caption for sample in self.samples[: part.start or 0] for caption in sample.captions}
         captions = dict.fromkeys(caption for sample in self.samples[part] for caption in sample.captions)
         return [caption for caption in captions if caption not in before]
 
 
 def read_images(samples: Sequence[EvalSample]) -> Iterator[bytes]:
-    """Yield the image of each sample; those side by side in a shard in a cloud are one request."""
+    """Yield the image of each sample; read neighbours in a cloud's shard with one request."""
     for path, group in groupby(samples, key=lambda sample: sample.path):
         run = list(group)
         with open_file(path, block_size=max(run[-1].offset + run[-1].size - run[0].offset, 1)) as file:
@@ -68,13 +68,13 @@ def read_images(samples: Sequence[EvalSample]) -> Iterator[bytes]:
 
 
 class UnusableSample(TicError):
-    """A sample that lacks what a task needs; ``args``: the reason to count it under, and details."""
+    """A sample that a task can't use; ``args``: the reason to count it under, and details."""
 
 
 def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, first_only: bool = False) -> EvalSet:
-    """Return the samples of a folder, with what tasks of ``kinds`` (of ``LABEL``) need; a TicError if it has none.
+    """Return the samples of a folder with what tasks of ``kinds`` need; raise a TicError if there are none.
 
-    A sample that lacks it is a TicError, or with ``skip_bad`` counted. ``first_only``: read the first shard with any.
+    An unusable sample is a TicError, or counted with ``skip_bad``. ``first_only``: read only the first shard with any.
     """
     found = EvalSet(samples=[], classes=read_classes(folder) if "classification" in kinds else None)
     images = image_folders(folder)
@@ -98,7 +98,7 @@ def read_set(folder: str, kinds: Collection[str], *, skip_bad: bool = False, fir
 
 
 def _read_shard(path: str, count: int | None, kinds: Collection[str], found: EvalSet, skip_bad: bool) -> None:
-    """Add the samples of a tar, which must be ``count`` in number if that is known."""
+    """Add the samples of a tar, which must be ``count`` if that is known."""
     with open_shard(path) as shard:
         members = list(samples(shard))
         if count is not None and len(members) != count:
@@ -138,7 +138,7 @@ def _parse(
 
 
 def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
-    """Return the folders of images in ``folder`` -> (path, bytes) of each image of any format; {} if a webdataset."""
+    """Return folder of images -> (path, bytes) of each image, of any format; {} for a webdataset."""
     if list_files(folder, "*.tar") or exists(f"{folder}/{SIZES}"):
         return {}
     images = [
@@ -153,7 +153,7 @@ def image_folders(folder: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def count_images(folder: str) -> int:
-    """Return how many images a folder has by its table of sizes, or as files; 0 if there is neither."""
+    """Return how many images a folder has, from its table of sizes or its files; 0 if unknown."""
     images = image_folders(folder)
     return sum(map(len, images.values())) if images else sum(count or 0 for count in shard_sizes(folder).values())
 
@@ -163,7 +163,7 @@ def _suffix(path: str) -> str:
 
 
 def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
-    """Return the shards of a split, or of clip_benchmark's ``test/`` in it -> their samples, None without a table."""
+    """Return shard -> number of samples (None if unknown) of a split or of clip_benchmark's ``test/`` in it."""
     is_split = any(list_files(folder, pattern) for pattern in ("*.tar", "[0-9]*/*.tar"))
     if list_files(folder, f"{CLIP_BENCHMARK_DIR}/*.tar") and not is_split:
         folder = f"{folder}/{CLIP_BENCHMARK_DIR}"
@@ -175,9 +175,9 @@ def shard_sizes(folder: str) -> dict[str, int] | dict[str, None]:
 
 
 def read_classes(folder: str) -> Classes:
-    """Return the class names and templates of a task: its own, those of the folder above, or for images ImageNet's.
+    """Return the class names and templates of a task: its own, those of the folder above, or ImageNet's for images.
 
-    Folders of images that have ImageNet's synsets for names have its class names, others are called as their folder.
+    Folders of images named by ImageNet's synsets have its class names; other folders' names are the class names.
     """
     folders = [path.rpartition("/")[2] for path in image_folders(folder)]
     names, templates = _read_lines(folder, CLASSNAMES), _read_lines(folder, TEMPLATES)
@@ -199,12 +199,12 @@ def read_classes(folder: str) -> Classes:
 
 
 def imagenet_classes() -> Classes:
-    """Return ImageNet's class names and prompt templates, as OpenCLIP has them."""
+    """Return OpenCLIP's class names and prompt templates of ImageNet."""
     return Classes(*map(tuple, imagenet_texts().values()))
 
 
 def _read_lines(folder: str, name: str) -> list[str]:
-    """Return the lines of a task's text file, in its folder or (one for all periods) in the folder above it."""
+    """Return the lines of a task's text file, in its folder or in the one above, shared by all periods."""
     for parent in (folder, folder.rstrip("/").rpartition("/")[0]):
         if exists(f"{parent}/{name}"):
             return [line.strip() for line in read_bytes(f"{parent}/{name}").decode().strip().splitlines()]
@@ -212,9 +212,9 @@ def _read_lines(folder: str, name: str) -> list[str]:
 
 
 def fingerprint(folder: str, kind: str) -> str:
-    """Return the SHA-256 of what a task is made of: its UIDs, its shards' sizes, its class names and templates.
+    """Return the SHA-256 of a task's content: UIDs, sizes of shards, class names and templates.
 
-    Where there is neither a table of sizes nor one of UIDs, the names and bytes of its files stand for them.
+    Without tables of sizes and UIDs, the names and sizes of its files are used.
     """
     digest = hashlib.sha256()
     tables = [path for name in (SIZES, SUBSET) if exists(path := f"{folder}/{name}")]

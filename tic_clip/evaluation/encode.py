@@ -1,7 +1,7 @@
-"""Models as encoders: what makes features of the images and the different texts of a folder, or of a slice of it.
+"""Encode the images and distinct texts of a folder, or of a slice of it, with one or several models.
 
-Loader processes decode the next batches while one is encoded, and models of one architecture, such as the steps of a
-run, share what is decoded.
+Loader processes decode the next batches while one is encoded. Models of one architecture, such as the steps of a run,
+share the decoded images.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ PRECISIONS = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to evaluate; only ``precision`` and, to the last bits, ``batch_size`` change the numbers."""
+    """How to evaluate; only ``precision`` and (in the last bits) ``batch_size`` change the numbers."""
 
     batch_size: int = 256
     workers: int = 0
@@ -64,7 +64,7 @@ def _load(batch: tuple, *, preprocess: Any, tokenizer: Any, skip_bad: bool) -> t
 
 
 class Encoder:
-    """A loaded model, which turns images and texts into features."""
+    """A loaded model that encodes images and texts."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
         import torch
@@ -78,7 +78,7 @@ class Encoder:
         self.classifier = cache(self._classifier)
 
     def encode(self, part: str, batch: Any) -> np.ndarray:
-        """Return the normalised features (B, D) of a batch of images or texts, in halves if it is out of memory."""
+        """Return the normalised features (B, D) of a batch of images or texts; halve the batch if memory runs out."""
         import torch
 
         name = PRECISIONS[self.settings.precision]
@@ -105,14 +105,14 @@ class Encoder:
 
 @lru_cache(maxsize=1)
 def _tokenize(tokenizer: Any, classes: Classes) -> Any:
-    """Return the tokens (C · T, L) of each class name in each template, once for all models of an architecture."""
+    """Return the tokens (C · T, L) of each class name in each template, cached for all models of an architecture."""
     return tokenizer([template.replace("{c}", name) for name in classes.names for template in classes.templates])
 
 
 def encode_set(encoders: Sequence[Encoder], name: str, found: EvalSet, part: slice = slice(None)) -> list[Features]:
-    """Return what each encoder makes of ``part`` of the samples; all of them see the same batches.
+    """Return the features of ``part`` of the samples by each encoder; all encode the same batches.
 
-    The texts of a part are those that no sample before it has. ``name`` is the task's in messages.
+    The texts of a part are those that no earlier sample has. ``name``: the task's, for messages.
     """
     from torch.utils.data import DataLoader
 

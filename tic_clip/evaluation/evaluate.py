@@ -1,4 +1,4 @@
-"""Evaluate models on tasks: each model encodes the images and the different texts of a folder once.
+"""Evaluate models on tasks: each model encodes the images and distinct texts of a folder once.
 
 Results are appended one by one; a task whose last result has the same weights, data, precision and metric version is
 skipped.
@@ -34,7 +34,7 @@ GROUPS = Path(__file__).parents[1] / "imagenet_groups.json"
 
 
 class Unit(NamedTuple):
-    """Work that one process takes: models of one architecture, which share what is decoded, and a folder's tasks."""
+    """Work for one process: models of one architecture, which share decoded images, and the tasks of a folder."""
 
     models: list[Model]
     tasks: list[Task]
@@ -47,8 +47,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score every model on every task and append the results; return the new ones.
 
-    Any number of processes may do so at the same time: each takes the next folder that no other has, or a slice of a
-    large one, and returns when all results are there.
+    Any number of processes may run this at the same time: each takes the next folder, or slice of a large one, that
+    nobody has claimed, and returns when all results are there.
     """
     work, results = _Work(models, tasks, output_dir, settings), []
     with open_lock(work.folder) as lock:
@@ -61,7 +61,7 @@ def evaluate(
 
 
 class _Work:
-    """What is to be done, as one of the processes sees it, and the models that it has loaded."""
+    """The work of an evaluation as one process sees it, and the models that it has loaded."""
 
     def __init__(self, models: Sequence[Model], tasks: Sequence[Task], output_dir: str, settings: Settings) -> None:
         self.settings, self.output_dir, self.folder = settings, output_dir, local_folder(output_dir)
@@ -71,21 +71,21 @@ class _Work:
         self.units = list_units(pending, tasks, settings)
 
     def files(self, model: Model, unit: Unit) -> list[Path]:
-        """Return the files of a model's features of a unit's slices; their names say of what they are."""
+        """Return the files of a model's features of a unit's slices; names have a digest of what they depend on."""
         settings, data = self.settings, [self.data[task.key] for task in unit.tasks]
         content = repr((model.fingerprint, data, settings.precision, settings.skip_bad))
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         return [self.folder / FEATURES / f"{digest}-{part.start}-{part.stop}.npz" for part in unit.slices]
 
     def list_missing(self, unit: Unit) -> list[tuple[str, str]]:
-        """Return the parts of a unit that are not there: (model, file of features), then (model, key of a task)."""
+        """Return a unit's missing parts: (model, file of features), then (model, key of a task)."""
         pending = list_pending(unit.models, unit.tasks, self.data, self.output_dir, self.settings)
         by_model = [[(model.name, file) for file in self.files(model, unit)] for model, _ in pending]
         keys = [(model.name, task.key) for model, subset in pending for task in subset if unit.is_scored]
         return [(name, str(file)) for name, file in chain(*zip(*by_model, strict=True)) if not file.exists()] + keys
 
     def do(self, unit: Unit, missing: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-        """Keep the features that are among the missing parts, and yield the results that are."""
+        """Write the missing features and yield the missing results."""
         names = {name for name, _ in missing}
         self.encoders = {model.name: self.encoders.get(model.name) for model in unit.models}  # others are freed
         for model in unit.models:
@@ -118,7 +118,7 @@ class _Work:
             (self.folder / FEATURES).rmdir()
 
     def describe(self, task: Task, encoder: Encoder, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Return a result: ``numbers``, what they are of, and how they were computed."""
+        """Return a result: ``numbers`` with model, task, settings and versions."""
         model = encoder.model
         return {
             "key": task.key,
@@ -144,7 +144,7 @@ def check_tasks(tasks: Sequence[Task], settings: Settings = DEFAULTS) -> None:
 
 
 def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
-    """Return the fingerprint of each task's data by key; raise a TicError if there are none."""
+    """Return key -> fingerprint of each task's data; raise a TicError if a task has no data."""
     for task in tasks:
         if not is_dir(task.folder):
             raise TicError(f"no data for {task.key}: {task.missing_message}")
@@ -154,7 +154,7 @@ def fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
 def list_pending(
     models: Sequence[Model], tasks: Sequence[Task], data: dict[str, str], output_dir: str, settings: Settings
 ) -> list[tuple[Model, list[Task]]]:
-    """Return each model that lacks a result, with the tasks it lacks; ``data`` are the tasks' fingerprints."""
+    """Return each model with missing results, and its tasks without one; ``data``: the tasks' fingerprints."""
     latest = {}
     for result in read_results(local_folder(output_dir) / RESULTS, quiet=True):
         if result.get("time", 0) >= settings.since:
@@ -170,10 +170,10 @@ def list_pending(
 
 
 def list_units(models: Sequence[Model], tasks: Sequence[Task], settings: Settings) -> list[Unit]:
-    """Return the units of work: slices of large folders, if a launcher has started several processes, then folders.
+    """Return the units of work: slices of large folders, if a launcher started several processes, then folders.
 
-    The largest folders are first. Models that share what is decoded are of one architecture and local weights, as a tag
-    can have its own transform; ``models_at_once`` of them are in a unit.
+    The largest folders come first. A unit has up to ``models_at_once`` models with one architecture and local weights;
+    a model with a tag is alone, since the tag can have its own transform.
     """
     size = settings.slice_size
     folders = {task.folder: [each for each in tasks if each.folder == task.folder] for task in tasks if models}
@@ -193,7 +193,7 @@ def list_units(models: Sequence[Model], tasks: Sequence[Task], settings: Setting
 
 
 def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
-    """Return the samples of a folder, with what all its ``tasks`` need; a TicError if not ``size`` of them."""
+    """Return the samples of a folder with what all its ``tasks`` need; raise a TicError if there are not ``size``."""
     folder = tasks[0].folder
     found = read_set(folder, {task.kind for task in tasks}, skip_bad=settings.skip_bad)
     count = len(found.samples) + found.dropped.total()
@@ -204,7 +204,7 @@ def read_samples(tasks: Sequence[Task], settings: Settings) -> EvalSet:
 
 
 def score(encoder: Encoder, task: Task, found: EvalSet, features: Features) -> dict[str, Any]:
-    """Return what a result says of the samples of a folder, by their features."""
+    """Return the numbers of a result, computed from features."""
     bad = set(features.bad)
     samples = [sample for i, sample in enumerate(found.samples) if i not in bad]
     if not samples:
@@ -239,5 +239,5 @@ def score(encoder: Encoder, task: Task, found: EvalSet, features: Features) -> d
 
 @cache
 def _groups(classes: Classes) -> dict[str, list[int]] | None:
-    """Return the groups of classes with an accuracy of their own, if the classes are ImageNet's."""
+    """Return the groups of classes for restricted accuracies if the classes are ImageNet's."""
     return read_json(GROUPS) if classes.names == imagenet_classes().names else None

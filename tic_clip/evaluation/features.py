@@ -1,4 +1,4 @@
-"""Features on disk: memory holds a piece of them, however many samples and models there are."""
+"""Features on disk, so that memory does not grow with the number of samples and models."""
 
 import mmap
 import shutil
@@ -17,7 +17,7 @@ ADVICE = "set TMPDIR to a larger disk, or lower --models_at_once"
 
 
 def check_space(name: str, count: int, width: int) -> None:
-    """Raise a TicError if ``count`` features of ``name`` have no room in TMPDIR, before hours of encoding them."""
+    """Raise a TicError if TMPDIR has no room for ``count`` features of ``name``."""
     needed, free = 4 * count * width, shutil.disk_usage(tempfile.gettempdir()).free
     if needed > free:
         sizes = f"{needed / 1e9:.1f} GB in {tempfile.gettempdir()}, which has {free / 1e9:.1f} GB"
@@ -25,7 +25,7 @@ def check_space(name: str, count: int, width: int) -> None:
 
 
 class Rows:
-    """Features that are appended to an unnamed file in TMPDIR, and read as an array that lies there, not in memory."""
+    """Features appended to an unnamed file in TMPDIR and read as a memory-mapped array."""
 
     def __init__(self) -> None:
         self.file, self.width = tempfile.TemporaryFile(), 0  # noqa: SIM115  its space is free when nobody has it
@@ -47,7 +47,7 @@ class Rows:
 
 @dataclass
 class Features:
-    """What one model makes of a folder, or of a slice of it."""
+    """One model's features of a folder or of a slice of it."""
 
     images: Rows = field(default_factory=Rows)
     texts: Rows = field(default_factory=Rows)
@@ -76,7 +76,7 @@ def read_features(paths: list[Path], slices: list[slice]) -> Features:
 
 
 def pick(rows: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Return ``rows[which]`` (M, D), on disk as they are."""
+    """Return ``rows[which]`` (M, D), also on disk."""
     picked = Rows()
     for start in range(0, len(which), PIECE):
         picked.append(rows[which[start : start + PIECE]])

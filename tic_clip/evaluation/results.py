@@ -1,9 +1,9 @@
-"""``eval_results.jsonl``, which evaluation appends to and the report reads, and the log of training.
+"""Read and write ``eval_results.jsonl``; read the training log.
 
 One result is one JSON line: ``key`` (``tic/{dataset}/{task}/{cadence}/{period}``), ``dataset``, ``metrics`` (with
 ``main_metric``), ``num_samples``, ``benchmark``, ``method``, ``scale``, ``step``, ``samples_seen`` (of the whole run up
-to that step), ``model``, ``pins`` and ``time`` (seconds of the epoch). A later line replaces an earlier one of the same
-step, model and key. Of several processes at a time the others write ``eval_results.1.jsonl``, … beside it.
+to that step), ``model``, ``pins`` and ``time`` (seconds since 1970). A later line replaces an earlier one of the same
+step, model and key. Further processes write ``eval_results.1.jsonl``, … beside it.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ LOGGED = ("samples_seen", "loss", "lr", "samples_per_second")
 
 
 def task_key(benchmark: Benchmark, task: str, period: str) -> str:
-    """Return the key of the results of ``task`` on the data of ``period``."""
+    """Return the key of ``task`` on ``period``."""
     return f"tic/{benchmark.dataset}/{task}/{benchmark.cadence}/{period}"
 
 
 def own_results(folder: Path, lock: IO) -> Path:
-    """Return the file of a folder that this process writes its results to, and no other while ``lock`` is open."""
+    """Return the results file that is this process's own as long as ``lock`` is open."""
     rank, size = process_rank()
     number = next(number for number in count(rank, size) if claim(lock, OTHERS.format(number)))
     return folder / (OTHERS.format(number) if number else RESULTS)
 
 
 def append_result(path: Path, result: dict) -> None:
-    """Append ``result`` to ``path`` as one line that is on disk when this returns; its ``hits`` (N,) become a file.
+    """Append ``result`` to ``path`` as one line, with fsync; write its ``hits`` (N,) to a file.
 
-    An incomplete line that a killed process left becomes a line of its own, which readers skip.
+    An incomplete line left by a killed process becomes a separate line, which readers skip.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if (hits := result.pop("hits", None)) is not None:
@@ -59,13 +59,13 @@ def append_result(path: Path, result: dict) -> None:
 
 
 def hits_path(folder: object, model: str, key: str) -> Any:
-    """Return the file of a model's hits on a task: what each sample adds to the main metric, which is their mean."""
+    """Return the file of a model's hits on a task; the main metric is their mean."""
     names = [re.sub(r"[^\w.-]+", "-", name)[-100:] for name in (model, key)]
     return to_path(folder) / "hits" / f"{names[0]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}" / f"{names[1]}.npz"
 
 
 def read_hits(folder: object, model: str, key: str) -> np.ndarray | None:
-    """Return the hits (N,) of a model on a task, None if they have not been kept."""
+    """Return the hits (N,) of a model on a task, or None if there is no file."""
     path = hits_path(folder, model, key)
     if not exists(path):
         return None
@@ -76,9 +76,9 @@ def read_hits(folder: object, model: str, key: str) -> np.ndarray | None:
 
 
 def read_results(path: object, *, quiet: bool = False) -> list[dict]:
-    """Return the results in ``path`` and in the files of other processes beside it, in the order of their times.
+    """Return the results in ``path`` and in the other processes' files beside it, in order of time.
 
-    No file is a TicError, and what is no result is skipped with a warning, unless ``quiet``.
+    Raises a TicError if there is no file and warns of lines that are not results, unless ``quiet``.
     """
     folder = to_path(path).parent
     names = [name for name, _ in list_files(folder, "eval_results.*")] if is_dir(folder) else []
@@ -100,7 +100,7 @@ def read_results(path: object, *, quiet: bool = False) -> list[dict]:
 
 
 def _parse_object(line: bytes) -> dict:
-    """Return the JSON object in ``line``; {} if it holds none."""
+    """Return the JSON object in ``line``, or {}."""
     try:
         value = json.loads(line)
     except ValueError:  # not JSON, or not text
@@ -109,7 +109,7 @@ def _parse_object(line: bytes) -> dict:
 
 
 def read_log(run_dir: object, steps: list[str]) -> list[list[dict]]:
-    """Return the complete lines of ``{run_dir}/{step}/train.log.jsonl`` for each of ``steps``, [] without a log."""
+    """Return the complete lines of each step's train.log.jsonl; [] without a log."""
     paths = [to_path(run_dir) / step / LOG for step in steps]
     logs = [map(_parse_object, path.read_bytes().split(b"\n")) if path.is_file() else [] for path in paths]
     return [[one for one in log if set(LOGGED) <= set(one)] for log in logs]

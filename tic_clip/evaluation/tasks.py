@@ -1,8 +1,8 @@
-"""What a model is evaluated on: the tasks of the benchmarks, and static ones from a task list.
+"""Evaluation tasks: those of the benchmarks, and static ones from a task list.
 
 Keys are ``tic/{dataset}/{task}/{cadence}/{period}``, with data in
-``{data_dir}/tic/{dataset}/{cadence}/eval/{task}/{period}/``. Any other key is a static task: as in DataComp's
-``tasklist.yml``, its data are in ``{data_dir}/wds_{key}_test/``, or in the ``folder`` that its entry names.
+``{data_dir}/tic/{dataset}/{cadence}/eval/{task}/{period}/``. Any other key is a static task, with data in
+``{data_dir}/wds_{key}_test/``, as in DataComp's ``tasklist.yml``, or in its entry's ``folder``.
 """
 
 import re
@@ -34,7 +34,7 @@ DATACOMP_GROUPS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One evaluation set."""
+    """An evaluation set."""
 
     key: str
     name: str  # in the tables
@@ -52,7 +52,7 @@ class Task:
 
 
 def tasks_of(benchmark: Benchmark, data_dir: str) -> list[Task]:
-    """Return all tasks of a benchmark: each of its kinds on each of its periods."""
+    """Return all tasks of a benchmark, on all periods."""
     title, tasks = benchmark.title.split(" ")[0], []
     for task, kind in benchmark.tasks.items():
         label = f"{title}Net" if kind == "classification" else f"{title}-Retrieval"
@@ -71,9 +71,9 @@ def groups_of(benchmark: Benchmark) -> list[str]:
 
 
 def find_tasks(name: object, data_dir: str) -> list[Task]:
-    """Return the benchmark's task with a key, or those of a group such as ``tic/datacomp/retrieval/yearly``.
+    """Return the task with a key, or the tasks of a group such as ``tic/datacomp/retrieval/yearly``.
 
-    A user's own benchmark is described by the benchmark.yaml beside its data.
+    A user's own benchmark is read from the benchmark.yaml beside its data.
     """
     found = re.fullmatch(r"tic/([\w.-]+)/[\w.-]+/([\w.-]+)(/[\w.-]+)?", str(name))
     if found and found[1] not in {benchmark.dataset for benchmark in BENCHMARKS.values()}:
@@ -97,7 +97,7 @@ def task_of(key: str, data_dir: str) -> Task:
 
 
 def read_tasklist(path: str, data_dir: str) -> list[Task]:
-    """Return the tasks of a YAML file, task key -> its fields; a key may also name all periods of a task."""
+    """Return the tasks of a YAML file of task key -> fields; a key may also name all periods of a task."""
     import yaml
 
     try:
@@ -117,7 +117,7 @@ def read_tasklist(path: str, data_dir: str) -> list[Task]:
 
 
 def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
-    """Return a task of no benchmark: a webdataset as clip_benchmark has them, or a folder of images for each class."""
+    """Return a static task: a clip_benchmark webdataset, or a folder of images for each class."""
     if not isinstance(entry, dict) or set(entry) - set(FIELDS):
         raise TicError(f"task {key} has {entry!r}; a task may have {', '.join(FIELDS)}")
     kind = entry.get("kind", "retrieval" if key.startswith("retrieval/") else "classification")
@@ -133,7 +133,7 @@ def static_task(key: str, entry: dict[str, Any], data_dir: str) -> Task:
 
 
 def list_tasks(groups: Iterable[str] = DATACOMP_GROUPS, *, sample: bool = False) -> dict[str, dict[str, Any]]:
-    """Return a ``tasklist.yml`` as DataComp's evaluate.py reads it, of groups or keys of tasks: task key -> its fields.
+    """Return task key -> fields of groups or keys, in the format of DataComp's ``tasklist.yml``.
 
     ``sample``: only the first task of each. ``size`` is left out, as it depends on how much of the pool exists.
     """

@@ -1,4 +1,4 @@
-"""The checkpoints of a step: when one is written, its name, which are kept, and from which one training resumes.
+"""The checkpoints of a step: when they are written, which are kept, and from which one training resumes.
 
 ``epoch_{k}.pt`` is written at the end of each of the step's checkpoint intervals; ``iteration_{i}.pt`` lies in between
 and is deleted when the step is done. Each records benchmark, step, cut-off, iteration, samples seen and what was read.
@@ -26,7 +26,7 @@ NAME = re.compile(r"checkpoints/(epoch|iteration)_(\d+)\.pt")  # in the step's f
 
 
 class Keeper:
-    """Writes the checkpoints and the log of a step; on OpenCLIP's ``args`` it is ``tic``, which the hooks call.
+    """Write the checkpoints and the log of a step; the hooks call it as ``args.tic``.
 
     ``loader`` counts what it reads; ``resumed`` is the record of the checkpoint that the step was resumed from.
     """
@@ -38,7 +38,7 @@ class Keeper:
         self.bar: Any = None
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Write what OpenCLIP would save after a block, if it is due, delete old checkpoints, and update the copy."""
+        """Write a checkpoint after a block if it is due, delete old ones, and update the copy."""
         plan, iteration = self.plan, checkpoint["epoch"] * self.plan["block"]
         name = name_of(plan, iteration)
         names = [name] if "epoch" in name or self._is_due(iteration) else []
@@ -66,7 +66,7 @@ class Keeper:
         return self.plan["samples_seen"] - self.plan["samples"] + iteration * self.plan["batch_size"]
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
-        """Append OpenCLIP's figures after ``iteration`` iterations to the log; a NaN or infinite loss is an error."""
+        """Log OpenCLIP's figures after ``iteration`` iterations; raise a TicError for a NaN or infinite loss."""
         plan = self.plan
         losses = {name: value for name, value in values.items() if name.endswith("loss")}
         if not all(map(math.isfinite, losses.values())):
@@ -84,7 +84,7 @@ class Keeper:
             self.bar.close()
 
     def cut_log(self, iteration: int) -> None:
-        """Delete what was logged after the checkpoint that training resumes from, and half a line."""
+        """Delete log lines after the checkpoint that training resumes from, and an incomplete line."""
         path = self.folder / LOG
         if path.exists():
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -98,14 +98,14 @@ def name_of(plan: dict[str, Any], iteration: int) -> str:
 
 
 def new_to_old(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
-    """Return the checkpoints among the names of a step's files, the newest first."""
+    """Return the checkpoints among file names, newest first."""
     factor = {"epoch": plan["iterations"] // plan["checkpoints"], "iteration": 1}
     iterations = {name: int(found[2]) * factor[found[1]] for name in names if (found := NAME.fullmatch(name))}
     return sorted(iterations, key=iterations.get, reverse=True)
 
 
 def list_names(folder: object) -> list[str]:
-    """Return the names of the files in a step's folder or in its copy."""
+    """Return the file names in a step's folder or copy."""
     try:
         return [path.removeprefix(f"{folder}/") for path, _ in storage.list_files(folder, "**/*")]
     except NotFoundError:
@@ -113,9 +113,9 @@ def list_names(folder: object) -> list[str]:
 
 
 def surplus(names: Iterable[str], plan: dict[str, Any]) -> list[str]:
-    """Return which checkpoints among a step's files to delete, so that at most ``max_kept`` remain.
+    """Return which checkpoints to delete so that at most ``max_kept`` remain.
 
-    The newest is kept, then the last of each interval, then the two newest in between, unless the step is done.
+    Keep the newest, then the last of each interval, then, until the step is done, the two newest in between.
     """
     checkpoints = new_to_old(names, plan)
     between = [name for name in checkpoints if "iteration" in name]
@@ -133,7 +133,7 @@ def clear(folder: object, plan: dict[str, Any]) -> None:
 
 
 def newest(folder: Path, plan: dict[str, Any]) -> str | None:
-    """Return the newest checkpoint in a step's folder that is whole."""
+    """Return the newest undamaged checkpoint in a step's folder."""
     paths = (folder / name for name in new_to_old(list_names(folder), plan))
     return next((str(path) for path in paths if _is_whole(path)), None)
 
@@ -145,7 +145,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def damage(path: object) -> str | None:
-    """Return what is wrong with a checkpoint's file, by the checksums that torch writes and by loading it, or None."""
+    """Return what is wrong with a checkpoint, by torch's checksums and by loading it, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
@@ -157,13 +157,13 @@ def damage(path: object) -> str | None:
 
 
 def copy_of(plan: dict[str, Any]) -> str | None:
-    """Return the path or URL of the copy of a step's folder, if it has one."""
+    """Return the path or URL of a step's copy, or None."""
     remote = plan["keep"]["remote"]
     return f"{storage.to_path(remote)}/{plan['step']}" if remote else None
 
 
 def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
-    """Upload those of a step's files that exist to its copy, unless that is complete; an error is only logged."""
+    """Upload a step's files that exist to its copy, unless the copy is complete; only log errors."""
     try:
         copy = copy_of(plan)
         if not copy or "done.json" in list_names(copy):
@@ -177,13 +177,13 @@ def push(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> None:
 
 
 def push_done(folder: Path, plan: dict[str, Any]) -> None:
-    """Complete the copy of a step that is done: its last checkpoint, and what was made of it or for the next step."""
+    """Complete the copy of a finished step: its model and the files that the next step needs."""
     made = [name for name in list_names(folder) if name.startswith("checkpoints/") and not NAME.fullmatch(name)]
     push(folder, plan, [name_of(plan, plan["iterations"]), *made, LOG, "plan.json", "done.json"])
 
 
 def fetch(folder: Path, plan: dict[str, Any]) -> None:
-    """Download a step's copy if its folder has no ``plan.json``: of the checkpoints the newest that is not damaged."""
+    """Download a step's copy, with its newest undamaged checkpoint, if the folder has no ``plan.json``."""
     copy = copy_of(plan)
     if not copy or (folder / "plan.json").exists():
         return
@@ -201,7 +201,7 @@ def fetch(folder: Path, plan: dict[str, Any]) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a step's folder, and delete what a killed process left half written."""
+    """Hold an exclusive lock on a step's folder, and delete temporary files of a killed process."""
     with storage.lock_folder(folder):
         for half in folder.glob("checkpoints/.*.tmp"):
             half.unlink()

@@ -25,7 +25,7 @@ Count, CountOr0 = Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=0)]
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one step is trained; ``batch_size`` is the global batch, ``samples_per_step`` are C in the documents."""
+    """How a step is trained; ``batch_size`` is the global batch, ``samples_per_step`` is C in the documents."""
 
     batch_size: Count
     samples_per_step: Count
@@ -76,7 +76,7 @@ SCALES = {
 
 
 def get_scale(name: str) -> Scale:
-    """Return the scale called ``name``, or that of the YAML file ``name``."""
+    """Return the scale called ``name``, or read it from the YAML file ``name``."""
     is_file = name.endswith((".yaml", ".yml"))
     return read_yaml(name, Scale, strict=False) if is_file else lookup(SCALES, "scale", name)  # 1e-4 is text in YAML
 
@@ -134,10 +134,10 @@ def _flag(convert: Callable[[str], Any], help_text: str, default: Any = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train: rows of the tables by name, folders, and values that replace those of the rows.
+    """What to train: names of tables' rows, folders, and values that replace those of the rows.
 
-    Each field is a flag of scripts/train.py, and in capitals a variable of the run scripts. The fields after
-    ``temperature`` have no effect on the model: a step may be resumed with other values of them.
+    Each field is a flag of scripts/train.py and, in capitals, a variable of the run scripts. Fields after
+    ``temperature`` do not change the model: a step may be resumed with other values.
     """
 
     benchmark: str = _flag(str, f"one of {', '.join(BENCHMARKS)}, or a path.yaml (default: datacomp)", "datacomp")
@@ -200,19 +200,19 @@ class Config:
 
 
 def names_model(init: str) -> bool:
-    """Return whether ``--init`` is not a file but a model that OpenCLIP fetches: ``ARCH TAG``, ``hf-hub:…``."""
+    """Return whether ``--init`` is a model that OpenCLIP downloads: ``ARCH TAG`` or ``hf-hub:…``."""
     return not Path(init).is_file() and (init.startswith(HUB) or len(init.split()) == 2)
 
 
 def init_path(config: Config) -> str | None:
-    """Return the checkpoint that a run starts from; a model that OpenCLIP fetches is saved in the run's folder."""
+    """Return the checkpoint that a run starts from; a downloaded model is saved in the run's folder."""
     if config.init is None or not names_model(config.init):
         return config.init
     return str(Path(config.output_dir, "init/checkpoints", re.sub(r"[^\w.-]+", "_", config.init) + ".pt"))
 
 
 def scale_of(config: Config) -> Scale:
-    """Return the scale's row, with the values that the settings replace."""
+    """Return the scale with the values that the settings replace."""
     given = {name: getattr(config, name, None) for name in Scale.__struct_fields__ if name != "warmup"}
     if config.init and names_model(config.init) and not config.init.startswith(HUB):
         given["model"] = config.model or config.init.split()[0]
@@ -228,7 +228,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """Return the settings of the flags, those of ours that are given as OpenCLIP's flags among them."""
+    """Return the settings from the flags, including ours that are given under OpenCLIP's names."""
     config = from_flags(Config, args)
     given, found = group_words(shlex.split(config.openclip_flags)), {}
     for flag, name in OURS.items():
@@ -243,7 +243,7 @@ def config_from(args: argparse.Namespace) -> Config:
 
 
 def to_flags(config: Config) -> list[str]:
-    """Return the flags of scripts/train.py that give ``config``; those with their default value are left out."""
+    """Return the flags of scripts/train.py that differ from their defaults."""
     values = {each.name: value for each in fields(Config) if (value := getattr(config, each.name)) != each.default}
     texts = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
     return [f"--{name}={int(text) if isinstance(text, bool) else text}" for name, text in texts.items()]

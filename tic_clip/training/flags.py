@@ -1,4 +1,4 @@
-"""OpenCLIP's own flags that a user adds to those that the plan makes: which of them pass, and with what values."""
+"""Check OpenCLIP's own flags that a user passes through: which are allowed, with what values."""
 
 import io
 import shlex
@@ -26,7 +26,7 @@ OURS |= {"lr-scheduler": "schedule"}
 
 
 def read_flags(text: str) -> str:
-    """Return OpenCLIP's flags in ``text``, sorted, each once; a TicError says which is unknown or not the user's."""
+    """Return OpenCLIP's flags in ``text``, sorted, each once; raise a TicError for unknown or refused ones."""
     flags = group_words(shlex.split(text))
     known = {name.replace("_", "-") for name in _parse([])}
     for name in flags:
@@ -42,7 +42,7 @@ def read_flags(text: str) -> str:
 
 
 def group_words(words: list[str]) -> dict[str, list[str]]:
-    """Return the values of each flag, in order of the names: ``--b 1 --a=2`` is {"a": ["2"], "b": ["1"]}."""
+    """Return flag -> values, sorted: ``--b 1 --a=2`` is {"a": ["2"], "b": ["1"]}."""
     flags: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):

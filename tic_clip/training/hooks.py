@@ -1,4 +1,4 @@
-"""All that open_clip.patch calls of training; in a step of ours OpenCLIP's ``args.tic`` is its ``Keeper``."""
+"""Everything that open_clip.patch calls; ``args.tic`` is the ``Keeper`` when OpenCLIP trains a step of ours."""
 
 import warnings
 from collections.abc import Callable
@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", "torch.utils.checkpoint: |None of the inputs h
 def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: int = 0, tokenizer: Any = None) -> Any:
     """Return OpenCLIP's ``DataInfo`` for ``--dataset-type exact --train-data plan.json``; its epoch is a block.
 
-    In a step of ours ``args.tic`` then keeps checkpoints and the log.
+    Sets ``args.tic`` for a step of ours, which then writes checkpoints and the log.
     """
     from training.data import DataInfo, SharedEpoch
 
@@ -47,7 +47,7 @@ def get_exact_dataset(args: Any, preprocess: Callable, is_train: bool, epoch: in
 
 
 def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
-    """Save what OpenCLIP saves after an epoch; in a step of ours that is a block, and ``args.tic`` decides."""
+    """Save the checkpoint of an epoch; for a step of ours, an epoch is a block and ``args.tic`` decides."""
     if hasattr(args, "tic"):
         args.tic.save(checkpoint)
     else:
@@ -55,7 +55,7 @@ def save(checkpoint: dict[str, Any], path: str, args: Any = None) -> None:
 
 
 def start_from(args: Any, own: str | None) -> str | None:
-    """Return what to resume: this experiment's ``own`` newest checkpoint, or else ``--resume`` of a new run."""
+    """Return the checkpoint to resume: the experiment's ``own`` newest, or else ``--resume`` for a new run."""
     if args.new_run:
         args.new_run = own is None
         return own or (None if args.resume == "latest" else args.resume)
@@ -63,7 +63,7 @@ def start_from(args: Any, own: str | None) -> str | None:
 
 
 def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
-    """Return the checkpoint ``--resume``, as any number of ranks saved it; for a new run its weights, maybe optimizer.
+    """Load ``--resume``, saved by any number of ranks; a new run gets its weights, and the optimizer if asked to.
 
     ``args.tic_record`` is what the checkpoint records.
     """
@@ -84,7 +84,7 @@ def checkpoint_for(model: torch.nn.Module, args: Any) -> dict[str, Any]:
 
 
 def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> Callable[[int], None]:
-    """Return what sets the learning rate before each iteration: OpenCLIP's, in a step of ours that of its plan."""
+    """Return the function that sets the learning rate: OpenCLIP's, or the plan's for a step of ours."""
     from training.scheduler import assign_learning_rate
 
     if not hasattr(args, "tic"):
@@ -93,7 +93,7 @@ def scheduler(stock: Callable, optimizer: torch.optim.Optimizer, args: Any) -> C
 
 
 def loss(stock: torch.nn.Module, model: torch.nn.Module, args: Any) -> Callable:
-    """Return OpenCLIP's loss, in a step of ours as its method has it."""
+    """Return OpenCLIP's loss, or the method's for a step of ours."""
     if not hasattr(args, "tic"):
         return stock
     parameters = {name.removeprefix("module."): value for name, value in model.named_parameters()}
@@ -106,13 +106,13 @@ def device_ids(device: torch.device) -> list[torch.device] | None:
 
 
 def log(args: Any, step: int, values: dict[str, float]) -> None:
-    """Log what OpenCLIP logs after its batch ``step`` (from 0) in a step of ours."""
+    """Log OpenCLIP's figures after batch ``step`` (from 0) of a step of ours."""
     if hasattr(args, "tic"):
         args.tic.log(step + 1, {name.removeprefix("train/"): value for name, value in values.items()})
 
 
 def wandb_options(args: Any) -> dict[str, str | None]:
-    """Return name, id and resume for ``wandb.init``; a step of ours goes on with its own run."""
+    """Return name, id and resume for ``wandb.init``; a step of ours resumes its own run."""
     if not hasattr(args, "tic"):
         return {"name": args.name, "id": args.name, "resume": "auto" if args.resume == "latest" else None}
     return {"name": run_name(args.tic.plan), "id": run_id(args.tic.plan, args.logs), "resume": "allow"}

@@ -1,4 +1,4 @@
-"""Sampling as a torch loader: reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's loop."""
+"""A torch loader that reads and decodes what ``sampling`` plans, block by block, for OpenCLIP's training loop."""
 
 import itertools
 import logging
@@ -32,7 +32,7 @@ SHUFFLE_SIZE, SHUFFLE_INITIAL = 5000, 1000  # samples that a loader worker holds
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A split as a step reads it: of each shard the first samples, ``sizes`` (S,) of them."""
+    """A split as a step reads it: the first ``sizes`` (S,) samples of its shards."""
 
     name: str
     seed: tuple[int, int]
@@ -47,7 +47,7 @@ class Source:
         return open_cache(self.keep)
 
     def passes(self, positions: range) -> Iterable[Iterable[Slice]]:
-        """Return what to read at ``positions`` of the line, pass by pass; with replacement it is one without end."""
+        """Return the slices at ``positions`` of the line, by pass; sampling with replacement is one endless pass."""
         if self.with_replacement:
             return [sampling.draws(self.sizes, self.seed, positions.start)]
         line = sampling.slices(self.sizes, self.seed, positions)
@@ -108,10 +108,10 @@ def read_line(source: Source, positions: range, buffer_size: int) -> Iterator[Ra
 
 
 def image_functions(backend: str, preprocess: Any, device: Any = "cpu") -> tuple[Callable, Callable]:
-    """Return what makes a tensor of an image's bytes, and the model's input on ``device`` of a batch of them.
+    """Return a function from an image's bytes to a tensor, and one from a batch of these to the model's input.
 
-    With "pil" that is OpenCLIP's transform ``preprocess``. With "torchvision" the same crops are resized as bytes, and
-    normalised on the device.
+    "pil" is OpenCLIP's transform ``preprocess``. "torchvision" takes the same crops, resizes them as bytes and
+    normalises them on ``device``.
     """
     if backend == "pil":
         return (lambda data: preprocess(decode_image(data))), lambda images: images
@@ -133,7 +133,7 @@ def image_functions(backend: str, preprocess: Any, device: Any = "cpu") -> tuple
 
 
 def decode(sample: RawSample, load: Callable, tokenizer: Callable) -> Item:
-    """Return the image and the tokens of a sample, augmented by its own seed; raise one of UNUSABLE if that fails."""
+    """Return the image and tokens of a sample, augmented with its own seed; raise one of UNUSABLE if that fails."""
     if sample.image is None or sample.text is None:
         raise ValueError("no image" if sample.image is None else "no text")
     if not (text := sample.text.decode()).strip():
@@ -147,9 +147,9 @@ def decode(sample: RawSample, load: Callable, tokenizer: Callable) -> Item:
 def read_usable(
     source: Source, positions: range, buffer_size: int, transforms: tuple, counts: Counts
 ) -> Iterator[Item]:
-    """Yield the decoded samples at ``positions`` of a source's line, and for undecodable ones those that follow.
+    """Yield the decoded samples at ``positions`` of a source's line; replace undecodable ones by those that follow.
 
-    If the first 1,000, or all that the source holds, are undecodable, a TicError is raised.
+    Raises a TicError if the first 1,000, or all of the source, are undecodable.
     """
     limit = 1000 if source.with_replacement else min(1000, source.sizes.sum())
     num_bad, is_usable = 0, False
@@ -181,13 +181,13 @@ def read_samples(sources: list[Source], ranges: list[range], transforms: tuple, 
 
 
 def make_batches(items: Iterator[Item], size: int) -> Iterator[list[torch.Tensor]]:
-    """Yield the images and the tokens of ``size`` items at a time, in a loader worker right into shared memory."""
+    """Yield batches of ``size`` images and tokens, in shared memory in a loader worker."""
     while batch := list(itertools.islice(items, size)):
         yield default_collate(batch)
 
 
 class ExactDataset(IterableDataset):
-    """Batches of one rank from block ``first`` to the end of the step, with the counts of what it took to make each."""
+    """The batches of one rank from block ``first`` to the end of the step, each with counts of what was read for it."""
 
     def __init__(self, plan: dict[str, Any], rank: int, world_size: int, transforms: tuple) -> None:
         self.plan, self.rank, self.world_size, self.transforms = plan, rank, world_size, transforms
@@ -215,7 +215,7 @@ class ExactDataset(IterableDataset):
 
 
 class Loader:
-    """The dataset behind ``workers`` processes, which read on while a block ends; OpenCLIP's epoch is a block."""
+    """The dataset behind ``workers`` processes, which prefetch across blocks; OpenCLIP's epoch is a block."""
 
     def __init__(self, dataset: ExactDataset, epoch: Any, workers: int, to_input: Callable) -> None:
         self.dataset, self.epoch = dataset, epoch
@@ -243,7 +243,7 @@ class Loader:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the ``value`` of each rank, on every rank."""
+    """Return the ``value`` of all ranks, on every rank."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()

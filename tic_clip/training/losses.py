@@ -1,7 +1,7 @@
-"""What methods change in OpenCLIP's loss or add to it, and the Fisher information that EWC's term needs.
+"""Method-specific losses, and the Fisher information that EWC needs.
 
-EWC pulls each weight to the last model's: its term is the sum of F · (weight − last weight)², F being the Fisher
-information of the last model, the mean over samples of the squared gradient of its loss.
+EWC's term is the sum of F · (weight − last weight)²; F is the Fisher information of the last model, the mean over
+samples of the squared gradient of its loss.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +20,7 @@ BATCH, MAX_SAMPLES = 64, 20_000
 
 
 def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any]:
-    """Return what a plan says of the loss's term for the ``last`` step's model, if the method has one."""
+    """Return the part of a plan about the loss's term for the ``last`` step's model, if the method has one."""
     facts: dict[str, Any] = {"anchor": last} if method.anchor else {}
     if method.weight is not None:
         facts["loss_weight"] = method.weight if config.loss_weight is None else config.loss_weight
@@ -30,7 +30,7 @@ def plan_loss(config: Config, method: Method, last: str | None) -> dict[str, Any
 
 
 def method_loss(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], passes: int = 1) -> Callable:
-    """Return OpenCLIP's ``loss`` as a step's method has it; ``passes`` is how often it is called for a batch."""
+    """Return OpenCLIP's ``loss`` with the method's term; ``passes`` is how often it is called per batch."""
     weight, temperature = plan.get("loss_weight", 1), plan.get("temperature", 1)
     if plan["teacher"] and (weight, temperature) != (1, 1):
         stock, factor = loss.dist_loss, weight * temperature**2  # the square keeps the size of the gradient
@@ -43,7 +43,7 @@ def method_loss(loss: Any, plan: dict[str, Any], parameters: Mapping[str, Any], 
 
 
 def ewc(plan: dict[str, Any], parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
-    """Return EWC's term as a function of nothing: of the parameters as they then are; None in a first step."""
+    """Return a function that computes EWC's term from the current parameters; None in a first step."""
     from tic_clip import weights
 
     if plan["anchor"] is None:
@@ -59,13 +59,13 @@ TERMS = {"ewc": ewc}
 
 
 def count_fisher(samples: int, batch_size: int) -> int:
-    """Return how many samples the Fisher information of a step of ``samples`` is taken on: a twentieth, in batches."""
+    """Return how many of a step's ``samples`` the Fisher information uses: a twentieth, in whole batches."""
     batch = min(BATCH, batch_size)
     return max(1, min(samples // 20, MAX_SAMPLES) // batch) * batch
 
 
 def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the Fisher information of a step's model, on the first samples that the step reads of each source."""
+    """Write the Fisher information of a step's model, computed on the first samples it reads of each source."""
     import torch
 
     from tic_clip import weights
@@ -86,7 +86,7 @@ def save_fisher(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def estimate_fisher(net: Any, batches: Any, device: str) -> dict[str, Any]:
-    """Return the mean over batches of (batch size · squared gradient) of each weight.
+    """Return each weight's mean over batches of batch size · squared gradient.
 
     The gradient of a batch is the mean of its samples', so its square is about 1 / (batch size) of theirs.
     """

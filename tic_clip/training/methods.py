@@ -1,4 +1,4 @@
-"""What a continual method trains on, starts from and spends at a step; a method is one row of a table.
+"""The table of continual methods: what each trains on, starts from and spends at a step.
 
 Steps are counted from 0. C is the scale's samples per step, D the number of samples that are new at step t.
 docs/adding_a_method.md adds one.
@@ -16,7 +16,7 @@ PATCHED = Path("checkpoints/patched.pt")  # what a step's ending makes of its la
 
 
 def held_out(size: int) -> int:
-    """Return how many of a split's ``size`` samples are kept for the choice of patching's coefficient."""
+    """Return how many of a split's ``size`` samples are held out to choose patching's coefficient."""
     return min(size // 20, 2_000)
 
 
@@ -36,14 +36,14 @@ def exponential_replay(sizes: Sequence[int], replay: Fraction) -> list[int]:
 
 
 def equal_replay(sizes: Sequence[int], replay: Fraction) -> list[int]:
-    """Use the new samples and old ones, as many of each earlier step."""
+    """Use the new samples and equally many old ones of each earlier step."""
     return _with_replay(sizes, replay, [1] * (len(sizes) - 1))
 
 
 def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> list[int]:
     """Use the new samples and ``replay`` · D old ones in proportion to ``weights``, or all if they are fewer.
 
-    A step that is smaller than its share gives all it has, and the others share the rest.
+    A step smaller than its share is used in full; the others share the rest.
     """
     *old, new = sizes
     room = int(replay * new)
@@ -61,9 +61,9 @@ def _with_replay(sizes: Sequence[int], replay: Fraction, weights: list[int]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row: what a step trains on, where it starts and what it spends.
+    """A row of the table: what a step trains on, where it starts and what it spends.
 
-    ``data`` maps the sizes of the steps 0 … t and the old samples in units of D to the samples used of each step.
+    ``data`` maps the sizes of steps 0 … t, and the number of old samples in units of D, to the samples used of each.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Models made of weights: the average of a step's checkpoints, and patching.
+"""Interpolate weights: averaging of a step's checkpoints, and patching.
 
 A patched model is (1 - a) · the last patched model + a · the newly trained one.
 The coefficient a is given, or chosen by mean retrieval on the steps before, on samples that no step trains on: the tail
@@ -25,7 +25,7 @@ AVERAGE = Path("checkpoints/average.pt")  # in a step's folder
 
 
 def interpolate(old: dict[str, Any], new: dict[str, Any], coefficient: float) -> dict[str, Any]:
-    """Return (1 - a) · old + a · new in float32; of tensors that are not floating-point, the new one."""
+    """Return (1 - a) · old + a · new in float32; tensors that are not floating-point are the new ones."""
     from tic_clip import weights
 
     if difference := weights.mismatch(new, old):
@@ -47,7 +47,7 @@ def average(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def patch(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the step's patched model, of the first step the trained one, and return facts for ``done.json``."""
+    """Write the step's patched model (the trained one in the first step); return facts for ``done.json``."""
     from tic_clip import weights
 
     trained = str(folder / last_checkpoint(plan["checkpoints"]))
@@ -87,7 +87,7 @@ def scores(plan: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> di
 
 
 def encode(net: Any, batches: list[Any], device: str) -> list[np.ndarray]:
-    """Return the normalised features (N, D) of the images and of the texts of batches of N pairs."""
+    """Return the normalised features (N, D) of the images and of the texts of N pairs."""
     import torch
 
     features = []
@@ -99,7 +99,7 @@ def encode(net: Any, batches: list[Any], device: str) -> list[np.ndarray]:
 
 
 def read_held_out(entry: dict[str, Any], preprocess: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the image and the tokens of a split's held-out samples; undecodable ones are left out."""
+    """Yield the image and tokens of a split's held-out samples; skip undecodable ones."""
     from tic_clip.data.split import split_sizes
     from tic_clip.data.tar import UNUSABLE
     from tic_clip.training.loader import decode, image_functions, read_slice

@@ -1,6 +1,6 @@
-"""The plan of a step: all that it does, computed from the settings, the tables and the sizes of the splits.
+"""The plan of a step, computed from the settings, the tables and the sizes of the splits.
 
-plan.json is this plan: training reads it, a restart compares with it, a dry run prints it.
+Training reads it from plan.json, a restart compares with it, a dry run prints it.
 """
 
 import shlex
@@ -37,7 +37,7 @@ SETTINGS = {"buffer": "replay", "block": "resume_every", "learning_rate": "lr"}
 
 
 def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
-    """Return all that a step does; nothing is written or trained."""
+    """Return the plan of a step; write and train nothing."""
     benchmark, scale = get_benchmark(config.benchmark), scale_of(config)
     method = lookup(METHODS, "method", config.method)
     t, first = (benchmark.step_index(name) for name in (config.step, steps_of(config)[0]))
@@ -86,7 +86,7 @@ def make_plan(config: Config, world_size: int = 1) -> dict[str, Any]:
 
 
 def check_settings(config: Config, method: Method, scale: Scale, passes: int) -> None:
-    """Refuse settings that exclude each other or that the method does not have."""
+    """Raise a TicError for settings that exclude each other or that the method does not use."""
     if config.replay is not None and (config.mixture or not method.has_replay):
         raise TicError("--replay is for cumulative-exp and cumulative-equal, which replay old data, without --mixture")
     if config.coefficient is not None and not method.hold_out:
@@ -112,7 +112,7 @@ def check_settings(config: Config, method: Method, scale: Scale, passes: int) ->
 
 
 def plan_layout(config: Config, scale: Scale, world_size: int) -> dict[str, Any]:
-    """Return how a batch is laid out on the hardware, which does not change the model: ranks, passes, memory."""
+    """Return how a batch is divided among the hardware (ranks, passes, memory), which does not change the model."""
     batch, rest = divmod(scale.batch_size, world_size)
     if rest:
         raise TicError(f"the batch of {scale.batch_size} does not divide among {world_size} processes")
@@ -136,7 +136,7 @@ def steps_of(config: Config) -> Sequence[str]:
 
 
 def plan_length(config: Config, method: Method, scale: Scale, first: int, t: int) -> dict[str, int]:
-    """Return how much is trained in step ``t``, and in the run up to it."""
+    """Return how much step ``t``, and the run up to it, trains."""
     schedule, smallest = SCHEDULES[config.schedule or DEFAULT], scale.batch_size * scale.checkpoints
     cooldown = schedule.cooldown if config.cooldown is None else config.cooldown
     iterations, cooldowns = [], []
@@ -178,7 +178,7 @@ def choose_block(interval: int, wanted: int) -> tuple[int, int]:
 def plan_data(
     config: Config, benchmark: Benchmark, method: Method, root: str, first: int, t: int, samples: int
 ) -> dict[str, Any]:
-    """Return what step ``t`` reads: splits below ``root``, the samples that it uses of each, and how many it takes."""
+    """Return the sources of step ``t``: splits below ``root``, the samples used of each, and how many are drawn."""
     is_chosen = method.hold_out and config.coefficient is None
     oldest = 0 if method.data is not new_data or config.mixture else first if is_chosen else t
     steps = benchmark.steps[oldest : t + 1]
@@ -227,7 +227,7 @@ def read_size(split: str, benchmark: Benchmark, config: Config) -> int:
 
 
 def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction] | None:
-    """Return the user's share of each split at step ``t``, or None if the file does not name the step."""
+    """Return the user's share of each split at step ``t``, or None if the file does not have the step."""
     try:
         table = msgspec.json.decode(read_bytes(path), type=Mixture)
     except msgspec.DecodeError as error:
@@ -245,7 +245,7 @@ def read_mixture(path: str, benchmark: Benchmark, t: int) -> dict[str, Fraction]
 
 
 def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """Return the splits of earlier steps, of whose held-out samples patching chooses its coefficient."""
+    """Return the splits of earlier steps on whose held-out samples patching chooses its coefficient."""
     if sizes and not any(map(held_out, sizes.values())):
         found = ", ".join(f"{n} of {name}" for name, n in sizes.items())
         raise TicError(f"patching holds out a twentieth to choose its coefficient on; of {found}: give a --coefficient")
@@ -253,7 +253,7 @@ def plan_validation(root: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan with the MACs of the forward passes, as in DataComp, of the step and of the run so far.
+    """Return the plan with the MACs (of forward passes, as in DataComp) of the step and of the run so far.
 
     A training step costs three times as much, so a teacher's passes count 1/3; Fisher information counts as training.
     """
@@ -266,7 +266,7 @@ def add_macs(plan: dict[str, Any]) -> dict[str, Any]:
 def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = ()) -> str | None:
     """Return the first difference of two plans in what makes the model, or in ``keys``: "seed 0, now it is 1"; or None.
 
-    A key that only one of them has is left out: plans of other versions can be compared.
+    Keys that only one of them has are ignored, so that plans of other versions can be compared.
     """
     before, now = comparable(old), comparable(new)
     for key in keys or now:
@@ -275,7 +275,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], keys: Sequence[str] = (
 
 
 def comparable(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes the model, which the place of the folders does not."""
+    """Return the parts of a plan that determine the model, with paths shortened."""
     defaults = {"image_backend": "pil", "openclip_flags": [], "schedule": DEFAULT}  # of plans from before they were
     defaults |= {"loss_weight": 1.0, "temperature": 1.0}
     kept = {key: value for key, value in plan.items() if key not in NOT_COMPARED}
@@ -288,12 +288,12 @@ def comparable(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def shorten(checkpoint: str | None) -> str:
-    """Return STEP/checkpoints/NAME."""
+    """Return a checkpoint's path as STEP/checkpoints/NAME."""
     return "/".join(Path(checkpoint).parts[-3:]) if checkpoint else "random weights"
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], begun: str, keys: Sequence[str] = ()) -> None:
-    """Raise a TicError that says in what two plans differ; ``begun`` says of what the old one is."""
+    """Raise a TicError if two plans differ; ``begun`` is the start of its message."""
     if found := difference(old, new, keys):
         raise TicError(f"{begun} with {found}: use the old setting, another output folder, or delete the step")
 
@@ -301,7 +301,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any], begun: str, keys: Seque
 def check_step(config: Config, plan: dict[str, Any], dry_run: bool = False) -> bool:
     """Return whether a step is done; raise a TicError if it can't be trained with its plan.
 
-    In a ``dry_run`` the step before need not be done.
+    In a ``dry_run`` the previous step may be unfinished.
     """
     check_benchmark(config.output_dir, get_benchmark(config.benchmark))
     check_cache([source["split"] for source in plan["sources"]], config.cache_gb)

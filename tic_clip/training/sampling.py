@@ -1,12 +1,12 @@
-"""Exact sampling, without torch or files: which samples a step reads, in which order, and which loader worker does.
+"""Exact sampling as pure functions: which samples each rank and loader worker reads, in which order.
 
 The samples of a source (a split) are laid out as an endless *line*: pass after pass, the shards of each in a seeded
 order. A step reads the first n positions of each line, so every sample ⌊n / size⌋ or ⌈n / size⌉ times. The lines are
-merged, so that every stretch of the step holds the sources in proportion. The merged line is cut into blocks, these
-into ranks, these into loader workers: consecutive ranges, so the samples that are read do not depend on the number of
-ranks or workers, and training can stop after any block and resume there with others.
+merged so that every stretch of the step holds the sources in proportion. The merged line is cut into blocks, ranks and
+loader workers as consecutive ranges: which samples are read does not depend on the number of ranks or workers, and
+training can resume after any block with other numbers.
 
-Sampling with replacement shares a step out in the same way, but where it reads a source it draws shards (``draws``).
+Sampling with replacement divides a step in the same way, but draws the shards of a source (``draws``).
 """
 
 import heapq
@@ -22,7 +22,7 @@ import numpy as np
 
 
 def apportion(weights: Iterable[int | Fraction], total: int) -> list[int]:
-    """Return ``total`` split in proportion to ``weights`` into integers, by largest remainders (ties: the first)."""
+    """Split ``total`` into integers in proportion to ``weights``, by largest remainders (ties: the first)."""
     weights = list(weights)
     whole = sum(weights)
     parts = [total * weight // whole for weight in weights]
@@ -33,7 +33,7 @@ def apportion(weights: Iterable[int | Fraction], total: int) -> list[int]:
 
 
 def interleave(counts: Sequence[int], starts: Sequence[int] | None = None) -> Iterator[int]:
-    """Yield each source number i ``counts[i]`` times, evenly spread, without its first ``starts[i]`` times.
+    """Yield each source number i ``counts[i]`` times, evenly spread; skip its first ``starts[i]``.
 
     Item j of source i has the time (j + 1/2) / counts[i]; ties go to the earlier source.
     """
@@ -59,9 +59,9 @@ def source_counts(quotas: Sequence[int], position: int) -> list[int]:
 def source_ranges(
     plan: dict[str, Any], block: int, rank: int, world_size: int, worker: int, num_workers: int
 ) -> list[range]:
-    """Return the positions on each source's line that one of a rank's loader workers reads in ``block`` (from 0).
+    """Return the positions on each source's line that a rank's loader worker reads in ``block`` (from 0).
 
-    Each rank takes its batches from its workers in turn.
+    A rank takes its batches from its workers in turn.
     """
     first = (block * world_size + rank) * plan["block"]
     first += sum(len(range(w, plan["block"], num_workers)) for w in range(worker))
@@ -81,7 +81,7 @@ class Slice(NamedTuple):
 
 
 def slices(sizes: np.ndarray, seed: tuple[int, ...], positions: range) -> Iterator[Slice]:
-    """Yield what is at ``positions`` of the line of a source whose shards hold ``sizes`` (S,) samples."""
+    """Yield the slices at ``positions`` of the line of a source with ``sizes`` (S,) samples in its shards."""
     total = int(sizes.sum())
     for number in range(positions.start // total, -(-positions.stop // total)):
         order = np.random.default_rng([*seed, number]).permutation(len(sizes))

@@ -1,7 +1,7 @@
-"""The learning rate of each iteration of a step, from its plan alone; a schedule is one row of a table.
+"""The table of learning rate schedules, and the rate of each iteration of a step from its plan.
 
-Iterations are counted from 0. After a linear warm-up the rate is the peak times the schedule's shape, and over the last
-``cooldown`` iterations of a step it falls to 0 in a line.
+Iterations are counted from 0. After a linear warm-up the rate is the peak times the schedule's shape; over the last
+``cooldown`` iterations of a step it falls linearly to 0.
 """
 
 import math
@@ -36,7 +36,7 @@ def inverse_sqrt(iteration: int, warmup: int, iterations: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """One row: ``shape`` maps (iteration, warm-up, iterations) to a share of the peak, from the end of the warm-up on.
+    """A row of the table: ``shape`` maps (iteration, warm-up, iterations) to a share of the peak, after the warm-up.
 
     One that ``continues`` warms up once in a run, of which ``iteration`` and ``warmup`` are then; a step starts from
     the model that the last one had before its cool-down, with its optimizer.
@@ -58,7 +58,7 @@ DEFAULT = "cosine"  # and that of plans without a schedule, which are of an earl
 
 
 def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
-    """Refuse lists that have not a number for each step, and a schedule that does not fit the method."""
+    """Raise a TicError for lists without a number for each step, and for a schedule that does not fit the method."""
     steps, name = len(benchmark.steps), config.schedule or DEFAULT
     schedule = lookup(SCHEDULES, "schedule", name)
     for flag, alone in (("budget", False), ("lr", True), ("warmup", True)):
@@ -76,7 +76,7 @@ def check_rate(config: Config, benchmark: Benchmark, method: Method) -> None:
 
 
 def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | None) -> dict[str, Any]:
-    """Return what the learning rate of step ``t`` is made of, beside its iterations, and whose optimizer it has."""
+    """Return the learning rate settings of step ``t``, and whether it keeps the optimizer, as a part of a plan."""
     name, peaks = config.schedule or DEFAULT, config.lr or (scale.learning_rate,)
     warmups = config.warmup or (scale.warmup,)
     is_branch = SCHEDULES[name].continues and t > first
@@ -94,7 +94,7 @@ def plan_rate(config: Config, scale: Scale, first: int, t: int, start: str | Non
 
 
 def learning_rate(plan: dict[str, Any], iteration: int) -> float:
-    """Return the learning rate of ``iteration`` of a step."""
+    """Return the learning rate at ``iteration`` of a step."""
     warmup, iterations, cooldown = plan["warmup"], plan["iterations"], plan.get("cooldown", 0)
     shape, place = SCHEDULES[plan.get("schedule", DEFAULT)].shape, plan.get("trunk", 0) + max(iteration, warmup)
     rate = plan["learning_rate"] * shape(place, plan.get("run_warmup", warmup), iterations)
@@ -109,6 +109,6 @@ def cooldown_blocks(share: float, blocks: int) -> int:
 
 
 def branch_point(plan: dict[str, Any]) -> int | None:
-    """Return the iteration of a step at which its cool-down begins and the next step goes on, if it does so."""
+    """Return the iteration where the cool-down begins and from which the next step continues, if it does."""
     continues = SCHEDULES[plan.get("schedule", DEFAULT)].continues and plan["cooldown"]
     return plan["iterations"] - plan["cooldown"] if continues else None

@@ -34,7 +34,7 @@ FINISH = {"patching": patch, "averaging": average, "ewc": save_fisher}
 
 
 def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int) -> None:
-    """Train ``steps`` in this process, which is one of ``world_size`` ranks; those that are done are skipped."""
+    """Train ``steps`` in this process, one of ``world_size`` ranks; skip finished ones."""
     with join_ranks(world_size) as waiting:
         for step in steps:
             is_trained = train_step(replace(config, step=step), rank, world_size, waiting)
@@ -43,7 +43,7 @@ def train_steps(config: Config, steps: Sequence[str], rank: int, world_size: int
 
 
 def read_ranks(environ: MutableMapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number of ranks) as torchrun, or srun with a task a rank, has set them; else (0, 1).
+    """Return (rank, number of ranks) from torchrun, or from srun with one task per rank; else (0, 1).
 
     What srun has set gets torchrun's names.
     """
@@ -58,7 +58,7 @@ def read_ranks(environ: MutableMapping[str, str]) -> tuple[int, int]:
 
 @contextmanager
 def join_ranks(world_size: int) -> Iterator[Any]:
-    """Join the ranks of ``read_ranks``, if several, for all steps; yields a group in which ranks may wait for hours."""
+    """Initialise torch.distributed for several ranks; yield a group in which ranks may wait for hours."""
     if world_size == 1:
         os.environ["WORLD_SIZE"] = "1"  # else OpenCLIP takes the tasks of an interactive Slurm allocation for ranks
         yield None
@@ -76,7 +76,7 @@ def join_ranks(world_size: int) -> Iterator[Any]:
 
 
 def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool:
-    """Train one step, or resume it; return False if it was done already."""
+    """Train or resume one step; return False if it was already done."""
     plan = make_plan(config, world_size)
     folder = Path(config.output_dir, plan["step"])
     if waiting:
@@ -104,7 +104,7 @@ def train_step(config: Config, rank: int, world_size: int, waiting: Any) -> bool
 
 
 def check_ranks(plan: dict[str, Any], rank: int) -> None:
-    """Raise a TicError if a rank has another plan than this one."""
+    """Raise a TicError if ranks have different plans."""
     from tic_clip.training.loader import gathered
 
     for number, other in enumerate(gathered(plan)):
@@ -113,7 +113,7 @@ def check_ranks(plan: dict[str, Any], rank: int) -> None:
 
 
 def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Get the step's remote copy; return None if the step is done, else check it and return what its plan lacks."""
+    """Download the step's copy; return None if the step is done, else check it and return additions to its plan."""
     from tic_clip.training import checkpoint
 
     checkpoint.fetch(folder, plan)
@@ -131,7 +131,7 @@ def prepare(config: Config, plan: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def choose_precision(folder: Path) -> dict[str, str]:
-    """Return the precision that a step's run was begun with, or else the device's, as a part of a plan."""
+    """Return the precision of the run so far, or else the device's default, as a part of a plan."""
     is_begun = any(folder.glob("checkpoints/*.pt"))
     for path in [folder / "plan.json"] if is_begun else sorted(folder.parent.glob("*/done.json")):
         plan = read_json(path.with_name("plan.json"))
@@ -144,7 +144,7 @@ def choose_precision(folder: Path) -> dict[str, str]:
 
 
 def check_ready(config: Config) -> None:
-    """Raise a TicError if OpenCLIP is not patched, what to report to is not ready, or a precision needs a GPU."""
+    """Raise a TicError if OpenCLIP is not patched, a logger is not ready, or the precision needs a GPU."""
     if config.precision == "amp":
         import torch
 
@@ -201,7 +201,7 @@ def open_clip_arguments(plan: dict[str, Any], config: Config, world_size: int, c
 
 
 def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None:
-    """Run OpenCLIP's ``main`` in this process on a plan, and free the memory of its model."""
+    """Run OpenCLIP's ``main`` on a plan in this process, then free its memory."""
     import open_clip
     import torch
     from training import main as openclip_main
@@ -223,7 +223,7 @@ def run_open_clip(plan: dict[str, Any], config: Config, world_size: int) -> None
 
 
 def log_to_file(path: str | None, level: int, include_host: bool = False) -> None:
-    """Set OpenCLIP's logging up for one step, with only warnings on the console, where the progress bar is."""
+    """Set up OpenCLIP's logging for a step, with only warnings on the console beside the progress bar."""
     from training.logger import setup_logging
 
     for handler in list(logging.root.handlers):
@@ -238,7 +238,7 @@ def log_to_file(path: str | None, level: int, include_host: bool = False) -> Non
 
 
 def check_shares(plan: dict[str, Any], read: dict[str, dict[str, int]]) -> None:
-    """Warn of sources that gave another number of samples than planned; raise a TicError if one gave none."""
+    """Warn if a source gave another number of samples than planned; raise a TicError if it gave none."""
     for source in plan["sources"] if read else ():  # a step of an earlier version may have counted nothing
         name, planned, counts = source["name"], source["samples"], read.get(source["name"], {})
         count, bad = counts.get("read", 0), counts.get("undecodable", 0)
@@ -251,7 +251,7 @@ def check_shares(plan: dict[str, Any], read: dict[str, dict[str, int]]) -> None:
 
 
 def finish(plan: dict[str, Any], folder: Path, started: float) -> None:
-    """End a step: run the method's own ending, and write ``done.json`` with what was read of each source."""
+    """Finish a step: make the method's model and write ``done.json`` with what was read of each source."""
     from tic_clip import weights
     from tic_clip.training import checkpoint
 

@@ -1,4 +1,4 @@
-"""What is asked for: the pool, the lists, the splits, the parts; and what became of it."""
+"""Reshard a pool: check the inputs, make the parts, run them, summarise the splits."""
 
 import os
 import re
@@ -84,7 +84,7 @@ def _check_output(pool: str, shards: list[tuple[str, int]], splits: list[str]) -
 
 
 def _describe_inputs(pool: str, files: dict[str, str], classes: str | None, lists: Path) -> dict[str, dict[str, Any]]:
-    """Return of each split the arguments that say what it is made of: paths, and SHA-256 of the content."""
+    """Return the arguments that determine each split: paths and SHA-256 of their content."""
     tables = find_subsets(classes) if classes is not None else {}
     if tables and "" not in tables and tables.keys().isdisjoint(files):
         raise TicError(f"{classes} has a {{name}}.npy for none of the subsets")
@@ -104,7 +104,7 @@ def _describe_inputs(pool: str, files: dict[str, str], classes: str | None, list
 def _make_part(
     root: Path, shards: list[tuple[str, int]], inputs: dict[str, dict], number: int, options: Options
 ) -> Part:
-    """Return one part of the pool: the parts are blocks in its order, whose sizes differ by one at most."""
+    """Return one part of the pool: a block of shards in order; sizes differ by at most one."""
     parts = options.parts
     block = shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
     shared = {"pool": pool_digest(block), "shard_size": options.shard_size, "parts": parts, "part": number}
@@ -115,7 +115,7 @@ def _make_part(
 
 
 def _part_folders(split: str, parts: int) -> list[str]:
-    """Return where the parts of a split lie: in the split itself if there is only one."""
+    """Return the folders of a split's parts; a single part is the split itself."""
     return [split] if parts == 1 else [f"{split}/{number:05d}" for number in range(parts)]
 
 
@@ -144,7 +144,7 @@ def _load_finished(part: Part) -> dict[str, dict[str, Any]]:
 
 
 def _check_bad_shards(made: list[dict[str, dict[str, Any]]]) -> None:
-    """Raise a ``TicError`` if pool shards can't be read."""
+    """Raise a ``TicError`` if there were pool shards that can't be read."""
     faults = {tar: fault for metas in made for meta in metas.values() for tar, fault in meta["bad_shards"].items()}
     if faults:
         first = "; ".join(f"{tar}: {fault}" for tar, fault in islice(faults.items(), 3))

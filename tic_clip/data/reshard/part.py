@@ -1,7 +1,7 @@
-"""Write one part of the pool: the one loop, used alike by this machine, a job array and a Ray cluster.
+"""Write one part of the pool: the loop that a single machine, a job array and a Ray cluster run.
 
-Workers index pool shards ahead, in order; this process appends their samples to the splits. What the journal lacks is
-done again, and gives the same bytes.
+Workers index pool shards ahead, in order; this process appends their samples to the splits. After an interruption, what
+is missing in the journal is done again and gives the same bytes.
 """
 
 import atexit
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A block of the pool, ``tars``, and the ``splits`` to be made of it; ``work`` is the folder of its journal."""
+    """A block of the pool, ``tars``, and the ``splits`` to make from it; ``work`` is the folder of its journal."""
 
     tars: tuple[str, ...]
     splits: tuple[OutputSplit, ...]
@@ -73,7 +73,7 @@ class Journal(msgspec.Struct, kw_only=True):
 
 
 def read_journal(work: str) -> Journal:
-    """Return what the files of a journal say; a later one overrules those before it."""
+    """Read the files of a journal; later ones override earlier ones."""
     journal = Journal()
     for file, _ in list_files(work, "journal-*") if is_dir(work) else []:
         with suppress(msgspec.DecodeError, storage.NotFoundError):  # a machine went down, or a process has just ended
@@ -85,7 +85,7 @@ def read_journal(work: str) -> Journal:
 
 
 def remove_work(work: str) -> None:
-    """Remove the journal and all else that is beside the output while a part is made."""
+    """Remove the journal and the other temporary files of a part."""
     if is_remote(work):
         for file, _ in list_files(work) if is_dir(work) else []:
             storage.remove(file)
@@ -97,7 +97,7 @@ def remove_work(work: str) -> None:
 
 @contextmanager
 def working_folder(part: Part) -> Iterator[Path]:
-    """Yield an empty folder on this machine for unfinished shards; beside a local output, which is locked meanwhile."""
+    """Yield an empty local folder for unfinished shards, beside a local output, which is locked meanwhile."""
     if part.options.dry_run or is_remote(part.work):
         with storage.temporary_folder("tic-clip-reshard-") as place:
             yield place
@@ -114,7 +114,7 @@ def working_folder(part: Part) -> Iterator[Path]:
 
 @cache
 def _lists_folder(*fingerprints: str) -> Path:
-    """Return a folder that lasts as long as this process: a worker of Ray fetches a list once for all its parts."""
+    """Return a folder that lasts as long as the process, so that a Ray worker downloads a list once."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(storage.temporary_folder("tic-clip-lists-"))
@@ -148,7 +148,7 @@ def run_part(part: Part, lists: Path | None = None) -> dict[str, dict[str, Any]]
 
 
 class PartWriter:
-    """Writes what the ``journal`` of a part lacks; ``files``: the local files of UIDs and class ids of each split."""
+    """Write what the ``journal`` of a part lacks; ``files``: the local UID and class files of each split."""
 
     def __init__(self, part: Part, lists: Path, place: Path) -> None:
         self.part, self.place = part, place
@@ -245,7 +245,7 @@ class PartWriter:
 
 
 def _existing(path: str, written: dict[int, int]) -> dict[int, int]:
-    """Return the first of the output shards ``written``, until one is missing or not all there."""
+    """Return the leading output shards in ``written`` that are complete."""
     sizes = {to_path(file).name: size for file, size in list_files(path)} if written and is_dir(path) else {}
     existing = {}
     for number in sorted(written):

@@ -1,4 +1,4 @@
-"""Append samples to the shards of a split: headers anew, the data as byte ranges of the pool shard."""
+"""Append samples to the shards of a split: new headers, data as byte ranges of the pool shard."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ WINDOW = 1 << 19  # bytes put together before they are written: large for the ke
 
 
 class OutputSplit(NamedTuple):
-    """A split (or a part of it): its name, its folder, and the ``arguments`` that it depends on."""
+    """A split or a part of it: name, folder, and the ``arguments`` that it depends on."""
 
     name: str
     path: str
@@ -52,7 +52,7 @@ class SplitWriter:
         self.size = 0  # bytes in the shard that is being filled
 
     def select(self, rows: np.ndarray, counts: ShardCounts) -> np.ndarray:
-        """Return the rows whose entries of the list no sample before has taken, take these, and count them."""
+        """Return the rows whose entries of the list are still free; take and count these."""
         is_new = np.zeros(len(rows), bool)
         is_new[np.unique(rows["entry"], return_index=True)[1]] = True
         is_new &= ~self.taken[rows["entry"]]
@@ -64,7 +64,7 @@ class SplitWriter:
         return rows
 
     def append(self, tar: Path, index: Index, rows: np.ndarray) -> list[Future]:
-        """Write rows of the pool shard in the local file ``tar``; return the threads that finish full shards."""
+        """Append rows of the pool shard in the local file ``tar``; return the threads that finish full shards."""
         finishing = []
         while len(rows):
             number, used = divmod(self.rows, self.shard_size)
@@ -79,13 +79,13 @@ class SplitWriter:
         return finishing
 
     def finish(self) -> list[Future]:
-        """Finish the shard that is being filled, if there is one, in a thread."""
+        """Finish the current shard, if any, in a thread."""
         number, last = divmod(self.rows - 1, self.shard_size)
         size, self.size = self.size, 0
         return [self.threads.submit(self._finish, number, last + 1, size)] if size else []
 
     def _finish(self, number: int, count: int, size: int) -> None:
-        """End the shard, give it its name (or upload it), and write its stats."""
+        """End the shard, rename or upload it, and write its stats."""
         unfinished, (shard, stats) = Path(f"{self.work}-{number}"), map(self.folder.joinpath, shard_names(number))
         with _named(unfinished), open(unfinished, "ab", buffering=0) as file:
             _write(file, memoryview(END))
@@ -99,7 +99,7 @@ class SplitWriter:
 
 
 def arrange(index: Index, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (length, ranges, places, blocks) of the members of some rows under their new names.
+    """Return (length, ranges, places, blocks) that make the members of rows under their new names.
 
     Of ``length`` bytes, (begin, end, source) of ``ranges`` (3, R) are copied from the pool shard's byte source on; then
     ``blocks`` (B, 512) are laid over the bytes ``places`` (B,): headers, and class ids in place of a sample's own.
@@ -160,7 +160,7 @@ def append_piece(
 
 @contextmanager
 def _named(path: object) -> Iterator[None]:
-    """Put the path into an error of the system that has none."""
+    """Add the path to an OSError without one."""
     try:
         yield
     except OSError as error:
