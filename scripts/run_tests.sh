@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the linter and the tests; arguments go to pytest. Needs no network after setup.sh.
 #
-#   bash scripts/run_tests.sh                  # everything, a quarter of an hour on two cores
+#   bash scripts/run_tests.sh                  # everything, ten minutes on two quiet cores
 #   bash scripts/run_tests.sh tests/data/test_uids.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
