@@ -43,7 +43,7 @@ SPLITS = ("TEST_SHARE",)
 PROCESSES = ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 OWN = ("OUTPUT_DIR", "OUT", "SOURCE", "TABLE", "EVALUATE", "OVERWRITE", "DRY_RUN", "SKIP_BAD")
 KNOWN = [*TRAINING, *SWEEP, *EVALUATION, *COLUMNS, *SPLITS, *PROCESSES, *OWN]
-RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY", "POLICY": "NEXT_WARMUP"}
+RENAMED = {"WEIGHTS": "MIXTURE", "BUFFER": "REPLAY", "BLOCK": "RESUME_EVERY"}
 OTHERS = ("MODELS", "RESULTS")  # of evaluate_released.sh and run_emoji_all.sh: not misspelt
 DATASETS = {"yfcc15m": "yfcc15m.csv", "redcaps": "annotations"}
 """The datasets that are packed from files in SOURCE, and what beside images/ must be there."""
@@ -59,6 +59,8 @@ def main() -> None:
     args = vars(parser.parse_args())
     fixed = {name: args[name.lower()] for name in FIXED if args[name.lower()]}
     environ = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    if environ.get("POLICY"):
+        raise TicError("POLICY is gone: set NEXT_WARMUP (2000 for released, 15 for tiny), or KEEP_OPTIMIZER=1 for kept")
     settings = read_environment(environ, KNOWN, RENAMED)
     for name in SWEEP:
         if name in settings and (one := (settings | fixed).get(name[:-1])):

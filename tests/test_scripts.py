@@ -166,6 +166,7 @@ def test_a_benchmark_and_a_scale_of_files(run, tmp_path, capsys):
         (CUMULATIVE, {"RESAMPLED": "maybe"}, "RESAMPLED: 'maybe' is not one of"),
         (CUMULATIVE, {"DRY_RUN": "2"}, "DRY_RUN: '2' is not one of"),
         (CUMULATIVE, {"MAX_KEPT": 0}, "MAX_KEPT: '0' is not a whole number from 1"),
+        (CUMULATIVE, {"POLICY": "kept"}, "POLICY is gone: set NEXT_WARMUP"),
         (CUMULATIVE, {"BLOCK": 9, "RESUME_EVERY": 9}, "BLOCK is the old name of RESUME_EVERY"),
         (CUMULATIVE, {"NPROC": 3}, "the batch of 4096 does not divide among 3 processes"),
         (CUMULATIVE, {"EVALUATE": "often"}, "EVALUATE is often: it must be one of end, step"),

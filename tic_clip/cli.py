@@ -27,6 +27,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments; accept each flag with dashes or with underscores."""
+        for word in args[0] if args and args[0] is not None else sys.argv[1:]:
+            if word.endswith("=--"):  # argparse takes it for no value at all
+                self.error(f"argument {word.removesuffix('=--')}: '--' is not a value")
         for option, action in list(self._option_string_actions.items()):
             for old, new in ("_-", "-_"):
                 self._option_string_actions.setdefault(option[:2] + option[2:].replace(old, new), action)

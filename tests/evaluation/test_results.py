@@ -38,7 +38,10 @@ def test_an_incomplete_line_is_skipped_wherever_the_write_was_cut_off(tmp_path, 
         assert ("line 2" in caplog.text) == (0 < cut < len(line) - 1)
 
 
-@pytest.mark.parametrize("damaged", ["{'key': 1}", "[1]", '{"key": "a"}', '{"metrics": {}}', "\xff"])
+UNTIMED = '{"key": "a", "metrics": {}, "time": null}'
+
+
+@pytest.mark.parametrize("damaged", ["{'key': 1}", "[1]", '{"key": "a"}', '{"metrics": {}}', "\xff", UNTIMED])
 def test_a_damaged_line_is_skipped_with_a_warning(tmp_path, damaged, caplog):
     path = tmp_path / "eval_results.jsonl"
     good = result("2004-2008", "2004-2008", 0.5)

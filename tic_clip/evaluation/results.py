@@ -90,7 +90,8 @@ def read_results(path: object, *, quiet: bool = False) -> list[dict]:
         skipped = []
         for number, line in enumerate(read_bytes(name).split(b"\n"), 1):
             result = _parse_object(line)
-            if "key" in result and isinstance(result.get("metrics"), dict):
+            has_time = isinstance(result.get("time", 0), int | float)
+            if "key" in result and isinstance(result.get("metrics"), dict) and has_time:
                 results.append(result)
             elif line:
                 skipped.append(str(number))

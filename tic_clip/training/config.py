@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
+from fractions import Fraction
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -77,8 +78,13 @@ SCALES = {
 
 def get_scale(name: str) -> Scale:
     """Return the scale called ``name``, or read it from the YAML file ``name``."""
-    is_file = name.endswith((".yaml", ".yml"))
-    return read_yaml(name, Scale, strict=False) if is_file else lookup(SCALES, "scale", name)  # 1e-4 is text in YAML
+    if not name.endswith((".yaml", ".yml")):
+        return lookup(SCALES, "scale", name)
+    try:
+        return read_yaml(name, Scale, strict=False)  # YAML reads 1e-4 as a text
+    except TicError as error:
+        keys = f"; the keys are {', '.join(Scale.__struct_fields__)}" * ("unknown field" in str(error))
+        raise TicError(f"{error}{keys}") from None
 
 
 def _value(parse: Callable[[str], Any], is_valid: Callable[[Any], Any], description: str) -> Callable[[str], Any]:
@@ -101,6 +107,10 @@ def _each(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: tuple(map(parse, text.split(",")))
 
 
+def _number(text: str) -> float:
+    return float(Fraction(text.strip()))  # 4/3, too
+
+
 location = _value(str, len, "a folder or a URL")
 remote_folder = _value(str, lambda text: text and to_path(text), "a folder or a URL")
 local_folder = _value(str, lambda text: text and not is_remote(text), "a local folder; --remote gets copies of a run")
@@ -117,7 +127,7 @@ random_seed = _value(int, lambda number: 0 <= number < 2**32, "a whole number fr
 amount = _value(float, lambda number: 0 <= number < inf, "a number from 0")
 positive = _value(float, lambda number: 0 < number < inf, "a number above 0")
 share = _value(float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-amounts = _value(_each(float), lambda found: all(0 < n < inf for n in found), "a list of numbers above 0, as 1,1,1.5")
+amounts = _value(_each(_number), lambda found: min(found) > 0, "a list of numbers above 0, such as 1,1,1.5")
 counts = _value(_each(int), lambda found: min(found) >= 0, "a whole number from 0, or a list of them")
 part = _value(float, lambda number: 0 <= number < 1, "a number from 0, less than 1")
 dtype = _value(str, ("fp32", "amp", "amp_bf16").__contains__, "fp32, amp or amp_bf16")
