@@ -234,10 +234,13 @@ def test_again_and_otherwise(table, tmp_path):
     out = tmp_path / "out"
     first, _ = make(table, out)
     before, stamps = tree(out), times(out)
-    with lock_folder(tmp_path / ".out.building"):
+    with lock_folder(out / ".building"):
         assert make(table, out, num_workers=2) == (first, True)
-        with pytest.raises(TicError, match=r"another process is writing .*\.out"):
+        with pytest.raises(TicError, match=r"another process is writing .*out/\.building"):
             make(table, out, seed=1, overwrite=True)
+    (out / ".building").rmdir()
+    with pytest.raises(NotADirectoryError):  # a file is not replaced
+        make(table, table)
     assert times(out) == stamps
     with pytest.raises(TicError, match="has another benchmark and another test_share; give --overwrite to replace it"):
         make(table, out, test_share=0.5, benchmark="yfcc15m_2011")
@@ -272,12 +275,12 @@ def test_killed_at_any_moment(tmp_path):
     table, out = write_table(tmp_path / "t.csv", rows), tmp_path / "out"
     command = [sys.executable, YFCC15M, "--csv-path", table, "--output-path", out, "-j", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / ".out.building/work/ff").exists():
+    while not (out / ".building/work/ff").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert not out.exists()
+    assert [path.name for path in out.iterdir()] == [".building"]
     write_table(tmp_path / "t.csv", rows[:10])
     make(table, out)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "t.csv"}

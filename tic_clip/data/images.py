@@ -80,7 +80,8 @@ def find_archives(folder: str, skipped: str) -> list[str]:
             folders.clear()
         else:
             seen.add(place)
-            found += [os.path.join(path, name) for name in files if name.lower().endswith((".zip", ".tar"))]
+            names = (os.path.join(path, name) for name in files if name.lower().endswith((".zip", ".tar")))
+            found += filter(os.path.isfile, names)
     return sorted(found)
 
 
@@ -114,12 +115,14 @@ def _list_zip(path: str) -> Iterator[tuple[str, int, int, int]]:
 
 def _list_tar(path: str) -> Iterator[tuple[str, int, int, int]]:
     """Yield (name, start, size, 0) of the images in a tar."""
+    found = {}  # of two with the same name, the last counts, as for tar
     if os.path.getsize(path):
         with open_shard(path) as shard:
             for sample in samples(shard):
                 for suffix, place in sample.members.items():  # of a.40.jpg webdataset's key is a
                     if suffix.rpartition(".")[2] in IMAGES:
-                        yield f"{sample.key}.{suffix}", *place, 0
+                        found[f"{sample.key}.{suffix}"] = place
+    yield from ((name, *place, 0) for name, place in found.items())
 
 
 def read_member(path: str, member: np.void) -> bytes:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from itertools import zip_longest
@@ -22,10 +23,11 @@ from tic_clip.data.images import STORED
 from tic_clip.data.sources import NOT_DOWNLOADED
 from tic_clip.data.tables import open_table
 from tic_clip.runs import BENCHMARK_FILE
-from tic_clip.storage import local_folder, lock_folder, read_json, write_json, write_text
+from tic_clip.storage import local_folder, lock_folder, read_json, remove, write_json, write_text
 from tic_clip.timeline import DAY, cut_spans
 
 MANIFEST = "manifest.json"
+BUILDING = ".building"  # in the folder of the lists, while they are made
 SPLITS = ("train", "test")
 FOLDERS = {"train": "train", "test": "eval/retrieval"}  # where a list's split lies below a benchmark's folder
 OUTSIDE = "outside the steps"
@@ -103,29 +105,59 @@ class OwnOptions(Options):
 def make_lists(
     options: Options, made_from: dict[str, Any], write: Callable[[Path, Path], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
-    """Call ``write(new folder, temporary folder)``, then replace the folder of the lists with the new one.
+    """Call ``write(new folder, temporary folder)``, then replace the lists with the new ones; see ``_replace_lists``.
 
     Returns the manifest (``made_from`` and what ``write`` returns), and whether the lists were already there.
     """
-    if manifest := _load_finished(Path(options.output_path), made_from, options.overwrite):
-        return manifest, True
-    _check_folder(Path(options.output_path))
-    folder = Path(options.output_path).resolve()
-    building = folder.with_name(f".{folder.name}.building")
+    folder = Path(options.output_path)
+    building = folder / BUILDING
     new, work = building / "new", building / "work"
+    if (new / MANIFEST).exists():  # a run was killed while it replaced the lists
+        with lock_folder(building):
+            _replace_lists(folder)
+    if manifest := _load_finished(folder, made_from, options.overwrite):
+        return manifest, True
+    _check_folder(folder)
     with lock_folder(building):
         try:
             for path in (new, work):
                 shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
                 path.mkdir()
             manifest = {**made_from, **write(new, work), "order": "uid"}
+            if others := sorted({path.name for path in new.iterdir()} - _top_names(manifest)):
+                manifest["others"] = others
             write_json(new / MANIFEST, manifest)
-            if folder.exists():
-                os.rename(folder, work / "old")
-            os.rename(new, folder)
-        finally:
+        except BaseException:
             shutil.rmtree(building, ignore_errors=True)
+            with suppress(OSError):  # it has other files
+                folder.rmdir()
+            raise
+        _replace_lists(folder)
     return manifest, False
+
+
+def _replace_lists(folder: Path) -> None:
+    """Move finished lists from ``BUILDING`` to their folder, in place of older ones, the manifest last.
+
+    Other files stay. After a kill at any moment, another call goes on.
+    """
+    new, old = folder / BUILDING / "new", folder / BUILDING / "old.json"
+    if not (new / MANIFEST).exists():
+        return
+    if (folder / MANIFEST).exists():
+        os.rename(folder / MANIFEST, old)  # before any list goes
+    for name in _top_names(read_json(old)) if old.exists() else ():
+        (shutil.rmtree if (folder / name).is_dir() else remove)(folder / name)
+    remove(old)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == MANIFEST):
+        os.rename(path, folder / path.name)
+    shutil.rmtree(folder / BUILDING, ignore_errors=True)
+
+
+def _top_names(manifest: dict[str, Any]) -> set[str]:
+    """Return the files and folders that a manifest of lists names, and its own; none of another's."""
+    names = [MANIFEST, *manifest["files"], *manifest.get("others", ())] if manifest.get("order") == "uid" else []
+    return {name.partition("/")[0] for name in names}
 
 
 def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -140,9 +172,8 @@ def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> 
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise a TicError if a folder has other files, which would be lost."""
-    known = {MANIFEST, BENCHMARK_FILE, STORED} if (folder / MANIFEST).exists() else set()
-    known |= {name.partition("/")[0] for name in read_json(folder / MANIFEST)["files"]} if known else set()
+    """Raise a TicError if a folder has other files, such as those of a table."""
+    known = _top_names(read_json(folder / MANIFEST)) if (folder / MANIFEST).exists() else set()
     if foreign := sorted({path.name for path in folder.glob("[!.]*")} - known):
         raise TicError(f"{folder} has {foreign[0]}, which is not of lists: give another --output-path")
 

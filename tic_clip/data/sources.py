@@ -133,8 +133,9 @@ def read_redcaps(path: str, reject: Reject) -> Iterator[Row]:
         fields = [[annotation.get(name) for name in REDCAPS_FIELDS] for annotation in annotations]
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise TicError(f"{path} is cut off or holds no annotations: {error}") from None
-    for number, (key, subreddit, caption, timestamp) in enumerate(fields, 1):
-        names = to_text(key).strip(), to_text(subreddit).strip() if isinstance(subreddit, str) else file_subreddit
+    for number, (*texts, timestamp) in enumerate(fields, 1):
+        key, subreddit, caption = (text if isinstance(text, str) else None for text in texts)
+        names = to_text(key).strip(), file_subreddit if subreddit is None else to_text(subreddit).strip()
         where, image = f"{path}, annotation {number}", f"{names[1]}/{names[0]}.jpg"
         yield from make_row(where, names, image, (to_text(caption),), timestamp, reject)
 

@@ -199,7 +199,7 @@ def _read_parquet(path: str, columns: list[str], reject: Reject) -> Iterator[Rec
                     reject(NOT_DOWNLOADED, f"{path}, row {number} was not downloaded")
                 else:
                     yield f"{path}, row {number}", row
-        except (pyarrow.ArrowException, ValueError) as error:
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             if isinstance(error, TicError):
                 raise
             raise TicError(f"{path} can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
