@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,14 @@ def tree(folder):
 def times(folder):
     """When every file, link and folder below a folder was written."""
     return {path: path.lstat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def wait_for(condition, seconds=60):
+    """Poll until ``condition()`` is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
 
 
 def run_script(script, *flags, **options):

@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from forked import Script
 
 from tic_clip.benchmarks import get_benchmark
@@ -337,16 +336,11 @@ def test_what_a_killed_run_has_started_gets_to_know(tmp_path):
     code = f"import sys; sys.path.insert(0, 'scripts'); import run; run.start(['bash', '-c', {child!r}])"
     (tmp_path / "script.py").write_text(code)
     run = Script(tmp_path / "script.py", folder=ROOT)
-    wait_for(tmp_path / "begun")
+    wait_for((tmp_path / "begun").exists)
+    assert not (tmp_path / "told").exists()
     os.kill(run.processes[0].pid, signal.SIGKILL)
-    wait_for(tmp_path / "told")
-
-
-def wait_for(path):
-    until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for((tmp_path / "told").exists)
+    assert (tmp_path / "told").is_dir()
 
 
 # --- Slurm
@@ -381,7 +375,7 @@ def test_a_slurm_job_requeues_itself_before_its_time_is_over(slurm, tmp_path):
     environment["HANG"] = str(tmp_path / "begun")
     job = subprocess.Popen(["bash", script, f"scripts/{CUMULATIVE}"], env=environment, start_new_session=True)
     try:
-        wait_for(tmp_path / "begun")
+        wait_for((tmp_path / "begun").exists)
         os.kill(job.pid, signal.SIGUSR1)
         assert job.wait(10) != 0
     finally:

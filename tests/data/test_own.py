@@ -363,10 +363,6 @@ def test_what_is_not_of_lists_is_not_replaced(tmp_path, name):
     before = tree(tmp_path)
     _, (error,) = split_all(tmp_path, "t.parquet", "--every", "year", "--overwrite")
     assert error.startswith("error: lists has mine.txt")
-    (tmp_path / "lists/mine.txt").unlink()
-    (tmp_path / "lists/.gitignore").write_text("*")
-    split_all(tmp_path, "t.parquet", "--every", "quarter", "--overwrite")
-    assert (tmp_path / "lists/.gitignore").read_text() == "*"  # hidden files stay
 
 
 @pytest.mark.parametrize("moved", range(8))

@@ -251,8 +251,17 @@ def test_again_and_otherwise(table, tmp_path):
     with pytest.raises(TicError, match="the date of key"):
         make(table, out, overwrite=True)
     assert tree(out) == before
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["order"]  # as lists of earlier versions lack it; they are replaced, too
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / ".gitignore").write_text("*")
     made, _ = make(table, out, overwrite=True, skip_bad_rows=True, benchmark="yfcc15m_2011")
-    assert {*made["files"], "manifest.json"} == set(tree(out)) > {"train_batch_2008-2011.csv", "test_batch_2014.csv"}
+    assert (out / ".gitignore").read_text() == "*"  # hidden files stay
+    assert (
+        {*made["files"], "manifest.json", ".gitignore"}
+        == set(tree(out))
+        > {"train_batch_2008-2011.csv", "test_batch_2014.csv"}
+    )
 
 
 def test_the_lists_are_those_that_they_were_before_there_were_tables_of_others(tmp_path):

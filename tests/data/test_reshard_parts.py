@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from socketserver import StreamRequestHandler
 
 import boto3
 import pytest
-from conftest import run_script, times, tree, write_tar
+from conftest import run_script, times, tree, wait_for, write_tar
 from test_reshard import SCRIPT, good, read_tars, slow_reshard, uid_of
 
 from tic_clip import TicError
@@ -215,14 +214,6 @@ def start(folder, out, *flags):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     arguments = ("-i", folder / "pool", "-o", out, "-s", folder / "uids.npy", "--shard-size", "6", *flags)
     return subprocess.Popen([sys.executable, SCRIPT, *arguments], **options)
-
-
-def wait_for(condition, seconds=60):
-    """Poll until ``condition()`` is true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.001)
 
 
 def tars_in(out):

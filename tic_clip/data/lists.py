@@ -156,8 +156,9 @@ def _replace_lists(folder: Path) -> None:
 
 def _top_names(manifest: dict[str, Any]) -> set[str]:
     """Return the files and folders that a manifest of lists names, and its own; none of another's."""
-    names = [MANIFEST, *manifest["files"], *manifest.get("others", ())] if manifest.get("order") == "uid" else []
-    return {name.partition("/")[0] for name in names}
+    if not {"benchmark", "dataset", "files"} <= manifest.keys():
+        return set()
+    return {name.partition("/")[0] for name in [MANIFEST, *manifest["files"], *manifest.get("others", ())]}
 
 
 def _load_finished(folder: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
